@@ -1,0 +1,11 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace moetuner::python {
+
+void bind_statistics(pybind11::module_& module);
+void bind_tally(pybind11::module_& module);
+void bind_balance(pybind11::module_& module);
+
+}  // namespace moetuner::python

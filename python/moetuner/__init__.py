@@ -1,0 +1,96 @@
+"""moetuner: which GPU should hold which expert.
+
+Data moves right: trace -> statistics -> problem -> solver -> placement -> evaluation.
+Names are imported when first used, so ``import moetuner`` is quick and needs neither
+torch nor a solver.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moetuner.cost import HARDWARE as HARDWARE
+    from moetuner.cost import CostModel as CostModel
+    from moetuner.cost import Hardware as Hardware
+    from moetuner.cost import Homes as Homes
+    from moetuner.cost import ModelShape as ModelShape
+    from moetuner.cost import Wire as Wire
+    from moetuner.cost import shape_for_model as shape_for_model
+    from moetuner.describe import describe as describe
+    from moetuner.errors import MoetunerError as MoetunerError
+    from moetuner.evaluate import Evaluation as Evaluation
+    from moetuner.evaluate import evaluate as evaluate
+    from moetuner.pipeline import PlanOptions as PlanOptions
+    from moetuner.pipeline import PlanReport as PlanReport
+    from moetuner.pipeline import demo_trace as demo_trace
+    from moetuner.pipeline import plan_trace as plan_trace
+    from moetuner.placement import Placement as Placement
+    from moetuner.placement_file import read_placement as read_placement
+    from moetuner.placement_file import write_placement as write_placement
+    from moetuner.problem import Objective as Objective
+    from moetuner.problem import PlacementProblem as PlacementProblem
+    from moetuner.solver import Solution as Solution
+    from moetuner.solver import SolverOptions as SolverOptions
+    from moetuner.solver import get_solver as get_solver
+    from moetuner.statistics import RoutingStatistics as RoutingStatistics
+    from moetuner.topology import Topology as Topology
+    from moetuner.trace import CountTrace as CountTrace
+    from moetuner.trace import Trace as Trace
+    from moetuner.trace import merge_traces as merge_traces
+    from moetuner.trace import read_trace as read_trace
+    from moetuner.trace import split_by_sequence as split_by_sequence
+    from moetuner.trace import subsample as subsample
+    from moetuner.trace import write_trace as write_trace
+
+_MODULE_OF = {
+    "HARDWARE": "cost",
+    "CostModel": "cost",
+    "Hardware": "cost",
+    "Homes": "cost",
+    "ModelShape": "cost",
+    "Wire": "cost",
+    "shape_for_model": "cost",
+    "describe": "describe",
+    "MoetunerError": "errors",
+    "Evaluation": "evaluate",
+    "evaluate": "evaluate",
+    "PlanOptions": "pipeline",
+    "PlanReport": "pipeline",
+    "demo_trace": "pipeline",
+    "plan_trace": "pipeline",
+    "Placement": "placement",
+    "read_placement": "placement_file",
+    "write_placement": "placement_file",
+    "Objective": "problem",
+    "PlacementProblem": "problem",
+    "Solution": "solver",
+    "SolverOptions": "solver",
+    "get_solver": "solver",
+    "RoutingStatistics": "statistics",
+    "Topology": "topology",
+    "CountTrace": "trace",
+    "Trace": "trace",
+    "merge_traces": "trace",
+    "read_trace": "trace",
+    "split_by_sequence": "trace",
+    "subsample": "trace",
+    "write_trace": "trace",
+}
+
+__version__ = _version("moetuner")
+__all__ = [*_MODULE_OF, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'moetuner' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"moetuner.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""``python -m moetuner``."""
+
+from moetuner.cli import main
+
+main()

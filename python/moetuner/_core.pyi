@@ -1,0 +1,36 @@
+"""Types of the C++ planning core; contracts are in csrc/include/moetuner."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def count_statistics(
+    topk_ids: NDArray[np.int16],
+    num_experts: int,
+    coactivation: bool,
+    transitions: bool,
+    num_threads: int = 0,
+) -> dict[str, Any]: ...
+def tally_routing(
+    topk_ids: NDArray[np.int16],
+    slot_experts: NDArray[np.int32],
+    num_experts: int,
+    num_ranks: int,
+    ranks_per_node: int,
+    wire: int,
+    homes: int,
+    home_rank: NDArray[np.int16] | None,
+    group: NDArray[np.int32],
+    num_groups: int,
+    num_threads: int = 0,
+) -> dict[str, Any]: ...
+def pack_by_load(
+    load: NDArray[np.float64], num_ranks: int, slots_per_rank: int
+) -> NDArray[np.int32]: ...
+def refine_by_swaps(
+    load: NDArray[np.float64],
+    rank_of: NDArray[np.int32],
+    num_ranks: int,
+    max_swaps: int = 10_000,
+) -> NDArray[np.int32]: ...

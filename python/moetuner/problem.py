@@ -1,0 +1,206 @@
+"""A placement problem: statistics, topology, slots, and what is to be minimised.
+
+Legend: L layers, E experts, G ranks, S slots per rank and layer. The equations are
+those of the MoETuner paper (arXiv 2502.06643v1) with its printed defects repaired:
+every expert sits on exactly one rank, ILP2's second index is layer l + 1, and a
+rank's traffic with itself is left out of the maximum.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moetuner.cost import DEFAULT_SHAPE, HARDWARE, Hardware, ModelShape
+from moetuner.errors import InvalidPlacementError, InvalidProblemError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.placement import Placement
+    from moetuner.statistics import RoutingStatistics
+    from moetuner.topology import Topology
+
+
+class Objective(str, enum.Enum):
+    """What a solver minimises; `PlacementProblem.objective_value` defines each."""
+
+    MAX_LOAD = "max-load"
+    """Mean over layers of (largest rank load / mean rank load); 1 is perfect."""
+    LOAD_DEVIATION = "load-deviation"
+    """Paper, ILP1: mean over layers of sum_g |T_g - mean T| / mean T; 0 is perfect."""
+    LINK_TRAFFIC = "link-traffic"
+    """Paper, ILP2: sum over layer pairs of the slowest link's seconds."""
+    TOTAL_TRAFFIC = "total-traffic"
+    """Share of layer-to-layer flow that changes ranks, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PlacementProblem:
+    """What a solver is asked; frozen, and the only definition of every objective.
+
+    Parameters
+    ----------
+    statistics
+        Counts of the planning trace.
+    topology
+        Ranks and nodes.
+    objective
+        What is minimised.
+    slots_per_rank
+        Slots per rank and layer; by default just enough for all experts.
+    equal_slots
+        True: every rank holds at most ``slots_per_rank`` experts in every layer, as
+        serving engines need. False: sizes are free (at least 1) as the paper prints
+        it, and only a rank's total over the layers is bound by ``memory_slack``.
+    memory_slack
+        With free sizes: how many experts a rank may hold above or below its equal
+        share, summed over all layers (the paper's row 13, with slack); None drops
+        the row.
+    hardware, shape
+        Link speeds and row size, for `Objective.LINK_TRAFFIC`.
+    """
+
+    statistics: RoutingStatistics
+    topology: Topology
+    objective: Objective = Objective.MAX_LOAD
+    slots_per_rank: int = 0
+    equal_slots: bool = True
+    memory_slack: int | None = None
+    hardware: Hardware = HARDWARE["h100"]
+    shape: ModelShape = DEFAULT_SHAPE
+
+    def __post_init__(self) -> None:
+        experts, ranks = self.num_experts, self.topology.num_ranks
+        if experts < ranks:
+            raise InvalidProblemError(
+                f"PlacementProblem: {ranks} ranks but only {experts} experts; a rank "
+                f"would stay empty. Use fewer ranks."
+            )
+        if not self.slots_per_rank:
+            object.__setattr__(self, "slots_per_rank", -(-experts // ranks))
+        if self.slots_per_rank * ranks < experts:
+            raise InvalidProblemError(
+                f"PlacementProblem: {ranks} ranks x {self.slots_per_rank} slots cannot "
+                f"hold {experts} experts"
+            )
+        if self.memory_slack is not None and self.memory_slack < 0:
+            raise InvalidProblemError(
+                f"PlacementProblem: memory_slack must be >= 0, got {self.memory_slack}"
+            )
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers L."""
+        return self.statistics.num_layers
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts E."""
+        return self.statistics.num_experts
+
+    def relative_load(self) -> NDArray[np.float64]:
+        """Load of each expert in units of the layer's mean rank load, [L, E].
+
+        Sums to G in a layer; all zero where a layer saw no token.
+        """
+        load = self.statistics.load.astype(np.float64)
+        mean = load.sum(axis=1, keepdims=True) / self.topology.num_ranks
+        return load / np.where(mean > 0, mean, 1)
+
+    def link_seconds(self) -> NDArray[np.float64]:
+        """Seconds that one row needs from rank to rank, [G, G]; 0 on the diagonal."""
+        row_bytes = self.shape.hidden_size * self.shape.dispatch_bytes
+        seconds = np.where(
+            self.topology.same_node(),
+            row_bytes / self.hardware.rank_bandwidth,
+            row_bytes / self.hardware.nic_bandwidth,
+        )
+        np.fill_diagonal(seconds, 0.0)
+        return seconds
+
+    def rank_loads(self, rank_of: NDArray[Any]) -> NDArray[np.float64]:
+        """Relative load of each rank, [L, G], for experts at `rank_of` [L, E]."""
+        load = self.relative_load()
+        return np.stack(
+            [
+                np.bincount(ranks, weights=row, minlength=self.topology.num_ranks)
+                for ranks, row in zip(rank_of, load, strict=True)
+            ]
+        )
+
+    def rank_flows(self, rank_of: NDArray[Any]) -> NDArray[np.float64]:
+        """Rows that go from rank to rank between neighbouring layers, [L - 1, G, G]."""
+        transitions = self.statistics.require_transitions(self.objective.value)
+        onehot = np.eye(self.topology.num_ranks)[rank_of]  # [L, E, G]
+        flows: NDArray[np.float64] = (
+            onehot[:-1].swapaxes(1, 2) @ transitions.astype(float) @ onehot[1:]
+        )
+        return flows
+
+    def objective_value(self, placement: Placement) -> float:
+        """The objective of `placement`; smaller is better.
+
+        Raises
+        ------
+        InvalidPlacementError
+            When the placement does not answer this problem.
+        MissingStatisticsError
+            When the objective needs transitions that the source does not have.
+        """
+        self.check(placement)
+        rank_of = placement.rank_of()
+        if self.objective is Objective.MAX_LOAD:
+            return float(self.rank_loads(rank_of).max(axis=1).mean())
+        if self.objective is Objective.LOAD_DEVIATION:
+            loads = self.rank_loads(rank_of)
+            means = loads.mean(axis=1, keepdims=True)
+            return float(np.abs(loads - means).sum(axis=1).mean())
+        flows = self.rank_flows(rank_of)
+        if self.objective is Objective.LINK_TRAFFIC:
+            return float((flows * self.link_seconds()).max(axis=(1, 2)).sum())
+        kept = np.trace(flows, axis1=1, axis2=2).sum()
+        return float(1 - kept / flows.sum()) if flows.sum() else 0.0
+
+    def check(self, placement: Placement) -> None:
+        """Refuse a placement of another model or topology, or with too many experts."""
+        wanted = (self.num_experts, self.topology, self.statistics.layer_ids.tolist())
+        got = (placement.num_experts, placement.topology, placement.layer_ids.tolist())
+        if wanted != got:
+            raise InvalidPlacementError(
+                f"placement does not answer the problem: wanted (experts, topology, "
+                f"layers) {wanted}, got {got}"
+            )
+        sizes = self.rank_sizes(placement.rank_of())
+        if self.equal_slots and sizes.max() > self.slots_per_rank:
+            raise InvalidPlacementError(
+                f"placement holds {sizes.max()} experts on a rank, the problem has "
+                f"{self.slots_per_rank} slots per rank"
+            )
+        if not self.equal_slots and sizes.min() < 1:
+            raise InvalidPlacementError("placement leaves a rank without experts")
+        excess = self.memory_excess(sizes)
+        slack = excess if self.memory_slack is None else self.memory_slack
+        if not self.equal_slots and excess > slack:
+            raise InvalidPlacementError(
+                f"placement's ranks hold {sizes.sum(axis=0).tolist()} experts over all "
+                f"layers, {excess} off an equal share; memory_slack is "
+                f"{self.memory_slack}"
+            )
+
+    def memory_excess(self, sizes: NDArray[np.int64]) -> int:
+        """Experts by which a rank's total misses its share, rounded up.
+
+        The total is over all layers; `sizes` is int64 [L, G].
+        """
+        totals = sizes.sum(axis=0) * self.topology.num_ranks
+        return int(-(-np.abs(totals - sizes.sum()).max() // self.topology.num_ranks))
+
+    def rank_sizes(self, rank_of: NDArray[Any]) -> NDArray[np.int64]:
+        """Experts on each rank, [L, G]."""
+        return np.stack(
+            [np.bincount(row, minlength=self.topology.num_ranks) for row in rank_of]
+        )

@@ -1,0 +1,1 @@
+"""What people see: tables, verdicts, JSON and plots of a plan."""

@@ -1,0 +1,40 @@
+"""Plans as plain JSON values."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from moetuner.report.verdict import verdict
+
+if TYPE_CHECKING:
+    from moetuner.pipeline import Candidate, PlanReport
+
+
+def plan_json(report: PlanReport) -> dict[str, Any]:
+    """Everything that the table shows, with full precision."""
+    return {
+        "verdict": verdict(report),
+        "num_ranks": report.topology.num_ranks,
+        "ranks_per_node": report.topology.ranks_per_node,
+        "plan_tokens": report.plan_tokens,
+        "score_tokens": report.score_tokens,
+        "placements": [_candidate(candidate) for candidate in report.candidates],
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    solution = candidate.solution
+    return {
+        "name": candidate.name,
+        **candidate.evaluation.to_json(),
+        "gain": None if candidate.gain is None else dataclasses.asdict(candidate.gain),
+        "objective": solution.objective.value,
+        "value": solution.value,
+        "lower_bound": solution.lower_bound,
+        "status": solution.status.value,
+        "seconds": solution.seconds,
+        "stages": [
+            {**dataclasses.asdict(stage), "gap": stage.gap} for stage in solution.stages
+        ],
+    }

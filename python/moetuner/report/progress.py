@@ -1,0 +1,54 @@
+"""A line on standard error that follows a solver: incumbent, bound, gap."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from moetuner.solver.base import ProgressEvent, relative_gap
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+_PLAIN_EVERY = 5.0  # seconds between lines when nobody watches a terminal
+
+
+class ProgressLine:
+    """A live line on a terminal, a plain line every few seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._status: Status | None = None
+        self._last = 0.0
+
+    def __enter__(self) -> ProgressLine:
+        if self._console.is_terminal:
+            self._status = self._console.status("solving")
+            self._status.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def update(self, event: ProgressEvent) -> None:
+        """Show the news."""
+        text = format_event(event)
+        if self._status is not None:
+            self._status.update(text)
+        elif time.monotonic() - self._last >= _PLAIN_EVERY:
+            self._last = time.monotonic()
+            self._console.print(text)
+
+
+def format_event(event: ProgressEvent) -> str:
+    """The event as one line."""
+    parts = [f"{event.stage} {event.done}/{event.total}"]
+    if event.incumbent is not None:
+        parts.append(f"incumbent {event.incumbent:.6g}")
+        if event.bound is not None:
+            gap = relative_gap(event.incumbent, event.bound)
+            parts.append(f"bound {event.bound:.6g} gap {gap:.2%}")
+    return "  ".join([*parts, f"{event.seconds:.0f} s"])

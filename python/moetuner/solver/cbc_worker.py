@@ -1,0 +1,108 @@
+"""Child process that solves programs with CBC through python-mip, one after the other.
+
+Run as ``python -m moetuner.solver.cbc_worker``. On standard input it reads frames: a
+JSON line with the limits and the size, then a NumPy archive of that size with the
+fields of `MilpModel`. For each it answers JSON lines on what was standard output when
+it started: ``{"incumbent", "bound"}`` while CBC runs, then
+``{"status", "x", "bound"}``. CBC's own log goes into a pipe that a thread reads for
+those incumbents and bounds.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import threading
+from typing import IO, Any
+
+import mip
+import numpy as np
+
+# "Cbc0010I After 10 nodes, 8 on tree, 1.05 best solution, best possible 1.01 (...)"
+_NODES = re.compile(r"([-\d.e+]+) best solution, best possible ([-\d.e+]+)")
+_UNBOUNDED = 1e30
+
+
+def main() -> None:
+    """Serve programs until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    read_end, write_end = os.pipe()
+    os.dup2(write_end, 1)
+    log = os.fdopen(read_end, encoding="utf-8", errors="replace")
+    threading.Thread(target=_report, args=(log, answers), daemon=True).start()
+    while line := sys.stdin.buffer.readline():
+        limits = json.loads(line)
+        arrays = np.load(io.BytesIO(sys.stdin.buffer.read(limits.pop("size"))))
+        answers.write(json.dumps(_solve(dict(arrays), **limits)) + "\n")
+
+
+def _report(log: IO[str], answers: IO[str]) -> None:
+    for line in log:
+        if found := _NODES.search(line):
+            incumbent, bound = (_finite(float(text)) for text in found.groups())
+            answers.write(json.dumps({"incumbent": incumbent, "bound": bound}) + "\n")
+
+
+def _solve(
+    arrays: dict[str, Any], time_limit: float, gap_absolute: float, seed: int
+) -> dict[str, Any]:
+    model = mip.Model(sense=mip.MINIMIZE, solver_name=mip.CBC)
+    # verbose = 0 would silence the log; python-mip crashes when it keeps a progress
+    # log without it.
+    model.verbose = 1
+    model.threads = 1
+    model.seed = seed
+    model.max_mip_gap_abs = gap_absolute
+    model.max_mip_gap = 0.0
+    columns = [
+        model.add_var(
+            lb=lower,
+            ub=upper,
+            obj=cost,
+            var_type=mip.INTEGER if integer else mip.CONTINUOUS,
+        )
+        for cost, lower, upper, integer in zip(
+            arrays["objective"].tolist(),
+            arrays["lower"].tolist(),
+            arrays["upper"].tolist(),
+            arrays["integer"].tolist(),
+            strict=True,
+        )
+    ]
+    _add_rows(model, columns, arrays)
+    if arrays["start"].size:
+        model.start = [
+            (columns[j], float(arrays["start"][j]))
+            for j in np.flatnonzero(arrays["integer"])
+        ]
+    status = model.optimize(max_seconds=time_limit)
+    x = [column.x for column in columns] if model.num_solutions else None
+    return {"status": status.name, "x": x, "bound": _finite(model.objective_bound)}
+
+
+def _add_rows(model: Any, columns: list[Any], arrays: dict[str, Any]) -> None:
+    begin = arrays["row_begin"].tolist()
+    indices, values = arrays["columns"].tolist(), arrays["values"].tolist()
+    lowers, uppers = arrays["row_lower"].tolist(), arrays["row_upper"].tolist()
+    for i, (lower, upper) in enumerate(zip(lowers, uppers, strict=True)):
+        members = [columns[j] for j in indices[begin[i] : begin[i + 1]]]
+        factors = values[begin[i] : begin[i + 1]]
+        if lower == upper:
+            model.add_constr(mip.LinExpr(members, factors, -lower, "="))
+            continue
+        if upper < np.inf:
+            model.add_constr(mip.LinExpr(members, factors, -upper, "<"))
+        if lower > -np.inf:
+            model.add_constr(mip.LinExpr(members, factors, -lower, ">"))
+
+
+def _finite(value: float | None) -> float | None:
+    """CBC says "no bound yet" with huge numbers."""
+    return None if value is None or not abs(value) < _UNBOUNDED else value
+
+
+if __name__ == "__main__":
+    main()

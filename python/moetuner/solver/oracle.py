@@ -1,0 +1,167 @@
+"""Every placement of a tiny instance: the truth that other solvers are tested with.
+
+Objectives add up over layers or over pairs of neighbours, so the best of all
+combinations is a shortest path over the layers' placements. The memory row couples all
+layers; then every combination is looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner.errors import SolverError
+from moetuner.problem import Objective
+from moetuner.solver.base import (
+    Clock,
+    ProgressCallback,
+    Solution,
+    SolverOptions,
+    SolveStatus,
+    finish,
+    place,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.placement import Placement
+    from moetuner.problem import PlacementProblem
+
+MAX_STATES = 2_000
+MAX_COMBINATIONS = 200_000
+
+
+class OracleSolver:
+    """Exhaustive search; refuses instances that are not tiny."""
+
+    name = "oracle"
+    objectives = tuple(Objective)
+
+    def solve(
+        self,
+        problem: PlacementProblem,
+        options: SolverOptions = SolverOptions(),
+        *,
+        warm_start: Placement | None = None,
+        progress: ProgressCallback | None = None,  # noqa: ARG002
+    ) -> Solution:
+        """See `moetuner.solver.Solver`."""
+        clock = Clock(time_limit=options.time_limit)
+        states = _layer_states(problem)
+        if problem.memory_slack is not None and not problem.equal_slots:
+            path = _every_combination(problem, states)
+        else:
+            path = _shortest_path(problem, states)
+        rank_of = states[path]
+        value = _value(problem, rank_of)
+        return finish(
+            self,
+            problem,
+            rank_of,
+            clock,
+            status=SolveStatus.OPTIMAL,
+            lower_bound=value,
+            warm_start=warm_start,
+        )
+
+
+def _layer_states(problem: PlacementProblem) -> NDArray[np.int32]:
+    """All legal rank_of rows of one layer, int32 [states, E]."""
+    num_experts, num_ranks = problem.num_experts, problem.topology.num_ranks
+    if num_ranks**num_experts > 100 * MAX_STATES:
+        raise SolverError(
+            f"oracle: {num_experts} experts on {num_ranks} ranks is too large to "
+            f"enumerate"
+        )
+    rows = np.array(
+        list(itertools.product(range(num_ranks), repeat=num_experts)), np.int32
+    )
+    sizes = (rows[:, :, None] == np.arange(num_ranks)).sum(axis=1)
+    if problem.equal_slots:
+        legal = (sizes <= problem.slots_per_rank).all(axis=1)
+    else:
+        legal = (sizes >= 1).all(axis=1)
+    if legal.sum() > MAX_STATES:
+        raise SolverError(
+            f"oracle: {legal.sum()} placements of one layer, at most {MAX_STATES} are "
+            f"enumerated"
+        )
+    return np.asarray(rows[legal])
+
+
+def _shortest_path(
+    problem: PlacementProblem, states: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """State of each layer, int64 [L], that minimises the objective."""
+    if problem.objective in (Objective.MAX_LOAD, Objective.LOAD_DEVIATION):
+        tables = [
+            [
+                _value(problem, rows)
+                for rows in _one_layer_varied(problem, states, layer)
+            ]
+            for layer in range(problem.num_layers)
+        ]
+        return np.array([np.argmin(table) for table in tables])
+    onehot = np.eye(problem.topology.num_ranks)[states]  # [states, E, G]
+    transitions = problem.statistics.require_transitions("oracle").astype(float)
+    best = np.zeros(len(states))
+    came_from = []
+    for step in transitions:
+        cost = np.empty((len(states), len(states)))
+        for i, here in enumerate(onehot):
+            flows = np.einsum("eg,ef,sfh->sgh", here, step, onehot)
+            cost[i] = _flow_cost(problem, flows)
+        totals = best[:, None] + cost
+        came_from.append(totals.argmin(axis=0))
+        best = totals.min(axis=0)
+    path = [int(best.argmin())]
+    for previous in reversed(came_from):
+        path.append(int(previous[path[-1]]))
+    return np.array(path[::-1])
+
+
+def _one_layer_varied(
+    problem: PlacementProblem, states: NDArray[np.int32], layer: int
+) -> NDArray[np.int32]:
+    rows = np.tile(states[0], (len(states), problem.num_layers, 1))
+    rows[:, layer] = states
+    return rows
+
+
+def _every_combination(
+    problem: PlacementProblem, states: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    if len(states) ** problem.num_layers > MAX_COMBINATIONS:
+        raise SolverError(
+            f"oracle: {len(states)} placements in {problem.num_layers} layers with a "
+            f"memory row are too many combinations"
+        )
+    slack = problem.memory_slack or 0
+    best, best_value = None, np.inf
+    for path in itertools.product(range(len(states)), repeat=problem.num_layers):
+        rows = states[list(path)]
+        if problem.memory_excess(problem.rank_sizes(rows)) > slack:
+            continue
+        value = _value(problem, rows)
+        if value < best_value:
+            best, best_value = path, value
+    if best is None:
+        raise SolverError(f"oracle: no placement keeps memory_slack={slack}")
+    return np.array(best)
+
+
+def _flow_cost(
+    problem: PlacementProblem, flows: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    if problem.objective is Objective.LINK_TRAFFIC:
+        return np.asarray((flows * problem.link_seconds()).max(axis=(1, 2)))
+    return np.asarray(-np.trace(flows, axis1=1, axis2=2))
+
+
+def _value(problem: PlacementProblem, rank_of: NDArray[np.int32]) -> float:
+    free = replace(problem, memory_slack=None)
+    return free.objective_value(place(problem, rank_of))

@@ -1,0 +1,91 @@
+"""Routing statistics: how often experts are chosen, together, and one after the other.
+
+Legend: L layers, E experts, Q groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import moetuner._core as _core
+from moetuner.errors import MissingStatisticsError
+from moetuner.trace import CountTrace, Trace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RoutingStatistics:
+    """Counts over the tokens of a trace.
+
+    Parameters
+    ----------
+    num_tokens
+        Tokens counted.
+    layer_ids
+        int32 [L], the model's own layer numbers.
+    load
+        int64 [L, E], tokens that chose the expert (the paper's P).
+    coactivation
+        int64 [L, E, E], tokens that chose both; the diagonal is the load. None when
+        the source only counted.
+    transitions
+        int64 [L - 1, E, E], tokens that chose a at one recorded layer and b at the
+        next (the paper's R). None when the source only counted.
+    """
+
+    num_tokens: int
+    layer_ids: NDArray[np.int32]
+    load: NDArray[np.int64]
+    coactivation: NDArray[np.int64] | None = None
+    transitions: NDArray[np.int64] | None = None
+
+    @classmethod
+    def from_trace(
+        cls,
+        trace: Trace | CountTrace,
+        *,
+        coactivation: bool = True,
+        transitions: bool = True,
+        num_threads: int = 0,
+    ) -> RoutingStatistics:
+        """Count a trace on all cores, or on `num_threads`; padding counts nowhere."""
+        if isinstance(trace, CountTrace):
+            return cls(
+                num_tokens=int(trace.num_tokens.sum()),
+                layer_ids=trace.layer_ids,
+                load=trace.counts.sum(axis=0, dtype=np.int64),
+            )
+        counts = _core.count_statistics(
+            trace.topk_ids, trace.num_experts, coactivation, transitions, num_threads
+        )
+        return cls(num_tokens=trace.num_tokens, layer_ids=trace.layer_ids, **counts)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers L."""
+        return int(self.load.shape[0])
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts E."""
+        return int(self.load.shape[1])
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the statistics that the source could not give."""
+        names = ("coactivation", "transitions")
+        return tuple(name for name in names if getattr(self, name) is None)
+
+    def require_transitions(self, operation: str) -> NDArray[np.int64]:
+        """The transitions, or an error that names who needs them."""
+        if self.transitions is None:
+            raise MissingStatisticsError(
+                f"{operation} needs layer-to-layer transitions; this source only "
+                f"counted loads. Record which experts each token chose."
+            )
+        return self.transitions

@@ -1,0 +1,294 @@
+"""What a routing trace is: which experts each token chose, layer by layer.
+
+Legend: T tokens, L recorded MoE layers, K top-k, E experts, Q groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moetuner.errors import InvalidTraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+MAX_EXPERTS = 32767  # ids are int16
+PADDING = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceMetadata:
+    """Where a trace comes from, in words."""
+
+    model: str = ""
+    source: str = ""
+    dataset: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Trace:
+    """The experts that each token chose, per layer; validated once, here.
+
+    Parameters
+    ----------
+    topk_ids
+        int16 [T, L, K], logical expert ids; -1 is padding. C-contiguous.
+    num_experts
+        Number of routed experts E.
+    layer_ids
+        int32 [L], the model's own layer numbers, strictly increasing.
+    topk_weights
+        float16 or float32 [T, L, K], the router's weights, or None.
+    sequence, position
+        int32 [T], the sequence of each token and its place in it, or None.
+    home_rank
+        int16 [T], the rank where the token's hidden state lives, or None.
+    phase
+        uint8 [T], 0 for prefill and 1 for decode, or None.
+    ranked
+        True when each row lists its experts by falling weight, so that the
+        first one is the token's strongest.
+    metadata
+        Model, source, dataset.
+
+    Raises
+    ------
+    InvalidTraceError
+        Naming the field, what was wanted and what came.
+    """
+
+    topk_ids: NDArray[np.int16]
+    num_experts: int
+    layer_ids: NDArray[np.int32]
+    topk_weights: NDArray[np.floating[Any]] | None = None
+    sequence: NDArray[np.int32] | None = None
+    position: NDArray[np.int32] | None = None
+    home_rank: NDArray[np.int16] | None = None
+    phase: NDArray[np.uint8] | None = None
+    ranked: bool = False
+    metadata: TraceMetadata = field(default_factory=TraceMetadata)
+
+    def __post_init__(self) -> None:
+        _check_ids(self.topk_ids, self.num_experts)
+        check_layer_ids(self.layer_ids, self.num_layers)
+        if self.topk_weights is not None:
+            _check_weights(self.topk_weights, self.topk_ids, self.ranked)
+        for name, dtype in _PER_TOKEN.items():
+            _check_per_token(name, getattr(self, name), dtype, self.num_tokens)
+        if self.phase is not None and self.phase.size and self.phase.max() > 1:
+            raise InvalidTraceError(
+                f"Trace: phase must be 0 (prefill) or 1 (decode), "
+                f"got {int(self.phase.max())}"
+            )
+        for array in self.arrays().values():
+            array.flags.writeable = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens T."""
+        return int(self.topk_ids.shape[0])
+
+    @property
+    def num_layers(self) -> int:
+        """Number of recorded MoE layers L."""
+        return int(self.topk_ids.shape[1])
+
+    @property
+    def top_k(self) -> int:
+        """Experts per token K."""
+        return int(self.topk_ids.shape[2])
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of distinct sequences; 0 when the trace does not tell."""
+        return 0 if self.sequence is None else int(np.unique(self.sequence).size)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Every array of the trace by field name, absent ones left out."""
+        names = ("topk_ids", "layer_ids", "topk_weights", *_PER_TOKEN)
+        return {n: a for n in names if (a := getattr(self, n)) is not None}
+
+    def sha256(self) -> str:
+        """Hash of the content (ids, layers, experts), hexadecimal.
+
+        Equal for the same routing whatever file it was read from.
+        """
+        digest = hashlib.sha256(f"{self.num_experts} {self.topk_ids.shape}".encode())
+        digest.update(self.layer_ids.astype("<i4").tobytes())
+        digest.update(self.topk_ids.astype("<i2").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CountTrace:
+    """A source that only counted: loads per group, no tokens.
+
+    Parameters
+    ----------
+    counts
+        int64 [Q, L, E], tokens routed to each expert in each group (a question,
+        a theme, a domain).
+    num_tokens
+        int64 [Q], tokens of each group.
+    layer_ids
+        int32 [L], the model's own layer numbers.
+    labels
+        Name of each group; may be empty.
+    metadata
+        Model, source, dataset.
+    """
+
+    counts: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    layer_ids: NDArray[np.int32]
+    labels: tuple[str, ...] = ()
+    metadata: TraceMetadata = field(default_factory=TraceMetadata)
+
+    def __post_init__(self) -> None:
+        counts = self.counts
+        if counts.ndim != 3 or counts.dtype != np.int64 or 0 in counts.shape:
+            raise InvalidTraceError(
+                f"CountTrace: counts must be int64 [groups, layers, experts], none "
+                f"of them empty, got {counts.dtype} {list(counts.shape)}"
+            )
+        check_layer_ids(self.layer_ids, counts.shape[1])
+        if self.num_tokens.shape != counts.shape[:1]:
+            raise InvalidTraceError(
+                f"CountTrace: num_tokens must be [{counts.shape[0]}], one per group, "
+                f"got {list(self.num_tokens.shape)}"
+            )
+        if counts.min() < 0 or self.num_tokens.min() < 0:
+            raise InvalidTraceError("CountTrace: a count is negative")
+        if self.labels and len(self.labels) != counts.shape[0]:
+            raise InvalidTraceError(
+                f"CountTrace: {len(self.labels)} labels for {counts.shape[0]} groups"
+            )
+
+    @property
+    def num_experts(self) -> int:
+        """Number of routed experts E."""
+        return int(self.counts.shape[2])
+
+    @property
+    def num_layers(self) -> int:
+        """Number of recorded MoE layers L."""
+        return int(self.counts.shape[1])
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups Q."""
+        return int(self.counts.shape[0])
+
+    @property
+    def top_k(self) -> int:
+        """Experts per token, as the counts tell it (rounded)."""
+        per_layer = self.counts.sum(axis=2, dtype=np.int64).sum(axis=0).max()
+        return round(int(per_layer) / max(int(self.num_tokens.sum()), 1))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Statistics that no count-only source can give."""
+        return ("coactivation", "transitions")
+
+    def sha256(self) -> str:
+        """Hash of the content, hexadecimal."""
+        digest = hashlib.sha256(str(self.counts.shape).encode())
+        digest.update(self.counts.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+_PER_TOKEN: dict[str, Any] = {
+    "sequence": np.int32,
+    "position": np.int32,
+    "home_rank": np.int16,
+    "phase": np.uint8,
+}
+
+
+def _check_ids(ids: NDArray[np.int16], num_experts: int) -> None:
+    if not 1 <= num_experts <= MAX_EXPERTS:
+        raise InvalidTraceError(
+            f"Trace: num_experts must be 1..{MAX_EXPERTS}, got {num_experts}"
+        )
+    if ids.ndim != 3 or ids.dtype != np.int16 or not ids.flags.c_contiguous:
+        raise InvalidTraceError(
+            f"Trace: topk_ids must be int16 [tokens, layers, top_k], C-contiguous, "
+            f"got {ids.dtype} {list(ids.shape)}"
+        )
+    if ids.shape[1] == 0 or ids.shape[2] == 0:
+        raise InvalidTraceError(
+            f"Trace: topk_ids needs at least one layer and one expert per token, "
+            f"got {list(ids.shape)}"
+        )
+    if not ids.size:
+        return
+    if ids.min() < PADDING or ids.max() >= num_experts:
+        token, layer, choice = np.argwhere((ids < PADDING) | (ids >= num_experts))[0]
+        raise InvalidTraceError(
+            f"Trace: expert id {ids[token, layer, choice]} at token {token}, layer "
+            f"column {layer} is outside 0..{num_experts - 1} (-1 is padding)"
+        )
+    for first in range(ids.shape[2]):
+        for second in range(first + 1, ids.shape[2]):
+            twice = (ids[..., first] == ids[..., second]) & (ids[..., first] >= 0)
+            if twice.any():
+                token, layer = np.argwhere(twice)[0]
+                raise InvalidTraceError(
+                    f"Trace: token {token} lists expert {ids[token, layer, first]} "
+                    f"twice at layer column {layer}"
+                )
+
+
+def check_layer_ids(layer_ids: NDArray[np.int32], num_layers: int) -> None:
+    """Refuse layer numbers that are not int32 [L], >= 0 and strictly increasing."""
+    if layer_ids.shape != (num_layers,) or layer_ids.dtype != np.int32:
+        raise InvalidTraceError(
+            f"layer_ids must be int32 [{num_layers}], one number per layer, "
+            f"got {layer_ids.dtype} {list(layer_ids.shape)}"
+        )
+    if (np.diff(layer_ids) <= 0).any() or (layer_ids < 0).any():
+        raise InvalidTraceError(
+            f"layer_ids must be >= 0 and strictly increasing, got {layer_ids.tolist()}"
+        )
+
+
+def _check_weights(
+    weights: NDArray[np.floating[Any]], ids: NDArray[np.int16], ranked: bool
+) -> None:
+    if weights.shape != ids.shape or weights.dtype not in (np.float16, np.float32):
+        raise InvalidTraceError(
+            f"Trace: topk_weights must be float16 or float32 {list(ids.shape)} like "
+            f"topk_ids, got {weights.dtype} {list(weights.shape)}"
+        )
+    bad = ~np.isfinite(weights) | (weights < 0)
+    if bad.any():
+        token, layer, choice = np.argwhere(bad)[0]
+        raise InvalidTraceError(
+            f"Trace: topk_weights must be finite and >= 0, got "
+            f"{weights[token, layer, choice]} at token {token}, layer column {layer}"
+        )
+    if ranked and (weights[..., 1:] > weights[..., :-1]).any():
+        raise InvalidTraceError(
+            "Trace: ranked=True needs each row's weights in falling order"
+        )
+
+
+def _check_per_token(
+    name: str, array: NDArray[Any] | None, dtype: Any, num_tokens: int
+) -> None:
+    if array is None:
+        return
+    if array.shape != (num_tokens,) or array.dtype != dtype:
+        raise InvalidTraceError(
+            f"Trace: {name} must be {np.dtype(dtype)} [{num_tokens}], one per token, "
+            f"got {array.dtype} {list(array.shape)}"
+        )
+    if array.size and array.min() < 0:
+        raise InvalidTraceError(f"Trace: {name} must be >= 0, got {array.min()}")

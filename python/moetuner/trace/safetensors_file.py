@@ -1,0 +1,140 @@
+"""moetuner's own trace file: safetensors with a versioned header.
+
+Tensors carry the names of the fields of `Trace`; `topk_ids` is stored as uint8 when
+every id fits and nothing is padded, else as int16. The header's string metadata says
+what the file is: ``format``, ``version``, ``num_experts``, ``ranked``, ``model``, ...
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from moetuner._files import atomic_write_bytes
+from moetuner.errors import InvalidTraceError
+from moetuner.trace.model import Trace, TraceMetadata
+
+if TYPE_CHECKING:
+    import os
+
+FORMAT = "moetuner.trace"
+VERSION = "1"
+_MAX_HEADER = 1 << 20
+_TENSORS = {
+    "topk_ids": np.int16,
+    "layer_ids": np.int32,
+    "topk_weights": None,
+    "sequence": np.int32,
+    "position": np.int32,
+    "home_rank": np.int16,
+    "phase": np.uint8,
+}
+
+
+def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
+    """Write `trace` as a safetensors file; an existing file is replaced whole."""
+    tensors = dict(trace.arrays())
+    ids = trace.topk_ids
+    if trace.num_experts <= 256 and (not ids.size or ids.min() >= 0):
+        tensors["topk_ids"] = ids.astype(np.uint8)
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "num_experts": str(trace.num_experts),
+        "ranked": "true" if trace.ranked else "false",
+        "model": trace.metadata.model,
+        "source": trace.metadata.source,
+        "dataset": trace.metadata.dataset,
+        "extra": json.dumps(dict(trace.metadata.extra), sort_keys=True),
+    }
+    atomic_write_bytes(path, save(tensors, metadata=header))
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> Trace:
+    """Read a trace written by `write_trace`.
+
+    Raises
+    ------
+    InvalidTraceError
+        When the file is truncated, foreign, of another version, or holds a trace
+        that breaks the rules of `Trace`.
+    """
+    data = Path(path).read_bytes()
+    header = _read_header(data, path)
+    if header.get("format") != FORMAT:
+        raise InvalidTraceError(
+            f"{path}: a safetensors file, but not a routing trace: its metadata says "
+            f"format={header.get('format')!r}, wanted {FORMAT!r}"
+        )
+    if header.get("version") != VERSION:
+        raise InvalidTraceError(
+            f"{path}: trace version {header.get('version')!r}; this moetuner reads "
+            f"version {VERSION}"
+        )
+    try:
+        tensors = load(data)
+        metadata = _metadata(header)
+        num_experts = int(header["num_experts"])
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise InvalidTraceError(f"{path}: damaged trace file: {error}") from error
+    try:
+        return Trace(
+            num_experts=num_experts,
+            ranked=header.get("ranked") == "true",
+            metadata=metadata,
+            **_fields(tensors),
+        )
+    except InvalidTraceError as error:
+        raise InvalidTraceError(f"{path}: {error}") from error
+
+
+def _read_header(data: bytes, path: object) -> dict[str, str]:
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > min(_MAX_HEADER, len(data) - 8):
+        raise InvalidTraceError(f"{path}: truncated, or not a safetensors file")
+    try:
+        header = json.loads(data[8 : 8 + size])
+        metadata = header.get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InvalidTraceError(f"{path}: not a safetensors file: {error}") from error
+    if not isinstance(metadata, dict):
+        raise InvalidTraceError(f"{path}: damaged safetensors metadata")
+    return metadata
+
+
+def _metadata(header: dict[str, str]) -> TraceMetadata:
+    extra = json.loads(header.get("extra", "{}"))
+    if not isinstance(extra, dict):
+        raise TypeError("metadata 'extra' must be a JSON object")
+    return TraceMetadata(
+        model=header.get("model", ""),
+        source=header.get("source", ""),
+        dataset=header.get("dataset", ""),
+        extra={str(key): str(value) for key, value in extra.items()},
+    )
+
+
+def _fields(tensors: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(tensors) - set(_TENSORS))
+    missing = sorted({"topk_ids", "layer_ids"} - set(tensors))
+    if unknown or missing:
+        raise InvalidTraceError(
+            f"unknown tensors {unknown}, missing tensors {missing}; a trace has "
+            f"{', '.join(_TENSORS)}"
+        )
+    fields = {}
+    for name, array in tensors.items():
+        wanted = _TENSORS[name]
+        if name == "topk_ids" and array.dtype == np.uint8:
+            array = array.astype(np.int16)
+        if wanted is not None and array.dtype != wanted:
+            raise InvalidTraceError(
+                f"tensor {name} must be {np.dtype(wanted)}, got {array.dtype}"
+            )
+        fields[name] = np.ascontiguousarray(array)
+    return fields

@@ -1,0 +1,185 @@
+"""Cutting and joining traces, never inside a sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moetuner.errors import InvalidTraceError
+from moetuner.trace.model import CountTrace, Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Two disjoint parts of a trace: one to plan on, one to score on."""
+
+    plan: Trace | CountTrace
+    score: Trace | CountTrace
+
+
+def split_by_sequence(
+    trace: Trace | CountTrace, fraction: float = 0.5, seed: int = 0
+) -> Split:
+    """Split whole sequences (or groups of a count-only source) at random.
+
+    Parameters
+    ----------
+    trace
+        The trace; without ``sequence`` it cannot be split.
+    fraction
+        Share of the tokens that goes to the planning part, as nearly as whole
+        sequences allow; in (0, 1).
+    seed
+        Seed of the shuffle; the same seed gives the same split.
+
+    Raises
+    ------
+    InvalidTraceError
+        When fewer than two sequences are known, or `fraction` is not in (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise InvalidTraceError(f"split: fraction must be in (0, 1), got {fraction}")
+    if isinstance(trace, CountTrace):
+        chosen = _choose(trace.num_tokens, fraction, seed)
+        return Split(
+            plan=_select_groups(trace, chosen), score=_select_groups(trace, ~chosen)
+        )
+    index = sequence_index(trace)
+    tokens = np.bincount(index)
+    chosen = _choose(tokens, fraction, seed)[index]
+    return Split(plan=select(trace, chosen), score=select(trace, ~chosen))
+
+
+def select(trace: Trace, token_mask: NDArray[np.bool_]) -> Trace:
+    """Keep the tokens where `token_mask` (bool [T]) is set, in their order."""
+    if token_mask.shape != (trace.num_tokens,) or token_mask.dtype != np.bool_:
+        raise InvalidTraceError(
+            f"select: token_mask must be bool [{trace.num_tokens}], got "
+            f"{token_mask.dtype} {list(token_mask.shape)}"
+        )
+    kept: dict[str, Any] = {
+        name: array[token_mask]
+        for name, array in trace.arrays().items()
+        if name != "layer_ids"
+    }
+    return replace(trace, **kept)
+
+
+def subsample(trace: Trace, max_tokens: int, seed: int = 0) -> Trace:
+    """Keep randomly chosen whole sequences while they fit in `max_tokens`.
+
+    Raises
+    ------
+    InvalidTraceError
+        When not even the first drawn sequence fits.
+    """
+    if trace.num_tokens <= max_tokens:
+        return trace
+    index = sequence_index(trace)
+    tokens = np.bincount(index)
+    order = np.random.default_rng(seed).permutation(tokens.size)
+    fits = np.cumsum(tokens[order]) <= max_tokens
+    if not fits.any():
+        raise InvalidTraceError(
+            f"subsample: max_tokens={max_tokens} is less than one sequence "
+            f"({tokens[order[0]]} tokens)"
+        )
+    chosen = np.zeros(tokens.size, bool)
+    chosen[order[fits]] = True
+    return select(trace, chosen[index])
+
+
+def merge_traces(traces: Sequence[Trace]) -> Trace:
+    """Join traces of one model; sequences stay distinct.
+
+    A per-token field survives when every trace has it. Metadata comes from the first.
+
+    Raises
+    ------
+    InvalidTraceError
+        When experts, layers or top-k differ, or there is nothing to merge.
+    """
+    if not traces:
+        raise InvalidTraceError("merge: wanted at least one trace, got none")
+    first = traces[0]
+    for other in traces[1:]:
+        same = (
+            other.num_experts == first.num_experts
+            and other.top_k == first.top_k
+            and np.array_equal(other.layer_ids, first.layer_ids)
+        )
+        if not same:
+            raise InvalidTraceError(
+                f"merge: traces differ in shape: {_shape(first)} and {_shape(other)}"
+            )
+    merged: dict[str, Any] = {}
+    for name in first.arrays():
+        parts = [trace.arrays().get(name) for trace in traces]
+        if name != "layer_ids" and all(part is not None for part in parts):
+            merged[name] = np.concatenate([p for p in parts if p is not None])
+    if "sequence" in merged:
+        merged["sequence"] = np.concatenate(_distinct_sequences(traces))
+    merged |= dict.fromkeys(set(first.arrays()) - set(merged) - {"layer_ids"})
+    return replace(
+        first,
+        **merged,
+        ranked=all(trace.ranked for trace in traces),
+    )
+
+
+def sequence_index(trace: Trace) -> NDArray[np.int64]:
+    """Index 0..Q-1 of each token's sequence, int64 [T]; refuses without sequences."""
+    if trace.sequence is None:
+        raise InvalidTraceError(
+            "this trace does not say which sequence a token belongs to, so it cannot "
+            "be split fairly; record `sequence`"
+        )
+    return np.unique(trace.sequence, return_inverse=True)[1].astype(np.int64)
+
+
+def _choose(tokens: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Sequences for the first part: a random order, cut nearest to the share."""
+    if tokens.size < 2:
+        raise InvalidTraceError(
+            f"split: wanted at least two sequences, the trace has {tokens.size}"
+        )
+    order = np.random.default_rng(seed).permutation(tokens.size)
+    ends = np.cumsum(tokens[order])
+    nearest = int(np.argmin(np.abs(ends - fraction * ends[-1])))
+    count = min(max(nearest + 1, 1), tokens.size - 1)
+    chosen = np.zeros(tokens.size, bool)
+    chosen[order[:count]] = True
+    return chosen
+
+
+def _select_groups(trace: CountTrace, chosen: NDArray[np.bool_]) -> CountTrace:
+    labels = tuple(
+        label for label, keep in zip(trace.labels, chosen, strict=False) if keep
+    )
+    return replace(
+        trace,
+        counts=trace.counts[chosen],
+        num_tokens=trace.num_tokens[chosen],
+        labels=labels,
+    )
+
+
+def _distinct_sequences(traces: Sequence[Trace]) -> list[NDArray[np.int32]]:
+    parts, offset = [], 0
+    for trace in traces:
+        index = sequence_index(trace)
+        parts.append((index + offset).astype(np.int32))
+        offset += int(index.max()) + 1 if index.size else 0
+    return parts
+
+
+def _shape(trace: Trace) -> str:
+    layers = trace.layer_ids.tolist()
+    return f"{trace.num_experts} experts, top-{trace.top_k}, layers {layers}"

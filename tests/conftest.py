@@ -1,0 +1,45 @@
+import os
+import zlib
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+
+hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
+hypothesis.settings.register_profile(
+    "ci", max_examples=200, deadline=None, derandomize=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def _traces_folder() -> Path:
+    default = Path(__file__).parents[2] / "shared" / "traces"
+    return Path(os.environ.get("MOETUNER_TRACES", default))
+
+
+@pytest.fixture(scope="session")
+def traces_dir() -> Path:
+    """Folder of real routing recordings; they are not part of the repository."""
+    folder = _traces_folder()
+    if not folder.is_dir():
+        pytest.skip(f"no real traces at {folder}; set MOETUNER_TRACES")
+    return folder
+
+
+@pytest.fixture
+def rng(request) -> np.random.Generator:
+    """Generator seeded by the test's own name, so that each case runs alone alike."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        pytest.fail("needs a CUDA device, and FAIL_WITHOUT_CUDA=1", pytrace=False)
+    pytest.skip("needs a CUDA device")

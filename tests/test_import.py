@@ -1,0 +1,42 @@
+import subprocess
+import sys
+
+
+def run(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_import_is_light():
+    """Neither torch nor a solver comes with the package."""
+    code = (
+        "import sys, moetuner, moetuner.cli, moetuner.trace;"
+        "heavy = ('torch', 'mip', 'scipy', 'matplotlib');"
+        "print([n for n in heavy if n in sys.modules])"
+    )
+    assert run(code) == "[]"
+
+
+def test_import_is_quick():
+    """Under 0.3 s, the best of three."""
+    code = (
+        "import time; t = time.perf_counter(); import moetuner;"
+        "print(time.perf_counter() - t)"
+    )
+    assert min(float(run(code)) for _ in range(3)) < 0.3
+
+
+def test_every_public_name_exists():
+    code = "import moetuner; print(all(hasattr(moetuner, n) for n in moetuner.__all__))"
+    assert run(code) == "True"
+
+
+def test_unknown_names_are_refused():
+    code = (
+        "import moetuner\n"
+        "try: moetuner.no_such_name\n"
+        "except AttributeError as error: print(error)"
+    )
+    assert "no_such_name" in run(code)
