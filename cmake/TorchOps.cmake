@@ -44,7 +44,9 @@ target_include_directories(moetuner_ops PRIVATE csrc/include)
 target_include_directories(moetuner_ops SYSTEM PRIVATE
   "${torch_dir}/include" "${torch_dir}/include/torch/csrc/api/include")
 target_link_directories(moetuner_ops PRIVATE "${torch_dir}/lib")
-target_link_libraries(moetuner_ops PRIVATE ${torch_libraries} moetuner_warnings)
+# stdc++ by name, before a compiler that was set up with -static-libstdc++ adds it: a second C++
+# runtime of our own would print error messages into streams of torch's, and crash.
+target_link_libraries(moetuner_ops PRIVATE stdc++ ${torch_libraries} moetuner_warnings)
 if(with_cuda)
   find_package(CUDAToolkit REQUIRED)
   target_compile_definitions(moetuner_ops PRIVATE MOETUNER_WITH_CUDA)

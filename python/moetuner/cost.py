@@ -171,6 +171,7 @@ MODEL_SHAPES: dict[str, ModelShape] = {
     "qwen1.5-moe-a2.7b": ModelShape(hidden_size=2048, expert_hidden_size=1408),
     "qwen3-30b-a3b": ModelShape(hidden_size=2048, expert_hidden_size=768),
     "qwen3-235b-a22b": ModelShape(hidden_size=4096, expert_hidden_size=1536),
+    "moetuner-demo-moe": ModelShape(hidden_size=512, expert_hidden_size=256),
 }
 
 DEFAULT_SHAPE = ModelShape(hidden_size=4096, expert_hidden_size=2048)
