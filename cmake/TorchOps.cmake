@@ -44,9 +44,10 @@ target_include_directories(moetuner_ops PRIVATE csrc/include)
 target_include_directories(moetuner_ops SYSTEM PRIVATE
   "${torch_dir}/include" "${torch_dir}/include/torch/csrc/api/include")
 target_link_directories(moetuner_ops PRIVATE "${torch_dir}/lib")
-# stdc++ by name, before a compiler that was set up with -static-libstdc++ adds it: a second C++
-# runtime of our own would print error messages into streams of torch's, and crash.
-target_link_libraries(moetuner_ops PRIVATE stdc++ ${torch_libraries} moetuner_warnings)
+target_link_libraries(moetuner_ops PRIVATE ${torch_libraries} moetuner_warnings)
+# Some toolchains have only a static C++ runtime. Exported, it would mix with the one that torch
+# brings, and the first error message crash; hidden, it is our own business.
+target_link_options(moetuner_ops PRIVATE LINKER:--exclude-libs,ALL)
 if(with_cuda)
   find_package(CUDAToolkit REQUIRED)
   target_compile_definitions(moetuner_ops PRIVATE MOETUNER_WITH_CUDA)

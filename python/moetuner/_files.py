@@ -17,9 +17,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends well.
 
     The temporary file lies in the same folder, so the final rename is atomic;
-    when the block raises, it is removed and an existing `path` stays as it was.
+    when the block raises, it is removed and an existing `path` stays as it was. A
+    link is followed; a device or a pipe is written in place, as it cannot be replaced.
     """
     target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        yield target
+        return
+    target = target.resolve()
     handle, name = tempfile.mkstemp(
         prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -9,7 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner.cost import CostModel, Wire
-from moetuner.errors import MissingStatisticsError
+from moetuner.errors import (
+    InvalidProblemError,
+    InvalidTraceError,
+    MissingStatisticsError,
+)
 from moetuner.evaluate import (
     Evaluation,
     GainInterval,
@@ -23,6 +28,8 @@ from moetuner.statistics import RoutingStatistics
 from moetuner.trace import CountTrace, Trace, read_trace, split_by_sequence
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moetuner.placement import Placement
     from moetuner.solver import ProgressCallback
     from moetuner.topology import Topology
@@ -48,6 +55,12 @@ class PlanOptions:
         See `PlacementProblem`.
     plan_fraction
         Share of the tokens to plan on; the rest scores.
+
+    Raises
+    ------
+    InvalidProblemError
+        When the time limit is not finite, the seed negative, or the fraction not in
+        (0, 1).
     """
 
     solver: str = "ilp2"
@@ -57,6 +70,22 @@ class PlanOptions:
     equal_slots: bool = True
     memory_slack: int | None = None
     plan_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.solver_options.time_limit):
+            raise InvalidProblemError(
+                f"PlanOptions: time_limit must be finite, got "
+                f"{self.solver_options.time_limit}"
+            )
+        if self.solver_options.seed < 0:
+            raise InvalidProblemError(
+                f"PlanOptions: seed must be >= 0, got {self.solver_options.seed}"
+            )
+        if not 0 < self.plan_fraction < 1:
+            raise InvalidProblemError(
+                f"PlanOptions: plan_fraction must be in (0, 1), got "
+                f"{self.plan_fraction}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,8 +117,8 @@ class PlanReport:
 
     @property
     def result(self) -> Candidate:
-        """The placement of the solver that was asked for: the last candidate."""
-        return self.candidates[-1]
+        """The placement of the solver that was asked for."""
+        return next(c for c in self.candidates if c.name == self.options.solver)
 
     @property
     def baseline(self) -> Candidate:
@@ -115,13 +144,19 @@ def plan_trace(
     options: PlanOptions = PlanOptions(),
     *,
     progress: ProgressCallback | None = None,
+    on_solved: Callable[[Placement], None] | None = None,
 ) -> PlanReport:
     """Split `trace`, solve on one part, score everything on the other.
 
+    `on_solved` gets the result's placement before the scoring begins, so that it can
+    be kept whatever happens later.
+
     Raises
     ------
+    InvalidProblemError
+        When the topology or the options do not fit the trace's experts.
     InvalidTraceError
-        When the trace cannot be split.
+        When the trace cannot be split, or a part of it routes no token.
     MissingStatisticsError
         When the solver or the wire needs more than a count-only source has.
     """
@@ -130,8 +165,19 @@ def plan_trace(
             f"plan: wire={options.cost.wire.value} needs the experts of each token; "
             f"this source only counted loads, so only wire=allgather can be scored"
         )
+    if options.slots_per_rank > trace.num_experts:
+        raise InvalidProblemError(
+            f"plan: slots_per_rank must be 0..{trace.num_experts}, the number of "
+            f"experts, got {options.slots_per_rank}"
+        )
     solver = get_solver(options.solver)
     split = split_by_sequence(trace, options.plan_fraction, options.solver_options.seed)
+    for name, part in (("planning", split.plan), ("held-out", split.score)):
+        if not _num_choices(part):
+            raise InvalidTraceError(
+                f"plan: no token of the {name} part chose an expert (all padding); "
+                f"record more, or change --split or --seed"
+            )
     problem = PlacementProblem(
         statistics=RoutingStatistics.from_trace(split.plan, coactivation=False),
         topology=topology,
@@ -144,27 +190,41 @@ def plan_trace(
     )
     # The asked-for solver runs first: it may refuse, and nothing else is worth waiting.
     result = solver.solve(problem, options.solver_options, progress=progress)
-    names = [
-        name for name in BASELINES if name != options.solver or name == "contiguous"
-    ]
+    sha256 = trace.sha256()
+    result = _with_source(result, trace, sha256, options)
+    if on_solved is not None:
+        on_solved(result.placement)
     # Baselines keep to equal slots: that is how they are used.
     balance = replace(problem, objective=Objective.MAX_LOAD, equal_slots=True)
-    solutions = [get_solver(n).solve(balance, options.solver_options) for n in names]
-    sha256 = trace.sha256()
-    times = [
-        bootstrap_seconds(split.score, solution.placement, options.cost)
-        for solution in (*solutions, result)
-    ]
+    solutions = {
+        name: _with_source(
+            get_solver(name).solve(balance, options.solver_options),
+            trace,
+            sha256,
+            replace(options, solver=name, equal_slots=True),
+        )
+        for name in BASELINES
+        if name != options.solver
+    }
+    solutions[options.solver] = result
+    order = dict.fromkeys((BASELINES[0], *solutions))  # the baseline of gains first
+    times = {
+        name: bootstrap_seconds(
+            split.score,
+            solutions[name].placement,
+            options.cost,
+            seed=options.solver_options.seed,
+        )
+        for name in order
+    }
     candidates = tuple(
         Candidate(
             name=name,
-            solution=_with_source(solution, trace, sha256, options),
-            evaluation=evaluate(split.score, solution.placement, options.cost),
-            gain=_gain(times[0], seconds) if i else None,
+            solution=solutions[name],
+            evaluation=evaluate(split.score, solutions[name].placement, options.cost),
+            gain=None if name == BASELINES[0] else _gain(times[BASELINES[0]], seconds),
         )
-        for i, (name, solution, seconds) in enumerate(
-            zip((*names, options.solver), (*solutions, result), times, strict=True)
-        )
+        for name, seconds in times.items()
     )
     return PlanReport(
         candidates=candidates,
@@ -178,9 +238,11 @@ def plan_trace(
 def _gain(
     baseline: np.typing.NDArray[np.float64], candidate: np.typing.NDArray[np.float64]
 ) -> GainInterval | None:
-    if np.isnan(baseline).any():
+    """The paired interval; draws in which no token was routed tell nothing."""
+    known = np.isfinite(baseline) & (baseline > 0)
+    if not known[0] or known.sum() < 2:
         return None
-    return gain_interval(baseline, candidate)
+    return gain_interval(baseline[known], candidate[known])
 
 
 def _with_source(
@@ -195,7 +257,9 @@ def _with_source(
             "solver": options.solver,
             "time_limit": options.solver_options.time_limit,
             "seed": options.solver_options.seed,
+            "threads": options.solver_options.threads,
             "plan_fraction": options.plan_fraction,
+            "slots_per_rank": solution.placement.slots_per_rank,
             "equal_slots": options.equal_slots,
             "memory_slack": options.memory_slack,
             "wire": options.cost.wire.value,
@@ -214,3 +278,10 @@ def _num_tokens(trace: Trace | CountTrace) -> int:
     if isinstance(trace, CountTrace):
         return int(trace.num_tokens.sum())
     return trace.num_tokens
+
+
+def _num_choices(trace: Trace | CountTrace) -> int:
+    """(token, layer, expert) choices that are not padding."""
+    if isinstance(trace, CountTrace):
+        return int(trace.counts.sum())
+    return int((trace.topk_ids >= 0).sum())

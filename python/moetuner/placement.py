@@ -91,9 +91,20 @@ class Placement:
                 f"Placement: layer_ids must be strictly increasing, got "
                 f"{layers.tolist()}"
             )
+        if layers[0] < 0:
+            raise InvalidPlacementError(
+                f"Placement: layer_ids must not be negative, got {layers.tolist()}"
+            )
+        if self.num_experts < 1:
+            raise InvalidPlacementError(
+                f"Placement: num_experts must be positive, got {self.num_experts}"
+            )
         for layer, row in zip(layers.tolist(), slots, strict=True):
             _check_layer(layer, row, self.num_experts, self.topology)
-        slots.flags.writeable = False
+        for name in ("slot_experts", "layer_ids"):
+            own = np.array(getattr(self, name), order="C")
+            own.flags.writeable = False
+            object.__setattr__(self, name, own)
 
     @classmethod
     def from_rank_of(
@@ -116,6 +127,11 @@ class Placement:
                 f"{list(rank_of.shape)}"
             )
         num_layers, num_experts = rank_of.shape
+        if layer_ids.shape != (num_layers,):
+            raise InvalidPlacementError(
+                f"from_rank_of: layer_ids must be [{num_layers}], one per row of "
+                f"rank_of, got {list(layer_ids.shape)}"
+            )
         num_ranks = topology.num_ranks
         if rank_of.min() < 0 or rank_of.max() >= num_ranks:
             raise InvalidPlacementError(

@@ -17,6 +17,8 @@ from moetuner.topology import Topology
 if TYPE_CHECKING:
     import os
 
+    from numpy.typing import NDArray
+
 FORMAT = "moetuner.placement"
 VERSION = 1
 _MAX_BYTES = 1 << 28
@@ -28,10 +30,29 @@ _REQUIRED = {
     "ranks_per_node": int,
     "layers": dict,
 }
+_OPTIONAL = {"model": str, "slots_per_rank": int, "provenance": dict}
+_NUMBER = (int, float, type(None))
+_PROVENANCE: dict[str, type | tuple[type, ...]] = {
+    "solver": str,
+    "objective": str,
+    "value": _NUMBER,
+    "lower_bound": _NUMBER,
+    "status": str,
+    "seconds": _NUMBER,
+    "trace_sha256": str,
+    "options": dict,
+}
+_INT32_MAX = 2**31 - 1
 
 
 def write_placement(placement: Placement, path: str | os.PathLike[str]) -> None:
-    """Write `placement` as JSON, one line per layer; an old file is replaced whole."""
+    """Write `placement` as JSON, one line per layer; an old file is replaced whole.
+
+    Raises
+    ------
+    InvalidPlacementError
+        When the provenance holds something that JSON cannot.
+    """
     provenance = dataclasses.asdict(placement.provenance)
     head = {
         "format": FORMAT,
@@ -49,7 +70,12 @@ def write_placement(placement: Placement, path: str | os.PathLike[str]) -> None:
             placement.layer_ids.tolist(), placement.slot_experts, strict=True
         )
     )
-    body = json.dumps(head, indent=2, allow_nan=False)[:-2]
+    try:
+        body = json.dumps(head, indent=2, allow_nan=False)[:-2]
+    except (TypeError, ValueError) as error:
+        raise InvalidPlacementError(
+            f"write_placement: provenance cannot be written as JSON: {error}"
+        ) from error
     atomic_write_text(path, f'{body},\n  "layers": {{\n{layers}\n  }}\n}}\n')
 
 
@@ -69,7 +95,14 @@ def read_placement(path: str | os.PathLike[str]) -> Placement:
     if file.stat().st_size > _MAX_BYTES:
         raise InvalidPlacementError(f"{path}: larger than {_MAX_BYTES} bytes")
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(
+            file.read_bytes(),
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+    except InvalidPlacementError as error:
+        raise InvalidPlacementError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise InvalidPlacementError(f"{path}: not JSON: {error}") from error
     try:
@@ -78,17 +111,40 @@ def read_placement(path: str | os.PathLike[str]) -> Placement:
         raise InvalidPlacementError(f"{path}: {error}") from error
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise InvalidPlacementError(f"key {key!r:.40} is there twice")
+        content[key] = value
+    return content
+
+
+def _refuse_constant(text: str) -> Any:
+    raise InvalidPlacementError(f"{text} is not a number that JSON knows")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not np.isfinite(value):
+        raise InvalidPlacementError(f"{text:.40} is too large a number")
+    return value
+
+
 def _parse(content: Any) -> Placement:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise InvalidPlacementError(
-            f"not a placement file: format is {found!r}, wanted {FORMAT!r}"
+            f"not a placement file: format is {_short(found)}, wanted {FORMAT!r}"
         )
-    for key, kind in _REQUIRED.items():
-        value = content.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
+    optional = {key: kind for key, kind in _OPTIONAL.items() if key in content}
+    for key, kind in (_REQUIRED | optional).items():
+        if key not in content:
+            raise InvalidPlacementError(f"key {key!r} is missing")
+        _check_type(f"key {key!r}", content[key], kind)
+        if kind is int and abs(content[key]) > _INT32_MAX:
             raise InvalidPlacementError(
-                f"key {key!r} must be {kind.__name__}, got {value!r:.60}"
+                f"key {key!r} is too large: {_short(content[key])}"
             )
     if content["version"] != VERSION:
         raise InvalidPlacementError(
@@ -98,32 +154,55 @@ def _parse(content: Any) -> Placement:
         raise InvalidPlacementError(
             f"num_experts must be 1..32767, got {content['num_experts']}"
         )
-    rows = sorted((_layer_number(key), row) for key, row in content["layers"].items())
-    return Placement(
-        slot_experts=_slot_experts(dict(rows)),
-        layer_ids=np.array([layer for layer, _ in rows], np.int32),
+    rows = {_layer_number(key): row for key, row in content["layers"].items()}
+    layer_ids = sorted(rows)
+    placement = Placement(
+        slot_experts=_slot_experts({layer: rows[layer] for layer in layer_ids}),
+        layer_ids=np.array(layer_ids, np.int32),
         num_experts=content["num_experts"],
         topology=Topology(
             num_ranks=content["num_ranks"], ranks_per_node=content["ranks_per_node"]
         ),
         provenance=_provenance(content),
     )
+    claimed = content.get("slots_per_rank", placement.slots_per_rank)
+    if claimed != placement.slots_per_rank:
+        raise InvalidPlacementError(
+            f"slots_per_rank is {claimed}, but layers hold {placement.num_slots} slots "
+            f"for {placement.topology.num_ranks} ranks"
+        )
+    return placement
+
+
+def _check_type(where: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        names = ("null" if each is type(None) else each.__name__ for each in kinds)
+        wanted = " or ".join(names)
+        raise InvalidPlacementError(f"{where} must be {wanted}, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    """Value as text of bounded length; what is nested too deep only by its type."""
+    try:
+        return f"{value!r:.60}"
+    except RecursionError:
+        return f"a deep {type(value).__name__}"
 
 
 def _layer_number(key: str) -> int:
-    if not key.isdecimal() or len(key) > 6:
+    # Written in one way only: "01" beside "1" would be one layer twice.
+    number = int(key) if key.isascii() and key.isdecimal() and len(key) <= 10 else -1
+    if str(number) != key or number > _INT32_MAX:
         raise InvalidPlacementError(f"layer {key!r:.40} is not a layer number")
-    return int(key)
+    return number
 
 
-def _slot_experts(rows: dict[int, Any]) -> Any:
+def _slot_experts(rows: dict[int, Any]) -> NDArray[np.int32]:
     if not rows:
         raise InvalidPlacementError("no layers")
-    width = (
-        len(next(iter(rows.values())))
-        if isinstance(next(iter(rows.values())), list)
-        else 0
-    )
+    first = next(iter(rows.values()))
+    width = len(first) if isinstance(first, list) else 0
     for layer, row in rows.items():
         if not isinstance(row, list) or len(row) != width or not width:
             raise InvalidPlacementError(
@@ -133,16 +212,15 @@ def _slot_experts(rows: dict[int, Any]) -> Any:
         for expert in row:
             if type(expert) is not int or not -1 <= expert <= 32767:
                 raise InvalidPlacementError(
-                    f"layer {layer} holds {expert!r:.40}, not an expert id"
+                    f"layer {layer} holds {_short(expert)}, not an expert id"
                 )
     return np.array(list(rows.values()), np.int32)
 
 
 def _provenance(content: dict[str, Any]) -> Provenance:
-    """What the file says of its origin; free text, so anything odd is left out."""
+    """What the file says of its origin; keys that this version knows."""
     given = content.get("provenance", {})
-    if not isinstance(given, dict):
-        raise InvalidPlacementError("provenance must be an object")
-    known = {field.name for field in dataclasses.fields(Provenance)}
-    kept = {key: value for key, value in given.items() if key in known}
-    return Provenance(**(kept | {"model": str(content.get("model", ""))}))
+    kept = {key: given[key] for key in _PROVENANCE if key in given}
+    for key, value in kept.items():
+        _check_type(f"provenance {key!r}", value, _PROVENANCE[key])
+    return Provenance(model=content.get("model", ""), **kept)

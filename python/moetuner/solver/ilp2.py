@@ -286,7 +286,8 @@ def _add_sharing(
                     lower=0.0,
                     upper=0.0,
                 )
-            for j in range(num_ranks):
+            # With one rank per place the row sums above already say s <= here, there.
+            for j in range(num_ranks if size > 1 else 0):
                 for side in (here[i, place_index], there[j, place_index]):
                     builder.add_row(
                         np.concatenate([[s[i, j, place_index]], side]),

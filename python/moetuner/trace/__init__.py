@@ -16,6 +16,7 @@ from moetuner.trace.split import (
     split_by_sequence,
     subsample,
 )
+from moetuner.trace.synthetic import synthetic_trace
 
 if TYPE_CHECKING:
     import os
@@ -30,6 +31,7 @@ __all__ = [
     "select",
     "split_by_sequence",
     "subsample",
+    "synthetic_trace",
     "write_trace",
 ]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_EXPERTS = 32767  # ids are int16
+MAX_COUNT = 2**53  # sums stay exact, in float64 too
 PADDING = -1
 
 
@@ -30,6 +31,13 @@ class TraceMetadata:
     source: str = ""
     dataset: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("model", "source", "dataset"):
+            _check_text(f"TraceMetadata: {name}", getattr(self, name))
+        for key, value in self.extra.items():
+            _check_text("TraceMetadata: extra key", key)
+            _check_text(f"TraceMetadata: extra {key!r}", value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -159,17 +167,27 @@ class CountTrace:
                 f"of them empty, got {counts.dtype} {list(counts.shape)}"
             )
         check_layer_ids(self.layer_ids, counts.shape[1])
-        if self.num_tokens.shape != counts.shape[:1]:
+        tokens = self.num_tokens
+        if tokens.shape != counts.shape[:1] or tokens.dtype != np.int64:
             raise InvalidTraceError(
-                f"CountTrace: num_tokens must be [{counts.shape[0]}], one per group, "
-                f"got {list(self.num_tokens.shape)}"
+                f"CountTrace: num_tokens must be int64 [{counts.shape[0]}], one per "
+                f"group, got {tokens.dtype} {list(tokens.shape)}"
             )
-        if counts.min() < 0 or self.num_tokens.min() < 0:
-            raise InvalidTraceError("CountTrace: a count is negative")
+        for name, array in (("counts", counts), ("num_tokens", tokens)):
+            if array.min() < 0:
+                raise InvalidTraceError(
+                    f"CountTrace: {name} must be >= 0, got {array.min()}"
+                )
+            if array.sum(dtype=np.float64) > MAX_COUNT:
+                raise InvalidTraceError(
+                    f"CountTrace: {name} must add up to at most 2**53"
+                )
         if self.labels and len(self.labels) != counts.shape[0]:
             raise InvalidTraceError(
                 f"CountTrace: {len(self.labels)} labels for {counts.shape[0]} groups"
             )
+        for label in self.labels:
+            _check_text("CountTrace: label", label)
 
     @property
     def num_experts(self) -> int:
@@ -212,7 +230,20 @@ _PER_TOKEN: dict[str, Any] = {
 }
 
 
-def _check_ids(ids: NDArray[np.int16], num_experts: int) -> None:
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise InvalidTraceError(f"{name} must be text, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidTraceError(f"{name} is not Unicode text: {error}") from error
+
+
+def _check_ids(ids: NDArray[np.int16], num_experts: Any) -> None:
+    if not isinstance(num_experts, int | np.integer) or isinstance(num_experts, bool):
+        raise InvalidTraceError(
+            f"Trace: num_experts must be a whole number, got {num_experts!r}"
+        )
     if not 1 <= num_experts <= MAX_EXPERTS:
         raise InvalidTraceError(
             f"Trace: num_experts must be 1..{MAX_EXPERTS}, got {num_experts}"
@@ -235,15 +266,14 @@ def _check_ids(ids: NDArray[np.int16], num_experts: int) -> None:
             f"Trace: expert id {ids[token, layer, choice]} at token {token}, layer "
             f"column {layer} is outside 0..{num_experts - 1} (-1 is padding)"
         )
-    for first in range(ids.shape[2]):
-        for second in range(first + 1, ids.shape[2]):
-            twice = (ids[..., first] == ids[..., second]) & (ids[..., first] >= 0)
-            if twice.any():
-                token, layer = np.argwhere(twice)[0]
-                raise InvalidTraceError(
-                    f"Trace: token {token} lists expert {ids[token, layer, first]} "
-                    f"twice at layer column {layer}"
-                )
+    rising = np.sort(ids, axis=2)
+    twice = (rising[..., 1:] == rising[..., :-1]) & (rising[..., 1:] != PADDING)
+    if twice.any():
+        token, layer, choice = np.argwhere(twice)[0]
+        raise InvalidTraceError(
+            f"Trace: token {token} lists expert {rising[token, layer, choice]} "
+            f"twice at layer column {layer}"
+        )
 
 
 def check_layer_ids(layer_ids: NDArray[np.int32], num_layers: int) -> None:

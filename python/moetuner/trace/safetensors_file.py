@@ -52,7 +52,13 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
         "dataset": trace.metadata.dataset,
         "extra": json.dumps(dict(trace.metadata.extra), sort_keys=True),
     }
-    atomic_write_bytes(path, save(tensors, metadata=header))
+    data = save(tensors, metadata=header)
+    if int.from_bytes(data[:8], "little") > _MAX_HEADER:
+        raise InvalidTraceError(
+            f"write_trace: the metadata must fit a header of {_MAX_HEADER} bytes; "
+            f"shorten metadata.extra"
+        )
+    atomic_write_bytes(path, data)
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> Trace:
@@ -80,12 +86,21 @@ def read_safetensors(path: str | os.PathLike[str]) -> Trace:
         tensors = load(data)
         metadata = _metadata(header)
         num_experts = int(header["num_experts"])
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise InvalidTraceError(f"{path}: damaged trace file: {error}") from error
+        ranked = {"true": True, "false": False}[header["ranked"]]
+    except (
+        SafetensorError,
+        KeyError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:
+        raise InvalidTraceError(
+            f"{path}: damaged trace file: {type(error).__name__}: {error}"
+        ) from error
     try:
         return Trace(
             num_experts=num_experts,
-            ranked=header.get("ranked") == "true",
+            ranked=ranked,
             metadata=metadata,
             **_fields(tensors),
         )
