@@ -3,8 +3,10 @@
 import numpy as np
 from hypothesis import strategies as st
 from moetuner.placement import Placement
+from moetuner.problem import PlacementProblem
+from moetuner.statistics import RoutingStatistics
 from moetuner.topology import Topology
-from moetuner.trace import Trace
+from moetuner.trace import Trace, TraceMetadata
 
 
 def random_ids(rng, num_tokens, num_layers, num_experts, top_k, padding=0.0, skew=1.0):
@@ -73,3 +75,70 @@ topologies = st.sampled_from(
         for g, m in [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
     ]
 )
+
+
+@st.composite
+def full_traces(draw, max_tokens=8):
+    """A small trace in which every optional field may be there or not."""
+    bare = draw(traces(max_tokens=max_tokens))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    text = st.text(st.characters(codec="utf-8"), max_size=5)
+
+    def maybe(array):
+        return array if draw(st.booleans()) else None
+
+    def per_token(high, dtype):
+        return maybe(rng.integers(0, high, bare.num_tokens).astype(dtype))
+
+    ranked = draw(st.booleans())
+    weights = rng.random(bare.topk_ids.shape)
+    if ranked:
+        weights = -np.sort(-weights, axis=2)
+    layers = np.sort(rng.choice(100, bare.num_layers, replace=False))
+    return Trace(
+        topk_ids=bare.topk_ids,
+        num_experts=bare.num_experts + draw(st.sampled_from([0, 247, 32000])),
+        layer_ids=layers.astype(np.int32),
+        topk_weights=maybe(weights.astype(draw(st.sampled_from(["f2", "f4"])))),
+        sequence=per_token(2**31, np.int32),
+        position=per_token(2**31, np.int32),
+        home_rank=per_token(2**15, np.int16),
+        phase=per_token(2, np.uint8),
+        ranked=ranked,
+        metadata=TraceMetadata(
+            model=draw(text),
+            source=draw(text),
+            dataset=draw(text),
+            extra=draw(st.dictionaries(text, text, max_size=2)),
+        ),
+    )
+
+
+@st.composite
+def placement_problems(
+    draw, max_experts=6, max_layers=3, shapes=((2, 1), (2, 2), (3, 1)), **options
+):
+    """A tiny problem on (ranks, ranks per node) of `shapes`, and a generator."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    num_ranks, ranks_per_node = draw(st.sampled_from(shapes))
+    num_experts = draw(st.integers(num_ranks, max_experts))
+    num_layers = draw(st.integers(1, max_layers))
+    top_k = draw(st.integers(1, min(3, num_experts)))
+    num_tokens = draw(st.sampled_from([0, 5, 60]))
+    ids = random_ids(rng, num_tokens, num_layers, num_experts, top_k)
+    problem = PlacementProblem(
+        statistics=RoutingStatistics.from_trace(make_trace(ids, num_experts)),
+        topology=Topology(num_ranks=num_ranks, ranks_per_node=ranks_per_node),
+        **options,
+    )
+    return problem, rng
+
+
+def random_problem(rng, num_layers, num_experts, topology, **options):
+    """A problem from 400 skewed tokens, top-2."""
+    ids = random_ids(rng, 400, num_layers, num_experts, 2)
+    return PlacementProblem(
+        statistics=RoutingStatistics.from_trace(make_trace(ids, num_experts)),
+        topology=topology,
+        **options,
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,11 @@ def _load_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
             raise InvalidTraceError(f"{name} declares {declared} bytes, has {contents}")
     with archive.open(member) as stream:
         array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    if dtype.kind == "U" and array.nbytes:
+        # NumPy would make Python strings of any four bytes; they break json and more.
+        points = array.ravel().view(np.dtype("u4").newbyteorder(dtype.byteorder))
+        if points.max() > sys.maxunicode:
+            raise InvalidTraceError(f"{name} is not Unicode text")
     return array
 
 

@@ -38,7 +38,8 @@ _TENSORS = {
 
 def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write `trace` as a safetensors file; an existing file is replaced whole."""
-    tensors = dict(trace.arrays())
+    # safetensors writes the memory of a strided array, not its elements.
+    tensors = {n: np.ascontiguousarray(a) for n, a in trace.arrays().items()}
     ids = trace.topk_ids
     if trace.num_experts <= 256 and (not ids.size or ids.min() >= 0):
         tensors["topk_ids"] = ids.astype(np.uint8)
@@ -86,7 +87,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> Trace:
         tensors = load(data)
         metadata = _metadata(header)
         num_experts = int(header["num_experts"])
-        ranked = {"true": True, "false": False}[header["ranked"]]
+        ranked = {"true": True, "false": False}[header.get("ranked", "false")]
     except (
         SafetensorError,
         KeyError,
