@@ -192,10 +192,10 @@ def _short(value: Any) -> str:
 
 def _layer_number(key: str) -> int:
     # Written in one way only: "01" beside "1" would be one layer twice.
-    number = int(key) if key.isascii() and key.isdecimal() and len(key) <= 10 else -1
-    if str(number) != key or number > _INT32_MAX:
+    decimal = key.isascii() and key.isdecimal() and len(key) <= 10
+    if not decimal or str(int(key)) != key or int(key) > _INT32_MAX:
         raise InvalidPlacementError(f"layer {key!r:.40} is not a layer number")
-    return number
+    return int(key)
 
 
 def _slot_experts(rows: dict[int, Any]) -> NDArray[np.int32]:

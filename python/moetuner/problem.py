@@ -107,7 +107,7 @@ class PlacementProblem:
 
         Sums to G in a layer; all zero where a layer saw no token.
         """
-        load = self.statistics.load.astype(np.float64)
+        load = self.statistics.load.astype(np.float64, order="C")
         mean = load.sum(axis=1, keepdims=True) / self.topology.num_ranks
         return load / np.where(mean > 0, mean, 1)
 
@@ -182,14 +182,18 @@ class PlacementProblem:
             )
         if not self.equal_slots and sizes.min() < 1:
             raise InvalidPlacementError("placement leaves a rank without experts")
-        excess = self.memory_excess(sizes)
-        slack = excess if self.memory_slack is None else self.memory_slack
-        if not self.equal_slots and excess > slack:
+        if not self.keeps_memory(placement.rank_of()):
             raise InvalidPlacementError(
                 f"placement's ranks hold {sizes.sum(axis=0).tolist()} experts over all "
-                f"layers, {excess} off an equal share; memory_slack is "
-                f"{self.memory_slack}"
+                f"layers, {self.memory_excess(sizes)} off an equal share; "
+                f"memory_slack is {self.memory_slack}"
             )
+
+    def keeps_memory(self, rank_of: NDArray[Any]) -> bool:
+        """Whether experts at `rank_of` [L, E] keep the memory row, or there is none."""
+        if self.equal_slots or self.memory_slack is None:
+            return True
+        return self.memory_excess(self.rank_sizes(rank_of)) <= self.memory_slack
 
     def memory_excess(self, sizes: NDArray[np.int64]) -> int:
         """Experts by which a rank's total misses its share, rounded up.

@@ -6,6 +6,7 @@ Each child uses one thread, so results do not depend on how many run side by sid
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
     from moetuner.solver.milp import MilpModel
 
-# CBC looks at the clock between nodes; a child that is this late is stuck.
-_GRACE = 5.0
+CUTOFF_INCREMENT = 1e-5
+"""CBC passes over what improves its incumbent by less: no proof is tighter."""
+# CBC looks at the clock between nodes; a child that is this late is not waited for.
+_GRACE = 1.0
 _STATUS = {
     "OPTIMAL": SolveStatus.OPTIMAL,
     "FEASIBLE": SolveStatus.TIME_LIMIT,
@@ -66,7 +69,7 @@ def solve_milps(
     time_limit
         Seconds for all of them together.
     gap_absolute
-        Stop a program when value - bound is below this.
+        Stop a program when value - bound is below this, or `CUTOFF_INCREMENT`.
     threads
         Children at a time; 0 means one per core.
     seed
@@ -77,54 +80,64 @@ def solve_milps(
     Returns
     -------
     One result per program, in order. After Ctrl-C those that did not end have status
-    `SolveStatus.INTERRUPTED`; the interrupt goes no further.
+    `SolveStatus.INTERRUPTED`; the interrupt goes no further. A program that was cut
+    off, or never begun, has no ``x``: CBC hands out nothing before it ends.
     """
-    deadline = time.monotonic() + time_limit
+    deadline = time.time() + time_limit
     width = min(threads or os.cpu_count() or 1, len(models))
-    results: list[MilpResult | None] = [None] * len(models)
+    # What holds of a program until it ends.
+    results = [MilpResult(status=SolveStatus.INTERRUPTED) for _ in models]
     waiting = list(reversed(range(len(models))))
-    children = [_Child() for _ in range(width)]
+    children: list[_Child] = []
     busy: dict[_Child, tuple[int, float]] = {}
     try:
+        for _ in range(width):
+            children.append(_Child())
         while waiting or busy:
             for child in children:
-                if child not in busy and waiting:
-                    left = deadline - time.monotonic()
+                left = deadline - time.time()
+                if child not in busy and waiting and left > 0:
                     share = left * min(1.0, width / len(waiting))
-                    index, limit = waiting.pop(), max(share, 0.1)
-                    child.send(models[index], limit, gap_absolute, seed)
-                    busy[child] = (index, time.monotonic() + limit + _GRACE)
+                    index, latest = waiting.pop(), time.time() + share
+                    if not child.running:
+                        child.restart()
+                    child.send(models[index], latest, gap_absolute, seed)
+                    busy[child] = (index, latest + _GRACE)
             _collect(busy, results, on_update)
+            if not busy and time.time() >= deadline:
+                break
+        for index in waiting:
+            results[index] = MilpResult(status=SolveStatus.TIME_LIMIT)
     except KeyboardInterrupt:
         pass
     finally:
         for child in children:
             child.close()
-    lost = MilpResult(status=SolveStatus.INTERRUPTED)
-    return [lost if result is None else result for result in results]
+    return results
 
 
 def _collect(
     busy: dict[_Child, tuple[int, float]],
-    results: list[MilpResult | None],
+    results: list[MilpResult],
     on_update: UpdateCallback | None,
 ) -> None:
-    """Take what the busy children have to say; replace those that died or hang."""
+    """Take what the busy children have to say; stop those that died or are late."""
     for child, (index, latest) in list(busy.items()):
         for answer in child.answers(wait=0.02):
-            if "status" not in answer:
-                if on_update:
-                    on_update(index, answer["incumbent"], answer["bound"])
+            if "status" in answer:
+                results[index] = _result(answer)
+                del busy[child]
                 continue
-            results[index] = _result(answer)
+            if answer["bound"] is not None:
+                results[index] = replace(results[index], bound=answer["bound"])
+            if on_update:
+                on_update(index, answer["incumbent"], answer["bound"])
+        if child in busy and (child.dead or time.time() > latest):
+            results[index] = replace(results[index], status=SolveStatus.TIME_LIMIT)
             del busy[child]
-        if child in busy and (child.dead or time.monotonic() > latest):
-            results[index] = MilpResult(status=SolveStatus.TIME_LIMIT)
-            del busy[child]
-            child.restart()
+            child.close()
         if child not in busy and on_update:
-            result = results[index]
-            on_update(index, None, result.bound if result else None)
+            on_update(index, None, results[index].bound)
 
 
 def _result(answer: dict[str, Any]) -> MilpResult:
@@ -143,25 +156,29 @@ class _Child:
         self._start()
 
     @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
     def dead(self) -> bool:
-        return self._process.poll() is not None and self._answers.empty()
+        """It ended, and all that it said has been heard."""
+        return not self.running and self._answers.empty()
 
     def send(
-        self, model: MilpModel, time_limit: float, gap_absolute: float, seed: int
+        self, model: MilpModel, deadline: float, gap_absolute: float, seed: int
     ) -> None:
         archive = io.BytesIO()
         np.savez(archive, **asdict(model))
         frame = {
-            "time_limit": time_limit,
+            "deadline": deadline,
             "gap_absolute": gap_absolute,
             "seed": seed,
             "size": archive.tell(),
         }
-        try:
+        # A pipe breaks when the child died; `dead` tells.
+        with contextlib.suppress(BrokenPipeError):
             self._stdin.write(json.dumps(frame).encode() + b"\n" + archive.getvalue())
             self._stdin.flush()
-        except BrokenPipeError:
-            pass  # it died; `dead` tells
 
     def answers(self, wait: float) -> list[dict[str, Any]]:
         """Every answer that is there; waits a little for the first."""
@@ -178,9 +195,11 @@ class _Child:
         self._start()
 
     def close(self) -> None:
+        """End the process, whatever it does; does nothing the second time."""
         self._process.kill()
         self._process.wait()
-        self._stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
         self._reader.join()
 
     def _start(self) -> None:

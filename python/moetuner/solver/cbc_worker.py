@@ -16,14 +16,22 @@ import os
 import re
 import sys
 import threading
+import time
 from typing import IO, Any
 
 import mip
 import numpy as np
 
-# "Cbc0010I After 10 nodes, 8 on tree, 1.05 best solution, best possible 1.01 (...)"
-_NODES = re.compile(r"([-\d.e+]+) best solution, best possible ([-\d.e+]+)")
+#     Nodes   OnTree  Depth         BestSol Method       BestBound     Gap%   Time(s)
+#      3433      302     50       0.0214808                   0.01   95.00%      2.20
+_NODES = re.compile(
+    r"^\s*\d\S*\s+\d\S*\s+\d+\s+([-+\d.e]+)\s(?:.*\s)?([-+\d.e]+)\s+[\d.]+%\s"
+)
+_LOG_ROUNDING = 1e-5  # six digits are printed; a rounded bound must not be too high
 _UNBOUNDED = 1e30
+# CBC looks at the clock between nodes, so it is told to end a little early.
+_MARGIN_SECONDS = 1.0
+_MARGIN_SHARE = 0.1
 
 
 def main() -> None:
@@ -43,11 +51,13 @@ def _report(log: IO[str], answers: IO[str]) -> None:
     for line in log:
         if found := _NODES.search(line):
             incumbent, bound = (_finite(float(text)) for text in found.groups())
+            if bound is not None:
+                bound -= _LOG_ROUNDING * abs(bound)
             answers.write(json.dumps({"incumbent": incumbent, "bound": bound}) + "\n")
 
 
 def _solve(
-    arrays: dict[str, Any], time_limit: float, gap_absolute: float, seed: int
+    arrays: dict[str, Any], deadline: float, gap_absolute: float, seed: int
 ) -> dict[str, Any]:
     model = mip.Model(sense=mip.MINIMIZE, solver_name=mip.CBC)
     # verbose = 0 would silence the log; python-mip crashes when it keeps a progress
@@ -78,7 +88,9 @@ def _solve(
             (columns[j], float(arrays["start"][j]))
             for j in np.flatnonzero(arrays["integer"])
         ]
-    status = model.optimize(max_seconds=time_limit)
+    left = max(deadline - time.time(), 0.0)  # building the model took some
+    seconds = left - min(_MARGIN_SECONDS, _MARGIN_SHARE * left)
+    status = model.optimize(max_seconds=max(seconds, 0.01))
     x = [column.x for column in columns] if model.num_solutions else None
     return {"status": status.name, "x": x, "bound": _finite(model.objective_bound)}
 

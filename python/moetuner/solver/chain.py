@@ -56,9 +56,11 @@ class ChainSolver:
         check_objective(self, problem)
         problem.statistics.require_transitions("solver chain")
         clock = Clock(time_limit=options.time_limit)
-        rank_of = align_layers(problem, balanced_rank_of(problem))
+        clusters = balanced_rank_of(problem)
+        rank_of, exact = align_layers(problem, clusters), alignment_is_exact(problem)
+        if not problem.keeps_memory(rank_of):
+            rank_of, exact = clusters, False
         value = problem.objective_value(place(problem, rank_of))
-        exact = alignment_is_exact(problem)
         stage = Stage(
             name="alignment of fixed clusters",
             objective=problem.objective,

@@ -14,6 +14,7 @@ from moetuner.solver.base import (
     SolveStatus,
     finish,
 )
+from moetuner.solver.lpt import within_memory
 
 if TYPE_CHECKING:
     from moetuner.placement import Placement
@@ -36,9 +37,10 @@ class ContiguousSolver:
     ) -> Solution:
         """See `moetuner.solver.Solver`."""
         clock = Clock(time_limit=options.time_limit)
-        rank_of = contiguous_rank_of(
+        blocks = contiguous_rank_of(
             problem.num_layers, problem.num_experts, problem.topology.num_ranks
         )
+        rank_of = within_memory(problem, blocks)
         return finish(
             self,
             problem,

@@ -30,7 +30,12 @@ from moetuner.solver.base import (
     finish,
 )
 from moetuner.solver.cbc import MilpResult, solve_milps
-from moetuner.solver.lpt import balanced_rank_of, load_bounds
+from moetuner.solver.lpt import (
+    balanced_rank_of,
+    even_out_sizes,
+    load_bounds,
+    within_memory,
+)
 from moetuner.solver.milp import MilpBuilder, MilpModel
 
 if TYPE_CHECKING:
@@ -83,19 +88,19 @@ class Ilp1Solver:
         open_layers = np.flatnonzero(
             tracker.values - tracker.bounds > self.config.gap_absolute
         )
-        models = [
-            layer_model(problem, layer, start[layer]) for layer in open_layers.tolist()
-        ]
-        results = solve_milps(
-            models,
-            time_limit=clock.left,
-            gap_absolute=self.config.gap_absolute,
-            threads=options.threads,
-            seed=options.seed,
-            on_update=lambda i, value, bound: tracker.update(
-                open_layers[i], value, bound
-            ),
-        )
+        try:
+            results = solve_milps(
+                [layer_model(problem, i, start[i]) for i in open_layers.tolist()],
+                time_limit=clock.left,
+                gap_absolute=self.config.gap_absolute,
+                threads=options.threads,
+                seed=options.seed,
+                on_update=lambda i, value, bound: tracker.update(
+                    open_layers[i], value, bound
+                ),
+            )
+        except KeyboardInterrupt:  # while the models were built
+            results = [MilpResult(status=SolveStatus.INTERRUPTED)] * open_layers.size
         rank_of, bounds = start.copy(), tracker.bounds
         for layer, result in zip(open_layers.tolist(), results, strict=True):
             rank_of[layer] = _better_layer(problem, layer, start[layer], result)
@@ -103,6 +108,7 @@ class Ilp1Solver:
                 bounds[layer] = max(bounds[layer], result.bound)
         if not problem.equal_slots:
             rank_of = even_out_sizes(rank_of, problem.topology.num_ranks)
+        rank_of = within_memory(problem, rank_of)
         status = _status(results)
         values = layer_values(problem, rank_of)
         bounds = np.minimum(bounds, values)
@@ -167,27 +173,6 @@ def layer_values(
         return np.asarray(loads.max(axis=1))
     deviation = np.abs(loads - loads.mean(axis=1, keepdims=True))
     return np.asarray(deviation.sum(axis=1))
-
-
-def even_out_sizes(
-    rank_of: NDArray[np.integer[Any]], num_ranks: int
-) -> NDArray[np.int32]:
-    """Rename the clusters of each layer so that ranks hold about equally many experts.
-
-    Layer by layer the largest cluster goes to the rank with the fewest so far; loads
-    within a layer do not change.
-    """
-    totals = np.zeros(num_ranks, np.int64)
-    renamed = np.empty(rank_of.shape, np.int32)
-    for row, ranks in zip(renamed, rank_of, strict=True):
-        sizes = np.bincount(ranks, minlength=num_ranks)
-        clusters = np.argsort(-sizes, kind="stable")
-        emptiest = np.argsort(totals, kind="stable")
-        new_rank = np.empty(num_ranks, np.int32)
-        new_rank[clusters] = emptiest
-        row[:] = new_rank[ranks]
-        totals[emptiest] += sizes[clusters]
-    return renamed
 
 
 def _start_values(

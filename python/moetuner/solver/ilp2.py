@@ -13,6 +13,7 @@ exact assignments (see `moetuner.solver.chain`) and no program is built.
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from moetuner.solver.base import (
     finish,
     place,
 )
-from moetuner.solver.cbc import solve_milps
+from moetuner.solver.cbc import MilpResult, solve_milps
 from moetuner.solver.chain import align_layers, alignment_is_exact
 from moetuner.solver.ilp1 import Ilp1Solver
 from moetuner.solver.milp import MilpBuilder, MilpModel
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from moetuner.problem import PlacementProblem
 
     Floats = NDArray[np.float64]
+
+MAX_PRODUCTS = 200_000
+"""Products of y above which no program is built: CBC would not solve its root."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +92,8 @@ class Ilp2Solver:
             progress=progress,
         )
         clusters = first.placement.rank_of()
+        if first.status is SolveStatus.INTERRUPTED:
+            clock.time_limit = 0.0  # one Ctrl-C ends both stages
         rank_of, stage = self._give_ranks(problem, clusters, options, clock, progress)
         interrupted = SolveStatus.INTERRUPTED in (first.status, stage.status)
         return finish(
@@ -110,46 +116,22 @@ class Ilp2Solver:
     ) -> tuple[NDArray[np.int32], Stage]:
         """Ranks of fixed clusters, and how well that is known to be done."""
         began = clock.seconds
-        memory_row = not problem.equal_slots and problem.memory_slack is not None
-        chain = align_layers(problem, clusters)
-        start = clusters if memory_row else chain
-        value = problem.objective_value(place(problem, start))
+        start, exact = align_layers(problem, clusters), alignment_is_exact(problem)
+        if not problem.keeps_memory(start):
+            start, exact = clusters, False
+        value = scale = problem.objective_value(place(problem, start))
         bound, status = value, SolveStatus.OPTIMAL
-        exact = alignment_is_exact(problem) and not memory_row
         if (self.config.force_ilp or not exact) and value > 0:
             flows = problem.rank_flows(start)
             bounds = pair_bounds(problem, flows)
-            model = mapping_model(problem, flows, bounds, value, start)
-
-            def report(_: int, incumbent: float | None, low: float | None) -> None:
-                if progress:
-                    progress(
-                        ProgressEvent(
-                            solver=self.name,
-                            stage="ilp2",
-                            done=0 if incumbent is not None else 1,
-                            total=1,
-                            incumbent=min(incumbent or 1.0, 1.0) * value,
-                            bound=None if low is None else low * value,
-                            seconds=clock.seconds,
-                        )
-                    )
-
-            (result,) = solve_milps(
-                [model],
-                time_limit=max(clock.left, 0.1),
-                gap_absolute=self.config.gap_relative,
-                seed=options.seed,
-                threads=options.threads,
-                on_update=report,
-            )
+            result = self._map(problem, start, bounds, options, clock, progress)
             best = start if result.x is None else _read_ranks(problem, result.x, start)
             best_value = problem.objective_value(place(problem, best))
             if best_value < value:
                 start, value = best, best_value
             known = float(bounds.sum())
             if result.bound is not None:
-                known = max(known, result.bound * model_scale(problem, flows))
+                known = max(known, result.bound * scale)
             bound, status = min(known, value), result.status
         return start, Stage(
             name="ilp2 on these clusters",
@@ -160,10 +142,48 @@ class Ilp2Solver:
             seconds=clock.seconds - began,
         )
 
+    def _map(
+        self,
+        problem: PlacementProblem,
+        start: NDArray[np.int32],
+        bounds: Floats,
+        options: SolverOptions,
+        clock: Clock,
+        progress: ProgressCallback | None,
+    ) -> MilpResult:
+        """What CBC makes of ILP2; 1 is the objective of `start`."""
+        flows = problem.rank_flows(start)
+        scale = problem.objective_value(place(problem, start))
+        if clock.left <= 0 or flows.size * problem.topology.num_ranks > MAX_PRODUCTS:
+            return MilpResult(status=SolveStatus.TIME_LIMIT)
 
-def model_scale(problem: PlacementProblem, flows: Floats) -> float:
-    """Seconds that 1 stands for in the program: the start's own objective."""
-    return float((flows * problem.link_seconds()).max(axis=(1, 2)).sum())
+        def report(_: int, incumbent: float | None, low: float | None) -> None:
+            if progress:
+                progress(
+                    ProgressEvent(
+                        solver=self.name,
+                        stage="ilp2",
+                        done=0 if incumbent is not None else 1,
+                        total=1,
+                        incumbent=min(incumbent or 1.0, 1.0) * scale,
+                        bound=None if low is None else low * scale,
+                        seconds=clock.seconds,
+                    )
+                )
+
+        try:
+            model = mapping_model(problem, flows, bounds, scale, start)
+            (result,) = solve_milps(
+                [model],
+                time_limit=clock.left,
+                gap_absolute=self.config.gap_relative,
+                seed=options.seed,
+                threads=options.threads,
+                on_update=report,
+            )
+        except KeyboardInterrupt:  # while the model was built
+            return MilpResult(status=SolveStatus.INTERRUPTED)
+        return result
 
 
 def pair_bounds(problem: PlacementProblem, flows: Floats) -> Floats:
@@ -177,21 +197,18 @@ def pair_bounds(problem: PlacementProblem, flows: Floats) -> Floats:
     seconds = problem.link_seconds()
     inside = seconds[topology.same_node()].max()
     outside = seconds.max() if topology.num_nodes > 1 else inside
+    most = topology.ranks_per_node
+
+    def fits(flow: Floats, level: float) -> bool:
+        slow = ((flow * inside > level, 1), (flow * outside > level, most))
+        return all(pairs.sum(axis).max() <= n for pairs, n in slow for axis in (0, 1))
+
     bounds = np.zeros(len(flows))
     for layer, flow in enumerate(flows):
-        for level in np.unique(np.concatenate([flow * inside, flow * outside], None)):
-            same_rank = flow * inside > level
-            same_node = flow * outside > level
-            most = topology.ranks_per_node
-            fits = (
-                same_rank.sum(0).max() <= 1
-                and same_rank.sum(1).max() <= 1
-                and same_node.sum(0).max() <= most
-                and same_node.sum(1).max() <= most
-            )
-            if fits:
-                bounds[layer] = level
-                break
+        levels = np.unique(np.concatenate([flow * inside, flow * outside], None))
+        bounds[layer] = levels[
+            bisect.bisect_left(levels, True, key=lambda level: fits(flow, level))
+        ]
     return bounds
 
 
@@ -308,9 +325,7 @@ def _add_memory_row(
     share = sizes.sum() / problem.topology.num_ranks
     slack = float(problem.memory_slack or 0)
     for rank in range(problem.topology.num_ranks):
-        builder.add_row(
-            y[:, :, rank], sizes, lower=share - slack - 1 + 1e-6, upper=share + slack
-        )
+        builder.add_row(y[:, :, rank], sizes, lower=share - slack, upper=share + slack)
 
 
 def _read_ranks(

@@ -91,10 +91,10 @@ class MilpBuilder:
         lower: float = -np.inf,
         upper: float = np.inf,
     ) -> None:
-        """Add lower <= sum values * columns <= upper; `values` may be one number."""
-        indices = np.asarray(columns, np.int64).ravel()
-        self._columns += indices.tolist()
-        self._values += np.broadcast_to(values, indices.shape).tolist()
+        """Add lower <= sum values * columns <= upper; `values` broadcast to columns."""
+        indices = np.asarray(columns, np.int64)
+        self._columns += indices.ravel().tolist()
+        self._values += np.broadcast_to(values, indices.shape).ravel().tolist()
         self._row_begin.append(len(self._columns))
         self._row_lower.append(lower)
         self._row_upper.append(upper)

@@ -24,6 +24,7 @@ from moetuner.solver.base import (
     finish,
     place,
 )
+from moetuner.solver.lpt import balanced_rank_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,22 +52,33 @@ class OracleSolver:
     ) -> Solution:
         """See `moetuner.solver.Solver`."""
         clock = Clock(time_limit=options.time_limit)
-        states = _layer_states(problem)
-        if problem.memory_slack is not None and not problem.equal_slots:
-            path = _every_combination(problem, states)
-        else:
-            path = _shortest_path(problem, states)
-        rank_of = states[path]
-        value = _value(problem, rank_of)
+        status, bound = SolveStatus.OPTIMAL, None
+        try:
+            states = _layer_states(problem)
+            if problem.memory_slack is not None and not problem.equal_slots:
+                path = _every_combination(problem, states, clock)
+            else:
+                path = _shortest_path(problem, states, clock)
+            rank_of = states[path]
+            bound = _value(problem, rank_of)
+        except TimeoutError:  # half an enumeration proves and finds nothing
+            status, rank_of = SolveStatus.TIME_LIMIT, balanced_rank_of(problem)
+        except KeyboardInterrupt:
+            status, rank_of = SolveStatus.INTERRUPTED, balanced_rank_of(problem)
         return finish(
             self,
             problem,
             rank_of,
             clock,
-            status=SolveStatus.OPTIMAL,
-            lower_bound=value,
+            status=status,
+            lower_bound=bound,
             warm_start=warm_start,
         )
+
+
+def _check_time(clock: Clock) -> None:
+    if clock.left <= 0:
+        raise TimeoutError
 
 
 def _layer_states(problem: PlacementProblem) -> NDArray[np.int32]:
@@ -94,18 +106,18 @@ def _layer_states(problem: PlacementProblem) -> NDArray[np.int32]:
 
 
 def _shortest_path(
-    problem: PlacementProblem, states: NDArray[np.int32]
+    problem: PlacementProblem, states: NDArray[np.int32], clock: Clock
 ) -> NDArray[np.int64]:
     """State of each layer, int64 [L], that minimises the objective."""
     if problem.objective in (Objective.MAX_LOAD, Objective.LOAD_DEVIATION):
-        tables = [
-            [
-                _value(problem, rows)
-                for rows in _one_layer_varied(problem, states, layer)
-            ]
-            for layer in range(problem.num_layers)
-        ]
-        return np.array([np.argmin(table) for table in tables])
+        best_states = []
+        for layer in range(problem.num_layers):
+            table = []
+            for rows in _one_layer_varied(problem, states, layer):
+                _check_time(clock)
+                table.append(_value(problem, rows))
+            best_states.append(np.argmin(table))
+        return np.array(best_states)
     onehot = np.eye(problem.topology.num_ranks)[states]  # [states, E, G]
     transitions = problem.statistics.require_transitions("oracle").astype(float)
     best = np.zeros(len(states))
@@ -113,8 +125,8 @@ def _shortest_path(
     for step in transitions:
         cost = np.empty((len(states), len(states)))
         for i, here in enumerate(onehot):
-            flows = np.einsum("eg,ef,sfh->sgh", here, step, onehot)
-            cost[i] = _flow_cost(problem, flows)
+            _check_time(clock)
+            cost[i] = _flow_cost(problem, (here.T @ step) @ onehot)
         totals = best[:, None] + cost
         came_from.append(totals.argmin(axis=0))
         best = totals.min(axis=0)
@@ -133,7 +145,7 @@ def _one_layer_varied(
 
 
 def _every_combination(
-    problem: PlacementProblem, states: NDArray[np.int32]
+    problem: PlacementProblem, states: NDArray[np.int32], clock: Clock
 ) -> NDArray[np.int64]:
     if len(states) ** problem.num_layers > MAX_COMBINATIONS:
         raise SolverError(
@@ -143,6 +155,7 @@ def _every_combination(
     slack = problem.memory_slack or 0
     best, best_value = None, np.inf
     for path in itertools.product(range(len(states)), repeat=problem.num_layers):
+        _check_time(clock)
         rows = states[list(path)]
         if problem.memory_excess(problem.rank_sizes(rows)) > slack:
             continue

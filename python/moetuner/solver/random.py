@@ -16,6 +16,7 @@ from moetuner.solver.base import (
     SolveStatus,
     finish,
 )
+from moetuner.solver.lpt import within_memory
 
 if TYPE_CHECKING:
     from moetuner.placement import Placement
@@ -41,7 +42,8 @@ class RandomSolver:
         blocks = contiguous_rank_of(
             problem.num_layers, problem.num_experts, problem.topology.num_ranks
         )
-        rank_of = np.random.default_rng(options.seed).permuted(blocks, axis=1)
+        shuffled = np.random.default_rng(options.seed).permuted(blocks, axis=1)
+        rank_of = within_memory(problem, shuffled)
         return finish(
             self,
             problem,
