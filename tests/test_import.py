@@ -1,5 +1,8 @@
+import pkgutil
 import subprocess
 import sys
+
+import moetuner
 
 
 def run(code):
@@ -31,6 +34,12 @@ def test_import_is_quick():
 def test_every_public_name_exists():
     code = "import moetuner; print(all(hasattr(moetuner, n) for n in moetuner.__all__))"
     assert run(code) == "True"
+
+
+def test_no_public_name_is_hidden_by_a_module():
+    """Importing a submodule sets its name on the package, whatever stood there."""
+    modules = {module.name for module in pkgutil.iter_modules(moetuner.__path__)}
+    assert not modules & set(moetuner.__all__)
 
 
 def test_unknown_names_are_refused():

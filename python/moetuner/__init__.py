@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from moetuner.cost import ModelShape as ModelShape
     from moetuner.cost import Wire as Wire
     from moetuner.cost import shape_for_model as shape_for_model
-    from moetuner.describe import describe as describe
+    from moetuner.description import describe as describe
     from moetuner.errors import MoetunerError as MoetunerError
-    from moetuner.evaluate import Evaluation as Evaluation
-    from moetuner.evaluate import evaluate as evaluate
+    from moetuner.evaluation import Evaluation as Evaluation
+    from moetuner.evaluation import evaluate as evaluate
     from moetuner.pipeline import PlanOptions as PlanOptions
     from moetuner.pipeline import PlanReport as PlanReport
     from moetuner.pipeline import demo_trace as demo_trace
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from moetuner.trace import read_trace as read_trace
     from moetuner.trace import split_by_sequence as split_by_sequence
     from moetuner.trace import subsample as subsample
+    from moetuner.trace import synthetic_trace as synthetic_trace
     from moetuner.trace import write_trace as write_trace
 
 _MODULE_OF = {
@@ -53,10 +54,10 @@ _MODULE_OF = {
     "ModelShape": "cost",
     "Wire": "cost",
     "shape_for_model": "cost",
-    "describe": "describe",
+    "describe": "description",
     "MoetunerError": "errors",
-    "Evaluation": "evaluate",
-    "evaluate": "evaluate",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
     "PlanOptions": "pipeline",
     "PlanReport": "pipeline",
     "demo_trace": "pipeline",
@@ -77,6 +78,7 @@ _MODULE_OF = {
     "read_trace": "trace",
     "split_by_sequence": "trace",
     "subsample": "trace",
+    "synthetic_trace": "trace",
     "write_trace": "trace",
 }
 

@@ -15,7 +15,7 @@ from moetuner.errors import (
     InvalidTraceError,
     MissingStatisticsError,
 )
-from moetuner.evaluate import (
+from moetuner.evaluation import (
     Evaluation,
     GainInterval,
     bootstrap_seconds,
@@ -188,14 +188,17 @@ def plan_trace(
         hardware=options.cost.hardware,
         shape=options.cost.shape,
     )
-    # The asked-for solver runs first: it may refuse, and nothing else is worth waiting.
+    # Baselines keep to equal slots: that is how they are used.
+    balance = replace(problem, objective=Objective.MAX_LOAD, equal_slots=True)
+    # What cannot be scored (no recorded homes, say) shows before a long solve.
+    blocks = get_solver(BASELINES[0]).solve(balance, options.solver_options)
+    evaluate(split.score, blocks.placement, options.cost)
+    # Then the asked-for solver: it may refuse, and nothing else is worth waiting.
     result = solver.solve(problem, options.solver_options, progress=progress)
     sha256 = trace.sha256()
     result = _with_source(result, trace, sha256, options)
     if on_solved is not None:
         on_solved(result.placement)
-    # Baselines keep to equal slots: that is how they are used.
-    balance = replace(problem, objective=Objective.MAX_LOAD, equal_slots=True)
     solutions = {
         name: _with_source(
             get_solver(name).solve(balance, options.solver_options),

@@ -15,6 +15,9 @@ def plan_json(report: PlanReport) -> dict[str, Any]:
     """Everything that the table shows, with full precision."""
     return {
         "verdict": verdict(report),
+        "solver": report.options.solver,
+        "options": dict(report.result.placement.provenance.options),
+        "trace_sha256": report.result.placement.provenance.trace_sha256,
         "num_ranks": report.topology.num_ranks,
         "ranks_per_node": report.topology.ranks_per_node,
         "plan_tokens": report.plan_tokens,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from moetuner._files import atomic_path
 from moetuner.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     import os
 
-    from moetuner.evaluate import Evaluation
-    from moetuner.pipeline import PlanReport
+    from moetuner.pipeline import Candidate, PlanReport
+
+_MAX_LABELS = 16  # more ticks than this touch each other
+_MAX_NUMBERS = 8  # more ranks than this leave no room for numbers in the cells
 
 
 def plot_plan(report: PlanReport, path: str | os.PathLike[str]) -> None:
@@ -29,56 +33,89 @@ def plot_plan(report: PlanReport, path: str | os.PathLike[str]) -> None:
             "plots need matplotlib: pip install 'moetuner[plot]'"
         ) from error
     pair = (report.baseline, report.result)
-    evaluations = [candidate.evaluation for candidate in pair]
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    figure.suptitle("Before and after, on held-out tokens")
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure.suptitle(
+        f"Before and after, on {report.score_tokens:,} held-out tokens "
+        f"(wire {report.options.cost.wire.value}, "
+        f"homes {report.options.cost.homes.value})"
+    )
     axes = figure.subplots(2, 2)
-    _plot_loads(figure, axes[0], [c.name for c in pair], evaluations)
-    _plot_traffic(figure, axes[1], [c.name for c in pair], evaluations)
+    _plot_loads(figure, axes[0], pair)
+    _plot_traffic(figure, axes[1], pair)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
 
-def _plot_loads(
-    figure: Any, axes: Any, names: list[str], evaluations: list[Evaluation]
-) -> None:
-    """Rank load over mean rank load, per layer; 1 is balance."""
-    loads = [e.rank_rows / e.rank_rows.mean(axis=1, keepdims=True) for e in evaluations]
-    spread = max(abs(load - 1).max() for load in loads)
-    for axis, name, load, evaluation in zip(
-        axes, names, loads, evaluations, strict=True
-    ):
+def _plot_loads(figure: Any, axes: Any, pair: tuple[Candidate, ...]) -> None:
+    """Rank load over mean rank load, per layer; 1 is balance, and white."""
+    rows = [candidate.evaluation.rank_rows for candidate in pair]
+    means = [table.mean(axis=1, keepdims=True) for table in rows]
+    loads = [
+        np.divide(table, mean, out=np.ones_like(table), where=mean > 0)
+        for table, mean in zip(rows, means, strict=True)
+    ]
+    low, high = min(map(np.min, loads)), max(map(np.max, loads))
+    spread = max(high - 1, 1 - low, 0.01)
+    for axis, candidate, load in zip(axes, pair, loads, strict=True):
         image = axis.imshow(
             load.T, cmap="PuOr_r", vmin=1 - spread, vmax=1 + spread, aspect="auto"
         )
         axis.set_title(
-            f"{name}: load per rank, max/mean {evaluation.imbalance_mean:.2f}"
+            f"{candidate.name}: load per rank\n"
+            f"max/mean {candidate.evaluation.imbalance_mean:.2f} on average, "
+            f"{candidate.evaluation.imbalance_worst:.2f} at worst"
         )
-        axis.set_xlabel("recorded MoE layer")
+        axis.set_xlabel("layer")
         axis.set_ylabel("rank")
-        axis.set_yticks(range(load.shape[1]))
-    figure.colorbar(image, ax=list(axes), label="load / mean load")
+        layers = candidate.placement.layer_ids
+        shown = range(0, len(layers), -(-len(layers) // _MAX_LABELS))
+        axis.set_xticks(shown, [str(layers[i]) for i in shown])
+        axis.set_yticks(_ticks(load.shape[1]))
+    bar = figure.colorbar(image, ax=list(axes), label="load / mean load")
+    if high > low:
+        bar.ax.set_ylim(low, high)  # what there is: no load is negative
 
 
-def _plot_traffic(
-    figure: Any, axes: Any, names: list[str], evaluations: list[Evaluation]
-) -> None:
+def _plot_traffic(figure: Any, axes: Any, pair: tuple[Candidate, ...]) -> None:
     """Dispatch rows per token from home to computing rank, mean over layers."""
-    rows = [
-        e.traffic / e.num_tokens / len(e.imbalance) * len(e.traffic)
-        for e in evaluations
-    ]
-    most = max(table.max() for table in rows)
-    for axis, name, table, evaluation in zip(
-        axes, names, rows, evaluations, strict=True
-    ):
+    tables = []
+    for candidate in pair:
+        traffic = candidate.evaluation.traffic
+        share = candidate.evaluation.num_tokens * len(candidate.evaluation.imbalance)
+        table = traffic * (len(traffic) / share)
+        np.fill_diagonal(table, np.nan)  # stays where it is
+        tables.append(table)
+    most = max(np.nanmax(table) if len(table) > 1 else 0 for table in tables) or 1
+    for axis, candidate, table in zip(axes, pair, tables, strict=True):
         image = axis.imshow(table, cmap="viridis", vmin=0, vmax=most)
+        axis.set_facecolor("lightgray")
         axis.set_title(
-            f"{name}: traffic, "
-            f"{evaluation.remote_ranks_per_token:.2f} remote ranks/token"
+            f"{candidate.name}: traffic (gray: stays on its rank)\n"
+            f"{candidate.evaluation.remote_ranks_per_token:.2f} remote ranks per token"
         )
         axis.set_xlabel("computing rank")
         axis.set_ylabel("home rank")
-        axis.set_xticks(range(len(table)))
-        axis.set_yticks(range(len(table)))
-    figure.colorbar(image, ax=list(axes), label="rows per token of the home rank")
+        axis.set_xticks(_ticks(len(table)))
+        axis.set_yticks(_ticks(len(table)))
+        if len(table) <= _MAX_NUMBERS:
+            _write_numbers(axis, table, most)
+    figure.colorbar(image, ax=list(axes), label="rows per token of an even share")
+
+
+def _write_numbers(axis: Any, table: Any, most: float) -> None:
+    for (home, rank), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            color = "black" if value > most / 2 else "white"
+            axis.text(
+                rank,
+                home,
+                f"{value:.2f}",
+                color=color,
+                ha="center",
+                va="center",
+                size=7,
+            )
+
+
+def _ticks(count: int) -> range:
+    return range(0, count, -(-count // _MAX_LABELS))

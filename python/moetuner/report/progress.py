@@ -19,14 +19,11 @@ class ProgressLine:
     """A live line on a terminal, a plain line every few seconds elsewhere."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, markup=False)
         self._status: Status | None = None
-        self._last = 0.0
+        self._last = -_PLAIN_EVERY
 
     def __enter__(self) -> ProgressLine:
-        if self._console.is_terminal:
-            self._status = self._console.status("solving")
-            self._status.start()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -36,11 +33,14 @@ class ProgressLine:
     def update(self, event: ProgressEvent) -> None:
         """Show the news."""
         text = format_event(event)
-        if self._status is not None:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            if self._status is None:
+                self._status = self._console.status(text)
+                self._status.start()
             self._status.update(text)
         elif time.monotonic() - self._last >= _PLAIN_EVERY:
             self._last = time.monotonic()
-            self._console.print(text)
+            self._console.print(text, soft_wrap=True)
 
 
 def format_event(event: ProgressEvent) -> str:

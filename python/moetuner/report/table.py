@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moetuner.describe import Range, TraceDescription
-    from moetuner.evaluate import Evaluation, GainInterval
+    from moetuner.description import Range, TraceDescription
+    from moetuner.evaluation import Evaluation, GainInterval
     from moetuner.pipeline import PlanReport
 
+# Heads in two lines: every table stays within 80 columns.
 _COLUMNS = (
-    "load max/mean",
-    "worst layer",
-    "remote ranks/token",
-    "remote nodes/token",
-    "busiest receive",
-    "modelled ms",
+    "load\nmean",
+    "load\nworst",
+    "remote\nranks",
+    "remote\nnodes",
+    "busiest\nreceive",
+    "time\n(ms)",
 )
+LEGEND = """\
+load: busiest rank / mean rank, mean and worst over layers; remote: ranks and
+nodes other than its home that compute a token; busiest receive: rows into the
+busiest rank / its even share of tokens; time: modelled, all tokens as one batch"""
 
 
 def plan_table(report: PlanReport) -> Table:
     """Baselines and result, scored on the held-out part."""
     table = _score_table("placement", title="Scores on held-out tokens")
-    table.add_column("gain vs contiguous", justify="right")
+    table.add_column("gain over contiguous\n[95% interval]", justify="right")
     for candidate in report.candidates:
         last = candidate is report.result
         table.add_row(
@@ -48,10 +54,10 @@ def evaluation_table(names: Sequence[str], evaluations: Sequence[Evaluation]) ->
 
 def stage_table(report: PlanReport) -> Table:
     """What the solver claims of each of its stages, on the planning part."""
-    table = Table(title="Solver, on the planning part", title_justify="left")
+    table = _table("Solver, on the planning part")
     for name in ("stage", "minimises"):
-        table.add_column(name)
-    for name in ("value", "lower bound", "gap", "seconds"):
+        table.add_column(name, overflow="fold")
+    for name in ("value", "lower\nbound", "gap", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("status")
     solution = report.result.solution
@@ -59,8 +65,8 @@ def stage_table(report: PlanReport) -> Table:
         table.add_row(
             stage.name,
             stage.objective.value,
-            f"{stage.value:.6g}",
-            "-" if stage.lower_bound is None else f"{stage.lower_bound:.6g}",
+            f"{stage.value:.5g}",
+            "-" if stage.lower_bound is None else f"{stage.lower_bound:.5g}",
             "-" if stage.gap is None else f"{stage.gap:.2%}",
             f"{stage.seconds:.2f}",
             stage.status.value,
@@ -69,8 +75,8 @@ def stage_table(report: PlanReport) -> Table:
         table.add_row(
             report.result.name,
             solution.objective.value,
-            f"{solution.value:.6g}",
-            "-" if solution.lower_bound is None else f"{solution.lower_bound:.6g}",
+            f"{solution.value:.5g}",
+            "-" if solution.lower_bound is None else f"{solution.lower_bound:.5g}",
             "-" if solution.gap is None else f"{solution.gap:.2%}",
             f"{solution.seconds:.2f}",
             solution.status.value,
@@ -104,11 +110,22 @@ def description_table(description: TraceDescription) -> Table:
     return table
 
 
+def _table(title: str | None = None) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+    )
+
+
 def _score_table(first: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    table = _table(title)
+    table.add_column(first, overflow="fold", vertical="bottom")
     for name in _COLUMNS:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -118,13 +135,15 @@ def _scores(scores: Evaluation) -> tuple[str, ...]:
         f"{scores.imbalance_worst:.3f}",
         _number(scores.remote_ranks_per_token),
         _number(scores.remote_nodes_per_token),
-        f"{scores.bottleneck_receive:.3f}",
-        f"{scores.modelled_seconds * 1e3:.3f}",
+        _number(scores.bottleneck_receive),
+        _number(scores.modelled_seconds * 1e3),
     )
 
 
 def _number(value: float) -> str:
-    return "unknown" if value != value else f"{value:.3f}"
+    if value != value:
+        return "unknown"
+    return f"{value:.3f}" if value < 1000 else f"{value:.0f}"
 
 
 def _gain(gain: GainInterval | None) -> str:

@@ -10,6 +10,8 @@ from moetuner.problem import Objective
 if TYPE_CHECKING:
     from moetuner.pipeline import PlanReport
 
+_SAME = 1e-3  # relative differences in time that are not worth a word
+
 
 def verdict(report: PlanReport) -> str:
     """Say what was gained on held-out data over contiguous blocks, or that nothing was.
@@ -29,9 +31,10 @@ def verdict(report: PlanReport) -> str:
     interval = f"95% interval {gain.low:+.1%} to {gain.high:+.1%}"
     if not gain.certain:
         text = (
-            f"No certain gain: {result.name} is {percent} "
+            f"No gain to be had: {result.name} is {percent} "
             f"{'faster' if gain.gain >= 0 else 'slower'} than contiguous blocks in "
-            f"modelled time on held-out data, but the {interval} includes zero."
+            f"modelled time on held-out data, but the {interval} does not leave out "
+            f"zero."
         )
     elif gain.gain > 0:
         text = (
@@ -48,11 +51,16 @@ def verdict(report: PlanReport) -> str:
 
 def _no_gain_possible(report: PlanReport) -> str:
     if report.topology.num_ranks == 1:
-        return "One rank: every placement is the same, there is nothing to gain."
-    if report.result.placement.slots_per_rank == 1:
+        return "No gain to be had: on one rank every placement is the same."
+    cost, topology = report.options.cost, report.topology
+    alike = topology.num_nodes == 1 or topology.ranks_per_node == 1
+    anywhere = cost.homes is Homes.UNIFORM and alike
+    if report.result.placement.slots_per_rank == 1 and (
+        anywhere or cost.wire is Wire.ALLGATHER
+    ):
         return (
-            "One expert per rank: without replicas a placement only renames ranks, so "
-            "there is nothing to balance."
+            "No gain to be had: with one expert per rank a placement only renames "
+            "ranks, and all links are alike."
         )
     return ""
 
@@ -61,11 +69,13 @@ def _notes(report: PlanReport) -> list[str]:
     cost, topology = report.options.cost, report.topology
     notes = []
     best = min(report.candidates, key=lambda c: c.evaluation.modelled_seconds)
-    if best.name != report.result.name:
+    seconds = report.result.evaluation.modelled_seconds
+    if best.evaluation.modelled_seconds < seconds * (1 - _SAME):
         notes.append(f"The baseline {best.name} scored better still.")
     if cost.wire is Wire.ALLGATHER:
         notes.append(
-            "With all-gather every row goes everywhere: all of it is load balance."
+            "With all-gather every row goes everywhere: no gain in traffic is to be "
+            "had, only in load balance."
         )
     elif (
         cost.homes is Homes.UNIFORM

@@ -1,0 +1,92 @@
+"""The program: its commands, and errors as messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from moetuner.cli import commands
+from moetuner.cli.messages import fail
+from moetuner.errors import (
+    InvalidPlacementError,
+    InvalidProblemError,
+    InvalidTraceError,
+    MissingStatisticsError,
+    MoetunerError,
+    SolverError,
+)
+
+_USAGE_ERRORS = (
+    InvalidTraceError,
+    InvalidPlacementError,
+    InvalidProblemError,
+    MissingStatisticsError,
+    SolverError,
+)
+_BAD_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+class _Group(TyperGroup):
+    """Turns the package's errors into messages and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MoetunerError as error:
+            fail(str(error), 2 if isinstance(error, _USAGE_ERRORS) else 1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `| head` has seen enough
+                raise
+            code = 2 if error.errno in _BAD_PATH else 1
+            fail(f"{error.filename or 'system'}: {error.strerror or error}", code)
+        except MemoryError:
+            fail("out of memory", 1)
+        except KeyboardInterrupt:
+            fail("interrupted, nothing was written", 130)
+
+
+app = typer.Typer(
+    name="moetuner",
+    cls=_Group,
+    help="Which GPU should hold which expert? Plan and score expert placements.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose help cuts long option names at 80 columns
+)
+
+for _command in (commands.describe, commands.plan, commands.evaluate, commands.demo):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Entry point of ``moetuner`` and ``python -m moetuner``."""
+    # Also when a shell started us in the background with SIGINT ignored: whoever sends
+    # a signal to a long solve wants its best placement, not to wait.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: `>&-`
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+    app(prog_name="moetuner")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version")
+    ] = False,
+) -> None:
+    if version:
+        import moetuner
+
+        typer.echo(f"moetuner {moetuner.__version__}")
+        raise typer.Exit

@@ -1,0 +1,236 @@
+"""What each command does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moetuner.cli.messages import fail, note
+from moetuner.cli.options import (
+    ExpertHiddenSize,
+    HardwareName,
+    HardwareOption,
+    HiddenSize,
+    HomesOption,
+    Json,
+    Quiet,
+    SolverName,
+    TracePath,
+    WireOption,
+    cost_model,
+    default_wire,
+    topology_of,
+)
+from moetuner.cost import Homes, Wire
+from moetuner.errors import InvalidPlacementError, InvalidProblemError
+
+if TYPE_CHECKING:
+    from moetuner.placement import Placement
+    from moetuner.topology import Topology
+    from moetuner.trace import CountTrace, Trace
+
+
+def describe(trace: TracePath, as_json: Json = False) -> None:
+    """Say what a trace holds: sizes, skew, affinity, what is missing."""
+    from moetuner.description import describe as describe_trace
+    from moetuner.report.table import description_table
+    from moetuner.report.terminal import print_content, print_json
+    from moetuner.trace import read_trace
+
+    description = describe_trace(read_trace(trace))
+    if as_json:
+        print_json(description.to_json())
+    else:
+        print_content(description_table(description))
+
+
+def plan(
+    trace: TracePath,
+    ranks: Annotated[
+        int, typer.Option(help="GPUs of the expert-parallel group", min=1)
+    ],
+    out: Annotated[Path, typer.Option(help="Placement file to write")],
+    ranks_per_node: Annotated[
+        int | None, typer.Option(help="GPUs per node  [default: 8, or all]", min=1)
+    ] = None,
+    solver: Annotated[SolverName, typer.Option(help="Method")] = SolverName["ilp2"],
+    time_limit: Annotated[float, typer.Option(help="Seconds for the solver")] = 60.0,
+    seed: Annotated[
+        int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
+    ] = 0,
+    threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
+    split: Annotated[float, typer.Option(help="Share of tokens to plan on")] = 0.5,
+    slots_per_rank: Annotated[int, typer.Option(help="0: just enough", min=0)] = 0,
+    free_sizes: Annotated[
+        bool,
+        typer.Option(
+            "--free-sizes", help="Cluster sizes may differ, as the paper prints it"
+        ),
+    ] = False,
+    memory_slack: Annotated[
+        int | None, typer.Option(help="Row (13): experts off an equal share", min=0)
+    ] = None,
+    wire: WireOption = None,
+    homes: HomesOption = Homes.UNIFORM,
+    hardware: HardwareOption = HardwareName["h100"],
+    hidden_size: HiddenSize = None,
+    expert_hidden_size: ExpertHiddenSize = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Figure to write (.png, .svg, .pdf)")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Plan on one part of a trace, score on the other, write the placement."""
+    from moetuner.pipeline import PlanOptions
+    from moetuner.report.outputs import check_outputs
+    from moetuner.solver import SolverOptions
+    from moetuner.trace import read_trace
+
+    check_outputs(trace, out, plot)
+    topology = topology_of(ranks, ranks_per_node, quiet)
+    routing = read_trace(trace)
+    wire = wire or default_wire(routing, quiet)
+    cost = cost_model(
+        routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
+    )
+    options = PlanOptions(
+        solver=solver.value,
+        solver_options=SolverOptions(time_limit=time_limit, seed=seed, threads=threads),
+        cost=cost,
+        slots_per_rank=slots_per_rank,
+        equal_slots=not free_sizes,
+        memory_slack=memory_slack,
+        plan_fraction=split,
+    )
+    _run_plan(routing, topology, options, out, plot, as_json, quiet)
+
+
+def evaluate(
+    trace: TracePath,
+    placements: Annotated[list[Path], typer.Argument(help="Placement files")],
+    wire: WireOption = None,
+    homes: HomesOption = Homes.UNIFORM,
+    hardware: HardwareOption = HardwareName["h100"],
+    hidden_size: HiddenSize = None,
+    expert_hidden_size: ExpertHiddenSize = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score placements on every token of a trace."""
+    from moetuner.evaluation import evaluate as score
+    from moetuner.placement_file import read_placement
+    from moetuner.report.table import LEGEND, evaluation_table
+    from moetuner.report.terminal import print_content, print_json
+    from moetuner.trace import read_trace
+
+    routing = read_trace(trace)
+    wire = wire or default_wire(routing, quiet)
+    cost = cost_model(
+        routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
+    )
+    names, scores = [str(path) for path in placements], []
+    for path in placements:
+        placement = read_placement(path)
+        try:
+            scores.append(score(routing, placement, cost))
+        except InvalidPlacementError as error:
+            raise InvalidPlacementError(f"{path}: {error}") from error
+    if as_json:
+        print_json(
+            [
+                {"placement": name, **evaluation.to_json()}
+                for name, evaluation in zip(names, scores, strict=True)
+            ]
+        )
+    else:
+        print_content(evaluation_table(names, scores))
+        print_content(LEGEND)
+
+
+def demo(
+    out_dir: Annotated[Path, typer.Option(help="Folder for the results")] = Path(
+        "moetuner-demo"
+    ),
+    time_limit: Annotated[float, typer.Option(help="Seconds for the solver")] = 40.0,
+    threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Plan the shipped trace of a real model for 8 GPUs on 2 nodes."""
+    from moetuner.description import describe as describe_trace
+    from moetuner.pipeline import PlanOptions, demo_trace
+    from moetuner.report.outputs import can_plot, check_writable
+    from moetuner.report.table import description_table
+    from moetuner.report.terminal import print_content
+    from moetuner.solver import SolverOptions
+    from moetuner.topology import Topology
+
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InvalidProblemError(f"{out_dir}: a file, wanted a folder")
+    trace = demo_trace()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    out, plot = out_dir / "placement.json", out_dir / "before-after.png"
+    check_writable(out)
+    print_content(description_table(describe_trace(trace)))
+    if not can_plot():
+        note("no plot: that needs pip install 'moetuner[plot]'", quiet)
+    _run_plan(
+        trace,
+        Topology(num_ranks=8, ranks_per_node=4),
+        PlanOptions(
+            solver_options=SolverOptions(time_limit=time_limit, threads=threads),
+            cost=cost_model(trace, Wire.DEDUP, Homes.UNIFORM, "h100", quiet=quiet),
+        ),
+        out,
+        plot if can_plot() else None,
+        as_json=False,
+        quiet=quiet,
+    )
+
+
+def _run_plan(
+    trace: Trace | CountTrace,
+    topology: Topology,
+    options: Any,
+    out: Path,
+    plot: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from moetuner.pipeline import plan_trace
+    from moetuner.placement_file import write_placement
+    from moetuner.report.json import plan_json
+    from moetuner.report.plot import plot_plan
+    from moetuner.report.progress import ProgressLine
+    from moetuner.report.terminal import print_content, print_json, print_plan
+    from moetuner.solver import SolveStatus
+
+    written = []
+
+    def keep(placement: Placement) -> None:
+        write_placement(placement, out)
+        written.append(out)
+
+    try:
+        with ProgressLine() as line:
+            progress = None if quiet else line.update
+            report = plan_trace(
+                trace, topology, options, progress=progress, on_solved=keep
+            )
+        if report.result.solution.status is SolveStatus.INTERRUPTED:
+            note(f"interrupted: {out} holds the best placement found so far", quiet)
+        if plot is not None:
+            plot_plan(report, plot)
+            written.append(plot)
+    except KeyboardInterrupt:
+        if not written:
+            raise
+        fail(f"interrupted while scoring; {out} holds the placement", 130)
+    if as_json:
+        print_json(plan_json(report))
+    else:
+        print_plan(report)
+        for path in written:
+            print_content(f"wrote {path}")

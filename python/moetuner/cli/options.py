@@ -1,0 +1,115 @@
+"""Options that several commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moetuner.cli.messages import note
+from moetuner.cost import (
+    DEFAULT_SHAPE,
+    HARDWARE,
+    CostModel,
+    Homes,
+    ModelShape,
+    Wire,
+    shape_for_model,
+)
+from moetuner.errors import InvalidProblemError
+from moetuner.solver import SOLVERS
+
+if TYPE_CHECKING:
+    from moetuner.topology import Topology
+    from moetuner.trace import CountTrace, Trace
+
+GPUS_PER_NODE = 8  # of every `--hardware` that there is
+
+SolverName = enum.Enum("SolverName", {n: n for n in SOLVERS}, type=str)  # type: ignore[misc]
+HardwareName = enum.Enum("HardwareName", {n: n for n in HARDWARE}, type=str)  # type: ignore[misc]
+
+TracePath = Annotated[Path, typer.Argument(help="Routing trace: safetensors or .npz")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes")]
+WireOption = Annotated[
+    Wire | None,
+    typer.Option(
+        help="What crosses the network for one token  "
+        "[default: dedup; allgather for sources that only counted]"
+    ),
+]
+HomesOption = Annotated[
+    Homes, typer.Option(help="Where a token is when a layer begins")
+]
+HardwareOption = Annotated[HardwareName, typer.Option(help="Kind of GPU node")]
+HiddenSize = Annotated[
+    int | None, typer.Option(help="Hidden size, when unknown", min=1, max=2**24)
+]
+ExpertHiddenSize = Annotated[
+    int | None,
+    typer.Option(help="Inner width of one expert, when unknown", min=1, max=2**24),
+]
+
+
+def cost_model(
+    trace: Trace | CountTrace,
+    wire: Wire,
+    homes: Homes,
+    hardware: str,
+    hidden_size: int | None = None,
+    expert_hidden_size: int | None = None,
+    quiet: bool = False,
+) -> CostModel:
+    """The cost model; sizes from the options, else the model's, else stated ones."""
+    known = shape_for_model(trace.metadata.model)
+    shape = known or DEFAULT_SHAPE
+    if known is None and not (hidden_size and expert_hidden_size):
+        note(
+            f"model {trace.metadata.model or 'unknown'!r} is not in the table: "
+            f"assuming hidden size {hidden_size or shape.hidden_size}, "
+            f"expert hidden size {expert_hidden_size or shape.expert_hidden_size}; "
+            f"set --hidden-size and --expert-hidden-size",
+            quiet,
+        )
+    return CostModel(
+        hardware=HARDWARE[hardware],
+        shape=ModelShape(
+            hidden_size=hidden_size or shape.hidden_size,
+            expert_hidden_size=expert_hidden_size or shape.expert_hidden_size,
+        ),
+        wire=wire,
+        homes=homes,
+    )
+
+
+def topology_of(ranks: int, ranks_per_node: int | None, quiet: bool) -> Topology:
+    """Ranks in nodes; without a word on nodes they are full, of 8 GPUs."""
+    from moetuner.topology import Topology
+
+    if ranks_per_node is None and ranks > GPUS_PER_NODE:
+        if ranks % GPUS_PER_NODE:
+            raise InvalidProblemError(
+                f"--ranks {ranks} does not fill nodes of {GPUS_PER_NODE} GPUs: say "
+                f"how they are spread with --ranks-per-node"
+            )
+        nodes = ranks // GPUS_PER_NODE
+        note(
+            f"{ranks} ranks on {nodes} nodes of {GPUS_PER_NODE}; --ranks-per-node "
+            f"says otherwise",
+            quiet,
+        )
+    return Topology(
+        num_ranks=ranks, ranks_per_node=ranks_per_node or min(ranks, GPUS_PER_NODE)
+    )
+
+
+def default_wire(trace: Trace | CountTrace, quiet: bool) -> Wire:
+    """What a trace is scored with when nobody says: the best wire that it allows."""
+    from moetuner.trace import CountTrace
+
+    if not isinstance(trace, CountTrace):
+        return Wire.DEDUP
+    note("this source only counted loads: scored with wire=allgather", quiet)
+    return Wire.ALLGATHER

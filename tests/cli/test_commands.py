@@ -1,0 +1,162 @@
+"""Every command on good input: what it prints, writes and returns."""
+
+import json
+
+import numpy as np
+import pytest
+from moetuner import __version__
+from moetuner.placement_file import read_placement
+from strategies import random_ids
+
+SCORES = (
+    "imbalance_mean",
+    "imbalance_worst",
+    "remote_ranks_per_token",
+    "remote_nodes_per_token",
+    "modelled_seconds",
+)
+
+
+def test_version_and_help_name_every_command_and_option(folder):
+    assert folder.run("--version").stdout == f"moetuner {__version__}\n"
+    usage = folder.run("--help").stdout
+    assert all(name in usage for name in ("describe", "plan", "evaluate", "demo"))
+    options = folder.run("plan", "--help").stdout
+    for name in (
+        "--ranks-per-node",
+        "--expert-hidden-size",
+        "--time-limit",
+        "--solver",
+    ):
+        assert name in options  # whole, not cut to the width of a column
+
+
+def test_describe_prints_a_table_or_json(folder, ids):
+    trace = folder.trace(ids)
+    assert "600 in 30 sequences" in folder.run("describe", trace).stdout
+    described = json.loads(folder.run("describe", trace, "--json").stdout)
+    assert described["num_tokens"] == 600
+    assert described["num_experts"] == 16
+
+
+@pytest.mark.parametrize("solver", ["contiguous", "random", "lpt", "chain", "ilp1"])
+def test_plan_scores_each_baseline_and_the_result_once(folder, ids, solver):
+    report = folder.plan_json(folder.trace(ids), solver=solver)
+    names = [placement["name"] for placement in report["placements"]]
+    assert names[0] == "contiguous"
+    assert sorted(names) == sorted({"contiguous", "random", "lpt", solver})
+    for placement in report["placements"]:
+        assert all(placement[score] >= 0 for score in SCORES)
+        has_gain = placement["gain"] is not None
+        assert has_gain == (placement["name"] != "contiguous")
+
+
+def test_plan_writes_the_placement_with_the_resolved_options(folder, ids):
+    report = folder.plan_json(folder.trace(ids), "--seed", 3)
+    content = json.loads(folder.out.read_text())
+    assert (content["num_ranks"], content["ranks_per_node"]) == (4, 4)
+    assert list(content["layers"]) == ["0", "1", "2"]
+    assert all(sorted(row) == list(range(16)) for row in content["layers"].values())
+    options = content["provenance"]["options"]
+    assert options["seed"] == 3
+    assert options["wire"] == "dedup"
+    assert options["slots_per_rank"] == 4
+    assert report["options"] == options
+
+
+def test_plan_table_names_all_scores_and_the_written_file(folder, ids):
+    result = folder.plan(folder.trace(ids))
+    for text in ("mean", "worst", "ranks", "nodes", "receive", "(ms)", "95% interval"):
+        assert text in result.stdout
+    assert str(folder.out) in result.stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "per_node"), [(1, 1), (4, 4), (8, 8), (16, 8)], ids=str
+)
+def test_nodes_hold_eight_gpus_unless_told(folder, ids, ranks, per_node):
+    report = folder.plan_json(folder.trace(ids), ranks=ranks)
+    assert report["ranks_per_node"] == per_node
+
+
+def test_twelve_ranks_need_a_word_on_nodes(folder, ids):
+    trace = folder.trace(ids)
+    refused = folder.plan(trace, ranks=12)
+    assert refused.exit_code == 2
+    assert "--ranks-per-node" in refused.stderr
+    report = folder.plan_json(trace, "--ranks-per-node", 6, ranks=12)
+    assert report["ranks_per_node"] == 6
+
+
+def test_json_alone_goes_to_standard_output(folder, ids):
+    result = folder.plan(folder.trace(ids), "--json")
+    json.loads(result.stdout)
+    assert "note: model 'unknown'" in result.stderr
+    assert folder.plan(folder.trace(ids), "--json", "--quiet").stderr == ""
+
+
+def test_evaluate_scores_each_placement_file(folder, ids):
+    trace = folder.trace(ids)
+    files = []
+    for solver in ("contiguous", "lpt"):
+        folder.plan(trace, solver=solver)
+        files.append(folder.out.rename(folder.path / f"{solver}.json"))
+    scores = json.loads(folder.run("evaluate", trace, *files, "--json").stdout)
+    assert [score["placement"] for score in scores] == [str(file) for file in files]
+    assert all(np.isfinite(score[name]) for score in scores for name in SCORES)
+    assert scores[0]["imbalance_mean"] > scores[1]["imbalance_mean"]
+    table = folder.run("evaluate", trace, *files).stdout
+    assert all(str(file) in table for file in files)
+
+
+def test_evaluate_counts_what_a_hand_counts(folder):
+    """Tokens choose {0, 1} or {2, 3}; blocks of two keep each on one of two ranks."""
+    ids = np.array([[[0, 1]], [[2, 3]], [[0, 1]], [[0, 1]]], np.int16)
+    trace = folder.trace(ids, 4, sequence=np.arange(4, dtype=np.int32))
+    folder.plan(trace, ranks=2, solver="contiguous")
+    (score,) = json.loads(folder.run("evaluate", trace, folder.out, "--json").stdout)
+    assert score["imbalance_mean"] == 1.5  # 6 of 8 rows on one of two ranks
+    assert score["remote_ranks_per_token"] == 0.5  # half of the homes are elsewhere
+    assert score["remote_nodes_per_token"] == 0
+
+
+def test_one_rank_and_uniform_router_promise_no_gain(folder, rng):
+    uniform = random_ids(rng, 4000, 3, 16, 2, skew=0.0)
+    trace = folder.trace(uniform)
+    assert "No gain to be had" in folder.plan_json(trace, ranks=1)["verdict"]
+    assert "No gain to be had" in folder.plan_json(trace)["verdict"]
+
+
+def test_allgather_promises_no_gain_in_traffic(folder, ids):
+    report = folder.plan_json(folder.trace(ids), "--wire", "allgather")
+    assert "no gain in traffic" in report["verdict"]
+    assert len({p["dispatch_seconds"] for p in report["placements"]}) == 1
+
+
+def test_count_only_source_is_scored_by_load(folder, traces_dir):
+    trace = traces_dir / "gemma-4-26b-a4b-avifenesh" / "theme_counts.npz"
+    result = folder.plan(trace, "--json", ranks=8)
+    assert "only counted loads" in result.stderr
+    assert json.loads(result.stdout)["options"]["wire"] == "allgather"
+    for refused in (
+        folder.plan(trace, "--wire", "dedup"),
+        folder.plan(trace, solver="ilp2"),
+    ):
+        assert refused.exit_code == 2
+        assert "only counted" in refused.stderr
+
+
+def test_plot_is_written_beside_the_placement(folder, ids):
+    pytest.importorskip("matplotlib")
+    figure = folder.path / "figure.svg"
+    assert folder.plan(folder.trace(ids), "--plot", figure).exit_code == 0
+    assert "<svg" in figure.read_text()
+
+
+def test_demo_plans_the_shipped_trace(folder):
+    results = folder.path / "new" / "results"
+    result = folder.run("demo", "--out-dir", results, "--time-limit", 1, "--threads", 2)
+    assert result.exit_code == 0, result.stderr
+    assert read_placement(results / "placement.json").topology.num_nodes == 2
+    for text in ("tokens", "contiguous", "ilp2", "placement.json"):
+        assert text in result.stdout

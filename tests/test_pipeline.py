@@ -1,0 +1,238 @@
+"""plan_trace: planned on one part, scored on the other, with honest intervals."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from moetuner.cost import CostModel, Homes, Wire
+from moetuner.errors import (
+    InvalidProblemError,
+    InvalidTraceError,
+    MissingStatisticsError,
+    SolverError,
+)
+from moetuner.evaluation import bootstrap_seconds, evaluate
+from moetuner.pipeline import PlanOptions, demo_trace, plan_trace
+from moetuner.problem import Objective, PlacementProblem
+from moetuner.solver import SolverOptions, get_solver
+from moetuner.statistics import RoutingStatistics
+from moetuner.topology import Topology
+from moetuner.trace import Trace, TraceMetadata, split_by_sequence
+from strategies import make_trace, random_ids
+
+FOUR = Topology(num_ranks=4, ranks_per_node=2)
+
+
+def options(solver="lpt", **fields):
+    quick = SolverOptions(time_limit=2, threads=2, seed=fields.pop("seed", 0))
+    return PlanOptions(solver=solver, solver_options=quick, **fields)
+
+
+@pytest.fixture
+def trace(rng):
+    return make_trace(
+        random_ids(rng, 800, 3, 16, 2),
+        16,
+        sequence=(np.arange(800) // 20).astype(np.int32),
+        metadata=TraceMetadata(model="a model"),
+    )
+
+
+def test_every_score_is_of_the_held_out_tokens(trace):
+    report = plan_trace(trace, FOUR, options(plan_fraction=0.25, seed=5))
+    split = split_by_sequence(trace, 0.25, 5)
+    assert report.plan_tokens == split.plan.num_tokens == 200
+    assert report.score_tokens == split.score.num_tokens == 600
+    for candidate in report.candidates:
+        again = evaluate(split.score, candidate.placement, report.options.cost)
+        assert candidate.evaluation.to_json() == again.to_json()
+
+
+def test_every_placement_is_planned_on_the_other_tokens(trace):
+    report = plan_trace(trace, FOUR, options(seed=5))
+    problem = PlacementProblem(
+        statistics=RoutingStatistics.from_trace(split_by_sequence(trace, 0.5, 5).plan),
+        topology=FOUR,
+        objective=Objective.MAX_LOAD,
+    )
+    for candidate in report.candidates:
+        solution = get_solver(candidate.name).solve(problem, SolverOptions(seed=5))
+        np.testing.assert_array_equal(
+            candidate.placement.slot_experts, solution.placement.slot_experts
+        )
+        assert candidate.solution.value == problem.objective_value(candidate.placement)
+
+
+def test_held_out_tokens_never_change_the_placement(trace):
+    """Other routing in the held-out part: the same placements, other scores."""
+    report = plan_trace(trace, FOUR, options())
+    plan_sequences = np.unique(split_by_sequence(trace).plan.sequence)
+    ids = trace.topk_ids.copy()
+    held_out = ~np.isin(trace.sequence, plan_sequences)
+    ids[held_out] = 15 - ids[held_out]
+    other = plan_trace(dataclasses.replace(trace, topk_ids=ids), FOUR, options())
+    np.testing.assert_array_equal(
+        report.result.placement.slot_experts, other.result.placement.slot_experts
+    )
+    assert report.result.evaluation.imbalance_mean != (
+        other.result.evaluation.imbalance_mean
+    )
+
+
+@pytest.mark.parametrize("solver", ["contiguous", "random", "lpt", "chain", "ilp1"])
+def test_candidates_are_baselines_and_result_once_each(trace, solver):
+    report = plan_trace(trace, FOUR, options(solver))
+    names = [candidate.name for candidate in report.candidates]
+    assert len(names) == len(set(names))
+    assert set(names) == {"contiguous", "random", "lpt", solver}
+    assert report.baseline.name == "contiguous"
+    assert report.result.name == solver
+    assert (report.result is report.baseline) == (solver == "contiguous")
+
+
+def test_provenance_names_solver_trace_and_resolved_options(trace):
+    report = plan_trace(
+        trace, FOUR, options("ilp1", seed=2, equal_slots=False, memory_slack=9)
+    )
+    for candidate in report.candidates:
+        provenance = candidate.placement.provenance
+        assert provenance.solver == candidate.name
+        assert provenance.options["solver"] == candidate.name
+        assert provenance.model == "a model"
+        assert provenance.trace_sha256 == trace.sha256()
+        assert provenance.status == candidate.solution.status.value
+        assert provenance.options["seed"] == 2
+        assert provenance.options["equal_slots"] == (candidate is not report.result)
+        slots = candidate.placement.slots_per_rank
+        assert provenance.options["slots_per_rank"] == slots
+
+
+def test_the_gain_is_that_of_the_scores_and_lies_in_its_interval(trace):
+    report = plan_trace(trace, FOUR, options())
+    before = report.baseline.evaluation.modelled_seconds
+    for candidate in report.candidates[1:]:
+        after = candidate.evaluation.modelled_seconds
+        assert candidate.gain.gain == pytest.approx(1 - after / before, rel=1e-12)
+        assert candidate.gain.low <= candidate.gain.high
+        assert candidate.gain.confidence == 0.95
+
+
+def test_the_interval_is_a_paired_bootstrap_over_held_out_sequences(trace):
+    report = plan_trace(trace, FOUR, options(seed=3))
+    held_out = split_by_sequence(trace, 0.5, 3).score
+    before, after = (
+        bootstrap_seconds(held_out, c.placement, report.options.cost, seed=3)
+        for c in (report.baseline, report.result)
+    )
+    gains = 1 - after[1:] / before[1:]
+    assert report.result.gain.low == pytest.approx(np.quantile(gains, 0.025))
+    assert report.result.gain.high == pytest.approx(np.quantile(gains, 0.975))
+
+
+def test_equal_sequences_leave_no_doubt(rng):
+    """Every draw of identical sequences is the same trace: an interval of no width."""
+    ids = np.tile(random_ids(rng, 50, 2, 16, 2), (20, 1, 1))
+    sequence = (np.arange(1000) // 50).astype(np.int32)
+    gain = plan_trace(make_trace(ids, 16, sequence=sequence), FOUR, options()).result
+    assert gain.gain.low == pytest.approx(gain.gain.gain)
+    assert gain.gain.high == pytest.approx(gain.gain.gain)
+
+
+def test_a_router_without_preference_gives_no_certain_gain():
+    """Over 20 uniform traces the 95% interval leaves out zero hardly ever."""
+    surprises = 0
+    for seed in range(20):
+        ids = random_ids(np.random.default_rng(seed), 4000, 3, 16, 2, skew=0.0)
+        sequence = (np.arange(4000) // 50).astype(np.int32)
+        report = plan_trace(make_trace(ids, 16, sequence=sequence), FOUR, options())
+        surprises += report.result.gain.certain
+    assert surprises <= 4
+
+
+def test_one_held_out_sequence_has_no_interval(rng):
+    sequence = (np.arange(400) // 200).astype(np.int32)
+    trace = make_trace(random_ids(rng, 400, 2, 8, 2), 8, sequence=sequence)
+    report = plan_trace(trace, FOUR, options())
+    assert [candidate.gain for candidate in report.candidates] == [None] * 3
+
+
+def test_draws_without_a_routed_token_tell_nothing(rng):
+    """Most sequences are padding; bootstrap draws of those alone have no gain."""
+    ids = random_ids(rng, 300, 2, 8, 2)
+    ids[(np.arange(300) // 10) % 10 > 0] = -1
+    sequence = (np.arange(300) // 10).astype(np.int32)
+    gain = plan_trace(make_trace(ids, 8, sequence=sequence), FOUR, options()).result
+    assert all(map(math.isfinite, (gain.gain.low, gain.gain.gain, gain.gain.high)))
+
+
+def test_the_placement_is_handed_over_before_the_scoring(trace):
+    kept = []
+    report = plan_trace(trace, FOUR, options(), on_solved=kept.append)
+    assert kept == [report.result.placement]
+    assert kept[0].provenance.trace_sha256 == trace.sha256()
+
+
+def test_what_cannot_be_scored_is_refused_before_the_solve(trace):
+    kept = []
+    for homes in (Homes.RECORDED, Homes.FOLLOW):
+        cost = CostModel(homes=homes)
+        with pytest.raises(InvalidTraceError, match=f"homes={homes.value}"):
+            plan_trace(trace, FOUR, options(cost=cost), on_solved=kept.append)
+    assert kept == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"slots_per_rank": 17}, InvalidProblemError),
+        ({"slots_per_rank": 3}, InvalidProblemError),
+        ({"memory_slack": -1}, InvalidProblemError),
+        ({"solver": "magic"}, SolverError),
+        ({"solver": "oracle"}, SolverError),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_the_trace_are_refused(trace, fields, error):
+    with pytest.raises(error):
+        plan_trace(trace, FOUR, options(**fields))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, math.nan])
+def test_options_refuse_a_fraction_outside_zero_to_one(fraction):
+    with pytest.raises(InvalidProblemError, match="plan_fraction"):
+        PlanOptions(plan_fraction=fraction)
+
+
+def test_options_refuse_an_endless_solve_and_a_negative_seed():
+    with pytest.raises(InvalidProblemError, match="time_limit"):
+        PlanOptions(solver_options=SolverOptions(time_limit=math.inf))
+    with pytest.raises(InvalidProblemError, match="seed"):
+        PlanOptions(solver_options=SolverOptions(seed=-1))
+
+
+def test_padding_alone_is_refused(rng):
+    ids = np.full((40, 2, 2), -1, np.int16)
+    trace = make_trace(ids, 8, sequence=np.arange(40, dtype=np.int32))
+    with pytest.raises(InvalidTraceError, match="all padding"):
+        plan_trace(trace, FOUR, options())
+
+
+def test_allgather_needs_no_tokens(traces_dir):
+    from moetuner.trace import read_trace
+
+    counts = read_trace(traces_dir / "gemma-4-26b-a4b-avifenesh" / "theme_counts.npz")
+    with pytest.raises(MissingStatisticsError, match="allgather"):
+        plan_trace(counts, FOUR, options())
+    report = plan_trace(counts, FOUR, options(cost=CostModel(wire=Wire.ALLGATHER)))
+    assert report.plan_tokens + report.score_tokens == counts.num_tokens.sum()
+    assert report.result.gain is not None
+
+
+def test_demo_trace_is_a_real_one_that_can_be_planned():
+    trace = demo_trace()
+    assert isinstance(trace, Trace)
+    assert trace.metadata.model
+    assert trace.num_sequences >= 20
+    report = plan_trace(trace, Topology(num_ranks=8, ranks_per_node=4), options())
+    assert report.score_tokens + report.plan_tokens == trace.num_tokens
