@@ -27,8 +27,9 @@ format: $(VENV)/.dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff format .
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
-bench: $(VENV)/.dev  ## Microbenchmarks; results land in benchmarks/results
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+bench: $(VENV)/.dev  ## Microbenchmarks; a table, and build/bench.json to keep
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=build/bench.json
 
 clean:  ## Remove everything that the targets above made
 	rm -rf $(VENV) build moetuner-demo

@@ -111,6 +111,18 @@ def test_signal_reaches_a_job_that_a_shell_put_in_the_background(folder, hard):
     assert folder.out.exists()
 
 
+def test_no_solver_outlives_a_killed_process(folder, hard):
+    process = start(plan_command(hard, folder.out, seconds=60))
+    workers = wait_for_children(process)
+    time.sleep(1)  # CBC is at work
+    process.kill()
+    process.communicate(timeout=20)
+    deadline = time.monotonic() + 5
+    while not all(gone(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_signal_while_reading_saves_nothing(folder):
     fifo = folder.path / "never"
     os.mkfifo(fifo)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import queue
 import re
 import sys
 import threading
@@ -35,16 +36,25 @@ _MARGIN_SHARE = 0.1
 
 
 def main() -> None:
-    """Serve programs until standard input ends."""
+    """Serve programs until standard input ends, even in the middle of one."""
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     read_end, write_end = os.pipe()
     os.dup2(write_end, 1)
     log = os.fdopen(read_end, encoding="utf-8", errors="replace")
     threading.Thread(target=_report, args=(log, answers), daemon=True).start()
+    frames: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(frames,), daemon=True).start()
+    while True:
+        limits, archive = frames.get()
+        arrays = np.load(io.BytesIO(archive))
+        answers.write(json.dumps(_solve(dict(arrays), **limits)) + "\n")
+
+
+def _receive(frames: queue.SimpleQueue[tuple[dict[str, Any], bytes]]) -> None:
     while line := sys.stdin.buffer.readline():
         limits = json.loads(line)
-        arrays = np.load(io.BytesIO(sys.stdin.buffer.read(limits.pop("size"))))
-        answers.write(json.dumps(_solve(dict(arrays), **limits)) + "\n")
+        frames.put((limits, sys.stdin.buffer.read(limits.pop("size"))))
+    os._exit(0)  # whoever asked is gone, perhaps killed: nobody wants an answer
 
 
 def _report(log: IO[str], answers: IO[str]) -> None:
