@@ -13,14 +13,17 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner.errors import MissingDependencyError
 from moetuner.solver.base import SolveStatus
 
 if TYPE_CHECKING:
@@ -32,6 +35,11 @@ CUTOFF_INCREMENT = 1e-5
 """CBC passes over what improves its incumbent by less: no proof is tighter."""
 # CBC looks at the clock between nodes; a child that is this late is not waited for.
 _GRACE = 1.0
+# The worker imports from where we do: `-m` would look in the working directory first.
+_WORKER = (
+    "import sys; sys.path[:] = sys.argv[1:]; "
+    "from moetuner.solver.cbc_worker import main; main()"
+)
 _STATUS = {
     "OPTIMAL": SolveStatus.OPTIMAL,
     "FEASIBLE": SolveStatus.TIME_LIMIT,
@@ -82,6 +90,11 @@ def solve_milps(
     One result per program, in order. After Ctrl-C those that did not end have status
     `SolveStatus.INTERRUPTED`; the interrupt goes no further. A program that was cut
     off, or never begun, has no ``x``: CBC hands out nothing before it ends.
+
+    Raises
+    ------
+    MissingDependencyError
+        When a child cannot even load CBC; the message says why.
     """
     deadline = time.time() + time_limit
     width = min(threads or os.cpu_count() or 1, len(models))
@@ -132,6 +145,10 @@ def _collect(
                 results[index] = replace(results[index], bound=answer["bound"])
             if on_update:
                 on_update(index, answer["incumbent"], answer["bound"])
+        if child in busy and child.dead and not child.ready:
+            raise MissingDependencyError(
+                f"solver: CBC does not start here: {child.last_words()}"
+            )
         if child in busy and (child.dead or time.time() > latest):
             results[index] = replace(results[index], status=SolveStatus.TIME_LIMIT)
             del busy[child]
@@ -154,6 +171,8 @@ class _Child:
 
     def __init__(self) -> None:
         self._start()
+        self.ready = False
+        """Whether CBC was loaded."""
 
     @property
     def running(self) -> bool:
@@ -188,7 +207,15 @@ class _Child:
             while True:
                 found.append(self._answers.get_nowait())
         except queue.Empty:
-            return found
+            self.ready = self.ready or bool(found)
+            return [answer for answer in found if "ready" not in answer]
+
+    def last_words(self) -> str:
+        """The last line of its standard error, or else its exit code."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return said[-1] if said else f"exit code {self._process.poll()}"
 
     def restart(self) -> None:
         self.close()
@@ -201,15 +228,21 @@ class _Child:
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
         self._reader.join()
+        self._errors.close()
 
     def _start(self) -> None:
         # Its own session: Ctrl-C in a terminal reaches us alone, and we decide.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "moetuner.solver.cbc_worker"],
+            [
+                sys.executable,
+                "-c",
+                _WORKER,
+                *(path or str(Path.cwd()) for path in sys.path),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stderr=self._errors,
             start_new_session=True,
         )
         assert self._process.stdin is not None

@@ -1,11 +1,11 @@
 """Child process that solves programs with CBC through python-mip, one after the other.
 
-Run as ``python -m moetuner.solver.cbc_worker``. On standard input it reads frames: a
-JSON line with the limits and the size, then a NumPy archive of that size with the
-fields of `MilpModel`. For each it answers JSON lines on what was standard output when
-it started: ``{"incumbent", "bound"}`` while CBC runs, then
-``{"status", "x", "bound"}``. CBC's own log goes into a pipe that a thread reads for
-those incumbents and bounds.
+Started by `moetuner.solver.cbc`. On what was standard output when it started it first
+says ``{"ready"}``: CBC was loaded. On standard input it reads frames: a JSON line with
+the limits and the size, then a NumPy archive of that size with the fields of
+`MilpModel`. For each it answers JSON lines: ``{"incumbent", "bound"}`` while CBC runs,
+then ``{"status", "x", "bound"}``. CBC's own log goes into a pipe that a thread reads
+for those incumbents and bounds.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def main() -> None:
     """Serve programs until standard input ends, even in the middle of one."""
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     read_end, write_end = os.pipe()
+    answers.write('{"ready": true}\n')
     os.dup2(write_end, 1)
     log = os.fdopen(read_end, encoding="utf-8", errors="replace")
     threading.Thread(target=_report, args=(log, answers), daemon=True).start()
@@ -124,7 +125,3 @@ def _add_rows(model: Any, columns: list[Any], arrays: dict[str, Any]) -> None:
 def _finite(value: float | None) -> float | None:
     """CBC says "no bound yet" with huge numbers."""
     return None if value is None or not abs(value) < _UNBOUNDED else value
-
-
-if __name__ == "__main__":
-    main()
