@@ -32,7 +32,7 @@ def test_ilp1_finds_what_the_oracle_finds(objective, case, sizes):
     truth = get_solver("oracle").solve(problem).value
     assert solution.status is SolveStatus.OPTIMAL
     assert solution.value == pytest.approx(truth, abs=1e-6)
-    assert solution.lower_bound == pytest.approx(truth, abs=1.01 * CUTOFF_INCREMENT)
+    assert truth - 2.01 * CUTOFF_INCREMENT <= solution.lower_bound <= truth + 1e-9
 
 
 @settings(max_examples=6)

@@ -52,6 +52,7 @@ def test_with_two_link_speeds_no_naming_of_the_clusters_is_better(case):
     assert stage.value == solution.value == pytest.approx(best, rel=1e-6, abs=1e-15)
     # The increment is of the start's value, which the best is more than a tenth of.
     assert stage.lower_bound == pytest.approx(best, rel=10 * CUTOFF_INCREMENT)
+    assert stage.lower_bound <= best * (1 + 1e-9)
 
 
 @settings(max_examples=6)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from moetuner.solver.milp import MilpModel
 
 CUTOFF_INCREMENT = 1e-5
-"""CBC passes over what improves its incumbent by less: no proof is tighter."""
+"""CBC passes over what improves its incumbent by less: bounds are lowered by this."""
 # CBC looks at the clock between nodes; a child that is this late is not waited for.
 _GRACE = 1.0
 # The worker imports from where we do: `-m` would look in the working directory first.
@@ -141,10 +141,11 @@ def _collect(
                 results[index] = _result(answer)
                 del busy[child]
                 continue
-            if answer["bound"] is not None:
-                results[index] = replace(results[index], bound=answer["bound"])
+            bound = _proven(answer["bound"])
+            if bound is not None:
+                results[index] = replace(results[index], bound=bound)
             if on_update:
-                on_update(index, answer["incumbent"], answer["bound"])
+                on_update(index, answer["incumbent"], bound)
         if child in busy and child.dead and not child.ready:
             raise MissingDependencyError(
                 f"solver: CBC does not start here: {child.last_words()}"
@@ -162,8 +163,13 @@ def _result(answer: dict[str, Any]) -> MilpResult:
     return MilpResult(
         status=_STATUS.get(answer["status"], SolveStatus.TIME_LIMIT),
         x=None if x is None else np.array(x, np.float64),
-        bound=answer["bound"],
+        bound=_proven(answer["bound"]),
     )
+
+
+def _proven(bound: float | None) -> float | None:
+    """What CBC's bound proves, given what it passes over."""
+    return None if bound is None else bound - CUTOFF_INCREMENT
 
 
 class _Child:
