@@ -72,6 +72,26 @@ def test_the_memory_row_holds_with_free_sizes(slack, case):
 
 
 @pytest.mark.parametrize("objective", LOADS)
+def test_with_the_memory_row_it_claims_no_optimum_that_it_lacks(objective):
+    """The heaviest expert is best alone, but the row wants three to a rank."""
+    load = np.array([[100, 50, 50, 1, 1, 1, 1, 1, 1]])
+    problem = PlacementProblem(
+        statistics=RoutingStatistics(
+            num_tokens=103, layer_ids=np.array([0], np.int32), load=load
+        ),
+        topology=Topology(num_ranks=3, ranks_per_node=3),
+        objective=objective,
+        equal_slots=False,
+        memory_slack=0,
+    )
+    solution = Ilp1Solver().solve(problem, QUICK)
+    assert solution.value <= get_solver("lpt").solve(problem).value
+    assert solution.value - solution.lower_bound > 0.02
+    assert solution.status is SolveStatus.HEURISTIC
+    assert solution.stages[0].status is SolveStatus.HEURISTIC
+
+
+@pytest.mark.parametrize("objective", LOADS)
 def test_never_worse_than_lpt_on_its_own_objective(objective, rng):
     """And better on some layers: the program is worth its time.
 

@@ -7,7 +7,9 @@ not touch each other, so each is a program of its own::
     min sum_g d[g]      s.t.  sum_g x[e, g] = 1,   1 <= sum_e x[e, g] <= slots
 
 Loads are in units of the mean rank load. With free sizes the upper limit is dropped, as
-the paper prints it. For `Objective.MAX_LOAD` the objective is the largest load instead.
+the paper prints it; its memory row, which couples the layers, is then kept by renaming
+clusters and, where that is not enough, by equal ones: a heuristic, and said to be one.
+For `Objective.MAX_LOAD` the objective is the largest load instead.
 """
 
 from __future__ import annotations
@@ -108,9 +110,14 @@ class Ilp1Solver:
                 bounds[layer] = max(bounds[layer], result.bound)
         if not problem.equal_slots:
             rank_of = even_out_sizes(rank_of, problem.topology.num_ranks)
-        rank_of = within_memory(problem, rank_of)
         status = _status(results)
+        alone = layer_values(problem, rank_of)
+        rank_of = within_memory(problem, rank_of)
         values = layer_values(problem, rank_of)
+        if values.mean() > tracker.values.mean():
+            rank_of, values = start, tracker.values
+        if status is SolveStatus.OPTIMAL and values.mean() > alone.mean():
+            status = SolveStatus.HEURISTIC  # the memory row had its price
         bounds = np.minimum(bounds, values)
         stage = Stage(
             name=self.name,
