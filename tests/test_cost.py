@@ -197,3 +197,26 @@ def test_choices_are_spelled_as_on_the_command_line():
     assert Wire("dedup") is Wire.DEDUP
     assert CostModel().wire is Wire.DEDUP
     assert CostModel().homes is Homes.UNIFORM
+
+
+def test_choices_may_be_given_by_name():
+    cost = CostModel(wire="per_expert", homes="follow")
+    assert cost.wire is Wire.PER_EXPERT
+    assert cost.homes is Homes.FOLLOW
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"wire": "pigeon"}, "CostModel: wire must be one of dedup, .*'pigeon'"),
+        ({"homes": None}, "CostModel: homes must be one of uniform, .*None"),
+    ],
+)
+def test_choices_that_do_not_exist_are_refused(fields, message):
+    with pytest.raises(InvalidProblemError, match=message):
+        CostModel(**fields)
+
+
+def test_text_is_no_rate():
+    with pytest.raises(InvalidProblemError, match="matmul_rate must be positive"):
+        Hardware(**(HARDWARE_FIELDS | {"matmul_rate": "1"}))

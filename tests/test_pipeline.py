@@ -187,7 +187,7 @@ def test_what_cannot_be_scored_is_refused_before_the_solve(trace):
     [
         ({"slots_per_rank": 17}, InvalidProblemError),
         ({"slots_per_rank": 3}, InvalidProblemError),
-        ({"memory_slack": -1}, InvalidProblemError),
+        ({"memory_slack": -1, "equal_slots": False}, InvalidProblemError),
         ({"solver": "magic"}, SolverError),
         ({"solver": "oracle"}, SolverError),
     ],
@@ -204,11 +204,11 @@ def test_options_refuse_a_fraction_outside_zero_to_one(fraction):
         PlanOptions(plan_fraction=fraction)
 
 
-def test_options_refuse_an_endless_solve_and_a_negative_seed():
+def test_options_refuse_an_endless_solve_and_a_slack_that_nothing_reads():
     with pytest.raises(InvalidProblemError, match="time_limit"):
         PlanOptions(solver_options=SolverOptions(time_limit=math.inf))
-    with pytest.raises(InvalidProblemError, match="seed"):
-        PlanOptions(solver_options=SolverOptions(seed=-1))
+    with pytest.raises(InvalidProblemError, match="--free-sizes"):
+        PlanOptions(memory_slack=3)
 
 
 def test_padding_alone_is_refused(rng):

@@ -94,6 +94,14 @@ REFUSED = {
         {"num_experts": 0, "slot_experts": np.full((1, 4), EMPTY, np.int32)},
         "num_experts must be positive, got 0",
     ),
+    "experts that are not whole": (
+        {"num_experts": 4.0},
+        "num_experts must be positive, got 4.0",
+    ),
+    "a list": (
+        {"slot_experts": [[0, 1, 2, 3]]},
+        r"slot_experts must be int32 \[layers, slots\], got a list",
+    ),
     "an expert too many": (
         {"num_experts": 3},
         r"layer 0 holds expert 3, outside 0\.\.2 \(-1 is an empty slot\)",
@@ -198,6 +206,15 @@ def test_ranks_that_make_no_placement_are_refused(rank_of, fields, message):
             layer_ids=np.array([5], np.int32),
             topology=TWO_RANKS,
             **fields,
+        )
+
+
+def test_ranks_that_are_not_whole_are_refused():
+    with pytest.raises(InvalidPlacementError, match="must be integers, got float64"):
+        Placement.from_rank_of(
+            np.array([[0.0, 1.0]]),
+            layer_ids=np.array([5], np.int32),
+            topology=TWO_RANKS,
         )
 
 

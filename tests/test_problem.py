@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -141,11 +142,20 @@ def test_slots_are_just_enough_unless_given():
         ({"slots_per_rank": 1}, "2 ranks x 1 slots cannot hold 4 experts"),
         ({"slots_per_rank": -2}, "2 ranks x -2 slots cannot hold 4 experts"),
         ({"memory_slack": -1}, "memory_slack must be >= 0, got -1"),
+        ({"memory_slack": math.nan}, "memory_slack must be a whole number, got nan"),
+        ({"slots_per_rank": 2.0}, "slots_per_rank must be a whole number, got 2.0"),
     ],
 )
 def test_senseless_options_are_refused(options, message):
     with pytest.raises(InvalidProblemError, match=message):
         by_hand(Objective.MAX_LOAD, LOAD, FLOW, **options)
+
+
+def test_an_objective_may_be_given_by_name():
+    problem = by_hand("max-load", LOAD, FLOW)
+    assert problem.objective is Objective.MAX_LOAD
+    with pytest.raises(InvalidProblemError, match=r"one of max-load, .*got 'speed'"):
+        by_hand("speed", LOAD, FLOW)
 
 
 def test_fewer_experts_than_ranks_are_refused():

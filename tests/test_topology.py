@@ -49,3 +49,10 @@ def test_nodes_that_are_not_equally_full_are_refused(ranks_per_node):
 
 def test_the_largest_group_is_legal():
     assert Topology(num_ranks=MAX_RANKS, ranks_per_node=8).num_nodes == MAX_RANKS // 8
+
+
+@pytest.mark.parametrize("value", [8.0, "8", True, None])
+def test_counts_that_are_not_whole_are_refused(value):
+    for fields in ({"num_ranks": value}, {"ranks_per_node": value}):
+        with pytest.raises(InvalidProblemError, match=f"whole number, got {value!r}"):
+            Topology(**({"num_ranks": 8, "ranks_per_node": 1} | fields))

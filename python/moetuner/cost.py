@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._checks import is_number, one_of
 from moetuner.errors import InvalidProblemError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 
 def _check_positive(where: str, name: str, value: Any) -> None:
-    if not 0 < value < np.inf:
-        raise InvalidProblemError(f"{where}: {name} must be positive, got {value}")
+    if not is_number(value) or not 0 < value < np.inf:
+        raise InvalidProblemError(f"{where}: {name} must be positive, got {value!r}")
 
 
 class Wire(str, enum.Enum):
@@ -77,9 +78,10 @@ class Hardware:
         ):
             _check_positive("Hardware", name, getattr(self, name))
         for name in ("rank_latency", "node_latency"):
-            if not 0 <= getattr(self, name) < np.inf:
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value < np.inf:
                 raise InvalidProblemError(
-                    f"Hardware: {name} must be >= 0 s, got {getattr(self, name)}"
+                    f"Hardware: {name} must be >= 0 s, got {value!r}"
                 )
 
 
@@ -185,12 +187,19 @@ def shape_for_model(model: str) -> ModelShape | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostModel:
-    """Machine, model, and how tokens travel: all that turns row counts into seconds."""
+    """Machine, model, and how tokens travel: all that turns row counts into seconds.
+
+    ``wire`` and ``homes`` may be given by their names, "dedup" say.
+    """
 
     hardware: Hardware = HARDWARE["h100"]
     shape: ModelShape = DEFAULT_SHAPE
     wire: Wire = Wire.DEDUP
     homes: Homes = Homes.UNIFORM
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wire", one_of(Wire, self.wire, "CostModel: wire"))
+        object.__setattr__(self, "homes", one_of(Homes, self.homes, "CostModel: homes"))
 
     def compute_seconds(self, rank_rows: Floats, active_experts: Floats) -> Floats:
         """Time of the slowest rank.

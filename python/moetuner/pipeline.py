@@ -59,8 +59,8 @@ class PlanOptions:
     Raises
     ------
     InvalidProblemError
-        When the time limit is not finite, the seed negative, or the fraction not in
-        (0, 1).
+        When the time limit is not finite, the fraction not in (0, 1), or
+        ``memory_slack`` given for equal slots.
     """
 
     solver: str = "ilp2"
@@ -77,9 +77,10 @@ class PlanOptions:
                 f"PlanOptions: time_limit must be finite, got "
                 f"{self.solver_options.time_limit}"
             )
-        if self.solver_options.seed < 0:
+        if self.memory_slack is not None and self.equal_slots:
             raise InvalidProblemError(
-                f"PlanOptions: seed must be >= 0, got {self.solver_options.seed}"
+                "PlanOptions: memory_slack is about free cluster sizes; it needs "
+                "equal_slots=False (--free-sizes)"
             )
         if not 0 < self.plan_fraction < 1:
             raise InvalidProblemError(
@@ -204,7 +205,7 @@ def plan_trace(
             get_solver(name).solve(balance, options.solver_options),
             trace,
             sha256,
-            replace(options, solver=name, equal_slots=True),
+            replace(options, solver=name, equal_slots=True, memory_slack=None),
         )
         for name in BASELINES
         if name != options.solver

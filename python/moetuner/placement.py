@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._checks import is_array, is_whole, kind_of
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
 
 if TYPE_CHECKING:
@@ -70,10 +71,10 @@ class Placement:
 
     def __post_init__(self) -> None:
         slots = self.slot_experts
-        if slots.ndim != 2 or slots.dtype != np.int32 or 0 in slots.shape:
+        if not is_array(slots, np.int32, 2) or 0 in slots.shape:
             raise InvalidPlacementError(
                 f"Placement: slot_experts must be int32 [layers, slots], got "
-                f"{slots.dtype} {list(slots.shape)}"
+                f"{kind_of(slots)}"
             )
         if slots.shape[1] % self.topology.num_ranks:
             raise InvalidPlacementError(
@@ -81,10 +82,10 @@ class Placement:
                 f"{self.topology.num_ranks} ranks"
             )
         layers = self.layer_ids
-        if layers.shape != slots.shape[:1] or layers.dtype != np.int32:
+        if not is_array(layers, np.int32, 1) or layers.shape != slots.shape[:1]:
             raise InvalidPlacementError(
                 f"Placement: layer_ids must be int32 [{slots.shape[0]}], got "
-                f"{layers.dtype} {list(layers.shape)}"
+                f"{kind_of(layers)}"
             )
         if (np.diff(layers) <= 0).any():
             raise InvalidPlacementError(
@@ -95,9 +96,9 @@ class Placement:
             raise InvalidPlacementError(
                 f"Placement: layer_ids must not be negative, got {layers.tolist()}"
             )
-        if self.num_experts < 1:
+        if not is_whole(self.num_experts) or self.num_experts < 1:
             raise InvalidPlacementError(
-                f"Placement: num_experts must be positive, got {self.num_experts}"
+                f"Placement: num_experts must be positive, got {self.num_experts!r}"
             )
         for layer, row in zip(layers.tolist(), slots, strict=True):
             _check_layer(layer, row, self.num_experts, self.topology)
@@ -125,6 +126,10 @@ class Placement:
             raise InvalidPlacementError(
                 f"from_rank_of: rank_of must be [layers, experts], got "
                 f"{list(rank_of.shape)}"
+            )
+        if rank_of.dtype.kind not in "iu":
+            raise InvalidPlacementError(
+                f"from_rank_of: rank_of must be integers, got {kind_of(rank_of)}"
             )
         num_layers, num_experts = rank_of.shape
         if layer_ids.shape != (num_layers,):

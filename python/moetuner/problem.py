@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._checks import is_whole, one_of
 from moetuner.cost import DEFAULT_SHAPE, HARDWARE, Hardware, ModelShape
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
 
@@ -49,7 +50,7 @@ class PlacementProblem:
     topology
         Ranks and nodes.
     objective
-        What is minimised.
+        What is minimised, or its name.
     slots_per_rank
         Slots per rank and layer; by default just enough for all experts.
     equal_slots
@@ -74,6 +75,14 @@ class PlacementProblem:
     shape: ModelShape = DEFAULT_SHAPE
 
     def __post_init__(self) -> None:
+        objective = one_of(Objective, self.objective, "PlacementProblem: objective")
+        object.__setattr__(self, "objective", objective)
+        for name in ("slots_per_rank", "memory_slack"):
+            value = getattr(self, name)
+            if value is not None and not is_whole(value):
+                raise InvalidProblemError(
+                    f"PlacementProblem: {name} must be a whole number, got {value!r}"
+                )
         experts, ranks = self.num_experts, self.topology.num_ranks
         if experts < ranks:
             raise InvalidProblemError(

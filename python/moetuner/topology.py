@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner._checks import is_whole
 from moetuner.errors import InvalidProblemError
 
 if TYPE_CHECKING:
@@ -32,13 +33,19 @@ class Topology:
     Raises
     ------
     InvalidProblemError
-        When a number is not positive or the nodes are not equally full.
+        When a number is not whole and positive, or the nodes are not equally full.
     """
 
     num_ranks: int
     ranks_per_node: int
 
     def __post_init__(self) -> None:
+        for name in ("num_ranks", "ranks_per_node"):
+            value = getattr(self, name)
+            if not is_whole(value) and value == value:
+                raise InvalidProblemError(
+                    f"Topology: {name} must be a whole number, got {value!r}"
+                )
         if not 1 <= self.num_ranks <= MAX_RANKS:
             raise InvalidProblemError(
                 f"Topology: num_ranks must be 1..{MAX_RANKS}, got {self.num_ranks}"

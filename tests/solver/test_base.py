@@ -130,6 +130,10 @@ def test_unknown_names_and_senseless_limits_are_refused():
     for limit in (0, -1, float("nan")):
         with pytest.raises(SolverError, match="time_limit must be > 0"):
             SolverOptions(time_limit=limit)
+    for name in ("seed", "threads"):
+        for value in (-1, 0.5):
+            with pytest.raises(SolverError, match=f"{name} must be a whole number"):
+                SolverOptions(**{name: value})
 
 
 def test_a_bound_above_the_value_is_called_a_false_proof(rng):

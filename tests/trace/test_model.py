@@ -40,6 +40,7 @@ REFUSED = [
     ("topk_ids", IDS.astype(np.int64), "topk_ids must be int16 [tokens, layers, top"),
     ("topk_ids", IDS.astype(">i2"), "got >i2 [3, 2, 2]"),
     ("topk_ids", IDS[0], "got int16 [2, 2]"),
+    ("topk_ids", IDS.tolist(), "C-contiguous, got a list"),
     ("topk_ids", IDS[:, :, ::-1], "C-contiguous"),
     ("topk_ids", IDS[:, :0], "at least one layer"),
     ("topk_ids", np.ascontiguousarray(IDS[:, :, :0]), "one expert per token"),

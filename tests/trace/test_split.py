@@ -76,6 +76,16 @@ def test_seeds_give_different_splits():
     assert len(plans) > 4
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5])
+def test_a_seed_that_is_none_is_refused(seed):
+    trace = make_trace(
+        np.zeros((2, 1, 1), np.int16), 1, sequence=np.arange(2, dtype=np.int32)
+    )
+    for part in (split_by_sequence, subsample):
+        with pytest.raises(InvalidTraceError, match=f"whole number >= 0, got {seed}"):
+            part(trace, 1 if part is subsample else 0.5, seed=seed)
+
+
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
 def test_a_real_trace_splits_by_tokens(traces_dir, fraction):
     trace = read_trace(traces_dir / "gpt-oss-20b-fingerprinting" / "mmlu_pro.npz")

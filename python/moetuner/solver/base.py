@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from moetuner._checks import is_number, is_whole
 from moetuner.errors import SolverError
 from moetuner.placement import Placement, Provenance
 
@@ -46,6 +47,11 @@ class SolverOptions:
         Seed of everything random.
     threads
         Processes or threads to use; 0 means all cores.
+
+    Raises
+    ------
+    SolverError
+        When the limit is not positive, or seed or threads are negative.
     """
 
     time_limit: float = 60.0
@@ -53,10 +59,16 @@ class SolverOptions:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if not self.time_limit > 0:
+        if not is_number(self.time_limit) or not self.time_limit > 0:
             raise SolverError(
-                f"SolverOptions: time_limit must be > 0 s, got {self.time_limit}"
+                f"SolverOptions: time_limit must be > 0 s, got {self.time_limit!r}"
             )
+        for name in ("seed", "threads"):
+            value = getattr(self, name)
+            if not is_whole(value) or value < 0:
+                raise SolverError(
+                    f"SolverOptions: {name} must be a whole number >= 0, got {value!r}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._checks import is_array, is_whole, kind_of
 from moetuner.errors import InvalidTraceError
 
 if TYPE_CHECKING:
@@ -161,17 +162,17 @@ class CountTrace:
 
     def __post_init__(self) -> None:
         counts = self.counts
-        if counts.ndim != 3 or counts.dtype != np.int64 or 0 in counts.shape:
+        if not is_array(counts, np.int64, 3) or 0 in counts.shape:
             raise InvalidTraceError(
                 f"CountTrace: counts must be int64 [groups, layers, experts], none "
-                f"of them empty, got {counts.dtype} {list(counts.shape)}"
+                f"of them empty, got {kind_of(counts)}"
             )
         check_layer_ids(self.layer_ids, counts.shape[1])
         tokens = self.num_tokens
-        if tokens.shape != counts.shape[:1] or tokens.dtype != np.int64:
+        if not is_array(tokens, np.int64, 1) or tokens.shape != counts.shape[:1]:
             raise InvalidTraceError(
                 f"CountTrace: num_tokens must be int64 [{counts.shape[0]}], one per "
-                f"group, got {tokens.dtype} {list(tokens.shape)}"
+                f"group, got {kind_of(tokens)}"
             )
         for name, array in (("counts", counts), ("num_tokens", tokens)):
             if array.min() < 0:
@@ -240,7 +241,7 @@ def _check_text(name: str, text: Any) -> None:
 
 
 def _check_ids(ids: NDArray[np.int16], num_experts: Any) -> None:
-    if not isinstance(num_experts, int | np.integer) or isinstance(num_experts, bool):
+    if not is_whole(num_experts):
         raise InvalidTraceError(
             f"Trace: num_experts must be a whole number, got {num_experts!r}"
         )
@@ -248,10 +249,10 @@ def _check_ids(ids: NDArray[np.int16], num_experts: Any) -> None:
         raise InvalidTraceError(
             f"Trace: num_experts must be 1..{MAX_EXPERTS}, got {num_experts}"
         )
-    if ids.ndim != 3 or ids.dtype != np.int16 or not ids.flags.c_contiguous:
+    if not is_array(ids, np.int16, 3) or not ids.flags.c_contiguous:
         raise InvalidTraceError(
             f"Trace: topk_ids must be int16 [tokens, layers, top_k], C-contiguous, "
-            f"got {ids.dtype} {list(ids.shape)}"
+            f"got {kind_of(ids)}"
         )
     if ids.shape[1] == 0 or ids.shape[2] == 0:
         raise InvalidTraceError(
@@ -278,10 +279,10 @@ def _check_ids(ids: NDArray[np.int16], num_experts: Any) -> None:
 
 def check_layer_ids(layer_ids: NDArray[np.int32], num_layers: int) -> None:
     """Refuse layer numbers that are not int32 [L], >= 0 and strictly increasing."""
-    if layer_ids.shape != (num_layers,) or layer_ids.dtype != np.int32:
+    if not is_array(layer_ids, np.int32, 1) or len(layer_ids) != num_layers:
         raise InvalidTraceError(
             f"layer_ids must be int32 [{num_layers}], one number per layer, "
-            f"got {layer_ids.dtype} {list(layer_ids.shape)}"
+            f"got {kind_of(layer_ids)}"
         )
     if (np.diff(layer_ids) <= 0).any() or (layer_ids < 0).any():
         raise InvalidTraceError(
@@ -292,10 +293,11 @@ def check_layer_ids(layer_ids: NDArray[np.int32], num_layers: int) -> None:
 def _check_weights(
     weights: NDArray[np.floating[Any]], ids: NDArray[np.int16], ranked: bool
 ) -> None:
-    if weights.shape != ids.shape or weights.dtype not in (np.float16, np.float32):
+    real = is_array(weights, np.float16, 3) or is_array(weights, np.float32, 3)
+    if not real or weights.shape != ids.shape:
         raise InvalidTraceError(
             f"Trace: topk_weights must be float16 or float32 {list(ids.shape)} like "
-            f"topk_ids, got {weights.dtype} {list(weights.shape)}"
+            f"topk_ids, got {kind_of(weights)}"
         )
     bad = ~np.isfinite(weights) | (weights < 0)
     if bad.any():
@@ -315,10 +317,10 @@ def _check_per_token(
 ) -> None:
     if array is None:
         return
-    if array.shape != (num_tokens,) or array.dtype != dtype:
+    if not is_array(array, dtype, 1) or len(array) != num_tokens:
         raise InvalidTraceError(
             f"Trace: {name} must be {np.dtype(dtype)} [{num_tokens}], one per token, "
-            f"got {array.dtype} {list(array.shape)}"
+            f"got {kind_of(array)}"
         )
     if array.size and array.min() < 0:
         raise InvalidTraceError(f"Trace: {name} must be >= 0, got {array.min()}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._checks import is_array, is_whole, kind_of
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.model import CountTrace, Trace
 
@@ -46,6 +47,7 @@ def split_by_sequence(
     """
     if not 0 < fraction < 1:
         raise InvalidTraceError(f"split: fraction must be in (0, 1), got {fraction}")
+    _check_seed("split", seed)
     if isinstance(trace, CountTrace):
         chosen = _choose(trace.num_tokens, fraction, seed)
         return Split(
@@ -59,10 +61,10 @@ def split_by_sequence(
 
 def select(trace: Trace, token_mask: NDArray[np.bool_]) -> Trace:
     """Keep the tokens where `token_mask` (bool [T]) is set, in their order."""
-    if token_mask.shape != (trace.num_tokens,) or token_mask.dtype != np.bool_:
+    if not is_array(token_mask, np.bool_, 1) or len(token_mask) != trace.num_tokens:
         raise InvalidTraceError(
             f"select: token_mask must be bool [{trace.num_tokens}], got "
-            f"{token_mask.dtype} {list(token_mask.shape)}"
+            f"{kind_of(token_mask)}"
         )
     kept: dict[str, Any] = {
         name: array[token_mask]
@@ -82,6 +84,7 @@ def subsample(trace: Trace, max_tokens: int, seed: int = 0) -> Trace:
     """
     if trace.num_tokens <= max_tokens:
         return trace
+    _check_seed("subsample", seed)
     index = sequence_index(trace)
     tokens = np.bincount(index)
     order = np.random.default_rng(seed).permutation(tokens.size)
@@ -142,6 +145,13 @@ def sequence_index(trace: Trace) -> NDArray[np.int64]:
             "be split fairly; record `sequence`"
         )
     return np.unique(trace.sequence, return_inverse=True)[1].astype(np.int64)
+
+
+def _check_seed(operation: str, seed: Any) -> None:
+    if not is_whole(seed) or seed < 0:
+        raise InvalidTraceError(
+            f"{operation}: seed must be a whole number >= 0, got {seed!r}"
+        )
 
 
 def _choose(tokens: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
