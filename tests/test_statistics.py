@@ -1,8 +1,11 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from moetuner import _core, reference
-from moetuner.errors import MissingStatisticsError
+from moetuner.errors import InvalidTraceError, MissingStatisticsError
 from moetuner.statistics import RoutingStatistics
 from moetuner.trace import CountTrace, read_trace
 from strategies import make_trace, random_ids, traces
@@ -73,3 +76,32 @@ def test_real_trace_counts_exactly(traces_dir):
     counted = RoutingStatistics.from_trace(trace)
     for name, table in expected.items():
         np.testing.assert_array_equal(getattr(counted, name), table)
+
+
+def test_tables_that_would_fill_the_memory_are_refused():
+    """One token is enough to name all the experts that ids can."""
+    trace = make_trace(np.zeros((1, 2, 1), np.int16), 32767)
+    with pytest.raises(InvalidTraceError, match=r"need tables of 32\.0 GiB, at most 4"):
+        RoutingStatistics.from_trace(trace)
+    alone = RoutingStatistics.from_trace(trace, coactivation=False, transitions=False)
+    assert alone.load[:, 0].tolist() == [1, 1]
+
+
+FEW_THREADS = """
+import re, resource
+import numpy as np
+from moetuner import _core
+
+ids = np.zeros((9, 64, 1), np.int16)
+used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + (30 << 20), used + (30 << 20)))
+counted = _core.count_statistics(ids, 2, False, False, 64)
+assert counted["load"].tolist() == [[9, 0]] * 64
+"""
+
+
+def test_threads_that_the_system_refuses_are_done_without():
+    result = subprocess.run(
+        [sys.executable, "-c", FEW_THREADS], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr

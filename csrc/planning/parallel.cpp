@@ -4,6 +4,7 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -33,7 +34,13 @@ void parallel_for(std::int64_t count,
     }
   };
   std::vector<std::thread> threads;
-  for (int t = 1; t < resolve_threads(num_threads, count); ++t) threads.emplace_back(work);
+  const int wanted = resolve_threads(num_threads, count);
+  threads.reserve(static_cast<std::size_t>(wanted));
+  try {
+    for (int t = 1; t < wanted; ++t) threads.emplace_back(work);
+  } catch (const std::system_error&) {
+    // No more threads to be had: this one and those that began do all the work.
+  }
   work();
   for (auto& thread : threads) thread.join();
   if (failure) std::rethrow_exception(failure);

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import moetuner._core as _core
-from moetuner.errors import MissingStatisticsError
+from moetuner.errors import InvalidTraceError, MissingStatisticsError
 from moetuner.trace import CountTrace, Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+MAX_BYTES = 1 << 32
+"""A file of a few bytes can name 32767 experts, whose pairs would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -53,12 +56,26 @@ class RoutingStatistics:
         transitions: bool = True,
         num_threads: int = 0,
     ) -> RoutingStatistics:
-        """Count a trace on all cores, or on `num_threads`; padding counts nowhere."""
+        """Count a trace on all cores, or on `num_threads`; padding counts nowhere.
+
+        Raises
+        ------
+        InvalidTraceError
+            When the tables would be larger than `MAX_BYTES`.
+        """
         if isinstance(trace, CountTrace):
             return cls(
                 num_tokens=int(trace.num_tokens.sum()),
                 layer_ids=trace.layer_ids,
                 load=trace.counts.sum(axis=0, dtype=np.int64),
+            )
+        per_expert = 1 + trace.num_experts * (coactivation + transitions)
+        size = 8 * trace.num_layers * trace.num_experts * per_expert
+        if size > MAX_BYTES:
+            raise InvalidTraceError(
+                f"statistics: {trace.num_layers} layers of {trace.num_experts} experts "
+                f"need tables of {size / 2**30:.1f} GiB, at most "
+                f"{MAX_BYTES / 2**30:.0f} are counted"
             )
         counts = _core.count_statistics(
             trace.topk_ids, trace.num_experts, coactivation, transitions, num_threads
