@@ -1,12 +1,8 @@
-// One warp per token. Lane i of a warp owns the i-th pair of the token's table:
-//
-//     pairs of a token:  [ load: K ][ coactivation: K x K ][ transitions: J x K ]
-//
-// Loads are first added up in shared memory, one histogram per block; pairs are spread over E x E
-// counters and go to global memory directly.
+// One warp per token. Loads are first added up in shared memory, one histogram per block; pairs are
+// spread over E x E counters and go to global memory directly.
 
 #include "checked_call.h"
-#include "moetuner/count_routing.h"
+#include "count_routing.cuh"
 
 #include <cuda_runtime.h>
 
@@ -16,13 +12,8 @@ namespace moetuner::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
 constexpr std::int64_t kMaxSharedExperts = 8192;  // 32 KiB of 32-bit counts
 constexpr std::int64_t kMaxBlocks = 1024;
-
-__device__ void add_one(std::int64_t* counter) {
-  atomicAdd(reinterpret_cast<unsigned long long*>(counter), 1ULL);
-}
 
 template <typename Id>
 __global__ void count_routing_kernel(CountRoutingArgs<Id> args, bool shared_load) {
@@ -33,42 +24,28 @@ __global__ void count_routing_kernel(CountRoutingArgs<Id> args, bool shared_load
     __syncthreads();
   }
 
-  const std::int64_t num_coactivation = args.coactivation ? args.top_k * args.top_k : 0;
-  const std::int64_t num_transitions = args.transitions ? args.previous_top_k * args.top_k : 0;
-  const std::int64_t num_pairs = args.top_k + num_coactivation + num_transitions;
   const std::int64_t warps = std::int64_t{gridDim.x} * (blockDim.x / kWarp);
   const std::int64_t first = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
   const auto valid = [&](Id id) { return id >= 0 && id < num_experts; };
 
   for (std::int64_t t = first; t < args.num_tokens; t += warps) {
     const Id* here = args.topk_ids + t * args.top_k;
-    for (std::int64_t i = threadIdx.x % kWarp; i < num_pairs; i += kWarp) {
-      if (i < args.top_k) {
-        if (!valid(here[i])) continue;
-        if (shared_load) {
-          atomicAdd(&block_load[here[i]], 1u);
-        } else {
-          add_one(&args.load[here[i]]);
-        }
-      } else if (i < args.top_k + num_coactivation) {
-        const std::int64_t pair = i - args.top_k;
-        const Id a = here[pair / args.top_k];
-        const Id b = here[pair % args.top_k];
-        if (valid(a) && valid(b)) add_one(&args.coactivation[a * num_experts + b]);
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    for (std::int64_t k = lane; k < args.top_k; k += kWarp) {
+      if (!valid(here[k])) continue;
+      if (shared_load) {
+        atomicAdd(&block_load[here[k]], 1u);
       } else {
-        const std::int64_t pair = i - args.top_k - num_coactivation;
-        const Id a = args.previous_topk_ids[t * args.previous_top_k + pair / args.top_k];
-        const Id b = here[pair % args.top_k];
-        if (valid(a) && valid(b)) add_one(&args.transitions[a * num_experts + b]);
+        add_to(&args.load[here[k]], 1);
       }
     }
+    count_pairs(args, t, lane);
   }
 
   if (shared_load) {
     __syncthreads();
     for (std::int64_t e = threadIdx.x; e < num_experts; e += blockDim.x) {
-      const unsigned long long count = block_load[e];
-      if (count) atomicAdd(reinterpret_cast<unsigned long long*>(&args.load[e]), count);
+      if (block_load[e]) add_to(&args.load[e], block_load[e]);
     }
   }
 }

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import torch
 
+from moetuner.ops._ranges import ranged
 
+
+@ranged
 def count_routing(
     topk_ids: torch.Tensor,
     load: torch.Tensor,

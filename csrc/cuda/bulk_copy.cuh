@@ -1,0 +1,87 @@
+#pragma once
+
+// The few instructions of Hopper's bulk copy engine that we use: global -> shared, announced to a
+// barrier in shared memory, and shared -> global. Sizes and addresses are multiples of 16 bytes.
+// On older architectures they are never called.
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace moetuner::cuda::bulk {
+
+__device__ inline std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// A barrier for loads of the calling thread, visible to the copy engine.
+__device__ inline void init(std::uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+/// Says that the barrier's phase completes when `bytes` have been loaded.
+__device__ inline void expect(std::uint64_t* barrier, std::int64_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(static_cast<std::uint32_t>(bytes))
+      : "memory");
+#endif
+}
+
+/// Loads what nobody reads again soon.
+__device__ inline void load(void* to_shared, const void* from, int bytes, std::uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to_shared)),
+      "l"(__cvta_generic_to_global(from)),
+      "r"(bytes),
+      "r"(shared_address(barrier)),
+      "l"(policy)
+      : "memory");
+#endif
+}
+
+/// Waits until the phase of `parity` (0, 1, 0, ...) is complete.
+__device__ inline void wait(std::uint64_t* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t done = 0;
+  while (!done) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  }
+#endif
+}
+
+__device__ inline void store(void* to, const void* from_shared, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "r"(shared_address(from_shared)),
+               "r"(bytes)
+               : "memory");
+#endif
+}
+
+/// Waits until all stores of this thread have read their shared memory.
+__device__ inline void wait_stores_read() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+#endif
+}
+
+}  // namespace moetuner::cuda::bulk

@@ -1,0 +1,80 @@
+#pragma once
+
+#include "moetuner/dtype.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace moetuner::cuda {
+
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ inline float to_float(__half value) { return __half2float(value); }
+
+template <typename T>
+__device__ T from_float(float value) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(value);
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(value);
+  } else {
+    return value;
+  }
+}
+
+/// What one thread reads and writes at a time.
+template <typename T, int kWidth>
+struct alignas(sizeof(T) * kWidth) Pack {
+  T values[kWidth];
+};
+
+/// Reads what is complete and nobody reads again soon; 16 bytes past the L1 cache.
+template <typename Values, typename T>
+__device__ Values load_once(const T* from) {
+  Values values;
+  if constexpr (sizeof(Values) == 16) {
+    uint4 word;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+                 : "l"(from));
+    *reinterpret_cast<uint4*>(&values) = word;
+  } else {
+    values = *reinterpret_cast<const Values*>(from);
+  }
+  return values;
+}
+
+/// Writes all columns by one instruction, which a plain assignment is not trusted to do.
+template <typename T, typename Values>
+__device__ void store(T* to, const Values& values) {
+  if constexpr (sizeof(Values) == 16) {
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&values);
+  } else {
+    *reinterpret_cast<Values*>(to) = values;
+  }
+}
+
+/// Elements in 16 bytes.
+template <typename T>
+constexpr int kWide = 16 / sizeof(T);
+
+/// Calls `run<T, W>()` for the element types of `args`: rows of T, weights of W.
+template <typename Args, typename Run>
+void with_types(const Args& args, const Run& run) {
+  const bool wide_weights = args.weight_dtype == Dtype::kFloat32;
+  switch (args.dtype) {
+    case Dtype::kFloat32:
+      return run.template operator()<float, float>();
+    case Dtype::kBFloat16:
+      return wide_weights ? run.template operator()<__nv_bfloat16, float>()
+                          : run.template operator()<__nv_bfloat16, __nv_bfloat16>();
+    case Dtype::kFloat16:
+      return wide_weights ? run.template operator()<__half, float>()
+                          : run.template operator()<__half, __half>();
+  }
+}
+
+}  // namespace moetuner::cuda
