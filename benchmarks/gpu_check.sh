@@ -15,13 +15,22 @@ MOETUNER_CUDA=ON MOETUNER_WERROR=ON python3 -m pip install --quiet --no-index --
 export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} FAIL_WITHOUT_CUDA=1
 
 # Few and many choices, all row alignments, gradients, counters; one line per case, so that it ends.
-sanitized="(cuda_equals and (129 or 777 or 2500)) or (any_address and 3000) or larger_table"
-sanitized+=" or (gradients and cuda and dtype1 and shape1) or (in_the_same_pass and cuda and 5000)"
+# initcheck does not see what the bulk copy engine writes, and takes the rows for uninitialised when
+# they are copied to the host; it gets the cases that use registers, or whose rows nobody reads. That
+# the engine writes every byte is what test_cuda_equals_the_cpu checks.
+every="(cuda_equals_float64 and (129 or 777)) or (gradients and cuda and dtype1 and shape1)"
+every+=" or larger_table or (in_the_same_pass and cuda and 5000)"
+bulk="(cuda_equals_the_cpu and (129 or 777 or 2500)) or (any_address and 3000)"
+declare -A cases=(
+  [memcheck]="$every or $bulk"
+  [racecheck]="$every or $bulk"
+  [initcheck]="$every or (any_address and 3000 and not 8-3000)"
+)
 tools=()
-for tool in memcheck racecheck initcheck; do
+for tool in "${!cases[@]}"; do
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "${SANITIZER_SECONDS:-600}" \
     compute-sanitizer --tool "$tool" --error-exitcode 1 \
-    python3 -m pytest -q -p no:cacheprovider tests/ops -k "$sanitized" \
+    python3 -m pytest -q -p no:cacheprovider tests/ops -k "${cases[$tool]}" \
     > "$OUT/$tool.log" 2>&1 &
   tools+=($!)
 done
@@ -30,7 +39,7 @@ tail -5 "$OUT/tests.log"
 for tool in "${tools[@]}"; do wait "$tool" || failed=1; done
 tail -qn 2 "$OUT"/{memcheck,racecheck,initcheck}.log
 
-python3 -m pytest benchmarks/bench_{permute,unpermute,count_routing}.py -q -p no:cacheprovider \
+timeout -s INT "${BENCHMARK_SECONDS:-1800}" python3 -m pytest benchmarks/bench_{permute,unpermute,count_routing}.py -q -p no:cacheprovider \
   --benchmark-only --benchmark-json "$OUT/ops.json" > "$OUT/benchmarks.log" 2>&1 || failed=1
 tail -3 "$OUT/benchmarks.log"
 exit $failed

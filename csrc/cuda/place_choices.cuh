@@ -136,10 +136,14 @@ __device__ void clear_padding(const PermuteArgs<Id>& args,
     if (args.scales) clear_row(args.row_scales, row, args.scale_bytes);
   };
   const int alignment = static_cast<int>(args.alignment);
+  const int blocks = static_cast<int>(gridDim.x);
   if (alignment > 1) {
     for (int e = warps.index; e < args.num_experts; e += warps.count) {
+      // Each expert's first row of padding falls to another block: most have fewer than blocks.
+      const int turn = static_cast<int>(std::int64_t{e} * alignment % blocks);
       const int end = (filled[e] + alignment - 1) / alignment * alignment;
-      for (int row = filled[e] + blockIdx.x; row < end; row += gridDim.x) clear(row);
+      const int first = filled[e] + (static_cast<int>(blockIdx.x) + blocks - turn) % blocks;
+      for (int row = first; row < end; row += blocks) clear(row);
     }
   }
   for (std::int64_t row = end_of_all + std::int64_t{blockIdx.x} * warps.count + warps.index;
