@@ -1,9 +1,7 @@
 """Exact score of a placement on a long real trace, every wire and kind of home.
 
-62,717 tokens x 24 layers x top-4 of 32 experts, 8 ranks on 2 nodes, two threads. Less
-than a second is demanded of placements without replicas, which is what the solvers
-make. With replicas and homes that are not recorded, the slot depends on the home: each
-token is walked from every rank, and the time (measured, not limited) grows with them.
+62,717 tokens x 24 layers x top-4 of 32 experts, 8 ranks on 2 nodes, two threads: less
+than a second, also where replicas make a token's path depend on its home.
 """
 
 import dataclasses
@@ -66,5 +64,5 @@ def bench_evaluate(benchmark, trace, wire, homes, replicas):
     score = benchmark.pedantic(evaluate_on_two_threads, rounds=5, warmup_rounds=1)
     everywhere = evaluate(trace, placement, cost)
     assert score.modelled_seconds == everywhere.modelled_seconds
-    if not (benchmark.disabled or replicas):
+    if not benchmark.disabled:
         assert benchmark.stats.stats.median < MAX_SECONDS

@@ -1,5 +1,6 @@
 #include "layer_tally.h"
 
+#include <algorithm>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -125,12 +126,23 @@ void LayerTally::add_token(std::int64_t token, std::int64_t home, std::int64_t w
   for (const std::int64_t rank : targets) traffic[rank] += weight;
 }
 
+bool LayerTally::chose_replicated(std::int64_t token) const {
+  const std::int16_t* ids = args_.topk_ids + (token * args_.num_layers + layer_) * args_.top_k;
+  return std::any_of(ids, ids + args_.top_k, [&](std::int16_t id) {
+    return id >= 0 && id < args_.num_experts && replicas_.count(id) > 1;
+  });
+}
+
 void LayerTally::add_uniform_homes() {
   const std::int64_t num_ranks = args_.num_ranks;
   // Per group: rows arriving at each rank and node, over all tokens, from one home each.
   std::vector<std::int64_t> rank_hits(static_cast<std::size_t>(args_.num_groups * num_ranks), 0);
   std::vector<std::int64_t> node_hits(static_cast<std::size_t>(args_.num_groups * num_nodes_), 0);
   for (std::int64_t t = 0; t < args_.num_tokens; ++t) {
+    if (replicas_.any() && chose_replicated(t)) {
+      for (std::int64_t home = 0; home < num_ranks; ++home) add_token(t, home, 1);
+      continue;
+    }
     const std::int64_t group = args_.group[t];
     visit(t, 0, num_ranks);
     const std::int64_t cell = offset(group, 1);

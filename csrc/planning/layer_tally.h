@@ -16,9 +16,10 @@ class LayerTally {
   /// Adds one token at one home, `weight` units a row.
   void add_token(std::int64_t token, std::int64_t home, std::int64_t weight);
 
-  /// Adds every token at every home, one unit each, by counting hits per rank alone.
+  /// Adds every token at every home, one unit each.
   ///
-  /// Only without replicas: then the ranks that a token visits do not depend on its home.
+  /// The ranks that a token visits depend on its home only where it chose a replicated expert; of
+  /// all others the hits per rank are counted, and spread over the homes in the end.
   void add_uniform_homes();
 
  private:
@@ -40,6 +41,7 @@ class LayerTally {
 
   Links dispatch_links(std::int64_t group) const;
   Links return_links(std::int64_t group) const;  // as seen from the return rank: reversed
+  bool chose_replicated(std::int64_t token) const;
   void visit(std::int64_t token, std::int64_t home, std::int64_t weight);
   void route(std::int64_t home, const Links& links, std::int64_t weight) const;
   void add_expected(std::int64_t group,

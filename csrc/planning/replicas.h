@@ -14,6 +14,8 @@ class Replicas {
 
   bool any() const { return any_; }
 
+  std::int64_t count(std::int64_t expert) const { return begin_[expert + 1] - begin_[expert]; }
+
   /// Slot that serves `expert` for a token at `home`; -1 when the expert has none.
   std::int64_t pick(std::int64_t expert, std::int64_t home, std::int64_t token) const;
 

@@ -22,18 +22,9 @@ void for_each_layer(const TallyArgs& args,
   });
 }
 
-/// Adds the token once from every rank, one unit each.
-void add_from_everywhere(LayerTally& tally, std::int64_t token, std::int64_t num_ranks) {
-  for (std::int64_t home = 0; home < num_ranks; ++home) tally.add_token(token, home, 1);
-}
-
 void tally_uniform(const TallyArgs& args, const std::vector<Replicas>& replicas) {
-  for_each_layer(args, replicas, [&](LayerTally& tally, std::int64_t layer) {
-    if (!replicas[layer].any()) return tally.add_uniform_homes();
-    for (std::int64_t t = 0; t < args.num_tokens; ++t) {
-      add_from_everywhere(tally, t, args.num_ranks);
-    }
-  });
+  for_each_layer(
+      args, replicas, [](LayerTally& tally, std::int64_t) { tally.add_uniform_homes(); });
 }
 
 void tally_recorded(const TallyArgs& args, const std::vector<Replicas>& replicas) {
@@ -42,48 +33,46 @@ void tally_recorded(const TallyArgs& args, const std::vector<Replicas>& replicas
   });
 }
 
-constexpr std::int64_t kUnknownHome = -1;
-
-/// Home of every token at every layer when the first home is `start`: [T, L].
-///
-/// From an unknown start a home stays unknown until the token's first expert that is not padding.
-std::vector<std::int16_t> follow_homes(const TallyArgs& args,
-                                       const std::vector<Replicas>& replicas,
-                                       std::int64_t start) {
-  std::vector<std::int16_t> homes(static_cast<std::size_t>(args.num_tokens * args.num_layers));
-  constexpr std::int64_t kChunk = 4096;
-  const std::int64_t num_chunks = (args.num_tokens + kChunk - 1) / kChunk;
-  parallel_for(num_chunks, args.num_threads, [&](std::int64_t chunk) {
-    const std::int64_t end = std::min(args.num_tokens, (chunk + 1) * kChunk);
-    for (std::int64_t t = chunk * kChunk; t < end; ++t) {
-      std::int64_t home = start;
-      for (std::int64_t l = 0; l < args.num_layers; ++l) {
-        homes[t * args.num_layers + l] = static_cast<std::int16_t>(home);
-        const std::int64_t first = args.topk_ids[(t * args.num_layers + l) * args.top_k];
-        if (first < 0 || first >= args.num_experts) continue;
-        const std::int64_t slot = replicas[l].pick(first, home, t);
-        if (slot >= 0) home = replicas[l].rank_of(slot);
-      }
+/// From how many of the G ranks that a token may start on it comes to a rank: starts[l * G + g],
+/// for its layers l. Paths that meet go on as one; without replicas all do at its first expert.
+void follow(const TallyArgs& args,
+            const std::vector<Replicas>& replicas,
+            std::int64_t token,
+            std::int32_t* starts) {
+  const std::int64_t num_ranks = args.num_ranks;
+  std::fill_n(starts, num_ranks, 1);
+  for (std::int64_t l = 0; l + 1 < args.num_layers; ++l, starts += num_ranks) {
+    const std::int64_t first = args.topk_ids[(token * args.num_layers + l) * args.top_k];
+    const bool padding = first < 0 || first >= args.num_experts;
+    std::fill_n(starts + num_ranks, num_ranks, 0);
+    for (std::int64_t home = 0; home < num_ranks; ++home) {
+      if (starts[home] == 0) continue;
+      const std::int64_t slot = padding ? -1 : replicas[l].pick(first, home, token);
+      starts[num_ranks + (slot < 0 ? home : replicas[l].rank_of(slot))] += starts[home];
     }
-  });
-  return homes;
+  }
 }
 
-/// Replicas make a token's whole path depend on where it starts, so then every start is walked;
-/// without them only the layers before its first expert do.
 void tally_follow(const TallyArgs& args, const std::vector<Replicas>& replicas) {
-  const bool any =
-      std::any_of(replicas.begin(), replicas.end(), [](const Replicas& r) { return r.any(); });
-  const std::int64_t weight = any ? 1 : args.num_ranks;
-  for (std::int64_t start = any ? 0 : kUnknownHome; start < (any ? args.num_ranks : 0); ++start) {
-    const std::vector<std::int16_t> homes = follow_homes(args, replicas, start);
+  constexpr std::int64_t kPathCells = std::int64_t{1} << 24;  // 64 MiB of paths kept at a time
+  constexpr std::int64_t kPart = 256;                         // tokens of one task
+  const std::int64_t path = args.num_layers * args.num_ranks;
+  const std::int64_t chunk = std::max(kPathCells / path, kPart);
+  std::vector<std::int32_t> starts(
+      static_cast<std::size_t>(std::min(args.num_tokens, chunk) * path));
+  for (std::int64_t begin = 0; begin < args.num_tokens; begin += chunk) {
+    const std::int64_t end = std::min(args.num_tokens, begin + chunk);
+    parallel_for((end - begin + kPart - 1) / kPart, args.num_threads, [&](std::int64_t part) {
+      const std::int64_t first = begin + part * kPart;
+      for (std::int64_t t = first; t < std::min(end, first + kPart); ++t) {
+        follow(args, replicas, t, starts.data() + (t - begin) * path);
+      }
+    });
     for_each_layer(args, replicas, [&](LayerTally& tally, std::int64_t layer) {
-      for (std::int64_t t = 0; t < args.num_tokens; ++t) {
-        const std::int64_t home = homes[t * args.num_layers + layer];
-        if (home == kUnknownHome) {
-          add_from_everywhere(tally, t, args.num_ranks);
-        } else {
-          tally.add_token(t, home, weight);
+      for (std::int64_t t = begin; t < end; ++t) {
+        const std::int32_t* here = starts.data() + (t - begin) * path + layer * args.num_ranks;
+        for (std::int64_t home = 0; home < args.num_ranks; ++home) {
+          if (here[home] > 0) tally.add_token(t, home, here[home]);
         }
       }
     });

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from moetuner.errors import MissingDependencyError
+from moetuner.solver import cbc
 from moetuner.solver.base import SolveStatus
 from moetuner.solver.cbc import solve_milps
 from moetuner.solver.milp import MilpBuilder
@@ -32,6 +33,18 @@ def test_a_cbc_that_cannot_be_loaded_is_named_not_passed_over(tmp_path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingDependencyError, match="no CBC for this machine"):
         solve_milps([model()], time_limit=10)
+
+
+def test_a_child_that_dies_at_work_is_told_from_one_that_is_late(monkeypatch):
+    def die_instead(child, *_):
+        while not child.ready:
+            child.answers(wait=0.1)
+        child.close()
+
+    monkeypatch.setattr(cbc._Child, "send", die_instead)
+    (result,) = solve_milps([model()], time_limit=10)
+    assert result.status is SolveStatus.FAILED
+    assert result.x is None
 
 
 def test_no_bound_exceeds_an_optimum_that_cbc_passed_over(rng):

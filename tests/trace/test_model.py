@@ -125,6 +125,12 @@ def test_arrays_cannot_be_written_to():
             array[...] = 0
 
 
+def test_the_callers_own_array_stays_writeable():
+    ids = np.array([[[0, 1]]], np.int16)
+    Trace(topk_ids=ids, num_experts=2, layer_ids=np.array([0], np.int32))
+    ids[...] = 0
+
+
 def test_properties_count():
     trace = trace_with()
     sizes = (trace.num_tokens, trace.num_layers, trace.top_k, trace.num_sequences)

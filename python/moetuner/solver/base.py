@@ -33,6 +33,8 @@ class SolveStatus(str, enum.Enum):
     """Best found when the time was up; the gap says how far it may be."""
     INTERRUPTED = "interrupted"
     """Best found when the user stopped it."""
+    FAILED = "failed"
+    """Best known when the solver's own process died."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

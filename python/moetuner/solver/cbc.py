@@ -88,8 +88,9 @@ def solve_milps(
     Returns
     -------
     One result per program, in order. After Ctrl-C those that did not end have status
-    `SolveStatus.INTERRUPTED`; the interrupt goes no further. A program that was cut
-    off, or never begun, has no ``x``: CBC hands out nothing before it ends.
+    `SolveStatus.INTERRUPTED`; the interrupt goes no further. One whose child died has
+    `SolveStatus.FAILED`. A program that was cut off, or never begun, has no ``x``: CBC
+    hands out nothing before it ends.
 
     Raises
     ------
@@ -151,7 +152,8 @@ def _collect(
                 f"solver: CBC does not start here: {child.last_words()}"
             )
         if child in busy and (child.dead or time.time() > latest):
-            results[index] = replace(results[index], status=SolveStatus.TIME_LIMIT)
+            status = SolveStatus.FAILED if child.dead else SolveStatus.TIME_LIMIT
+            results[index] = replace(results[index], status=status)
             del busy[child]
             child.close()
         if child not in busy and on_update:

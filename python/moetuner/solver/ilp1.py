@@ -225,7 +225,11 @@ def _better_layer(
 
 def _status(results: list[MilpResult]) -> SolveStatus:
     states = {result.status for result in results}
-    for status in (SolveStatus.INTERRUPTED, SolveStatus.TIME_LIMIT):
+    for status in (
+        SolveStatus.INTERRUPTED,
+        SolveStatus.FAILED,
+        SolveStatus.TIME_LIMIT,
+    ):
         if status in states:
             return status
     return SolveStatus.OPTIMAL

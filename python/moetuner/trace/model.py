@@ -96,8 +96,10 @@ class Trace:
                 f"Trace: phase must be 0 (prefill) or 1 (decode), "
                 f"got {int(self.phase.max())}"
             )
-        for array in self.arrays().values():
-            array.flags.writeable = False
+        for name, array in self.arrays().items():
+            view = array.view()  # the caller's own array stays writeable
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
 
     @property
     def num_tokens(self) -> int:
