@@ -34,7 +34,7 @@ for tool in "${!cases[@]}"; do
     > "$OUT/$tool.log" 2>&1 &
   tools+=($!)
 done
-python3 -m pytest tests/ops -q -p no:cacheprovider > "$OUT/tests.log" 2>&1 || failed=1
+python3 -m pytest tests/{ops,nn,integrations} -q -p no:cacheprovider > "$OUT/tests.log" 2>&1 || failed=1
 tail -5 "$OUT/tests.log"
 for tool in "${tools[@]}"; do wait "$tool" || failed=1; done
 tail -qn 2 "$OUT"/{memcheck,racecheck,initcheck}.log

@@ -23,8 +23,10 @@ BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_run(name):
-    if name.startswith("moetuner.ops"):
+    if name.split(".")[1] in ("ops", "nn", "integrations"):
         pytest.importorskip("torch")
+    if name.startswith("moetuner.integrations."):
+        pytest.importorskip(name.split(".")[2])
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     assert doctest.testmod(importlib.import_module(name), optionflags=flags).failed == 0
 
@@ -39,8 +41,9 @@ def test_every_public_name_is_documented(name):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_run(page, tmp_path, monkeypatch):
     """The Python blocks of a page run in order and print the text block after them."""
-    if "import torch" in page.read_text():
-        pytest.importorskip("torch", reason="torch is not installed")
+    for library in ("torch", "transformers"):
+        if re.search(rf"^(import|from) {library}\b", page.read_text(), re.MULTILINE):
+            pytest.importorskip(library, reason=f"{library} is not installed")
     monkeypatch.chdir(tmp_path)
     names = {}
     for code, wanted in BLOCK.findall(page.read_text()):
