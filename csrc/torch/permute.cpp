@@ -40,6 +40,8 @@ struct Inputs {
   std::int64_t num_ids() const { return expert_map ? expert_map->size(0) : num_experts; }
 };
 
+constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();  // of the row_map
+
 bool is_row_type(at::ScalarType type) {
   return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf ||
          type == at::kFloat8_e4m3fn || type == at::kFloat8_e5m2;
@@ -63,6 +65,8 @@ void check(const Inputs& in) {
                     topk_ids.size(0));
   TORCH_CHECK_VALUE(num_experts > 0, kOp, ": num_experts must be positive, got ", num_experts);
   TORCH_CHECK_VALUE(alignment > 0, kOp, ": alignment must be positive, got ", alignment);
+  TORCH_CHECK_VALUE(
+      alignment <= kMaxRows, kOp, ": alignment must be at most ", kMaxRows, ", got ", alignment);
   if (expert_map) {
     TORCH_CHECK_VALUE(
         expert_map->dim() == 1, kOp, ": expert_map must be [experts], got ", expert_map->sizes());
@@ -96,12 +100,10 @@ void check(const Inputs& in) {
 /// `alignment`. The fake in ops/permute.py says the same.
 std::int64_t num_rows(const Inputs& in) {
   const std::int64_t choices = in.topk_ids.numel();
-  const std::int64_t padded = choices + std::min(in.num_experts, choices) * (in.alignment - 1);
-  TORCH_CHECK_VALUE(padded <= std::numeric_limits<std::int32_t>::max(),
-                    kOp,
-                    ": ",
-                    padded,
-                    " rows do not fit into the int32 row_map");
+  std::int64_t padded = choices;
+  if (choices <= kMaxRows) padded += std::min(in.num_experts, choices) * (in.alignment - 1);
+  TORCH_CHECK_VALUE(
+      padded <= kMaxRows, kOp, ": ", padded, " rows do not fit into the int32 row_map");
   return padded / in.alignment * in.alignment;
 }
 

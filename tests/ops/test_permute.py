@@ -359,6 +359,8 @@ INT64, INT32 = torch.int64, torch.int32
         ({"num_experts": 0}, ValueError, "num_experts must be positive, got 0"),
         ({"alignment": 0}, ValueError, "alignment must be positive, got 0"),
         ({"alignment": 2**30}, ValueError, "rows do not fit into the int32 row_map"),
+        ({"alignment": 2**31}, ValueError, "alignment must be at most 2147483647"),
+        ({"alignment": 2**62 + 1}, ValueError, "alignment must be at most 2147483647"),
         (
             {"expert_map": torch.zeros(4)},
             TypeError,
