@@ -2,6 +2,7 @@
 
 #include "routing_args.h"
 
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -307,7 +308,10 @@ class Permute : public torch::autograd::Function<Permute> {
   }
 };
 
-bool needs_gradient(const at::Tensor& x) { return at::GradMode::is_enabled() && x.requires_grad(); }
+/// Forward-mode tangents too: autograd then refuses them, where they would be lost without a word.
+bool needs_gradient(const at::Tensor& x) {
+  return (at::GradMode::is_enabled() && x.requires_grad()) || x._fw_grad(/*level=*/0).defined();
+}
 
 Three as_tuple(const variable_list& list) { return {list[0], list[1], list[2]}; }
 
@@ -363,6 +367,7 @@ TORCH_LIBRARY_IMPL(moetuner, CUDA, m) { Overloads<permute_cuda>::implement(m); }
 TORCH_LIBRARY_IMPL(moetuner, Autograd, m) {
   m.impl("permute", &permute_autograd);
   m.impl("permute.counted", &permute_counted_autograd);
+  m.impl("permute.scaled", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace moetuner

@@ -2,6 +2,7 @@
 
 #include "routing_args.h"
 
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -287,6 +288,9 @@ TORCH_LIBRARY_IMPL(moetuner, CUDA, m) {
 }
 #endif
 
-TORCH_LIBRARY_IMPL(moetuner, Autograd, m) { m.impl("unpermute", &unpermute_autograd); }
+TORCH_LIBRARY_IMPL(moetuner, Autograd, m) {
+  m.impl("unpermute", &unpermute_autograd);
+  m.impl("unpermute_backward", torch::autograd::autogradNotImplementedFallback());
+}
 
 }  // namespace moetuner

@@ -204,6 +204,23 @@ def test_gradient_is_the_sum_over_a_tokens_rows(device, dtype, counted):
     assert not gradient[4].any()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("device", DEVICES)
+def test_derivatives_that_there_are_not_are_refused(device):
+    """Never taken for zero: of rows with scales, and forward-mode ones."""
+    ids = torch.tensor([[0, 1], [1, 2]], device=device)
+    x = make_x(2, 4, device=device).requires_grad_()
+    rows = permute(x, ids, 3, scales=torch.ones(2, 1, device=device)).rows
+    with pytest.raises(RuntimeError, match="moetuner::permute is not implemented"):
+        rows.sum().backward()
+    load = torch.zeros(3, dtype=torch.int64, device=device)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.detach(), x.detach())
+        for counter in (None, load):
+            with pytest.raises(RuntimeError, match="jvp is not implemented"):
+                permute(dual, ids, 3, load=counter)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("gradient", [False, True])
 def test_opcheck(device, gradient):

@@ -145,6 +145,32 @@ def test_no_tokens_have_zero_gradients(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("top_k", "hidden"), [(0, 4), (2, 0)])
+def test_nothing_to_sum_has_zero_gradients(device, top_k, hidden):
+    rows = torch.ones(6, hidden, device=device, requires_grad=True)
+    row_map = torch.arange(3 * top_k, dtype=INT32, device=device).view(3, top_k)
+    weights = torch.ones(3, top_k, device=device, requires_grad=True)
+    out = unpermute(rows, row_map, weights)
+    assert torch.equal(out, torch.zeros(3, hidden, device=device))
+    with poisoned_memory():
+        of_rows, of_weights = torch.autograd.grad(out.sum(), [rows, weights])
+    assert torch.equal(of_rows, torch.zeros_like(rows))
+    assert torch.equal(of_weights, torch.zeros_like(weights))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_second_derivatives_are_refused(device):
+    """Never taken for zero."""
+    rows = torch.ones(2, 4, device=device, requires_grad=True)
+    row_map = torch.tensor([[1, 0]], dtype=INT32, device=device)
+    weights = torch.ones(1, 2, device=device, requires_grad=True)
+    out = unpermute(rows, row_map, weights)
+    (gradient,) = torch.autograd.grad(out.square().sum(), rows, create_graph=True)
+    with pytest.raises(RuntimeError, match="unpermute_backward is not implemented"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("gradient", [False, True])
 def test_opcheck(device, gradient):
     ids = distinct_ids(torch.Generator().manual_seed(0), 9, 3, 5)

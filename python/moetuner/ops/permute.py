@@ -74,7 +74,8 @@ def permute(
     Notes
     -----
     Stable: inside an expert, rows stand in the order of tokens and k. Differentiable in
-    x unless there are scales. No host synchronisation; captured by CUDA graphs.
+    x, in backward mode, unless it is FP8 or there are scales. No host synchronisation;
+    captured by CUDA graphs.
 
     Examples
     --------
