@@ -193,11 +193,12 @@ Two unpermute_backward_cuda(const at::Tensor& grad_out,
                             std::int64_t num_rows,
                             const OptionalTensor& weights,
                             const OptionalTensor& rows) {
-  const c10::cuda::CUDAGuard guard(grad_out.device());
+  const c10::DeviceGuard guard(grad_out.device());
   Two grads;
   auto args = prepare_backward(grad_out, row_map, num_rows, weights, rows, grads);
-  if (args.num_tokens == 0) {
+  if (row_map.numel() == 0 || args.hidden == 0) {  // nothing to launch
     std::get<0>(grads).zero_();
+    std::get<1>(grads).zero_();
     return grads;
   }
   const at::Tensor owned = at::zeros({num_rows}, grad_out.options().dtype(at::kByte));
