@@ -10,7 +10,7 @@
 #include <tuple>
 
 #ifdef MOETUNER_WITH_CUDA
-#include <c10/cuda/CUDAGuard.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
 
@@ -153,7 +153,7 @@ Outputs permute_cpu(const Inputs& in) {
 
 #ifdef MOETUNER_WITH_CUDA
 Outputs permute_cuda(const Inputs& in) {
-  const c10::cuda::CUDAGuard guard(in.x.device());
+  const c10::DeviceGuard guard(in.x.device());
   check(in);
   TORCH_CHECK_VALUE(in.num_experts <= cuda::kMaxPermuteExperts,
                     kOp,

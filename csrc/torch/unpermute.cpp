@@ -10,7 +10,7 @@
 #include <vector>
 
 #ifdef MOETUNER_WITH_CUDA
-#include <c10/cuda/CUDAGuard.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
 
@@ -181,7 +181,7 @@ at::Tensor unpermute_cuda(const at::Tensor& rows,
                           const at::Tensor& row_map,
                           const OptionalTensor& weights,
                           std::optional<std::int64_t> num_tokens) {
-  const c10::cuda::CUDAGuard guard(rows.device());
+  const c10::DeviceGuard guard(rows.device());
   at::Tensor out;
   const auto args = prepare(rows, row_map, weights, num_tokens, out);
   cuda::unpermute(args, c10::cuda::getCurrentCUDAStream());

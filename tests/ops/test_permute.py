@@ -317,6 +317,31 @@ def test_runs_on_the_device_of_its_input():
 
 
 @pytest.mark.gpu
+def test_inputs_of_two_devices_are_named():
+    ids = torch.zeros(2, 2, dtype=torch.int32, device="cuda")
+    on_cpu = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match="permute: topk_ids is on cuda:0, x on cpu"):
+        permute(on_cpu, ids, 4)
+    with pytest.raises(ValueError, match="unpermute: row_map is on cuda:0, rows on"):
+        unpermute(on_cpu, ids)
+    with pytest.raises(ValueError, match="count_routing: topk_ids is on cuda:0, load"):
+        count_routing(ids, torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.gpu
+def test_padding_up_to_the_last_rows_that_a_map_can_name():
+    """Every expert but the last has one token; what it wastes ends near 2^31."""
+    num_tokens, alignment = 4095, 524_416
+    x = torch.full((num_tokens, 1), 3, dtype=torch.uint8).view(torch.float8_e5m2)
+    ids = torch.arange(num_tokens, dtype=torch.int32)[:, None]
+    found = permute(x.cuda(), ids.cuda(), num_tokens + 1, alignment=alignment)
+    rows = found.rows.view(torch.uint8)[:, 0]
+    assert 2**31 - alignment < len(rows) == int(found.end_offsets[-1]) < 2**31
+    assert bool((rows[::alignment] == 3).all())
+    assert int((rows != 0).sum()) == num_tokens
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("hidden", [4096, 4097])
 def test_more_than_two_to_the_31_elements(hidden):
     num_tokens, top_k = 70_000, 8
