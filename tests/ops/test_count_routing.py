@@ -183,6 +183,11 @@ def valid():
             ValueError,
             "topk_ids must be contiguous",
         ),
+        (
+            {"topk_ids": torch.zeros(2, 32769, dtype=torch.int64)},
+            ValueError,
+            "topk_ids may have at most 32768 experts per token, got 32769",
+        ),
         ({"load": torch.zeros(4)}, TypeError, "load must be int64"),
         (
             {"load": torch.zeros(2, 2, dtype=torch.int64)},
