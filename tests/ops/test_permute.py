@@ -7,7 +7,14 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from moetuner.ops import count_routing, permute, reference, unpermute  # noqa: E402
-from routing import DEVICES, IDS, distinct_ids, expert_maps, routings  # noqa: E402
+from routing import (  # noqa: E402
+    DEVICES,
+    IDS,
+    distinct_ids,
+    expert_maps,
+    poisoned_memory,
+    routings,
+)
 
 DTYPES = [
     torch.float32,
@@ -43,7 +50,8 @@ def test_equals_its_twin(routing, data, hidden, alignment, dtype):
     ids, num_ids = routing
     expert_map, num_experts = data.draw(expert_maps(num_ids))
     x = make_x(len(ids), hidden, dtype)
-    ours = permute(x, ids, num_experts, expert_map, alignment)
+    with poisoned_memory():
+        ours = permute(x, ids, num_experts, expert_map, alignment)
     twin = reference.permute(x, ids, num_experts, expert_map, alignment)
     for one, other in zip(ours, twin, strict=False):
         assert torch.equal(one, other)
@@ -109,7 +117,9 @@ def test_cuda_equals_the_cpu(case, dtype, id_type):
     ids = distinct_ids(generator, num_tokens, top_k, num_experts, skew=1.0).to(id_type)
     ids[torch.rand(ids.shape, generator=generator) < 0.1] = -1
     x = make_x(num_tokens, hidden, dtype)
-    ours = permute(x.cuda(), ids.cuda(), num_experts, alignment=alignment)
+    on_gpu = x.cuda(), ids.cuda()
+    with poisoned_memory():
+        ours = permute(*on_gpu, num_experts, alignment=alignment)
     twin = permute(x, ids, num_experts, alignment=alignment)
     for one, other in zip(ours[:3], twin[:3], strict=True):
         assert same_bits(one.cpu(), other)
@@ -153,7 +163,8 @@ def test_scales_ride_along(device, dtype, num_scales, num_tokens):
         torch.rand(num_tokens, num_scales, device=device),
         torch.randint(255, (num_tokens, num_scales), device=device).to(torch.uint8),
     ):
-        found = permute(x, ids, 8, alignment=16, scales=scales)
+        with poisoned_memory():
+            found = permute(x, ids, 8, alignment=16, scales=scales)
         plain = permute(x, ids, 8, alignment=16)
         as_rows = reference.permute(scales, ids, 8, alignment=16)[0]
         assert same_bits(found.rows, plain.rows)

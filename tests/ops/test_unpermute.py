@@ -7,7 +7,13 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from moetuner.ops import permute, reference, unpermute  # noqa: E402
-from routing import DEVICES, assert_close, distinct_ids, routings  # noqa: E402
+from routing import (  # noqa: E402
+    DEVICES,
+    assert_close,
+    distinct_ids,
+    poisoned_memory,
+    routings,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INT32 = torch.int32
@@ -43,7 +49,27 @@ def exactly(rows, row_map, weights):
 def test_equals_float64_within_the_table(routing, hidden, dtype, weights):
     weight_dtype = {"none": None, "float32": torch.float32, "rows": dtype}[weights]
     case = make_case(*routing, hidden, dtype, weight_dtype)
-    assert_close(unpermute(*case), exactly(*case), dtype)
+    with poisoned_memory():
+        ours = unpermute(*case)
+    assert_close(ours, exactly(*case), dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_one_row_is_rounded_once_as_torch_does(device, dtype):
+    """All 65536 bit patterns; ties, subnormals, infinities."""
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    rows = patterns.view(dtype).view(256, 256).to(device)
+    row_map = torch.arange(256, dtype=INT32, device=device)[:, None]
+    for weight in (1.0, 1 / 3, 1 + 2**-8, 1 + 2**-11, 2**-9, 3 * 2**-10, 1000.0):
+        weights = torch.full((256, 1), weight, device=device)
+        torch.testing.assert_close(
+            unpermute(rows, row_map, weights),
+            (rows.float() * weights).to(dtype),
+            rtol=0,
+            atol=0,
+            equal_nan=True,
+        )
 
 
 # One stretch and several, of wide and of single columns; more experts than one batch.
@@ -69,7 +95,8 @@ def test_cuda_equals_float64_and_itself(case, dtype, weight_dtype):
     ids[::7] = -1
     weight_dtype = dtype if weight_dtype == "rows" else weight_dtype
     case = make_case(ids, num_experts, hidden, dtype, weight_dtype, "cuda")
-    ours = unpermute(*case)
+    with poisoned_memory():
+        ours = unpermute(*case)
     assert_close(ours, exactly(*case), dtype)
     for _ in range(3):
         assert torch.equal(unpermute(*case), ours)
@@ -108,7 +135,8 @@ def test_gradients_equal_those_of_float64(device, dtype, weight_dtype, shape):
         out = function(inputs[0], row_map, *inputs[1:])
         return torch.autograd.grad(out, inputs, upstream.to(out.dtype))
 
-    ours = gradients(unpermute, wide=False)
+    with poisoned_memory():
+        ours = gradients(unpermute, wide=False)
     for found, exact in zip(
         ours, gradients(reference.unpermute, wide=True), strict=True
     ):
@@ -127,7 +155,9 @@ def test_gradient_of_rows_of_no_token_is_zero(device):
     for inputs in ([rows], [rows, weights]):
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
         out = unpermute(leaves[0], row_map, *leaves[1:])
-        grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+        upstream = torch.ones_like(out)
+        with poisoned_memory():
+            grads = torch.autograd.grad(out, leaves, upstream)
         assert not grads[0][unowned].any()
         assert all(torch.isfinite(g).all() for g in grads)
 
