@@ -7,9 +7,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from moetuner.ops import count_routing, reference  # noqa: E402
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-IDS = [torch.int32, torch.int64]
+from routing import DEVICES, IDS  # noqa: E402
 
 
 def counters(num_experts, device="cpu"):
