@@ -236,6 +236,53 @@ def test_replays_from_a_cuda_graph():
         assert torch.equal(out, unpermute(rows, row_map, weights))
 
 
+@pytest.mark.gpu
+def test_gradients_replay_from_a_cuda_graph():
+    ids = distinct_ids(torch.Generator().manual_seed(0), 64, 4, 16)
+    rows, row_map, weights = make_case(
+        ids, 16, 128, torch.bfloat16, torch.float32, "cuda"
+    )
+    grad = torch.ones(64, 128, dtype=torch.bfloat16, device="cuda")
+    arguments = (grad, row_map, len(rows), weights, rows)
+    backward = torch.ops.moetuner.unpermute_backward.default
+    backward(*arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = backward(*arguments)
+    for token in range(3):
+        grad.normal_()
+        row_map[token] = -1  # whose rows are zeroed from here on
+        graph.replay()
+        for replayed, eager in zip(found, backward(*arguments), strict=True):
+            assert torch.equal(replayed, eager)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [1, 48, 1500, 6000])
+def test_kernels_that_overlap_change_nothing(num_tokens):
+    """Layer upon layer in reused memory, and again with each op waited for."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [distinct_ids(generator, num_tokens, 4, 32).cuda() for _ in range(20)]
+    start = torch.randn(num_tokens, 1024, generator=generator).bfloat16().cuda()
+    weights = torch.rand(num_tokens, 4, generator=generator).cuda()
+
+    def run(wait):
+        x, found = start.clone().requires_grad_(), []
+        y = x
+        for ids in layers:
+            rows, row_map, end_offsets, _ = permute(y, ids, 32, alignment=8)
+            wait()
+            y = unpermute(rows, row_map, weights)
+            wait()
+            found += [row_map, end_offsets, y]
+        return [*found, *torch.autograd.grad(y, x, torch.ones_like(y))]
+
+    expected = run(torch.cuda.synchronize)
+    for _ in range(10):
+        for ours, alone in zip(run(lambda: None), expected, strict=True):
+            assert torch.equal(ours, alone)
+
+
 def valid():
     return {"rows": torch.zeros(4, 6), "row_map": torch.zeros(2, 2, dtype=INT32)}
 
