@@ -50,30 +50,16 @@ struct Unpermute {
   }
 };
 
-/// Calls `run<T, W>()` for the element types of `args`.
-template <typename Args, typename Run>
-void with_types(const Args& args, const Run& run) {
-  const bool wide_weights = args.weight_dtype == Dtype::kFloat32;
-  switch (args.dtype) {
-    case Dtype::kFloat32:
-      return run.template operator()<float, float>();
-    case Dtype::kBFloat16:
-      return wide_weights ? run.template operator()<BFloat16, float>()
-                          : run.template operator()<BFloat16, BFloat16>();
-    case Dtype::kFloat16:
-      return wide_weights ? run.template operator()<Float16, float>()
-                          : run.template operator()<Float16, Float16>();
-  }
-}
-
 }  // namespace
 
 void unpermute(const UnpermuteArgs& args) {
-  with_types(args, [&]<typename T, typename W>() { Unpermute<T, W>::forward(args); });
+  with_types<BFloat16, Float16>(args,
+                                [&]<typename T, typename W>() { Unpermute<T, W>::forward(args); });
 }
 
 void unpermute_backward(const UnpermuteBackwardArgs& args) {
-  with_types(args, [&]<typename T, typename W>() { Unpermute<T, W>::backward(args); });
+  with_types<BFloat16, Float16>(args,
+                                [&]<typename T, typename W>() { Unpermute<T, W>::backward(args); });
 }
 
 }  // namespace moetuner::cpu

@@ -30,7 +30,7 @@ __global__ void count_routing_kernel(CountRoutingArgs<Id> args, bool shared_load
 
   for (std::int64_t t = first; t < args.num_tokens; t += warps) {
     const Id* here = args.topk_ids + t * args.top_k;
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int lane = lane_index();
     for (std::int64_t k = lane; k < args.top_k; k += kWarp) {
       if (!valid(here[k])) continue;
       if (shared_load) {
@@ -55,7 +55,7 @@ __global__ void count_routing_kernel(CountRoutingArgs<Id> args, bool shared_load
 template <typename Id>
 void count_routing(const CountRoutingArgs<Id>& args, cudaStream_t stream) {
   if (args.num_tokens == 0 || args.num_experts == 0) return;
-  const std::int64_t needed = (args.num_tokens * kWarp + kThreads - 1) / kThreads;
+  const std::int64_t needed = ceil_div(args.num_tokens, kThreads / kWarp);
   const auto blocks = static_cast<unsigned int>(std::min(needed, kMaxBlocks));
   // A block's 32-bit counts cannot overflow: it sees at most tokens * K / blocks ids.
   const bool fits = args.num_tokens / blocks < (std::int64_t{1} << 31) / args.top_k;

@@ -10,6 +10,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace moetuner::cuda {
@@ -45,7 +48,7 @@ __device__ inline void let_successor_begin() {
 
 /// What launches ask of a device.
 struct Device {
-  bool is_hopper;  // or newer: bulk copies, overlapping launches
+  bool is_hopper;  // or newer, and runs code made for it: bulk copies, overlapping launches
   std::int64_t processors;
   std::int64_t shared_bytes;  // of a block, when asked for
 
@@ -58,6 +61,15 @@ struct Device {
   }
 
  private:
+  /// Whether a device of `capability`, as __CUDA_ARCH__ says it, runs code compiled for Hopper or
+  /// newer. A build for Ampere alone runs there too, translated, and knows nothing of either.
+  static bool has_hopper_code(int capability) {
+    for (const int compiled : {__CUDA_ARCH_LIST__}) {
+      if (compiled >= 900 && compiled <= capability) return true;
+    }
+    return false;
+  }
+
   static std::vector<Device> query_all() {
     int count = 0;
     MOETUNER_CUDA_CHECK(cudaGetDeviceCount(&count));
@@ -68,7 +80,8 @@ struct Device {
         MOETUNER_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, index));
         return value;
       };
-      all.push_back({ask(cudaDevAttrComputeCapabilityMajor) >= 9,
+      all.push_back({has_hopper_code(100 * ask(cudaDevAttrComputeCapabilityMajor) +
+                                     10 * ask(cudaDevAttrComputeCapabilityMinor)),
                      ask(cudaDevAttrMultiProcessorCount),
                      ask(cudaDevAttrMaxSharedMemoryPerBlockOptin)});
     }
@@ -88,6 +101,10 @@ struct Grid {
 /// Enqueues `kernel`, overlapped with the end of its predecessor where the device can.
 template <typename Kernel, typename... Args>
 void launch(Kernel kernel, const Grid& grid, cudaStream_t stream, const Args&... args) {
+  if (grid.blocks > std::numeric_limits<std::int32_t>::max()) {
+    throw std::length_error("moetuner: too many tokens for one launch, which would need " +
+                            std::to_string(grid.blocks) + " blocks: split them");
+  }
   constexpr std::int64_t kAlwaysThere = 40 * 1024;  // static shared memory comes on top
   if (grid.shared_bytes > kAlwaysThere) {
     MOETUNER_CUDA_CHECK(cudaFuncSetAttribute(

@@ -1,12 +1,11 @@
 #pragma once
 
-#include "moetuner/dtype.h"
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace moetuner::cuda {
 
@@ -60,21 +59,5 @@ __device__ void store(T* to, const Values& values) {
 /// Elements in 16 bytes.
 template <typename T>
 constexpr int kWide = 16 / sizeof(T);
-
-/// Calls `run<T, W>()` for the element types of `args`: rows of T, weights of W.
-template <typename Args, typename Run>
-void with_types(const Args& args, const Run& run) {
-  const bool wide_weights = args.weight_dtype == Dtype::kFloat32;
-  switch (args.dtype) {
-    case Dtype::kFloat32:
-      return run.template operator()<float, float>();
-    case Dtype::kBFloat16:
-      return wide_weights ? run.template operator()<__nv_bfloat16, float>()
-                          : run.template operator()<__nv_bfloat16, __nv_bfloat16>();
-    case Dtype::kFloat16:
-      return wide_weights ? run.template operator()<__half, float>()
-                          : run.template operator()<__half, __half>();
-  }
-}
 
 }  // namespace moetuner::cuda

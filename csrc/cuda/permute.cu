@@ -30,8 +30,7 @@ constexpr int kPlaceInts = 16384;  // shared memory of the place kernel
 constexpr std::int64_t kIntBytes = sizeof(int);
 constexpr int kStaticShared = 4096;  // bytes that are enough for what kernels declare
 
-/// The workspace: where each expert's filled rows end, [E], and the counts of the tiles, [tiles,
-/// E].
+/// The workspace: where each expert's filled rows end, [E], and the tiles' counts, [tiles, E].
 template <typename Id>
 __device__ std::int32_t* filled_ends(const PermuteArgs<Id>& args) {
   return args.workspace;

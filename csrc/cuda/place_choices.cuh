@@ -141,9 +141,11 @@ __device__ void clear_padding(const PermuteArgs<Id>& args,
     for (int e = warps.index; e < args.num_experts; e += warps.count) {
       // Each expert's first row of padding falls to another block: most have fewer than blocks.
       const int turn = static_cast<int>(std::int64_t{e} * alignment % blocks);
-      const int end = (filled[e] + alignment - 1) / alignment * alignment;
-      const int first = filled[e] + (static_cast<int>(blockIdx.x) + blocks - turn) % blocks;
-      for (int row = first; row < end; row += blocks) clear(row);
+      // Unsigned: near 2^31 rows the sums pass it.
+      const unsigned int begin = filled[e];
+      const unsigned int end = (begin + alignment - 1) / alignment * alignment;
+      const unsigned int first = begin + (static_cast<int>(blockIdx.x) + blocks - turn) % blocks;
+      for (unsigned int row = first; row < end; row += blocks) clear(row);
     }
   }
   for (std::int64_t row = end_of_all + std::int64_t{blockIdx.x} * warps.count + warps.index;

@@ -50,8 +50,8 @@ struct Drive {
 };
 
 /// One lane of each driving warp drives the engine, in turns: it fetches some pieces, then stores
-/// all of them. Turns of reading and of writing suit the memory better than a
-/// steady mix: 5 to 10 % on an H100.
+/// all of them. Turns of reading and of writing suit the memory better than a steady mix: 5 to 10 %
+/// on an H100.
 class BulkCopier {
  public:
   static constexpr int kMaxDrivers = 4;

@@ -135,7 +135,7 @@ void unpermute_backward(const UnpermuteBackwardArgs& args, cudaStream_t stream) 
   const auto address = reinterpret_cast<std::uintptr_t>(args.grad_out) |
                        reinterpret_cast<std::uintptr_t>(args.rows) |
                        reinterpret_cast<std::uintptr_t>(args.grad_rows);
-  with_types(args, [&]<typename T, typename W>() {
+  with_types<__nv_bfloat16, __half>(args, [&]<typename T, typename W>() {
     const bool wide = address % 16 == 0 && args.hidden % kWide<T> == 0;
     if (args.grad_weights) {
       wide ? run<T, W, kWide<T>, true>(args, stream) : run<T, W, 1, true>(args, stream);

@@ -3,7 +3,7 @@
 #include <torch/library.h>
 
 #ifdef MOETUNER_WITH_CUDA
-#include <c10/cuda/CUDAGuard.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
 
@@ -29,7 +29,7 @@ void count_routing_cuda(const at::Tensor& topk_ids,
                         OptionalTensor coactivation,
                         const OptionalTensor& previous_topk_ids,
                         OptionalTensor transitions) {
-  const c10::cuda::CUDAGuard guard(load.device());
+  const c10::DeviceGuard guard(load.device());
   const Counters counters{load, coactivation, previous_topk_ids, transitions};
   check_ids(kOp, "topk_ids", topk_ids);
   check_counters(kOp, topk_ids, counters);

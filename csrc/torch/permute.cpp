@@ -2,6 +2,7 @@
 
 #include "routing_args.h"
 
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -9,7 +10,7 @@
 #include <tuple>
 
 #ifdef MOETUNER_WITH_CUDA
-#include <c10/cuda/CUDAGuard.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
 
@@ -40,6 +41,8 @@ struct Inputs {
   std::int64_t num_ids() const { return expert_map ? expert_map->size(0) : num_experts; }
 };
 
+constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();  // of the row_map
+
 bool is_row_type(at::ScalarType type) {
   return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf ||
          type == at::kFloat8_e4m3fn || type == at::kFloat8_e5m2;
@@ -63,6 +66,8 @@ void check(const Inputs& in) {
                     topk_ids.size(0));
   TORCH_CHECK_VALUE(num_experts > 0, kOp, ": num_experts must be positive, got ", num_experts);
   TORCH_CHECK_VALUE(alignment > 0, kOp, ": alignment must be positive, got ", alignment);
+  TORCH_CHECK_VALUE(
+      alignment <= kMaxRows, kOp, ": alignment must be at most ", kMaxRows, ", got ", alignment);
   if (expert_map) {
     TORCH_CHECK_VALUE(
         expert_map->dim() == 1, kOp, ": expert_map must be [experts], got ", expert_map->sizes());
@@ -96,12 +101,10 @@ void check(const Inputs& in) {
 /// `alignment`. The fake in ops/permute.py says the same.
 std::int64_t num_rows(const Inputs& in) {
   const std::int64_t choices = in.topk_ids.numel();
-  const std::int64_t padded = choices + std::min(in.num_experts, choices) * (in.alignment - 1);
-  TORCH_CHECK_VALUE(padded <= std::numeric_limits<std::int32_t>::max(),
-                    kOp,
-                    ": ",
-                    padded,
-                    " rows do not fit into the int32 row_map");
+  std::int64_t padded = choices;
+  if (choices <= kMaxRows) padded += std::min(in.num_experts, choices) * (in.alignment - 1);
+  TORCH_CHECK_VALUE(
+      padded <= kMaxRows, kOp, ": ", padded, " rows do not fit into the int32 row_map");
   return padded / in.alignment * in.alignment;
 }
 
@@ -150,7 +153,7 @@ Outputs permute_cpu(const Inputs& in) {
 
 #ifdef MOETUNER_WITH_CUDA
 Outputs permute_cuda(const Inputs& in) {
-  const c10::cuda::CUDAGuard guard(in.x.device());
+  const c10::DeviceGuard guard(in.x.device());
   check(in);
   TORCH_CHECK_VALUE(in.num_experts <= cuda::kMaxPermuteExperts,
                     kOp,
@@ -305,7 +308,10 @@ class Permute : public torch::autograd::Function<Permute> {
   }
 };
 
-bool needs_gradient(const at::Tensor& x) { return at::GradMode::is_enabled() && x.requires_grad(); }
+/// Forward-mode tangents too: autograd then refuses them, where they would be lost without a word.
+bool needs_gradient(const at::Tensor& x) {
+  return (at::GradMode::is_enabled() && x.requires_grad()) || x._fw_grad(/*level=*/0).defined();
+}
 
 Three as_tuple(const variable_list& list) { return {list[0], list[1], list[2]}; }
 
@@ -361,6 +367,7 @@ TORCH_LIBRARY_IMPL(moetuner, CUDA, m) { Overloads<permute_cuda>::implement(m); }
 TORCH_LIBRARY_IMPL(moetuner, Autograd, m) {
   m.impl("permute", &permute_autograd);
   m.impl("permute.counted", &permute_counted_autograd);
+  m.impl("permute.scaled", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace moetuner

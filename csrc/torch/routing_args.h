@@ -46,6 +46,9 @@ inline void check_device(const char* op,
                     other.device());
 }
 
+/// More experts per token, and the kernels' 32-bit count of their pairs overflows.
+constexpr std::int64_t kMaxTopK = 32768;
+
 /// int32 or int64 [tokens, top_k], at least one expert per token.
 inline void check_ids(const char* op, const char* name, const at::Tensor& ids) {
   TORCH_CHECK_VALUE(ids.dim() == 2, op, ": ", name, " must be [tokens, top_k], got ", ids.sizes());
@@ -56,6 +59,14 @@ inline void check_ids(const char* op, const char* name, const at::Tensor& ids) {
                    " must be int32 or int64, got ",
                    ids.scalar_type());
   TORCH_CHECK_VALUE(ids.size(1) > 0, op, ": ", name, " has no experts per token");
+  TORCH_CHECK_VALUE(ids.size(1) <= kMaxTopK,
+                    op,
+                    ": ",
+                    name,
+                    " may have at most ",
+                    kMaxTopK,
+                    " experts per token, got ",
+                    ids.size(1));
   check_contiguous(op, name, ids);
 }
 

@@ -2,6 +2,7 @@
 
 #include "routing_args.h"
 
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -9,7 +10,7 @@
 #include <vector>
 
 #ifdef MOETUNER_WITH_CUDA
-#include <c10/cuda/CUDAGuard.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
 
@@ -180,7 +181,7 @@ at::Tensor unpermute_cuda(const at::Tensor& rows,
                           const at::Tensor& row_map,
                           const OptionalTensor& weights,
                           std::optional<std::int64_t> num_tokens) {
-  const c10::cuda::CUDAGuard guard(rows.device());
+  const c10::DeviceGuard guard(rows.device());
   at::Tensor out;
   const auto args = prepare(rows, row_map, weights, num_tokens, out);
   cuda::unpermute(args, c10::cuda::getCurrentCUDAStream());
@@ -192,11 +193,12 @@ Two unpermute_backward_cuda(const at::Tensor& grad_out,
                             std::int64_t num_rows,
                             const OptionalTensor& weights,
                             const OptionalTensor& rows) {
-  const c10::cuda::CUDAGuard guard(grad_out.device());
+  const c10::DeviceGuard guard(grad_out.device());
   Two grads;
   auto args = prepare_backward(grad_out, row_map, num_rows, weights, rows, grads);
-  if (args.num_tokens == 0) {
+  if (row_map.numel() == 0 || args.hidden == 0) {  // nothing to launch
     std::get<0>(grads).zero_();
+    std::get<1>(grads).zero_();
     return grads;
   }
   const at::Tensor owned = at::zeros({num_rows}, grad_out.options().dtype(at::kByte));
@@ -287,6 +289,9 @@ TORCH_LIBRARY_IMPL(moetuner, CUDA, m) {
 }
 #endif
 
-TORCH_LIBRARY_IMPL(moetuner, Autograd, m) { m.impl("unpermute", &unpermute_autograd); }
+TORCH_LIBRARY_IMPL(moetuner, Autograd, m) {
+  m.impl("unpermute", &unpermute_autograd);
+  m.impl("unpermute_backward", torch::autograd::autogradNotImplementedFallback());
+}
 
 }  // namespace moetuner

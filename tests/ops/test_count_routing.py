@@ -7,9 +7,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from moetuner.ops import count_routing, reference  # noqa: E402
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-IDS = [torch.int32, torch.int64]
+from routing import DEVICES, IDS  # noqa: E402
 
 
 def counters(num_experts, device="cpu"):
@@ -182,6 +180,11 @@ def valid():
             {"topk_ids": torch.zeros(2, 4, dtype=torch.int64)[:, ::2]},
             ValueError,
             "topk_ids must be contiguous",
+        ),
+        (
+            {"topk_ids": torch.zeros(2, 32769, dtype=torch.int64)},
+            ValueError,
+            "topk_ids may have at most 32768 experts per token, got 32769",
         ),
         ({"load": torch.zeros(4)}, TypeError, "load must be int64"),
         (

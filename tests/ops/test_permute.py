@@ -7,7 +7,14 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from moetuner.ops import count_routing, permute, reference, unpermute  # noqa: E402
-from routing import DEVICES, IDS, distinct_ids, expert_maps, routings  # noqa: E402
+from routing import (  # noqa: E402
+    DEVICES,
+    IDS,
+    distinct_ids,
+    expert_maps,
+    poisoned_memory,
+    routings,
+)
 
 DTYPES = [
     torch.float32,
@@ -43,7 +50,8 @@ def test_equals_its_twin(routing, data, hidden, alignment, dtype):
     ids, num_ids = routing
     expert_map, num_experts = data.draw(expert_maps(num_ids))
     x = make_x(len(ids), hidden, dtype)
-    ours = permute(x, ids, num_experts, expert_map, alignment)
+    with poisoned_memory():
+        ours = permute(x, ids, num_experts, expert_map, alignment)
     twin = reference.permute(x, ids, num_experts, expert_map, alignment)
     for one, other in zip(ours, twin, strict=False):
         assert torch.equal(one, other)
@@ -109,7 +117,9 @@ def test_cuda_equals_the_cpu(case, dtype, id_type):
     ids = distinct_ids(generator, num_tokens, top_k, num_experts, skew=1.0).to(id_type)
     ids[torch.rand(ids.shape, generator=generator) < 0.1] = -1
     x = make_x(num_tokens, hidden, dtype)
-    ours = permute(x.cuda(), ids.cuda(), num_experts, alignment=alignment)
+    on_gpu = x.cuda(), ids.cuda()
+    with poisoned_memory():
+        ours = permute(*on_gpu, num_experts, alignment=alignment)
     twin = permute(x, ids, num_experts, alignment=alignment)
     for one, other in zip(ours[:3], twin[:3], strict=True):
         assert same_bits(one.cpu(), other)
@@ -153,7 +163,8 @@ def test_scales_ride_along(device, dtype, num_scales, num_tokens):
         torch.rand(num_tokens, num_scales, device=device),
         torch.randint(255, (num_tokens, num_scales), device=device).to(torch.uint8),
     ):
-        found = permute(x, ids, 8, alignment=16, scales=scales)
+        with poisoned_memory():
+            found = permute(x, ids, 8, alignment=16, scales=scales)
         plain = permute(x, ids, 8, alignment=16)
         as_rows = reference.permute(scales, ids, 8, alignment=16)[0]
         assert same_bits(found.rows, plain.rows)
@@ -202,6 +213,23 @@ def test_gradient_is_the_sum_over_a_tokens_rows(device, dtype, counted):
     (gradient,) = torch.autograd.grad(rows, x, upstream)
     assert torch.equal(gradient, unpermute(upstream, row_map))
     assert not gradient[4].any()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("device", DEVICES)
+def test_derivatives_that_there_are_not_are_refused(device):
+    """Never taken for zero: of rows with scales, and forward-mode ones."""
+    ids = torch.tensor([[0, 1], [1, 2]], device=device)
+    x = make_x(2, 4, device=device).requires_grad_()
+    rows = permute(x, ids, 3, scales=torch.ones(2, 1, device=device)).rows
+    with pytest.raises(RuntimeError, match="moetuner::permute is not implemented"):
+        rows.sum().backward()
+    load = torch.zeros(3, dtype=torch.int64, device=device)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.detach(), x.detach())
+        for counter in (None, load):
+            with pytest.raises(RuntimeError, match="jvp is not implemented"):
+                permute(dual, ids, 3, load=counter)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -300,6 +328,31 @@ def test_runs_on_the_device_of_its_input():
 
 
 @pytest.mark.gpu
+def test_inputs_of_two_devices_are_named():
+    ids = torch.zeros(2, 2, dtype=torch.int32, device="cuda")
+    on_cpu = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match="permute: topk_ids is on cuda:0, x on cpu"):
+        permute(on_cpu, ids, 4)
+    with pytest.raises(ValueError, match="unpermute: row_map is on cuda:0, rows on"):
+        unpermute(on_cpu, ids)
+    with pytest.raises(ValueError, match="count_routing: topk_ids is on cuda:0, load"):
+        count_routing(ids, torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.gpu
+def test_padding_up_to_the_last_rows_that_a_map_can_name():
+    """Every expert but the last has one token; what it wastes ends near 2^31."""
+    num_tokens, alignment = 4095, 524_416
+    x = torch.full((num_tokens, 1), 3, dtype=torch.uint8).view(torch.float8_e5m2)
+    ids = torch.arange(num_tokens, dtype=torch.int32)[:, None]
+    found = permute(x.cuda(), ids.cuda(), num_tokens + 1, alignment=alignment)
+    rows = found.rows.view(torch.uint8)[:, 0]
+    assert 2**31 - alignment < len(rows) == int(found.end_offsets[-1]) < 2**31
+    assert bool((rows[::alignment] == 3).all())
+    assert int((rows != 0).sum()) == num_tokens
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("hidden", [4096, 4097])
 def test_more_than_two_to_the_31_elements(hidden):
     num_tokens, top_k = 70_000, 8
@@ -359,6 +412,8 @@ INT64, INT32 = torch.int64, torch.int32
         ({"num_experts": 0}, ValueError, "num_experts must be positive, got 0"),
         ({"alignment": 0}, ValueError, "alignment must be positive, got 0"),
         ({"alignment": 2**30}, ValueError, "rows do not fit into the int32 row_map"),
+        ({"alignment": 2**31}, ValueError, "alignment must be at most 2147483647"),
+        ({"alignment": 2**62 + 1}, ValueError, "alignment must be at most 2147483647"),
         (
             {"expert_map": torch.zeros(4)},
             TypeError,

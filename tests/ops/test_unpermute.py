@@ -7,7 +7,13 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from moetuner.ops import permute, reference, unpermute  # noqa: E402
-from routing import DEVICES, assert_close, distinct_ids, routings  # noqa: E402
+from routing import (  # noqa: E402
+    DEVICES,
+    assert_close,
+    distinct_ids,
+    poisoned_memory,
+    routings,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INT32 = torch.int32
@@ -43,7 +49,27 @@ def exactly(rows, row_map, weights):
 def test_equals_float64_within_the_table(routing, hidden, dtype, weights):
     weight_dtype = {"none": None, "float32": torch.float32, "rows": dtype}[weights]
     case = make_case(*routing, hidden, dtype, weight_dtype)
-    assert_close(unpermute(*case), exactly(*case), dtype)
+    with poisoned_memory():
+        ours = unpermute(*case)
+    assert_close(ours, exactly(*case), dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_one_row_is_rounded_once_as_torch_does(device, dtype):
+    """All 65536 bit patterns; ties, subnormals, infinities."""
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    rows = patterns.view(dtype).view(256, 256).to(device)
+    row_map = torch.arange(256, dtype=INT32, device=device)[:, None]
+    for weight in (1.0, 1 / 3, 1 + 2**-8, 1 + 2**-11, 2**-9, 3 * 2**-10, 1000.0):
+        weights = torch.full((256, 1), weight, device=device)
+        torch.testing.assert_close(
+            unpermute(rows, row_map, weights),
+            (rows.float() * weights).to(dtype),
+            rtol=0,
+            atol=0,
+            equal_nan=True,
+        )
 
 
 # One stretch and several, of wide and of single columns; more experts than one batch.
@@ -69,7 +95,8 @@ def test_cuda_equals_float64_and_itself(case, dtype, weight_dtype):
     ids[::7] = -1
     weight_dtype = dtype if weight_dtype == "rows" else weight_dtype
     case = make_case(ids, num_experts, hidden, dtype, weight_dtype, "cuda")
-    ours = unpermute(*case)
+    with poisoned_memory():
+        ours = unpermute(*case)
     assert_close(ours, exactly(*case), dtype)
     for _ in range(3):
         assert torch.equal(unpermute(*case), ours)
@@ -108,7 +135,8 @@ def test_gradients_equal_those_of_float64(device, dtype, weight_dtype, shape):
         out = function(inputs[0], row_map, *inputs[1:])
         return torch.autograd.grad(out, inputs, upstream.to(out.dtype))
 
-    ours = gradients(unpermute, wide=False)
+    with poisoned_memory():
+        ours = gradients(unpermute, wide=False)
     for found, exact in zip(
         ours, gradients(reference.unpermute, wide=True), strict=True
     ):
@@ -127,7 +155,9 @@ def test_gradient_of_rows_of_no_token_is_zero(device):
     for inputs in ([rows], [rows, weights]):
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
         out = unpermute(leaves[0], row_map, *leaves[1:])
-        grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+        upstream = torch.ones_like(out)
+        with poisoned_memory():
+            grads = torch.autograd.grad(out, leaves, upstream)
         assert not grads[0][unowned].any()
         assert all(torch.isfinite(g).all() for g in grads)
 
@@ -142,6 +172,32 @@ def test_no_tokens_have_zero_gradients(device):
     gradient, of_weights = torch.autograd.grad(out.sum(), [rows, weights])
     assert torch.equal(gradient, torch.zeros(3, 4, device=device))
     assert of_weights.shape == (0, 2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("top_k", "hidden"), [(0, 4), (2, 0)])
+def test_nothing_to_sum_has_zero_gradients(device, top_k, hidden):
+    rows = torch.ones(6, hidden, device=device, requires_grad=True)
+    row_map = torch.arange(3 * top_k, dtype=INT32, device=device).view(3, top_k)
+    weights = torch.ones(3, top_k, device=device, requires_grad=True)
+    out = unpermute(rows, row_map, weights)
+    assert torch.equal(out, torch.zeros(3, hidden, device=device))
+    with poisoned_memory():
+        of_rows, of_weights = torch.autograd.grad(out.sum(), [rows, weights])
+    assert torch.equal(of_rows, torch.zeros_like(rows))
+    assert torch.equal(of_weights, torch.zeros_like(weights))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_second_derivatives_are_refused(device):
+    """Never taken for zero."""
+    rows = torch.ones(2, 4, device=device, requires_grad=True)
+    row_map = torch.tensor([[1, 0]], dtype=INT32, device=device)
+    weights = torch.ones(1, 2, device=device, requires_grad=True)
+    out = unpermute(rows, row_map, weights)
+    (gradient,) = torch.autograd.grad(out.square().sum(), rows, create_graph=True)
+    with pytest.raises(RuntimeError, match="unpermute_backward is not implemented"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -178,6 +234,53 @@ def test_replays_from_a_cuda_graph():
         weights.mul_(factor)
         graph.replay()
         assert torch.equal(out, unpermute(rows, row_map, weights))
+
+
+@pytest.mark.gpu
+def test_gradients_replay_from_a_cuda_graph():
+    ids = distinct_ids(torch.Generator().manual_seed(0), 64, 4, 16)
+    rows, row_map, weights = make_case(
+        ids, 16, 128, torch.bfloat16, torch.float32, "cuda"
+    )
+    grad = torch.ones(64, 128, dtype=torch.bfloat16, device="cuda")
+    arguments = (grad, row_map, len(rows), weights, rows)
+    backward = torch.ops.moetuner.unpermute_backward.default
+    backward(*arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = backward(*arguments)
+    for token in range(3):
+        grad.normal_()
+        row_map[token] = -1  # whose rows are zeroed from here on
+        graph.replay()
+        for replayed, eager in zip(found, backward(*arguments), strict=True):
+            assert torch.equal(replayed, eager)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [1, 48, 1500, 6000])
+def test_kernels_that_overlap_change_nothing(num_tokens):
+    """Layer upon layer in reused memory, and again with each op waited for."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [distinct_ids(generator, num_tokens, 4, 32).cuda() for _ in range(20)]
+    start = torch.randn(num_tokens, 1024, generator=generator).bfloat16().cuda()
+    weights = torch.rand(num_tokens, 4, generator=generator).cuda()
+
+    def run(wait):
+        x, found = start.clone().requires_grad_(), []
+        y = x
+        for ids in layers:
+            rows, row_map, end_offsets, _ = permute(y, ids, 32, alignment=8)
+            wait()
+            y = unpermute(rows, row_map, weights)
+            wait()
+            found += [row_map, end_offsets, y]
+        return [*found, *torch.autograd.grad(y, x, torch.ones_like(y))]
+
+    expected = run(torch.cuda.synchronize)
+    for _ in range(10):
+        for ours, alone in zip(run(lambda: None), expected, strict=True):
+            assert torch.equal(ours, alone)
 
 
 def valid():

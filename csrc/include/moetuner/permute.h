@@ -52,7 +52,7 @@ std::int64_t permute_workspace(std::int64_t num_tokens,
                                std::int64_t top_k,
                                std::int64_t num_experts);
 
-/// Enqueued on `stream`: one kernel for few choices, two for many. No host synchronisation.
+/// Enqueued on `stream`: one kernel for few choices, three for many. No host synchronisation.
 template <typename Id>
 void permute(const PermuteArgs<Id>& args, CUstream_st* stream);
 }  // namespace cuda

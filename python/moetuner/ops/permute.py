@@ -47,9 +47,10 @@ def permute(
     x
         [T, H], contiguous: float32, bfloat16, float16, float8_e4m3fn or float8_e5m2.
     topk_ids
-        int32 or int64 [T, K], contiguous. Ids outside the experts are padding.
+        int32 or int64 [T, K], contiguous. Ids outside the experts are padding. K is at
+        most 256 on CUDA.
     num_experts
-        E, the number of experts that own rows here.
+        E, the number of experts that own rows here, at most 4096 on CUDA.
     expert_map
         int32 [ids], contiguous: which of the E experts an id is here, -1 for one that
         lives elsewhere. None: the id itself.
@@ -74,7 +75,8 @@ def permute(
     Notes
     -----
     Stable: inside an expert, rows stand in the order of tokens and k. Differentiable in
-    x unless there are scales. No host synchronisation; captured by CUDA graphs.
+    x, in backward mode, unless it is FP8 or there are scales. No host synchronisation;
+    captured by CUDA graphs.
 
     Examples
     --------

@@ -44,7 +44,7 @@ def unpermute(
 
     Notes
     -----
-    Differentiable once, in rows and weights.
+    Differentiable once, in backward mode, in rows and weights.
 
     Examples
     --------
