@@ -120,8 +120,9 @@ class Recording:
         if given is None:
             given = arguments["inputs_embeds"]
         batch, length = given.shape[:2]
-        cache = arguments.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
+        # past_key_values until Transformers 5.23, cache since 5.24
+        caches = (a for a in arguments.values() if hasattr(a, "get_seq_length"))
+        past = max((int(cache.get_seq_length()) for cache in caches), default=0)
         if past == 0:
             self._rows = np.arange(batch, dtype=np.int32) + self._next_sequence
             self._next_sequence += batch

@@ -43,6 +43,7 @@ def count_routing(
     -----
     Counters are exact on CPU and CUDA and survive CUDA-graph replay. Keep one
     ``[L, E]`` (``[L, E, E]``) tensor for the whole model and pass ``load[layer]``.
+    Activation checkpointing runs a layer's forward pass again, and counts it again.
 
     Examples
     --------
