@@ -15,9 +15,9 @@ MOETUNER_CUDA=ON MOETUNER_WERROR=ON python3 -m pip install --quiet --no-index --
 export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} FAIL_WITHOUT_CUDA=1
 
 # Few and many choices, all row alignments, gradients, counters; one line per case, so that it ends.
-# initcheck does not see what the bulk copy engine writes, and takes the rows for uninitialised when
-# they are copied to the host; it gets the cases that use registers, or whose rows nobody reads. That
-# the engine writes every byte is what test_cuda_equals_the_cpu checks.
+# initcheck (CUDA 13.0) calls rows that the bulk copy engine wrote uninitialised when they are copied
+# to the host, though their bytes equal the CPU's (test_cuda_equals_the_cpu). It gets the cases that
+# use registers, or whose rows nobody reads.
 every="(cuda_equals_float64 and (129 or 777)) or (gradients and cuda and dtype1 and shape1)"
 every+=" or larger_table or (in_the_same_pass and cuda and 5000)"
 bulk="(cuda_equals_the_cpu and (129 or 777 or 2500)) or (any_address and 3000)"
