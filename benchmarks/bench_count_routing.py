@@ -34,10 +34,7 @@ def torch_all(ids, previous, load, pairs, steps):
 @pytest.mark.parametrize("function", [ours_load, torch_load, ours_all, torch_all])
 @pytest.mark.parametrize("shape", shapes.SHAPES, ids=str)
 def bench_count_routing(benchmark, shape, function):
-    try:
-        ids = shapes.make_ids(shape, 8)
-    except FileNotFoundError as missing:
-        pytest.skip(f"no trace {missing.filename}; set MOETUNER_TRACES")
+    ids = shapes.make_ids(shape, 8)
     size = shape.num_experts
     counters = [
         torch.zeros(sizes, dtype=torch.int64, device=shapes.DEVICE)

@@ -30,8 +30,7 @@ __global__ void count_routing_kernel(CountRoutingArgs<Id> args, bool shared_load
 
   for (std::int64_t t = first; t < args.num_tokens; t += warps) {
     const Id* here = args.topk_ids + t * args.top_k;
-    const int lane = lane_index();
-    for (std::int64_t k = lane; k < args.top_k; k += kWarp) {
+    for (std::int64_t k = lane_index(); k < args.top_k; k += kWarp) {
       if (!valid(here[k])) continue;
       if (shared_load) {
         atomicAdd(&block_load[here[k]], 1u);
@@ -39,7 +38,7 @@ __global__ void count_routing_kernel(CountRoutingArgs<Id> args, bool shared_load
         add_to(&args.load[here[k]], 1);
       }
     }
-    count_pairs(args, t, lane);
+    count_pairs(args, t);
   }
 
   if (shared_load) {

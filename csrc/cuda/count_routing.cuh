@@ -15,19 +15,19 @@ __device__ inline void add_to(std::int64_t* counter, unsigned long long value) {
 ///
 ///     [ coactivation: K x K ][ transitions: J x K ]
 template <typename Id>
-__device__ void count_pairs(const CountRoutingArgs<Id>& args, std::int64_t t, int lane) {
+__device__ void count_pairs(const CountRoutingArgs<Id>& args, std::int64_t t) {
   const std::int64_t num_experts = args.num_experts;
   const auto valid = [&](Id id) { return id >= 0 && id < num_experts; };
   const int top_k = static_cast<int>(args.top_k);
   const int num_coactivation = args.coactivation ? top_k * top_k : 0;
   const int num_transitions = args.transitions ? static_cast<int>(args.previous_top_k) * top_k : 0;
   const Id* here = args.topk_ids + t * top_k;
-  for (int i = lane; i < num_coactivation; i += kWarp) {
+  for (int i = lane_index(); i < num_coactivation; i += kWarp) {
     const Id a = here[i / top_k];
     const Id b = here[i % top_k];
     if (valid(a) && valid(b)) add_to(&args.coactivation[a * num_experts + b], 1);
   }
-  for (int i = lane; i < num_transitions; i += kWarp) {
+  for (int i = lane_index(); i < num_transitions; i += kWarp) {
     const Id a = args.previous_topk_ids[t * args.previous_top_k + i / top_k];
     const Id b = here[i % top_k];
     if (valid(a) && valid(b)) add_to(&args.transitions[a * num_experts + b], 1);

@@ -46,6 +46,12 @@ __device__ inline void let_successor_begin() {
 #endif
 }
 
+/// Whether all pointers and sizes are multiples of `bytes`, a power of two.
+template <typename... Values>
+bool is_multiple(int bytes, Values... values) {
+  return ((std::uintptr_t)values | ...) % bytes == 0;
+}
+
 /// What launches ask of a device.
 struct Device {
   bool is_hopper;  // or newer, and runs code made for it: bulk copies, overlapping launches

@@ -69,7 +69,7 @@ __device__ void count_tokens(const PermuteArgs<Id>& args,
   }
   if (!counters.coactivation && !counters.transitions) return;
   for (std::int64_t t = first + warps.index; t < last; t += warps.count) {
-    count_pairs(counters, t, lane_index());
+    count_pairs(counters, t);
   }
 }
 
@@ -248,15 +248,28 @@ RowCopy cut_rows(const PermuteArgs<Id>& args) {
           .piece_bytes = static_cast<int>(bytes)};
 }
 
-/// As many stages as the pieces of a block need and its shared memory, less `other_bytes`, holds.
-template <typename Copier>
-Drive plan_drive(const RowCopy& rows, std::int64_t pieces_of_block, std::int64_t other_bytes) {
+/// Launches a kernel that copies rows, with `tables` bytes of its own behind the copier's. Each
+/// driver gets as many stages as it has pieces, and the shared memory holds.
+template <typename Copier, typename Kernel, typename Id>
+void launch_copying(Kernel kernel,
+                    std::int64_t blocks,
+                    std::int64_t tables,
+                    const PermuteArgs<Id>& args,
+                    const RowCopy& rows,
+                    cudaStream_t stream) {
   const int drivers = std::clamp(Copier::kInFlight / rows.piece_bytes, 1, Copier::kMaxDrivers);
-  const std::int64_t wanted = ceil_div(pieces_of_block, drivers);
-  Drive drive{drivers, static_cast<int>(std::clamp<std::int64_t>(wanted, 1, Copier::kMaxStages))};
-  const std::int64_t room = Device::current().shared_bytes - kStaticShared - other_bytes;
+  const std::int64_t of_driver = ceil_div(ceil_div(args.num_tokens * rows.pieces, blocks), drivers);
+  Drive drive{drivers,
+              static_cast<int>(std::clamp<std::int64_t>(of_driver, 1, Copier::kMaxStages))};
+  const std::int64_t room = Device::current().shared_bytes - kStaticShared - tables;
   while (drive.stages > 1 && Copier::shared_bytes(rows.piece_bytes, drive) > room) --drive.stages;
-  return drive;
+  const std::int64_t shared = Copier::shared_bytes(rows.piece_bytes, drive) + tables;
+  launch(kernel,
+         {.blocks = blocks, .threads = kThreads, .shared_bytes = shared},
+         stream,
+         args,
+         rows,
+         drive);
 }
 
 template <typename Copier, typename Id>
@@ -264,17 +277,9 @@ void run_few(const PermuteArgs<Id>& args, cudaStream_t stream) {
   const RowCopy rows = cut_rows<Copier>(args);
   const std::int64_t all = args.num_tokens * rows.pieces;
   const std::int64_t blocks = std::clamp<std::int64_t>(all, 1, Device::current().processors);
-  const std::int64_t of_block = ceil_div(all, blocks);
-  const std::int64_t tile_choices = (ceil_div(of_block, rows.pieces) + 1) * args.top_k;
-  const std::int64_t tables = (2 * args.num_experts + tile_choices) * kIntBytes;
-  const Drive drive = plan_drive<Copier>(rows, of_block, tables);
-  const std::int64_t shared = Copier::shared_bytes(rows.piece_bytes, drive) + tables;
-  launch(permute_few_kernel<Id, Copier>,
-         {.blocks = blocks, .threads = kThreads, .shared_bytes = shared},
-         stream,
-         args,
-         rows,
-         drive);
+  const std::int64_t tile_tokens = ceil_div(ceil_div(all, blocks), rows.pieces) + 1;
+  const std::int64_t tables = (2 * args.num_experts + tile_tokens * args.top_k) * kIntBytes;
+  launch_copying<Copier>(permute_few_kernel<Id, Copier>, blocks, tables, args, rows, stream);
 }
 
 template <typename Copier, typename Id>
@@ -291,17 +296,8 @@ void run_many(const PermuteArgs<Id>& args, cudaStream_t stream) {
          stream,
          args,
          segments);
-  const RowCopy rows = cut_rows<Copier>(args);
-  const std::int64_t all = args.num_tokens * rows.pieces;
   const std::int64_t blocks = Device::current().processors * Copier::kBlocksPerSm;
-  const Drive drive = plan_drive<Copier>(rows, ceil_div(all, blocks), 0);
-  const std::int64_t shared = Copier::shared_bytes(rows.piece_bytes, drive);
-  launch(copy_kernel<Id, Copier>,
-         {.blocks = blocks, .threads = kThreads, .shared_bytes = shared},
-         stream,
-         args,
-         rows,
-         drive);
+  launch_copying<Copier>(copy_kernel<Id, Copier>, blocks, 0, args, cut_rows<Copier>(args), stream);
 }
 
 template <typename Copier, typename Id>
@@ -320,14 +316,12 @@ std::int64_t permute_workspace(std::int64_t num_tokens,
 
 template <typename Id>
 void permute(const PermuteArgs<Id>& args, cudaStream_t stream) {
-  const auto address = reinterpret_cast<std::uintptr_t>(args.x) |
-                       reinterpret_cast<std::uintptr_t>(args.rows) |
-                       static_cast<std::uintptr_t>(args.row_bytes);
-  if (address % 16 == 0 && args.row_bytes > 0 && Device::current().is_hopper) {
+  const bool by_16 = is_multiple(16, args.x, args.rows, args.row_bytes);
+  if (by_16 && args.row_bytes > 0 && Device::current().is_hopper) {
     run<BulkCopier>(args, stream);
-  } else if (address % 16 == 0) {
+  } else if (by_16) {
     run<VectorCopier<uint4>>(args, stream);
-  } else if (address % 4 == 0) {
+  } else if (is_multiple(4, args.x, args.rows, args.row_bytes)) {
     run<VectorCopier<std::uint32_t>>(args, stream);
   } else {
     run<VectorCopier<std::uint8_t>>(args, stream);

@@ -86,10 +86,8 @@ void run(const UnpermuteArgs& args, cudaStream_t stream) {
 
 void unpermute(const UnpermuteArgs& args, cudaStream_t stream) {
   if (args.num_tokens == 0 || args.hidden == 0) return;
-  const auto address =
-      reinterpret_cast<std::uintptr_t>(args.rows) | reinterpret_cast<std::uintptr_t>(args.out);
   with_types<__nv_bfloat16, __half>(args, [&]<typename T, typename W>() {
-    const bool wide = address % 16 == 0 && args.hidden % kWide<T> == 0;
+    const bool wide = is_multiple(16, args.rows, args.out, args.hidden * sizeof(T));
     wide ? run<T, W, kWide<T>>(args, stream) : run<T, W, 1>(args, stream);
   });
 }

@@ -132,11 +132,9 @@ void unpermute_backward(const UnpermuteBackwardArgs& args, cudaStream_t stream) 
   if (args.num_tokens == 0 || args.hidden == 0) return;
   const std::int64_t blocks = ceil_div(args.num_tokens * args.top_k, kMarkThreads);
   launch(mark_kernel, {.blocks = blocks, .threads = kMarkThreads}, stream, args);
-  const auto address = reinterpret_cast<std::uintptr_t>(args.grad_out) |
-                       reinterpret_cast<std::uintptr_t>(args.rows) |
-                       reinterpret_cast<std::uintptr_t>(args.grad_rows);
   with_types<__nv_bfloat16, __half>(args, [&]<typename T, typename W>() {
-    const bool wide = address % 16 == 0 && args.hidden % kWide<T> == 0;
+    const bool wide =
+        is_multiple(16, args.grad_out, args.rows, args.grad_rows, args.hidden * sizeof(T));
     if (args.grad_weights) {
       wide ? run<T, W, kWide<T>, true>(args, stream) : run<T, W, 1, true>(args, stream);
     } else {

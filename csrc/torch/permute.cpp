@@ -1,5 +1,6 @@
 #include "moetuner/permute.h"
 
+#include "autograd.h"
 #include "routing_args.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -228,11 +229,6 @@ struct Overloads {
   }
 };
 
-template <typename Signature>
-auto find(const char* name, const char* overload) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Signature>();
-}
-
 using torch::autograd::variable_list;
 
 /// Calls below autograd.
@@ -243,7 +239,7 @@ Three call_plain(const at::Tensor& x,
                  std::int64_t alignment) {
   using Signature =
       Three(const at::Tensor&, const at::Tensor&, c10::SymInt, const OptionalTensor&, std::int64_t);
-  static const auto op = find<Signature>("moetuner::permute", "");
+  static const auto op = find_op<Signature>("moetuner::permute");
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   return op.call(x, topk_ids, num_experts, expert_map, alignment);
 }
@@ -263,7 +259,7 @@ Three call_counted(const at::Tensor& x,
                           OptionalTensor,
                           const OptionalTensor&,
                           OptionalTensor);
-  static const auto op = find<Signature>("moetuner::permute", "counted");
+  static const auto op = find_op<Signature>("moetuner::permute", "counted");
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   return op.call(x,
                  topk_ids,
@@ -298,7 +294,7 @@ class Permute : public torch::autograd::Function<Permute> {
                                 const variable_list& grads) {
     using Signature = at::Tensor(
         const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::optional<c10::SymInt>);
-    static const auto unpermute = find<Signature>("moetuner::unpermute", "");
+    static const auto unpermute = find_op<Signature>("moetuner::unpermute");
     variable_list result(6);
     if (grads[0].defined()) {
       const at::Tensor row_map = context->get_saved_variables()[0];
@@ -307,11 +303,6 @@ class Permute : public torch::autograd::Function<Permute> {
     return result;
   }
 };
-
-/// Forward-mode tangents too: autograd then refuses them, where they would be lost without a word.
-bool needs_gradient(const at::Tensor& x) {
-  return (at::GradMode::is_enabled() && x.requires_grad()) || x._fw_grad(/*level=*/0).defined();
-}
 
 Three as_tuple(const variable_list& list) { return {list[0], list[1], list[2]}; }
 

@@ -1,5 +1,6 @@
 #include "moetuner/unpermute.h"
 
+#include "autograd.h"
 #include "routing_args.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -208,12 +209,19 @@ Two unpermute_backward_cuda(const at::Tensor& grad_out,
 }
 #endif
 
-template <typename Signature>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 using torch::autograd::variable_list;
+
+/// Below autograd.
+at::Tensor call_unpermute(const at::Tensor& rows,
+                          const at::Tensor& row_map,
+                          const OptionalTensor& weights,
+                          const std::optional<c10::SymInt>& num_tokens) {
+  using Signature = at::Tensor(
+      const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::optional<c10::SymInt>);
+  static const auto op = find_op<Signature>("moetuner::unpermute");
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return op.call(rows, row_map, weights, num_tokens);
+}
 
 class Unpermute : public torch::autograd::Function<Unpermute> {
  public:
@@ -222,16 +230,12 @@ class Unpermute : public torch::autograd::Function<Unpermute> {
                             const at::Tensor& row_map,
                             const OptionalTensor& weights,
                             const std::optional<c10::SymInt>& num_tokens) {
-    using Signature = at::Tensor(
-        const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::optional<c10::SymInt>);
-    static const auto op = find<Signature>("moetuner::unpermute");
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     // Rows are kept only where the weights' gradient needs them.
     const bool keeps_rows = weights && weights->requires_grad();
     context->save_for_backward(
         {row_map, weights.value_or(at::Tensor()), keeps_rows ? rows : at::Tensor()});
     context->saved_data["num_rows"] = rows.sym_size(0);
-    return op.call(rows, row_map, weights, num_tokens);
+    return call_unpermute(rows, row_map, weights, num_tokens);
   }
 
   static variable_list backward(torch::autograd::AutogradContext* context,
@@ -241,7 +245,7 @@ class Unpermute : public torch::autograd::Function<Unpermute> {
                           c10::SymInt,
                           const OptionalTensor&,
                           const OptionalTensor&);
-    static const auto op = find<Signature>("moetuner::unpermute_backward");
+    static const auto op = find_op<Signature>("moetuner::unpermute_backward");
     const auto saved = context->get_saved_variables();
     const auto given = [](const at::Tensor& tensor) {
       return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
@@ -263,6 +267,9 @@ at::Tensor unpermute_autograd(const at::Tensor& rows,
                               const at::Tensor& row_map,
                               const OptionalTensor& weights,
                               std::optional<c10::SymInt> num_tokens) {
+  if (!needs_gradient(rows) && !needs_gradient(weights)) {
+    return call_unpermute(rows, row_map, weights, num_tokens);
+  }
   return Unpermute::apply(rows, row_map, weights, num_tokens);
 }
 

@@ -93,36 +93,18 @@ def permute(
     [2.0, 4.0, 3.0]
     """
     ops = torch.ops.moetuner.permute
-    if scales is not None:
-        counters = (load, coactivation, previous_topk_ids, transitions)
-        names = ("load", "coactivation", "previous_topk_ids", "transitions")
-        keywords = dict(zip(names, counters, strict=True))
-        return Permuted(
-            *ops.scaled(
-                x,
-                topk_ids,
-                num_experts,
-                expert_map,
-                alignment,
-                scales=scales,
-                **keywords,
-            )
-        )
-    if load is None:
-        return Permuted(*ops.default(x, topk_ids, num_experts, expert_map, alignment))
-    return Permuted(
-        *ops.counted(
-            x,
-            topk_ids,
-            num_experts,
-            expert_map,
-            alignment,
-            load=load,
-            coactivation=coactivation,
-            previous_topk_ids=previous_topk_ids,
-            transitions=transitions,
-        )
-    )
+    routing = (x, topk_ids, num_experts, expert_map, alignment)
+    if scales is None and load is None:
+        return Permuted(*ops.default(*routing))
+    counters = {
+        "load": load,
+        "coactivation": coactivation,
+        "previous_topk_ids": previous_topk_ids,
+        "transitions": transitions,
+    }
+    if scales is None:
+        return Permuted(*ops.counted(*routing, **counters))
+    return Permuted(*ops.scaled(*routing, scales=scales, **counters))
 
 
 def _static_rows(topk_ids: torch.Tensor, num_experts: int, alignment: int) -> int:
