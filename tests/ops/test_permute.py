@@ -425,6 +425,11 @@ INT64, INT32 = torch.int64, torch.int32
             "expert_map must be [experts], got [2, 2]",
         ),
         ({"scales": torch.zeros(3, 1)}, ValueError, "scales must be [2, scales per"),
+        (
+            {"coactivation": torch.zeros(4, 4, dtype=INT64)},
+            ValueError,
+            "coactivation and transitions are counted beside load, got no load",
+        ),
         ({"load": torch.zeros(4)}, TypeError, "load must be int64"),
         (
             {"load": torch.zeros(3, dtype=INT64)},

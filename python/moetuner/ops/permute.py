@@ -94,6 +94,10 @@ def permute(
     """
     ops = torch.ops.moetuner.permute
     routing = (x, topk_ids, num_experts, expert_map, alignment)
+    if load is None and (coactivation is not None or transitions is not None):
+        raise ValueError(
+            "permute: coactivation and transitions are counted beside load, got no load"
+        )
     if scales is None and load is None:
         return Permuted(*ops.default(*routing))
     counters = {
