@@ -1,7 +1,7 @@
 """Rows to the ranks of their experts: where a placement sends a model's tokens.
 
-Legend: T tokens here, K top-k, E experts, R most slots of an expert, G ranks, S slots per
-rank, D = min(K, G), N rows that arrive, M (token, expert) rows here, H hidden.
+Legend: T tokens here, K top-k, E experts, R most slots of an expert, G ranks, S slots of
+a rank, D = min(K, G), N rows that arrive, M (token, expert) rows, H hidden.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def buffer_nbytes(
     >>> import torch
     >>> from moetuner.ops import buffer_nbytes
     >>> buffer_nbytes(32, 8, 7168, 8, torch.bfloat16, capacity=32, max_rows=512)
-    14775848
+    14741508
     """
     destinations = min(top_k, num_ranks)
     if capacity is None or max_rows is None:
@@ -275,6 +275,6 @@ def _fake_fixed(
 
 def group_size(group_name: str) -> int:
     """Ranks of the group of that name."""
-    from torch.distributed import distributed_c10d
+    import torch.distributed.distributed_c10d as c10d
 
-    return int(distributed_c10d._resolve_process_group(group_name).size())
+    return int(c10d._resolve_process_group(group_name).size())  # type: ignore[attr-defined,arg-type,unused-ignore]
