@@ -1,7 +1,7 @@
 """Rows to the ranks of their experts: where a placement sends a model's tokens.
 
-Legend: T tokens here, K top-k, E experts, R most slots of an expert, G ranks, S slots of
-a rank, D = min(K, G), N rows that arrive, M (token, expert) rows, H hidden.
+Legend: T tokens here, K top-k, E experts, R most slots of an expert, G ranks, S slots
+of a rank, D = min(K, G), N rows that arrive, M (token, expert) rows, H hidden.
 """
 
 from __future__ import annotations
