@@ -207,7 +207,7 @@ def _run_plan(
     from moetuner.comparison import comparison_of_plan
     from moetuner.pipeline import plan_trace
     from moetuner.placement_file import write_placement
-    from moetuner.report.html import write_page
+    from moetuner.report.html import write_report
     from moetuner.report.json import plan_json
     from moetuner.report.plot import plot_plan
     from moetuner.report.progress import ProgressLine
@@ -232,7 +232,7 @@ def _run_plan(
             plot_plan(report, plot)
             written.append(plot)
         if page is not None:
-            write_page(comparison_of_plan(trace, report), page)
+            write_report(comparison_of_plan(trace, report), page)
             written.append(page)
     except KeyboardInterrupt:
         if not written:

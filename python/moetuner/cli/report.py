@@ -51,7 +51,7 @@ def report(
 ) -> None:
     """Show what placements do: one HTML file with figures and their numbers."""
     from moetuner.comparison import compare_placements
-    from moetuner.report.html import write_page
+    from moetuner.report.html import write_report
     from moetuner.report.outputs import check_folder, check_report
     from moetuner.report.terminal import print_content
     from moetuner.report.verdict import verdict
@@ -73,7 +73,7 @@ def report(
         cost,
         before=None if before is None else list(named)[given.index(before)],
     )
-    write_page(comparison, out)
+    write_report(comparison, out)
     print_content(verdict(comparison))
     print_content(f"wrote {out}")
     if plots is not None:

@@ -8,7 +8,7 @@ import pytest
 from moetuner.comparison import compare_placements
 from moetuner.cost import CostModel, Homes, Wire
 from moetuner.placement import ProgressPoint
-from moetuner.report.html import render_page, write_page
+from moetuner.report.html import render_page, write_report
 from moetuner.report.quantities import (
     flow_levels,
     rank_flows,
@@ -211,5 +211,5 @@ def test_the_largest_models_fit_on_a_page(parse):
 def test_the_same_comparison_gives_the_same_file(make_comparison, tmp_path):
     comparison = make_comparison()
     for name in ("one.html", "two.html"):
-        write_page(comparison, tmp_path / name)
+        write_report(comparison, tmp_path / name)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()

@@ -40,7 +40,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; " + (
 """Even if something got past the escaping, the page could load nothing."""
 
 
-def write_page(comparison: Comparison, path: str | os.PathLike[str]) -> None:
+def write_report(comparison: Comparison, path: str | os.PathLike[str]) -> None:
     """Write `comparison` as one HTML file."""
     atomic_write_text(path, render_page(comparison))
 
