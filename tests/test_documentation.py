@@ -110,10 +110,9 @@ def run_console(body):
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         if wanted:
-            printed = re.sub(r" +$", "", done.stdout, flags=re.M)
-            assert doctest.OutputChecker().check_output(
-                wanted, printed, doctest.ELLIPSIS
-            ), f"{command}\nwanted\n{wanted}\nprinted\n{printed}"
+            assert doctest.OutputChecker().check_output(wanted, done.stdout, FLAGS), (
+                f"{command}\nwanted\n{wanted}\nprinted\n{done.stdout}"
+            )
 
 
 def check_set_up(words):

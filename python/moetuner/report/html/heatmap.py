@@ -90,8 +90,8 @@ def heatmap(
     )
 
 
-def color_bar(scale: Scale, *tables: Floats, words: str = "") -> Markup:
-    """What the colours of the tables' values mean, on one line."""
+def color_bar(scale: Scale, *tables: Floats, end: str = "", words: str = "") -> Markup:
+    """What the colours of the tables' values mean; `end` follows the largest."""
     values = np.concatenate([table[np.isfinite(table)].ravel() for table in tables])
     low, high = (float(values.min()), float(values.max())) if values.size else (0, 0)
     low, high = max(low, scale.low), min(high, scale.high)
@@ -100,7 +100,8 @@ def color_bar(scale: Scale, *tables: Floats, words: str = "") -> Markup:
     return tag(
         "p",
         tag("span", f"{scale.label}:", class_="entry"),
-        tag("span", f"{low:.3g}", picture, f"{high:.3g}{words}", class_="entry"),
+        tag("span", f"{low:.3g}", picture, f"{high:.3g}{end}", class_="entry"),
+        tag("span", words, class_="entry") if words else None,
         class_="key",
     )
 

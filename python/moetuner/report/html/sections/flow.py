@@ -134,7 +134,7 @@ def _maps(
             for j, b in enumerate(ranks)
         ),
     )
-    return join([color_bar(scale, *tables), grid(*maps), table])
+    return join([color_bar(scale, *tables, words="white: 1"), grid(*maps), table])
 
 
 def _even(flows: Floats) -> Floats:

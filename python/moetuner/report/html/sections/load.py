@@ -65,7 +65,7 @@ def load(comparison: Comparison, numbers: Numbers) -> Markup:
         "load",
         "Load per rank and layer",
         _lead(pair),
-        color_bar(scale, *loads, words="; white is 1, an even share"),
+        color_bar(scale, *loads, words="white: 1, an even share"),
         grid(*maps, _busiest(comparison, pair), _per_rank(pair, ranks)),
         table,
     )

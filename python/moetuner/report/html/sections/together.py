@@ -110,7 +110,7 @@ def _matrices(comparison: Comparison, pair: Pair, layer: int, *, first: bool) ->
     ]
     return tag(
         "div",
-        color_bar(scale, pairs, words=" or more; grey: with itself"),
+        color_bar(scale, pairs, end=" or more", words="grey: with itself"),
         grid(*maps),
         data_layer=number,
         hidden=None if first else "",

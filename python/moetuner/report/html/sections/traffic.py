@@ -70,12 +70,11 @@ def traffic(comparison: Comparison, numbers: Numbers) -> Markup:
             for (j, rank) in enumerate(ranks)
         ),
     )
-    end = "; white is the mean, grey crosses no link"
     return section(
         "traffic",
         "Traffic between ranks",
         _lead(pair, comparison.cost),
-        color_bar(scale, *tables, words=end),
+        color_bar(scale, *tables, words="white: the mean; grey: crosses no link"),
         grid(*maps),
         table,
     )
