@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from moetuner.comparison import comparison_of_plan
-from moetuner.pipeline import PlanOptions, plan_trace
+from moetuner.cost import CostModel, shape_for_model
+from moetuner.pipeline import PlanOptions, demo_trace, plan_trace
 from moetuner.solver import SolverOptions
 from moetuner.topology import Topology
 from strategies import make_trace, random_ids
@@ -92,6 +93,18 @@ def make_comparison():
         return comparison_of_plan(trace, report)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The shipped trace of a real model, planned by a solver that tells its course."""
+    trace = demo_trace()
+    options = PlanOptions(
+        cost=CostModel(shape=shape_for_model(trace.metadata.model)),
+        solver_options=SolverOptions(time_limit=4, threads=2),
+    )
+    machine = Topology(num_ranks=8, ranks_per_node=4)
+    return comparison_of_plan(trace, plan_trace(trace, machine, options))
 
 
 @pytest.fixture(scope="session")

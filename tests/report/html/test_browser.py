@@ -98,9 +98,8 @@ def test_a_console_message_would_be_seen(tmp_path):
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_the_page_works_at_this_size(make_comparison, parse, tmp_path, size):
-    comparison = make_comparison(solver="ilp2", ranks=8, per_node=4, experts=32)
-    text = render_page(comparison)
+def test_the_page_works_at_this_size(demo, parse, tmp_path, size):
+    text = render_page(demo)
     seen, console = measure(tmp_path, text, size)
     assert console == []
     assert size[0] - 20 <= seen["width"] <= size[0]
@@ -113,25 +112,24 @@ def test_the_page_works_at_this_size(make_comparison, parse, tmp_path, size):
     assert seen["saves"] == len(parse(text).tables)
 
 
-def test_a_pointed_cell_shows_the_number_of_the_table(make_comparison, parse, tmp_path):
-    comparison = make_comparison(ranks=8, per_node=4, experts=32)
-    text = render_page(comparison)
+def test_a_pointed_cell_shows_the_number_of_the_table(demo, parse, tmp_path):
+    text = render_page(demo)
     seen, _ = measure(tmp_path, text, DESKTOP)
     page = parse(text)
     load, traffic, together = seen["tips"]
     rows = {tuple(row[:2]): row[3] for row in page.table("load")[1]}
-    assert load == f"layer 2, rank 0: {rows['2', '0']}"
+    assert load == f"layer 11, rank 0: {rows['11', '0']}"
     rows = {tuple(row[:2]): row[3] for row in page.table("traffic")[1]}
     assert traffic == f"home rank 0, computing rank 7: {rows['0', '7']}"
-    slots = comparison.result.placement.slot_experts[2]
+    slots = demo.result.placement.slot_experts[2]
     first, last = slots[0], slots[-1]
-    count = comparison.statistics.coactivation[2, first, last]
+    count = demo.statistics.coactivation[2, first, last]
     assert together == f"experts {first} and {last}: {count} tokens"
 
 
-def test_the_page_prints_on_few_sheets(make_comparison, tmp_path):
+def test_the_page_prints_on_few_sheets(demo, tmp_path):
     page, sheets = tmp_path / "page.html", tmp_path / "page.pdf"
-    page.write_text(render_page(make_comparison(solver="ilp2")))
+    page.write_text(render_page(demo))
     _, console = browse(tmp_path, f"--print-to-pdf={sheets}", page=page)
     assert console == []
     count = len(re.findall(rb"/Type\s*/Page\b", sheets.read_bytes()))

@@ -5,8 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from moetuner.comparison import compare_placements
+from moetuner.comparison import compare_placements, comparison_of_plan
 from moetuner.cost import CostModel, Homes, Wire
+from moetuner.pipeline import PlanOptions, plan_trace
 from moetuner.placement import ProgressPoint
 from moetuner.report.html import render_page, write_report
 from moetuner.report.quantities import (
@@ -18,7 +19,7 @@ from moetuner.report.quantities import (
 )
 from moetuner.report.verdict import verdict
 from moetuner.topology import Topology
-from moetuner.trace import CountTrace
+from moetuner.trace import CountTrace, read_trace
 from moetuner.trace.model import TraceMetadata
 from strategies import make_trace, random_ids, random_placement
 
@@ -213,3 +214,21 @@ def test_the_same_comparison_gives_the_same_file(make_comparison, tmp_path):
     for name in ("one.html", "two.html"):
         write_report(comparison, tmp_path / name)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt-oss-20b-fingerprinting/sorry_bench.npz", "deepseek-v2-lite-esft/law.npz"],
+)
+def test_recordings_of_large_models_are_reported(traces_dir, parse, name):
+    trace = read_trace(traces_dir / name)
+    machine = Topology(num_ranks=8, ranks_per_node=4)
+    plan = plan_trace(trace, machine, PlanOptions(solver="chain"))
+    comparison = comparison_of_plan(trace, plan)
+    text = render_page(comparison)
+    page = parse(text)
+    assert verdict(plan) in page.text
+    assert len(text) < 700_000
+    shown = page.column("load", "chain")
+    wanted = relative_load(plan.result.evaluation)
+    np.testing.assert_allclose(shown, wanted.ravel(), rtol=1e-5)
