@@ -124,10 +124,12 @@ def _lines(
 def _written(
     values: Floats, scale: Scale, frame: Frame, dx: float, dy: float
 ) -> list[Markup]:
+    known = values[np.isfinite(values)]
+    form = ".0f" if (known == np.round(known)).all() else ".2f"
     return [
         tag(
             "text",
-            f"{value:.2f}",
+            format(value, form),
             x=frame.left + (column + 0.5) * dx,
             y=frame.top + (row + 0.5) * dy + 4,
             class_="cell light" if scale.is_dark(value) else "cell",

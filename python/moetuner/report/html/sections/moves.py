@@ -16,6 +16,7 @@ from moetuner.report.html.sections.summary import size
 
 if TYPE_CHECKING:
     from moetuner.comparison import Comparison
+    from moetuner.cost import Hardware
     from moetuner.report.changes import Changes
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
@@ -81,14 +82,21 @@ def moves(comparison: Comparison, moved: Changes, numbers: Numbers) -> Markup:
 
 def _lead(comparison: Comparison, pair: Pair, moved: Changes) -> str:
     most = int(moved.per_rank().max())
-    seconds = most * moved.expert_bytes / comparison.cost.hardware.nic_bandwidth
     return (
         f"From {pair.before.name} to {pair.after.name}: {moved.num_moved:,} of "
         f"{moved.num_copies:,} experts change ranks, {size(moved.bytes_moved)} in all, "
         f"{size(int(moved.between_nodes.sum()) * moved.expert_bytes)} of it between "
         f"nodes. The busiest rank fetches {most:,} "
-        f"({size(most * moved.expert_bytes)}; {seconds:.2g} s over its network link)."
+        f"({size(most * moved.expert_bytes)}): "
+        f"{_seconds(moved, comparison.cost.hardware):.2g} s at the least."
     )
+
+
+def _seconds(moved: Changes, hardware: Hardware) -> float:
+    """Time of the busiest link, when all links carry their whole bandwidth."""
+    near = moved.per_rank(between_nodes=False) / hardware.rank_bandwidth
+    far = moved.per_rank(between_nodes=True) / hardware.nic_bandwidth
+    return float(np.maximum(near, far).max() * moved.expert_bytes)
 
 
 def _where(comparison: Comparison, moved: Changes, ranks: list[str]) -> Markup:
