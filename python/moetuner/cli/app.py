@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from moetuner.cli import commands
+from moetuner.cli import commands, exchange
 from moetuner.cli.messages import fail
 from moetuner.errors import (
     InvalidPlacementError,
@@ -64,6 +64,9 @@ app = typer.Typer(
 
 for _command in (commands.describe, commands.plan, commands.evaluate, commands.demo):
     app.command()(_command)
+app.command("import")(exchange.import_)
+app.command()(exchange.export)
+app.command("import-placement")(exchange.import_placement)
 
 
 def main() -> None:
