@@ -16,7 +16,7 @@ PAGES = sorted([REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md")])
 MODULES = [
     name
     for _, name, _ in pkgutil.walk_packages(moetuner.__path__, "moetuner.")
-    if not name.endswith(("__main__", "cbc_worker", "_core", "libmoetuner_ops"))
+    if not name.endswith(("__main__", "worker", "_core", "libmoetuner_ops"))
 ]
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
 

@@ -12,6 +12,8 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moetuner.bounds import Certificate as Certificate
+    from moetuner.bounds import certify as certify
     from moetuner.cost import HARDWARE as HARDWARE
     from moetuner.cost import CostModel as CostModel
     from moetuner.cost import Hardware as Hardware
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from moetuner.workload import Workload as Workload
 
 _MODULE_OF = {
+    "Certificate": "bounds",
+    "certify": "bounds",
     "HARDWARE": "cost",
     "CostModel": "cost",
     "Hardware": "cost",

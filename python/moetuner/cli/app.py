@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from moetuner.cli import commands
+from moetuner.cli.certify import certify
 from moetuner.cli.messages import fail
 from moetuner.errors import (
     InvalidPlacementError,
@@ -62,7 +63,13 @@ app = typer.Typer(
     rich_markup_mode=None,  # whose help cuts long option names at 80 columns
 )
 
-for _command in (commands.describe, commands.plan, commands.evaluate, commands.demo):
+for _command in (
+    commands.describe,
+    commands.plan,
+    commands.evaluate,
+    certify,
+    commands.demo,
+):
     app.command()(_command)
 
 

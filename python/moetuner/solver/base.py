@@ -199,12 +199,35 @@ def finish(
     stages: tuple[Stage, ...] = (),
     warm_start: Placement | None = None,
 ) -> Solution:
-    """The solution for `rank_of`, or for the warm start where that is better.
+    """The solution for `rank_of`, or for the warm start where that is better."""
+    return conclude(
+        solver,
+        problem,
+        place(problem, rank_of),
+        clock,
+        status=status,
+        lower_bound=lower_bound,
+        stages=stages,
+        warm_start=warm_start,
+    )
+
+
+def conclude(
+    solver: Solver,
+    problem: PlacementProblem,
+    placement: Placement,
+    clock: Clock,
+    *,
+    status: SolveStatus,
+    lower_bound: float | None = None,
+    stages: tuple[Stage, ...] = (),
+    warm_start: Placement | None = None,
+) -> Solution:
+    """The solution for `placement`, or for the warm start where that is better.
 
     The value is recomputed by the problem; a bound above it would be a false proof
     and is an error.
     """
-    placement = place(problem, rank_of)
     value = problem.objective_value(placement)
     if warm_start is not None:
         warm_value = problem.objective_value(warm_start)
