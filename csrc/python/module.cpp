@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, module) {
   moetuner::python::bind_statistics(module);
   moetuner::python::bind_tally(module);
   moetuner::python::bind_balance(module);
+  moetuner::python::bind_arcs(module);
 }

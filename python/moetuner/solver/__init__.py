@@ -38,6 +38,8 @@ SOLVERS = {
     "chain": "ChainSolver",
     "ilp1": "Ilp1Solver",
     "ilp2": "Ilp2Solver",
+    "exact": "ExactSolver",
+    "joint_ilp": "JointIlpSolver",
     "oracle": "OracleSolver",
 }
 """Class of each solver by name; ``moetuner.solver.<name>`` is its module."""
