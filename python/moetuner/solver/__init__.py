@@ -40,6 +40,7 @@ SOLVERS = {
     "ilp2": "Ilp2Solver",
     "exact": "ExactSolver",
     "joint_ilp": "JointIlpSolver",
+    "joint": "JointSolver",
     "oracle": "OracleSolver",
 }
 """Class of each solver by name; ``moetuner.solver.<name>`` is its module."""

@@ -1,0 +1,65 @@
+#include "link_counts.h"
+
+#include <algorithm>
+
+namespace moetuner {
+
+LinkCounts::LinkCounts(std::int64_t num_scenarios,
+                       std::int64_t num_ranks,
+                       std::int64_t ranks_per_node,
+                       Wire wire)
+    : num_ranks_(num_ranks),
+      num_nodes_(num_ranks / ranks_per_node),
+      ranks_per_node_(ranks_per_node),
+      wire_(wire),
+      rank_(static_cast<std::size_t>(num_scenarios * 2 * num_ranks), 0),
+      node_(static_cast<std::size_t>(num_scenarios * 2 * num_nodes_), 0),
+      remote_(static_cast<std::size_t>(num_scenarios * 2), 0) {}
+
+void LinkCounts::add(std::int64_t scenario,
+                     std::int64_t home,
+                     const std::vector<std::int32_t>& ranks,
+                     std::int32_t sign) {
+  if (wire_ == Wire::kAllGather) return;  // placement changes nothing
+  std::int32_t* rank_out = rank_.data() + scenario * 2 * num_ranks_;
+  std::int32_t* rank_in = rank_out + num_ranks_;
+  std::int32_t* node_out = node_.data() + scenario * 2 * num_nodes_;
+  std::int32_t* node_in = node_out + num_nodes_;
+  std::int32_t* remote = remote_.data() + scenario * 2;
+  const std::int64_t home_node = node_of(home);
+  const std::int64_t local = home % ranks_per_node_;
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    const std::int64_t rank = ranks[i];
+    const std::int64_t node = node_of(rank);
+    if (rank == home) continue;
+    remote[0] += sign;
+    if (node != home_node) {
+      const bool again = wire_ == Wire::kDedup &&
+                         std::any_of(ranks.begin(), ranks.begin() + i, [&](std::int32_t other) {
+                           return node_of(other) == node;
+                         });
+      if (!again) {
+        node_out[home_node] += sign;
+        node_in[node] += sign;
+        remote[1] += sign;
+      }
+      if (wire_ == Wire::kPerExpert) continue;
+    }
+    const std::int64_t gateway = node * ranks_per_node_ + local;
+    if (rank == gateway) continue;
+    rank_out[gateway] += sign;
+    rank_in[rank] += sign;
+  }
+}
+
+std::int32_t LinkCounts::busiest_rank(std::int64_t scenario) const {
+  const auto first = rank_.begin() + scenario * 2 * num_ranks_;
+  return *std::max_element(first, first + 2 * num_ranks_);
+}
+
+std::int32_t LinkCounts::busiest_node(std::int64_t scenario) const {
+  const auto first = node_.begin() + scenario * 2 * num_nodes_;
+  return *std::max_element(first, first + 2 * num_nodes_);
+}
+
+}  // namespace moetuner
