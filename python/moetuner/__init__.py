@@ -12,6 +12,8 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moetuner.bounds import Certificate as Certificate
+    from moetuner.bounds import certify as certify
     from moetuner.comparison import Comparison as Comparison
     from moetuner.comparison import compare_placements as compare_placements
     from moetuner.comparison import comparison_of_plan as comparison_of_plan
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from moetuner.workload import Workload as Workload
 
 _MODULE_OF = {
+    "Certificate": "bounds",
+    "certify": "bounds",
     "Comparison": "comparison",
     "compare_placements": "comparison",
     "comparison_of_plan": "comparison",

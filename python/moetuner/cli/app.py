@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from moetuner.cli import commands, exchange
+from moetuner.cli.certify import certify
 from moetuner.cli.messages import fail
 from moetuner.cli.report import report
 from moetuner.errors import (
@@ -68,6 +69,7 @@ for _command in (
     commands.plan,
     commands.evaluate,
     report,
+    certify,
     commands.demo,
 ):
     app.command()(_command)
