@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from moetuner.cli import commands
+from moetuner.cli import commands, exchange
 from moetuner.cli.messages import fail
 from moetuner.cli.report import report
 from moetuner.errors import (
@@ -71,6 +71,9 @@ for _command in (
     commands.demo,
 ):
     app.command()(_command)
+app.command("import")(exchange.import_)
+app.command()(exchange.export)
+app.command("import-placement")(exchange.import_placement)
 
 
 def main() -> None:
