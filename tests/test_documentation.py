@@ -98,9 +98,7 @@ def run_console(body):
         return
     scripts = sysconfig.get_path("scripts")
     path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
-    for command, wanted in re.findall(
-        r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", body, re.M
-    ):
+    for command, wanted in COMMAND.findall(body):
         done = subprocess.run(
             ["bash", "-c", command],
             capture_output=True,
