@@ -5,7 +5,7 @@ Legend: T tokens, L recorded MoE layers, K top-k, E experts, Q groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,6 +53,9 @@ class ImportOptions:
         Experts per token K, where only counts or flat lists of ids are recorded.
     layers
         The model's own numbers of its MoE layers.
+    slot_experts
+        Expert of each slot, int [P], by layer number: the placement that was active,
+        where slots were recorded (TensorRT-LLM with a load balancer).
     progress
         Called with bytes read and bytes to read.
     note
@@ -65,6 +68,7 @@ class ImportOptions:
     num_layers: int | None = None
     top_k: int | None = None
     layers: tuple[int, ...] | None = None
+    slot_experts: Mapping[int, NDArray[np.integer[Any]]] | None = None
     progress: Progress = _ignore
     note: Note = _ignore
 
