@@ -212,6 +212,10 @@ def test_archives_are_read_in_blocks(importing, tmp_path, monkeypatch, rng, save
     )
     for name, array in whole.arrays().items():
         assert np.array_equal(trace.arrays()[name], array)
+    assert trace.ranked
+    assert trace.metadata == whole.metadata
+    renamed = importing(tmp_path / "a.npz", num_experts=16, model="m", dataset="d")
+    assert (renamed.metadata.model, renamed.metadata.dataset) == ("m", "d")
 
 
 def test_real_archives_are_the_same_imported_or_read(importing, traces_dir):

@@ -6,7 +6,7 @@ Legend: T tokens, L recorded MoE layers, K top-k, E experts, Q groups.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -282,13 +282,20 @@ def count_trace(
         counts=counts,
         num_tokens=counts.sum(axis=2).max(axis=1) // top_k,
         layer_ids=layer_ids,
-        metadata=metadata_of(source, options),
+        metadata=named(TraceMetadata(), options, source),
     )
 
 
-def metadata_of(source: str, options: ImportOptions) -> TraceMetadata:
-    """Metadata of what was imported."""
-    return TraceMetadata(model=options.model, source=source, dataset=options.dataset)
+def named(
+    metadata: TraceMetadata, options: ImportOptions, source: str = ""
+) -> TraceMetadata:
+    """What a recording says of itself, under the names of the options."""
+    return replace(
+        metadata,
+        model=options.model or metadata.model,
+        source=metadata.source or source,
+        dataset=options.dataset or metadata.dataset,
+    )
 
 
 def counts_of(array: StoredArray, start: int = 0, stop: int | None = None) -> Any:
