@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from moetuner.cli import commands, exchange
 from moetuner.cli.messages import fail
+from moetuner.cli.report import report
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
@@ -62,7 +63,13 @@ app = typer.Typer(
     rich_markup_mode=None,  # whose help cuts long option names at 80 columns
 )
 
-for _command in (commands.describe, commands.plan, commands.evaluate, commands.demo):
+for _command in (
+    commands.describe,
+    commands.plan,
+    commands.evaluate,
+    report,
+    commands.demo,
+):
     app.command()(_command)
 app.command("import")(exchange.import_)
 app.command()(exchange.export)
