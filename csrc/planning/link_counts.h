@@ -18,11 +18,12 @@ class LinkCounts {
              std::int64_t ranks_per_node,
              Wire wire);
 
-  /// Adds (sign 1) or takes away (-1) a token at `home` whose experts are on `ranks`; with dedup
-  /// the ranks are distinct.
+  /// Adds (sign 1) or takes away (-1) a token at `home` whose experts are on `ranks` [count]; with
+  /// dedup the ranks are distinct.
   void add(std::int64_t scenario,
-           std::int64_t home,
-           const std::vector<std::int32_t>& ranks,
+           std::int32_t home,
+           const std::int32_t* ranks,
+           std::int64_t count,
            std::int32_t sign);
 
   std::int32_t busiest_rank(std::int64_t scenario) const;
@@ -31,12 +32,13 @@ class LinkCounts {
   std::int32_t remote_nodes(std::int64_t scenario) const { return remote_[scenario * 2 + 1]; }
 
  private:
-  std::int64_t node_of(std::int64_t rank) const { return rank / ranks_per_node_; }
-
   std::int64_t num_ranks_;
   std::int64_t num_nodes_;
   std::int64_t ranks_per_node_;
   Wire wire_;
+  std::vector<std::int32_t> node_of_;    // [G]; division is slow
+  std::vector<std::int32_t> node_seen_;  // [N], stamp of the last token that visited
+  std::int32_t stamp_ = 0;
   std::vector<std::int32_t> rank_;    // [S, 2, G], egress and ingress
   std::vector<std::int32_t> node_;    // [S, 2, N]
   std::vector<std::int32_t> remote_;  // [S, 2], ranks and nodes other than the home

@@ -14,7 +14,7 @@ TokenLayer::TokenLayer(const TokenSearchArgs& args,
       layer_(layer),
       slots_per_rank_(args.num_slots / args.num_ranks),
       home_(home),
-      next_ranks_(next_ranks),
+      has_next_(next_ranks != nullptr),
       scenario_of_(static_cast<std::size_t>(args.num_tokens)),
       tokens_of_(static_cast<std::size_t>(args.num_experts)),
       slots_of_(static_cast<std::size_t>(args.num_experts)),
@@ -26,20 +26,38 @@ TokenLayer::TokenLayer(const TokenSearchArgs& args,
               LinkCounts(args.num_scenarios, args.num_ranks, args.ranks_per_node, args.wire),
               LinkCounts(args.num_scenarios, args.num_ranks, args.ranks_per_node, args.wire),
               LinkCounts(args.num_scenarios, args.num_ranks, args.ranks_per_node, args.wire)},
+      rank_of_(static_cast<std::size_t>(args.num_slots)),
+      next_begin_{0},
+      rank_seen_(static_cast<std::size_t>(args.num_ranks), 0),
       saved_(counts_) {
   for (std::int64_t p = 0; p < args.num_slots; ++p) {
+    rank_of_[p] = static_cast<std::int32_t>(p / slots_per_rank_);
     if (slots_[p] >= 0) slots_of_[slots_[p]].push_back(static_cast<std::int32_t>(p));
   }
   for (std::int64_t s = 0; s < args.num_scenarios; ++s) {
     for (std::int64_t t = args.scenario_begin[s]; t < args.scenario_begin[s + 1]; ++t) {
       scenario_of_[t] = s;
+      const std::int16_t* chosen = args.topk_ids + (t * args.num_layers + layer) * args.top_k;
+      ids_.insert(ids_.end(), chosen, chosen + args.top_k);
       for (std::int64_t k = 0; k < args.top_k; ++k) {
         const std::int16_t id = ids(t)[k];
         if (id < 0 || id >= args.num_experts) continue;
         tokens_of_[id].push_back(static_cast<std::int32_t>(t));
         picked_[t * args.top_k + k] = pick(id, home_[t], args.token[t]);
       }
-      count(t, s, picked_.data() + t * args.top_k, 1);
+      for (std::int64_t k = 0; k < args.top_k; ++k) {
+        const std::int32_t slot = picked_[t * args.top_k + k];
+        if (slot >= 0) ++counts_.slot_rows[s * args.num_slots + slot];
+      }
+      visit(t, after_);
+      const auto count = static_cast<std::int64_t>(after_.ranks.size());
+      counts_.dispatch.add(s, home_[t], after_.ranks.data(), count, 1);
+      counts_.combine.add(s, after_.end, after_.ranks.data(), count, 1);
+      if (!has_next_) continue;
+      distinct(next_ranks + t * args.top_k, before_.ranks);
+      next_distinct_.insert(next_distinct_.end(), before_.ranks.begin(), before_.ranks.end());
+      next_begin_.push_back(static_cast<std::int32_t>(next_distinct_.size()));
+      add_next(t, s, after_.end, 1);
     }
   }
   cost_ = price();
@@ -60,35 +78,45 @@ std::int32_t TokenLayer::pick(std::int32_t expert, std::int64_t home, std::int64
                                              token));
 }
 
-/// The rows of a token whose experts are in `slots`.
-void TokenLayer::count(std::int64_t t,
-                       std::int64_t s,
-                       const std::int32_t* slots,
-                       std::int32_t sign) {
-  ranks_.clear();
+/// Of `ranks` [K], -1 for padding, those that rows go to.
+void TokenLayer::distinct(const std::int32_t* ranks, std::vector<std::int32_t>& found) {
+  found.clear();
+  ++stamp_;
+  for (std::int64_t k = 0; k < args_.top_k; ++k) {
+    const std::int32_t rank = ranks[k];
+    if (rank < 0) continue;
+    if (args_.wire != Wire::kPerExpert && rank_seen_[rank] == stamp_) continue;
+    rank_seen_[rank] = stamp_;
+    found.push_back(rank);
+  }
+}
+
+void TokenLayer::visit(std::int64_t t, Visit& visit) {
+  const std::int32_t* slots = picked_.data() + t * args_.top_k;
+  visit.ranks.clear();
+  visit.end = args_.follow && slots[0] >= 0 ? rank_of_[slots[0]] : home_[t];
+  ++stamp_;
   for (std::int64_t k = 0; k < args_.top_k; ++k) {
     if (slots[k] < 0) continue;
-    counts_.slot_rows[s * args_.num_slots + slots[k]] += sign;
-    const auto rank = static_cast<std::int32_t>(rank_of(slots[k]));
-    if (args_.wire == Wire::kPerExpert ||
-        std::find(ranks_.begin(), ranks_.end(), rank) == ranks_.end()) {
-      ranks_.push_back(rank);
-    }
+    const std::int32_t rank = rank_of_[slots[k]];
+    if (args_.wire != Wire::kPerExpert && rank_seen_[rank] == stamp_) continue;
+    rank_seen_[rank] = stamp_;
+    visit.ranks.push_back(rank);
   }
-  const std::int64_t end = args_.follow && slots[0] >= 0 ? rank_of(slots[0]) : home_[t];
-  counts_.dispatch.add(s, home_[t], ranks_, sign);
-  counts_.combine.add(s, end, ranks_, sign);
-  if (next_ranks_ == nullptr) return;
-  ranks_.clear();
-  for (std::int64_t k = 0; k < args_.top_k; ++k) {
-    const std::int32_t rank = next_ranks_[t * args_.top_k + k];
-    if (rank < 0) continue;
-    if (args_.wire == Wire::kPerExpert ||
-        std::find(ranks_.begin(), ranks_.end(), rank) == ranks_.end()) {
-      ranks_.push_back(rank);
-    }
-  }
-  counts_.next.add(s, end, ranks_, sign);
+}
+
+/// Whether two visits cost the same; `b` was the last to be seen.
+bool TokenLayer::same_ranks(const Visit& a, const Visit& b) {
+  if (args_.wire == Wire::kPerExpert) return a.ranks == b.ranks;
+  return a.ranks.size() == b.ranks.size() &&
+         std::all_of(a.ranks.begin(), a.ranks.end(), [&](std::int32_t rank) {
+           return rank_seen_[rank] == stamp_;
+         });
+}
+
+void TokenLayer::add_next(std::int64_t t, std::int64_t s, std::int32_t end, std::int32_t sign) {
+  const std::int32_t first = next_begin_[t];
+  counts_.next.add(s, end, next_distinct_.data() + first, next_begin_[t + 1] - first, sign);
 }
 
 double TokenLayer::price_scenario(std::int64_t s) const {
@@ -131,7 +159,7 @@ double TokenLayer::price_scenario(std::int64_t s) const {
   };
   exchange(counts_.dispatch, args_.dispatch_share);
   exchange(counts_.combine, 1.0 - args_.dispatch_share);
-  if (next_ranks_ != nullptr) exchange(counts_.next, args_.dispatch_share);
+  if (has_next_) exchange(counts_.next, args_.dispatch_share);
   return seconds + scale * (w.smooth_rank_hit * rank_copies + w.smooth_node_hit * node_copies);
 }
 
@@ -174,16 +202,36 @@ void TokenLayer::put(std::int64_t slot, std::int32_t expert) {
 }
 
 /// Picks anew for a token that chose `e` or `f`.
-void TokenLayer::repick(std::int64_t t, std::int64_t s, std::int32_t e, std::int32_t f) {
+void TokenLayer::repick(std::int64_t t, std::int32_t e, std::int32_t f) {
+  const std::int64_t s = scenario_of_[t];
   std::int32_t* picked = picked_.data() + t * args_.top_k;
+  std::int32_t* rows = counts_.slot_rows.data() + s * args_.num_slots;
   proposal_.tokens.push_back(static_cast<std::int32_t>(t));
   proposal_.picked.insert(proposal_.picked.end(), picked, picked + args_.top_k);
-  count(t, s, picked, -1);
+  visit(t, before_);
   for (std::int64_t k = 0; k < args_.top_k; ++k) {
     const std::int16_t id = ids(t)[k];
-    if (id >= 0 && (id == e || id == f)) picked[k] = pick(id, home_[t], args_.token[t]);
+    if (id < 0 || (id != e && id != f)) continue;
+    --rows[picked[k]];
+    picked[k] = pick(id, home_[t], args_.token[t]);
+    ++rows[picked[k]];
   }
-  count(t, s, picked, 1);
+  visit(t, after_);
+  const bool same = same_ranks(before_, after_);
+  const auto was = static_cast<std::int64_t>(before_.ranks.size());
+  const auto now = static_cast<std::int64_t>(after_.ranks.size());
+  if (!same) {
+    counts_.dispatch.add(s, home_[t], before_.ranks.data(), was, -1);
+    counts_.dispatch.add(s, home_[t], after_.ranks.data(), now, 1);
+  }
+  if (!same || before_.end != after_.end) {
+    counts_.combine.add(s, before_.end, before_.ranks.data(), was, -1);
+    counts_.combine.add(s, after_.end, after_.ranks.data(), now, 1);
+  }
+  if (has_next_ && before_.end != after_.end) {
+    add_next(t, s, before_.end, -1);
+    add_next(t, s, after_.end, 1);
+  }
 }
 
 double TokenLayer::propose(std::int64_t p,
@@ -203,13 +251,13 @@ double TokenLayer::propose(std::int64_t p,
   put(p, expert_p);
   if (q >= 0) put(q, expert_q);
   if (e >= 0) {
-    for (const std::int32_t t : tokens_of_[e]) repick(t, scenario_of_[t], e, f);
+    for (const std::int32_t t : tokens_of_[e]) repick(t, e, f);
   }
   if (f >= 0) {
     for (const std::int32_t t : tokens_of_[f]) {
       const std::int16_t* chosen = ids(t);
       if (e < 0 || std::find(chosen, chosen + args_.top_k, e) == chosen + args_.top_k) {
-        repick(t, scenario_of_[t], e, f);
+        repick(t, e, f);
       }
     }
   }

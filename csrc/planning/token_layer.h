@@ -36,14 +36,19 @@ class TokenLayer {
   void put(std::int64_t slot, std::int32_t expert);
   void list_slots(std::int32_t expert, std::int64_t slot, bool add);
   std::int32_t pick(std::int32_t expert, std::int64_t home, std::int64_t token) const;
-  void repick(std::int64_t t, std::int64_t s, std::int32_t e, std::int32_t f);
-  void count(std::int64_t t, std::int64_t s, const std::int32_t* slots, std::int32_t sign);
+  void repick(std::int64_t t, std::int32_t e, std::int32_t f);
+  /// Ranks that a token visits and where it ends.
+  struct Visit {
+    std::vector<std::int32_t> ranks;  // distinct with dedup
+    std::int32_t end = 0;
+  };
+  void visit(std::int64_t t, Visit& visit);
+  void distinct(const std::int32_t* ranks, std::vector<std::int32_t>& found);
+  bool same_ranks(const Visit& a, const Visit& b);
+  void add_next(std::int64_t t, std::int64_t s, std::int32_t end, std::int32_t sign);
   double price() const;
   double price_scenario(std::int64_t s) const;
-  std::int64_t rank_of(std::int64_t slot) const { return slot / slots_per_rank_; }
-  const std::int16_t* ids(std::int64_t t) const {
-    return args_.topk_ids + (t * args_.num_layers + layer_) * args_.top_k;
-  }
+  const std::int16_t* ids(std::int64_t t) const { return ids_.data() + t * args_.top_k; }
 
   /// All that a proposal changes and a rejection restores.
   struct Counts {
@@ -57,7 +62,8 @@ class TokenLayer {
   const std::int64_t layer_;
   const std::int64_t slots_per_rank_;
   const std::int32_t* home_;
-  const std::int32_t* next_ranks_;
+  const bool has_next_;
+  std::vector<std::int16_t> ids_;                     // [T, K] of this layer, side by side
   std::vector<std::int64_t> scenario_of_;             // [T]
   std::vector<std::vector<std::int32_t>> tokens_of_;  // [E], tokens that chose the expert
   std::vector<std::vector<std::int32_t>> slots_of_;   // [E], in slot order
@@ -65,7 +71,13 @@ class TokenLayer {
   std::vector<std::int32_t> picked_;                  // [T, K], slot, -1: padding
   Counts counts_;
   double cost_ = 0.0;
-  std::vector<std::int32_t> ranks_;  // scratch
+  std::vector<std::int32_t> rank_of_;     // [P]; division is slow
+  std::vector<std::int32_t> next_begin_;  // [T + 1], into next_distinct_
+  std::vector<std::int32_t> next_distinct_;
+  std::vector<std::int32_t> rank_seen_;  // [G], stamp
+  std::int32_t stamp_ = 0;
+  Visit before_;
+  Visit after_;
 
   struct Proposal {
     std::int64_t slot[2];

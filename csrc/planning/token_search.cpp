@@ -66,7 +66,7 @@ class LayerAnneal {
     for (int attempt = 0; attempt < 16; ++attempt) {
       const std::int64_t p = random_.below(args_.num_slots);
       const std::int32_t e = slots[p];
-      const bool spare = e < 0 || layer_.copies(e) > 1;
+      const bool spare = args_.replicas && (e < 0 || layer_.copies(e) > 1);
       if (spare && random_.coin()) {
         const auto f = static_cast<std::int32_t>(random_.below(args_.num_experts));
         if (f == e || layer_.holds(p / per_rank, f)) continue;

@@ -50,6 +50,7 @@ py::tuple search_tokens(const Array<std::int16_t>& topk_ids,
                         std::int64_t ranks_per_node,
                         int wire,
                         bool follow,
+                        bool replicas,
                         const Array<std::int32_t>& slot_experts,
                         std::int64_t proposals,
                         std::int64_t sweeps,
@@ -81,6 +82,7 @@ py::tuple search_tokens(const Array<std::int16_t>& topk_ids,
   args.num_scenarios = scenario_begin.size() - 1;
   args.wire = static_cast<Wire>(wire);
   args.follow = follow;
+  args.replicas = replicas;
   args.weights = weights_of("search_tokens", weights);
   args.dispatch_share = dispatch_share;
   args.proposals = proposals;
@@ -136,6 +138,7 @@ void bind_token_search(py::module_& module) {
              py::arg("ranks_per_node"),
              py::arg("wire"),
              py::arg("follow"),
+             py::arg("replicas"),
              py::arg("slot_experts").noconvert(),
              py::arg("proposals"),
              py::arg("sweeps"),

@@ -85,6 +85,7 @@ def search_tokens(
     ranks_per_node: int,
     wire: int,
     follow: bool,
+    replicas: bool,
     slot_experts: NDArray[np.int32],
     proposals: int,
     sweeps: int,

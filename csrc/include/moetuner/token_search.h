@@ -31,6 +31,7 @@ struct TokenSearchArgs {
   std::int64_t num_scenarios;
   Wire wire;
   bool follow;
+  bool replicas;          // slots that can be spared may take copies
   SearchWeights weights;  // latencies, and link seconds there and back, as for `search_layers`
   double dispatch_share;  // of a row's bytes, on the way out
 

@@ -35,7 +35,7 @@ from moetuner.solver.base import (
     Solution,
     SolverOptions,
     SolveStatus,
-    conclude,
+    finish,
     place,
 )
 from moetuner.solver.lpt import fill_empty_ranks, within_memory
@@ -112,7 +112,7 @@ class EplbSolver:
         )
         if not problem.equal_slots:
             placement = place(problem, self._free_sizes(problem, placement.rank_of()))
-        return conclude(
+        return finish(
             self,
             problem,
             placement,

@@ -1,8 +1,9 @@
 """The joint planner: load, copies and links of every batch at once.
 
 Annealed swaps in the C++ core, with exact changes of the modelled time of sampled
-batches. Homes that do not follow the routing leave layers independent: each is searched
-for itself, on all cores. See ``docs/planning.md``.
+batches. Uniform homes leave layers independent: each is searched for itself, on all
+cores. Where homes follow or are recorded, or slots can be spared for replicas, a second
+phase walks the tokens through all layers. See ``docs/planning.md``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import moetuner._core as _core
-from moetuner.cost import Wire
+from moetuner.cost import Homes, Wire
 from moetuner.errors import InvalidPlacementError
 from moetuner.placement import contiguous_rank_of
 from moetuner.problem import Objective
@@ -38,8 +39,12 @@ from moetuner.solver.scenarios import (
     members,
     search_weights,
 )
+from moetuner.solver.token_rounds import TokenRounds, spread_replicas
+from moetuner.trace import CountTrace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from moetuner.placement import Placement
@@ -51,6 +56,11 @@ FIRST_PROPOSALS = 1_000
 """Proposals per layer of the first round; every later round has twice as many."""
 HOT, COLD = 1.0, 0.02
 """Temperatures, in units of the median |change| of a random swap."""
+FIRST_MOVES = 250
+"""The same of the walk along tokens, which starts from what is good already."""
+WARM, COOL = 0.1, 0.01
+LAYERED_SHARE = 0.35
+"""Share of the time for layers by themselves where tokens are walked afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,10 +72,10 @@ class JointConfig:
     profile
         What is searched for beside the time; the default `SearchProfile` when None.
     rounds
-        Rounds of annealing; 0 lets the clock decide, and only then can a slower machine
-        find something else.
+        Rounds of annealing in each phase; 0 lets the clock decide, and only then can a
+        slower machine find something else.
     patience
-        Stop after so many rounds that improved no layer.
+        End a phase after so many rounds that improved nothing.
     """
 
     profile: SearchProfile | None = None
@@ -91,68 +101,26 @@ class JointSolver:
     ) -> Solution:
         """See `moetuner.solver.Solver`."""
         check_objective(self, problem)
-        clock = Clock(time_limit=options.time_limit)
-        incumbent = Incumbent(problem=problem)
+        run = _Run(
+            config=self.config,
+            problem=problem,
+            options=options,
+            progress=progress,
+            clock=Clock(time_limit=options.time_limit),
+        )
         for rank_of in start_ranks(problem):
-            incumbent.offer(rank_of)
-        runner = Interruptible()
+            run.incumbent.offer(place_or_none(problem, rank_of))
         status = SolveStatus.HEURISTIC
         if problem.topology.num_ranks > 1 and problem.statistics.load.any():
-            search = LayerRounds(
-                problem=problem,
-                options=options,
-                profile=self.config.profile or SearchProfile(),
-                start=balanced_rank_of(replace(problem, equal_slots=True)),
-                runner=runner,
-            )
-            status = self._search(search, incumbent, clock, progress)
-        if runner.interrupted:
-            status = SolveStatus.INTERRUPTED
+            status = run.search()
         return finish(
             self,
             problem,
-            incumbent.rank_of,
-            clock,
-            status=status,
+            run.incumbent.placement,
+            run.clock,
+            status=SolveStatus.INTERRUPTED if run.runner.interrupted else status,
             warm_start=warm_start,
         )
-
-    def _search(
-        self,
-        search: LayerRounds,
-        incumbent: Incumbent,
-        clock: Clock,
-        progress: ProgressCallback | None,
-    ) -> SolveStatus:
-        """Rounds of twice the length each, as long as the next one fits."""
-        proposals, idle, done = FIRST_PROPOSALS, 0, 0
-        while idle < self.config.patience:
-            if self.config.rounds and done >= self.config.rounds:
-                break
-            began = clock.seconds
-            better = search.round(proposals, clock.left)
-            if better:
-                incumbent.offer(search.rank_of)
-            done, idle = done + 1, 0 if better else idle + 1
-            if progress:
-                progress(
-                    ProgressEvent(
-                        solver=self.name,
-                        stage="joint",
-                        done=done,
-                        total=self.config.rounds or done + 1,
-                        incumbent=incumbent.value,
-                        seconds=clock.seconds,
-                    )
-                )
-            took = clock.seconds - began
-            if search.runner.interrupted:
-                return SolveStatus.INTERRUPTED
-            if self.config.rounds or 2 * took <= clock.left:
-                proposals *= 2
-            elif took > clock.left:
-                return SolveStatus.TIME_LIMIT
-        return SolveStatus.HEURISTIC
 
 
 @dataclass(kw_only=True)
@@ -160,19 +128,151 @@ class Incumbent:
     """The best placement so far, by the problem's own objective."""
 
     problem: PlacementProblem
-    rank_of: RankOf = field(init=False)
+    placement: Placement = field(init=False)
     value: float = np.inf
 
-    def offer(self, rank_of: RankOf) -> bool:
-        """Take `rank_of` when it is legal and better."""
-        try:
-            value = self.problem.objective_value(place(self.problem, rank_of))
-        except InvalidPlacementError:
+    def offer(self, placement: Placement | None) -> bool:
+        """Take `placement` when there is one and it is better."""
+        if placement is None:
             return False
+        value = self.problem.objective_value(placement)
         if value >= self.value:
             return False
-        self.rank_of, self.value = rank_of, value
+        self.placement, self.value = placement, value
         return True
+
+
+def place_or_none(problem: PlacementProblem, rank_of: RankOf) -> Placement | None:
+    """The placement of `rank_of` [L, E] when it answers the problem."""
+    try:
+        placement = place(problem, rank_of)
+        problem.check(placement)
+    except InvalidPlacementError:
+        return None
+    return placement
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One solve: first layer by layer, then along the tokens where that matters."""
+
+    config: JointConfig
+    problem: PlacementProblem
+    options: SolverOptions
+    progress: ProgressCallback | None
+    clock: Clock
+    runner: Interruptible = field(default_factory=Interruptible)
+    incumbent: Incumbent = field(init=False)
+    status: SolveStatus = SolveStatus.HEURISTIC
+
+    def __post_init__(self) -> None:
+        self.incumbent = Incumbent(problem=self.problem)
+
+    def search(self) -> SolveStatus:
+        """Both phases; the status says what ended the last one."""
+        profile = self.config.profile or SearchProfile()
+        balanced = balanced_rank_of(replace(self.problem, equal_slots=True))
+        layers = LayerRounds(
+            problem=self.problem,
+            options=self.options,
+            profile=profile,
+            start=balanced,
+            runner=self.runner,
+        )
+        walk = self._must_walk()
+
+        def anneal(proposals: int, seconds: float) -> bool:
+            better = layers.round(proposals, seconds)
+            if better:
+                self.incumbent.offer(place_or_none(self.problem, layers.rank_of))
+            return better
+
+        share = LAYERED_SHARE if walk else 1.0
+        status = self._rounds("layers", FIRST_PROPOSALS, share, anneal)
+        if not walk or self.runner.interrupted:
+            return status
+        tokens = TokenRounds(
+            problem=self.problem,
+            options=self.options,
+            profile=profile,
+            runner=self.runner,
+            replicas=self._has_spare_slots(),
+        )
+        self._offer_walks(tokens, layers.rank_of)
+
+        def walk_tokens(proposals: int, seconds: float) -> bool:
+            found = tokens.round(
+                self.incumbent.placement, proposals, seconds, hot=WARM, cold=COOL
+            )
+            return self.incumbent.offer(found)
+
+        return self._rounds("tokens", FIRST_MOVES, 1.0, walk_tokens)
+
+    def _must_walk(self) -> bool:
+        """Whether layers or homes matter, or there is room for replicas."""
+        workload = self.problem.workload
+        assert workload is not None
+        if any(isinstance(trace, CountTrace) for trace in workload.traces):
+            return False
+        homes = workload.cost.homes is not Homes.UNIFORM
+        moves = workload.cost.wire is not Wire.ALLGATHER
+        return (homes and moves) or self._has_spare_slots()
+
+    def _has_spare_slots(self) -> bool:
+        """Whether ranks were given more slots than the experts need."""
+        problem = self.problem
+        enough = -(-problem.num_experts // problem.topology.num_ranks)
+        return problem.equal_slots and problem.slots_per_rank > enough
+
+    def _offer_walks(self, tokens: TokenRounds, rank_of: RankOf) -> None:
+        """Layers lined up where homes follow, and copies in the spare slots."""
+        workload = self.problem.workload
+        assert workload is not None
+        if workload.cost.homes is Homes.FOLLOW:
+            for ranks in (rank_of, balanced_rank_of(self.problem)):
+                aligned = tokens.align(ranks)
+                self.incumbent.offer(place_or_none(self.problem, aligned))
+        if tokens.replicas:
+            filled = spread_replicas(self.problem, self.incumbent.placement)
+            self.incumbent.offer(filled)
+
+    def _rounds(
+        self,
+        stage: str,
+        proposals: int,
+        share: float,
+        anneal: Callable[[int, float], bool],
+    ) -> SolveStatus:
+        """Rounds of twice the length each, as long as the next one fits."""
+        idle = done = 0
+        end = self.clock.seconds + share * self.clock.left
+        while idle < self.config.patience:
+            if self.config.rounds and done >= self.config.rounds:
+                break
+            began = self.clock.seconds
+            if began >= end:
+                return SolveStatus.TIME_LIMIT
+            better = anneal(proposals, end - began)
+            done, idle = done + 1, 0 if better else idle + 1
+            if self.progress:
+                self.progress(
+                    ProgressEvent(
+                        solver="joint",
+                        stage=stage,
+                        done=done,
+                        total=self.config.rounds or done + 1,
+                        incumbent=self.incumbent.value,
+                        seconds=self.clock.seconds,
+                    )
+                )
+            if self.runner.interrupted:
+                return SolveStatus.INTERRUPTED
+            took, left = self.clock.seconds - began, end - self.clock.seconds
+            if self.config.rounds or 2 * took <= left:
+                proposals *= 2
+            elif took > left:
+                return SolveStatus.TIME_LIMIT
+        return SolveStatus.HEURISTIC
 
 
 def start_ranks(problem: PlacementProblem) -> list[RankOf]:
