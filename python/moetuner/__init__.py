@@ -43,13 +43,16 @@ if TYPE_CHECKING:
     from moetuner.solver import get_solver as get_solver
     from moetuner.statistics import RoutingStatistics as RoutingStatistics
     from moetuner.topology import Topology as Topology
+    from moetuner.trace import TOPIC_PRESETS as TOPIC_PRESETS
     from moetuner.trace import CountTrace as CountTrace
+    from moetuner.trace import TopicRouting as TopicRouting
     from moetuner.trace import Trace as Trace
     from moetuner.trace import merge_traces as merge_traces
     from moetuner.trace import read_trace as read_trace
     from moetuner.trace import split_by_sequence as split_by_sequence
     from moetuner.trace import subsample as subsample
     from moetuner.trace import synthetic_trace as synthetic_trace
+    from moetuner.trace import topic_trace as topic_trace
     from moetuner.trace import write_trace as write_trace
     from moetuner.workload import BatchKind as BatchKind
     from moetuner.workload import Workload as Workload
@@ -86,7 +89,10 @@ _MODULE_OF = {
     "get_solver": "solver",
     "RoutingStatistics": "statistics",
     "Topology": "topology",
+    "TOPIC_PRESETS": "trace",
     "CountTrace": "trace",
+    "TopicRouting": "trace",
+    "topic_trace": "trace",
     "Trace": "trace",
     "merge_traces": "trace",
     "read_trace": "trace",
