@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from moetuner.placement import Placement as Placement
     from moetuner.placement_file import read_placement as read_placement
     from moetuner.placement_file import write_placement as write_placement
+    from moetuner.plan import PlacementTables as PlacementTables
     from moetuner.problem import Objective as Objective
     from moetuner.problem import PlacementProblem as PlacementProblem
     from moetuner.solver import Solution as Solution
@@ -65,6 +66,7 @@ _MODULE_OF = {
     "Placement": "placement",
     "read_placement": "placement_file",
     "write_placement": "placement_file",
+    "PlacementTables": "plan",
     "Objective": "problem",
     "PlacementProblem": "problem",
     "Solution": "solver",
