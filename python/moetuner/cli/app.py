@@ -62,7 +62,13 @@ app = typer.Typer(
     rich_markup_mode=None,  # whose help cuts long option names at 80 columns
 )
 
-for _command in (commands.describe, commands.plan, commands.evaluate, commands.demo):
+for _command in (
+    commands.describe,
+    commands.plan,
+    commands.evaluate,
+    commands.verify,
+    commands.demo,
+):
     app.command()(_command)
 
 
