@@ -41,7 +41,7 @@ _GPT = ("gpt-oss-20b-fingerprinting/mmlu.npz", "gpt-oss-mmlu.json")
 _LITE = ("deepseek-v2-lite-esft/law.npz", "deepseek-v2-lite-law.json")
 CASES = [
     Case("uniform", 4096, 8, 256, 7168, 2048),
-    Case("gpt-oss mmlu", 3500, 4, 32, 2880, 2880, *_GPT),
+    Case("gpt-oss mmlu", 4096, 4, 32, 2880, 2880, *_GPT),
     Case("DeepSeek-V2-Lite law", 4096, 6, 64, 2048, 1408, *_LITE),
     Case("decode", 32, 8, 256, 7168, 2048),
 ]
@@ -64,8 +64,11 @@ def routings(case: Case, rank: int, num_ranks: int, plans: Path) -> list[Routing
     trace = read_trace(traces_folder() / case.trace)
     held_out = split_by_sequence(trace, 0.5, SEED).score
     placement = read_placement(plans / case.placement)
-    num_tokens = min(case.num_tokens, held_out.num_tokens // num_ranks)
-    mine = held_out.topk_ids[rank * num_tokens : (rank + 1) * num_tokens]
+    # Consecutive tokens for each rank; a short trace begins again.
+    first = rank * case.num_tokens
+    mine = held_out.topk_ids[
+        np.arange(first, first + case.num_tokens) % held_out.num_tokens
+    ]
     layers = np.linspace(0, trace.num_layers - 1, 4).astype(int)
     return [
         Routing(

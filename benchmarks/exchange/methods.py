@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from moetuner.nn import grouped_linear
-from moetuner.ops import combine, dispatch, permute, unpermute
+from moetuner.ops import combine, dispatch, unpermute
 
 
 @dataclass
@@ -81,7 +81,10 @@ class PerExpert(Method):
 
 
 class AllGather(Method):
-    """Every row to every rank, sums by reduce-scatter; our permute in between."""
+    """Every row to every rank, sums by reduce-scatter.
+
+    Rows for the experts here are selected by torch; the sums are our unpermute's.
+    """
 
     def dispatch(self, x, ids, weights):
         num_ranks, rank = dist.get_world_size(), dist.get_rank()
@@ -89,14 +92,17 @@ class AllGather(Method):
         for out, mine in zip(every, (x, ids, weights), strict=True):
             dist.all_gather_into_tensor(out, mine)
         size = self.layer.slots_per_rank
-        table = torch.full((num_ranks * size,), -1, dtype=torch.int32, device=x.device)
-        table[rank * size : (rank + 1) * size] = torch.arange(
-            size, device=x.device, dtype=torch.int32
-        )
-        rows, row_map, ends, _ = permute(every[0], every[1], size, table)
-        self.state = {"row_map": row_map, "weights": every[2], "T": len(x)}
+        slot = every[1].flatten() - rank * size
+        here = ((slot >= 0) & (slot < size)).nonzero().flatten()  # waits
+        mine, order = slot[here].sort(stable=True)
+        choice = here[order]
+        row_map = torch.full_like(slot, -1, dtype=torch.int32)
+        row_map[choice] = torch.arange(len(choice), device=x.device, dtype=torch.int32)
+        ends = torch.bincount(mine, minlength=size).cumsum(0).int()
+        self.state = {"row_map": row_map.view(every[1].shape), "weights": every[2]}
+        self.state["T"] = len(x)
         self.rows_sent = (num_ranks - 1) * len(x)
-        return rows, ends
+        return every[0].index_select(0, choice // ids.shape[1]), ends
 
     def combine(self, done):
         s = self.state

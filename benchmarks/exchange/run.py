@@ -9,6 +9,7 @@ another; rows are those that leave a rank, added up over ranks.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -24,7 +25,7 @@ from methods import AllGather, Layer, Method, Moetuner, PerExpert
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import environment
 
-STEPS = ("dispatch", "experts", "combine", "layer")
+STEPS = ("dispatch", "experts", "combine", "layer")  # of one call with experts
 
 
 def make_layer(case: Case, slots: torch.Tensor, rank: int, num_ranks: int) -> Layer:
@@ -58,10 +59,23 @@ def timed(method: Method, x, ids, weights) -> tuple[dict[str, float], torch.Tens
     return dict(zip(STEPS, [*spans, sum(spans)], strict=True)), out
 
 
+def timed_exchange(method: Method, x, ids, weights) -> float:
+    """Milliseconds of dispatch and combine with no experts between them."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    dist.barrier()
+    torch.cuda.synchronize()
+    start.record()
+    rows, _ = method.dispatch(x, ids, weights)
+    method.combine(rows)
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
 def slowest(times: dict[str, float]) -> dict[str, float]:
-    found = torch.tensor([times[s] for s in STEPS], device="cuda")
+    found = torch.tensor(list(times.values()), device="cuda")
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return dict(zip(STEPS, found.tolist(), strict=True))
+    return dict(zip(times, found.tolist(), strict=True))
 
 
 def summary(samples: list[float]) -> dict[str, float]:
@@ -101,16 +115,16 @@ def methods_of(case, routing, rank, num_ranks):
     size = -(-case.num_experts // num_ranks)
     blocks = torch.arange(size * num_ranks)
     layer = make_layer(case, blocks, rank, num_ranks)
-    most = case.num_tokens
-    # Half as many rows again as an even spread, at most all tokens.
-    sizes = {"capacity": most, "max_rows": 2 * most * case.top_k}
     found = [PerExpert(layer, "all_to_all per expert"), AllGather(layer, "all_gather")]
     found.append(Moetuner(layer, "moetuner, contiguous"))
     if routing.tuned is not None:
         tuned = make_layer(case, routing.tuned, rank, num_ranks)
-        found.append(Moetuner(tuned, "moetuner, tuned"))
-    found.append(Moetuner(layer, "moetuner, contiguous, fixed", sizes))
-    return found
+        return [*found, Moetuner(tuned, "moetuner, tuned")]
+    # Even routing: a quarter more rows than the mean, or twice of few.
+    choices = case.num_tokens * case.top_k
+    room = 2 * choices if choices < 1024 else choices * 5 // 4
+    sizes = {"capacity": case.num_tokens, "max_rows": room}
+    return [*found, Moetuner(layer, "moetuner, contiguous, fixed", sizes)]
 
 
 def run_case(case: Case, options: argparse.Namespace) -> list[dict[str, object]]:
@@ -132,10 +146,11 @@ def run_case(case: Case, options: argparse.Namespace) -> list[dict[str, object]]
             assert error < 0.02, (case, method.name, error)
             if isinstance(method, Moetuner):
                 method.count_rows_sent(x, ids, weights)
-        samples = {m.name: {s: [] for s in STEPS} for m in methods}
+        samples = {m.name: {s: [] for s in (*STEPS, "exchange")} for m in methods}
         for _ in range(options.repeats):
             for method in methods:
                 times, _ = timed(method, x, ids, weights)
+                times["exchange"] = timed_exchange(method, x, ids, weights)
                 for step, value in slowest(times).items():
                     samples[method.name][step].append(value)
         for method in methods:
@@ -152,9 +167,16 @@ def run_case(case: Case, options: argparse.Namespace) -> list[dict[str, object]]
             if isinstance(method, Moetuner) and method.sizes:
                 result["replayed"] = replayed(method, x, ids, weights, options.repeats)
             results.append(result)
-        del methods
+        del methods, method, out, first
         torch.cuda.empty_cache()
     return results
+
+
+def nccl_version() -> list[int]:
+    """Of the library that is loaded, which may not be the one torch was built with."""
+    version = ctypes.c_int()
+    ctypes.CDLL("libnccl.so.2").ncclGetVersion(ctypes.byref(version))
+    return [version.value // 10000, version.value // 100 % 100, version.value % 100]
 
 
 def main() -> None:
@@ -166,7 +188,7 @@ def main() -> None:
     options = parser.parse_args()
     local = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
     torch.cuda.set_device(local)
-    dist.init_process_group("nccl")
+    dist.init_process_group("nccl", device_id=torch.device("cuda", local))
     results = []
     for case in CASES:
         if options.case and case.name not in options.case:
@@ -174,13 +196,13 @@ def main() -> None:
         results += run_case(case, options)
         if dist.get_rank() == 0:
             for r in results[-5:]:
-                print(r["case"], r["method"], r["rows"], r["dispatch"], r["combine"])
+                print(r["case"], r["method"], r["rows"], r["exchange"], r["layer"])
     if dist.get_rank() == 0:
         about = environment() | {
             "command": " ".join(["torchrun", "...", *sys.argv]),
             "ranks": dist.get_world_size(),
             "devices": torch.cuda.device_count(),
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+            "nccl": ".".join(map(str, nccl_version())),
         }
         options.out.write_text(
             json.dumps({"environment": about, "results": results}, indent=1) + "\n"

@@ -44,6 +44,7 @@ class Slots(NamedTuple):
     slots_per_rank: int
     candidates: torch.Tensor  # int32 [E, R]
     num_candidates: torch.Tensor  # int32 [E]
+    scales: torch.Tensor  # float64 [S + 1], of this rank's experts, then NaN
 
 
 def make_slots(case, rank, num_ranks, device="cpu"):
@@ -70,6 +71,7 @@ def make_slots(case, rank, num_ranks, device="cpu"):
         size,
         torch.tensor(table, dtype=torch.int32, device=device),
         torch.tensor([len(f) for f in found], dtype=torch.int32, device=device),
+        torch.tensor([*scale_of(slots[rank * size :][:size]), np.nan], device=device),
     )
 
 
@@ -104,18 +106,14 @@ def fixed_sizes(case, num_ranks):
     return {"capacity": most + 1, "max_rows": num_ranks * most * case.top_k + 1}
 
 
-def run_experts(slots, rank, sent):
+def run_experts(slots, sent):
     """Rows times their expert's scale; those behind the last expert's are NaN."""
-    size = slots.slots_per_rank
-    mine = slots.slot_experts[rank * size :][:size]
-    scales = torch.tensor(scale_of(mine), device=sent.rows.device)
     row = torch.arange(len(sent.rows), device=sent.rows.device, dtype=torch.int32)
     slot = torch.searchsorted(sent.end_offsets, row, right=True)
-    factor = torch.cat([scales, scales.new_full((1,), torch.nan)])[slot]
-    return sent.rows * factor[:, None].to(sent.rows.dtype)
+    return sent.rows * slots.scales[slot][:, None].to(sent.rows.dtype)
 
 
-def run_layer(slots, rank, x, ids, weights, **options):
+def run_layer(slots, x, ids, weights, **options):
     """Dispatch, experts, combine; returns the sums and what was dispatched."""
     group = dist.group.WORLD.group_name
     sent = dispatch(
@@ -128,4 +126,4 @@ def run_layer(slots, rank, x, ids, weights, **options):
         group,
         **options,
     )
-    return combine(run_experts(slots, rank, sent), *sent[2:6], group), sent
+    return combine(run_experts(slots, sent), *sent[2:6], group), sent

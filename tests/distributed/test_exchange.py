@@ -53,7 +53,7 @@ def _equals_one_rank(rank, num_ranks, device):
             wanted = torch.autograd.grad(exact, (x, weights), toward.double())
             for options in _forms(case, num_ranks):
                 what = (case, dtype, options)
-                out, sent = run_layer(slots, rank, x, ids, weights, **options)
+                out, sent = run_layer(slots, x, ids, weights, **options)
                 _assert_close(out.detach(), exact.detach(), dtype, what)
                 if options:
                     check_overflow(sent.overflow)
@@ -96,7 +96,7 @@ def _rows_and_counters(rank, num_ranks, device):
         for options in _forms(case, num_ranks):
             counters = torch.zeros(len(wanted), dtype=torch.int64, device=device)
             options |= {"counters": counters, "ranks_per_node": case.ranks_per_node}
-            runs = [run_layer(slots, rank, x, ids, weights, **options) for _ in "ab"]
+            runs = [run_layer(slots, x, ids, weights, **options) for _ in "ab"]
             assert (counters.cpu().numpy() == 2 * wanted).all(), case
             (out, sent), (again, _) = runs
             assert torch.equal(out, again), case
@@ -114,7 +114,7 @@ def _overflows(rank, num_ranks, device):
     slots = make_slots(case, rank, num_ranks, device)
     x, ids, weights = make_tokens(case, rank, device)
     wide = fixed_sizes(case, num_ranks)
-    _, sent = run_layer(slots, rank, x, ids, weights, **wide)
+    _, sent = run_layer(slots, x, ids, weights, **wide)
     check_overflow(sent.overflow)
     num_rows = int(sent.end_offsets[-1])
     to_each = torch.zeros(num_ranks, dtype=torch.int64)
@@ -123,11 +123,11 @@ def _overflows(rank, num_ranks, device):
         for other in set(of_token):
             to_each[other] += 1
     narrow = wide | {"capacity": 4}
-    less, sent = run_layer(slots, rank, x, ids, weights, **narrow)
+    less, sent = run_layer(slots, x, ids, weights, **narrow)
     assert int(sent.overflow) == int((to_each - 4).clamp(min=0).sum())
     assert torch.isfinite(less).all()
     few = wide | {"max_rows": 5}
-    _, sent = run_layer(slots, rank, x, ids, weights, **few)
+    _, sent = run_layer(slots, x, ids, weights, **few)
     assert int(sent.overflow) == max(num_rows - 5, 0)
     assert int(sent.end_offsets[-1]) == min(num_rows, 5)
     if num_rows > 5:
@@ -140,11 +140,11 @@ def _replays(rank, num_ranks, device):
     slots = make_slots(case, rank, num_ranks, device)
     x, ids, weights = make_tokens(case, rank, device)
     sizes = fixed_sizes(case, num_ranks)
-    run_layer(slots, rank, x, ids, weights, **sizes)  # makes the communicator
+    run_layer(slots, x, ids, weights, **sizes)  # makes the communicator
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out, sent = run_layer(slots, rank, x, ids, weights, **sizes)
+        out, sent = run_layer(slots, x, ids, weights, **sizes)
     for turn in range(3):
         fresh, fresh_ids, _ = make_tokens(case, rank + 8 * turn, device)
         x.copy_(fresh)
