@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from moetuner.errors import InvalidPlacementError, InvalidProblemError
+from moetuner.errors import InvalidPlacementError
 from moetuner.nn.exchange import ATTRIBUTE, Exchange, agree, misfit
 from moetuner.nn.layer import MoELayer, local_share, wrong_rows
 from moetuner.ops._collectives import group_named
@@ -66,13 +66,12 @@ def apply_placement(model: torch.nn.Module, placement: Placement) -> Placement:
     Raises
     ------
     InvalidPlacementError
-        On every rank and before anything moves: as for `moetuner.nn.Exchange`.
-    InvalidProblemError
-        When weights have gradients: they would not move along. Nor does the state of
-        an optimizer, which cannot be seen from here.
+        On every rank and before anything moves: as for `moetuner.nn.Exchange`, and
+        when weights have gradients, which would not move along.
 
     Notes
     -----
+    An optimizer's state does not move along either, and cannot be seen from here.
     A weight whose shape stays keeps its memory. Replicas are copies of the slot that
     `PlacementTables` names. Counters begin again.
     """
@@ -109,7 +108,7 @@ def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[No
 
     Raises
     ------
-    InvalidProblemError
+    InvalidPlacementError
         As `apply_placement`.
     """
     layers = placed_layers(model)
@@ -180,10 +179,9 @@ def _trouble(
             )
         for name, parameter in experts.named_parameters(recurse=False):
             if parameter.grad is not None:
-                raise InvalidProblemError(
-                    f"apply_placement: {name} of layer {exchange.layer} has a "
-                    f"gradient, which would not move along: call "
-                    f"zero_grad(set_to_none=True) first"
+                return (
+                    f"{name} of layer {exchange.layer} has a gradient, which would "
+                    f"not move along: call zero_grad(set_to_none=True) first"
                 )
     return ""
 
@@ -260,7 +258,7 @@ def _gather(
     group = group_named(exchange.group_name)
     share = local_share(parameter)
     every = share.new_empty(group.size() * len(share), *share.shape[1:])
-    dist.all_gather_into_tensor(every, share.contiguous(), group=group)
+    dist.all_gather(list(every.chunk(group.size())), share.contiguous(), group=group)
     slots = exchange.placement.slot_experts[0]
     if len(every) > exchange.placement.num_experts:
         index = torch.from_numpy(np.flatnonzero(slots >= 0)).to(share.device)
