@@ -17,8 +17,8 @@ def main() -> None:
     for name, value in found["environment"].items():
         print(f"- {name}: {value}")
     print(
-        "\nMilliseconds on the slowest rank, medians (interquartile); real traces: means "
-        "over their layers. *exchange*: dispatch and combine with no experts between; "
+        "\nMilliseconds on the slowest rank, medians (interquartile); real traces: "
+        "means over their layers. *exchange*: dispatch and combine, no experts; "
         "*replayed*: the same from a CUDA graph. Rows that leave a rank, all ranks "
         "together."
     )

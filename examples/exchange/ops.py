@@ -1,8 +1,15 @@
-"""dispatch and combine in code of one's own, on the routing of the shipped trace."""
+"""dispatch and combine in code of one's own, on the routing of the shipped trace.
 
+Rows that travel are counted, and are as many as the evaluator predicts.
+"""
+
+import dataclasses
+
+import numpy as np
 import torch
 import torch.distributed as dist
 from moetuner import (
+    Homes,
     Placement,
     PlacementTables,
     PlanOptions,
@@ -13,6 +20,8 @@ from moetuner import (
 )
 from moetuner.ops import combine, dispatch
 from moetuner.placement import contiguous_rank_of
+from moetuner.tally import tally
+from moetuner.trace import select
 from start import say, start
 
 HIDDEN, TOKENS = 64, 2048
@@ -21,7 +30,9 @@ topology = Topology(num_ranks=num_ranks, ranks_per_node=num_ranks)
 
 # Planned on one half of the sequences, run on tokens of the other.
 halves = split_by_sequence(demo_trace(), 0.5)
-trace = halves.score
+trace = select(halves.score, np.arange(halves.score.num_tokens) < TOKENS * num_ranks)
+home_rank = (np.arange(trace.num_tokens) % num_ranks).astype(np.int16)
+trace = dataclasses.replace(trace, home_rank=home_rank)
 planned = plan_trace(halves.plan, topology, PlanOptions(solver="chain"))
 contiguous = Placement.from_rank_of(
     contiguous_rank_of(trace.num_layers, trace.num_experts, num_ranks),
@@ -34,7 +45,7 @@ group = dist.group.WORLD.group_name
 def run_layers(placement):
     """Rows that left this rank, and the last layer's output."""
     tables = PlacementTables.of(placement, rank)
-    mine = torch.arange(TOKENS) * num_ranks + rank  # every rank has its own tokens
+    mine = torch.from_numpy(np.flatnonzero(home_rank == rank))  # its own tokens
     ids = torch.from_numpy(trace.topk_ids.astype("int32"))[mine]
     weights = torch.from_numpy(trace.topk_weights.astype("float32"))[mine]
     x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(rank))
@@ -67,7 +78,9 @@ for name, placement in {
     away, outputs[name] = run_layers(placement)
     total = torch.tensor(away, device=device)
     dist.all_reduce(total)
-    say(f"{name}: {int(total)} rows travelled between ranks")
+    traffic = tally(trace, placement, homes=Homes.RECORDED).traffic.sum(axis=0)
+    predicted = int(traffic.sum() - np.trace(traffic))
+    say(f"{name}: {int(total)} rows left a rank, predicted {predicted}")
 torch.testing.assert_close(*outputs.values(), rtol=1e-4, atol=1e-4)
 say("both give the same output")
 dist.destroy_process_group()

@@ -12,6 +12,9 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moetuner.comparison import Comparison as Comparison
+    from moetuner.comparison import compare_placements as compare_placements
+    from moetuner.comparison import comparison_of_plan as comparison_of_plan
     from moetuner.cost import HARDWARE as HARDWARE
     from moetuner.cost import CostModel as CostModel
     from moetuner.cost import Hardware as Hardware
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from moetuner.plan import PlacementTables as PlacementTables
     from moetuner.problem import Objective as Objective
     from moetuner.problem import PlacementProblem as PlacementProblem
+    from moetuner.report.html import write_report as write_report
     from moetuner.solver import Solution as Solution
     from moetuner.solver import SolverOptions as SolverOptions
     from moetuner.solver import get_solver as get_solver
@@ -48,6 +52,9 @@ if TYPE_CHECKING:
     from moetuner.trace import write_trace as write_trace
 
 _MODULE_OF = {
+    "Comparison": "comparison",
+    "compare_placements": "comparison",
+    "comparison_of_plan": "comparison",
     "HARDWARE": "cost",
     "CostModel": "cost",
     "Hardware": "cost",
@@ -69,6 +76,7 @@ _MODULE_OF = {
     "PlacementTables": "plan",
     "Objective": "problem",
     "PlacementProblem": "problem",
+    "write_report": "report.html",
     "Solution": "solver",
     "SolverOptions": "solver",
     "get_solver": "solver",

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from moetuner.cli import commands
+from moetuner.cli import commands, exchange
 from moetuner.cli.messages import fail
+from moetuner.cli.report import report
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
@@ -67,9 +68,13 @@ for _command in (
     commands.plan,
     commands.evaluate,
     commands.verify,
+    report,
     commands.demo,
 ):
     app.command()(_command)
+app.command("import")(exchange.import_)
+app.command()(exchange.export)
+app.command("import-placement")(exchange.import_placement)
 
 
 def main() -> None:

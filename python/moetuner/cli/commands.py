@@ -86,6 +86,9 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(help="Figure to write (.png, .svg, .pdf)")
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--report", help="HTML report to write")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -95,7 +98,7 @@ def plan(
     from moetuner.solver import SolverOptions
     from moetuner.trace import read_trace
 
-    check_outputs(trace, out, plot)
+    check_outputs(trace, out, plot, page)
     topology = topology_of(ranks, ranks_per_node, quiet)
     routing = read_trace(trace)
     wire = wire or default_wire(routing, quiet)
@@ -111,7 +114,7 @@ def plan(
         memory_slack=memory_slack,
         plan_fraction=split,
     )
-    _run_plan(routing, topology, options, out, plot, as_json, quiet)
+    _run_plan(routing, topology, options, out, plot, page, as_json, quiet)
 
 
 def evaluate(
@@ -199,7 +202,7 @@ def demo(
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Plan the shipped trace of a real model for 8 GPUs on 2 nodes."""
+    """Plan the shipped trace of a real model for 8 GPUs on 2 nodes, and report it."""
     from moetuner.description import describe as describe_trace
     from moetuner.pipeline import PlanOptions, demo_trace
     from moetuner.report.outputs import can_plot, check_writable
@@ -226,6 +229,7 @@ def demo(
         ),
         out,
         plot if can_plot() else None,
+        out_dir / "report.html",
         as_json=False,
         quiet=quiet,
     )
@@ -237,11 +241,14 @@ def _run_plan(
     options: Any,
     out: Path,
     plot: Path | None,
+    page: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
+    from moetuner.comparison import comparison_of_plan
     from moetuner.pipeline import plan_trace
     from moetuner.placement_file import write_placement
+    from moetuner.report.html import write_report
     from moetuner.report.json import plan_json
     from moetuner.report.plot import plot_plan
     from moetuner.report.progress import ProgressLine
@@ -265,6 +272,9 @@ def _run_plan(
         if plot is not None:
             plot_plan(report, plot)
             written.append(plot)
+        if page is not None:
+            write_report(comparison_of_plan(trace, report), page)
+            written.append(page)
     except KeyboardInterrupt:
         if not written:
             raise
