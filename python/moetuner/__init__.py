@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from moetuner.placement import Placement as Placement
     from moetuner.placement_file import read_placement as read_placement
     from moetuner.placement_file import write_placement as write_placement
+    from moetuner.plan import PlacementTables as PlacementTables
     from moetuner.problem import Objective as Objective
     from moetuner.problem import PlacementProblem as PlacementProblem
     from moetuner.report.html import write_report as write_report
@@ -81,6 +82,7 @@ _MODULE_OF = {
     "Placement": "placement",
     "read_placement": "placement_file",
     "write_placement": "placement_file",
+    "PlacementTables": "plan",
     "Objective": "problem",
     "PlacementProblem": "problem",
     "write_report": "report.html",

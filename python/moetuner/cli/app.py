@@ -68,6 +68,7 @@ for _command in (
     commands.describe,
     commands.plan,
     commands.evaluate,
+    commands.verify,
     report,
     certify,
     commands.demo,

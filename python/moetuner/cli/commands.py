@@ -26,13 +26,19 @@ from moetuner.cli.options import (
     topology_of,
 )
 from moetuner.cost import Homes, Wire
-from moetuner.errors import InvalidPlacementError, InvalidProblemError
+from moetuner.errors import (
+    InvalidPlacementError,
+    InvalidProblemError,
+    InvalidTraceError,
+)
 from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 if TYPE_CHECKING:
     from moetuner.placement import Placement
     from moetuner.topology import Topology
     from moetuner.trace import CountTrace, Trace
+
+_MOST_SHOWN = 20  # differences; --json has all
 
 
 def describe(trace: TracePath, as_json: Json = False) -> None:
@@ -169,6 +175,41 @@ def evaluate(
         print_content(evaluation_table(names, scores))
         print_content(batch_table(names, scores))
         print_content(LEGEND)
+
+
+def verify(
+    trace: Annotated[Path, typer.Argument(help="Run recorded by record_run")],
+    placement: Annotated[Path, typer.Argument(help="Placement file of the run")],
+    counters: Annotated[Path, typer.Argument(help="Counters file of the run")],
+    as_json: Json = False,
+) -> None:
+    """Compare counted traffic with the evaluator's prediction: exit 1 unless equal."""
+    from dataclasses import asdict
+
+    from moetuner.placement_file import read_placement
+    from moetuner.report.terminal import print_content, print_json
+    from moetuner.trace import Trace, read_trace
+    from moetuner.verification import read_record
+    from moetuner.verification import verify as compare
+
+    run, record = read_trace(trace), read_record(counters)
+    if not isinstance(run, Trace):
+        raise InvalidTraceError(f"{trace}: only counts, wanted the ids of each token")
+    different = compare(run, read_placement(placement), record)
+    compared = record.counts.size
+    if as_json:
+        found = [asdict(difference) for difference in different]
+        print_json({"equal": not found, "numbers": compared, "different": found})
+    elif not different:
+        layers, ranks, _ = record.counts.shape
+        print_content(
+            f"equal: all {compared} counters of {layers} layers on {ranks} ranks "
+            f"are as predicted for {run.num_tokens} tokens"
+        )
+    for difference in different[: 0 if as_json else _MOST_SHOWN]:
+        print_content(str(difference))
+    if different:
+        fail(f"{len(different)} of {compared} counters are not as predicted", 1)
 
 
 def demo(
