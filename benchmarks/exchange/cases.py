@@ -6,13 +6,14 @@ Legend: T tokens of a rank, K top-k, E experts, G ranks, H hidden, I inner.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from moetuner import read_placement, read_trace
-from moetuner.trace import split_by_sequence
+from moetuner.trace import Trace, split_by_sequence
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import traces_folder
@@ -60,21 +61,28 @@ class Routing(NamedTuple):
     tuned: torch.Tensor | None
 
 
-def routings(case: Case, rank: int, num_ranks: int, plans: Path) -> list[Routing]:
+@cache
+def read_held_out(file: str) -> Trace:
+    """The part of a trace that its plans have not seen."""
+    return split_by_sequence(read_trace(traces_folder() / file), 0.5, SEED).score
+
+
+def routings(
+    case: Case, rank: int, num_ranks: int, plans: Path, num_layers: int
+) -> list[Routing]:
     """Some layers of a real trace, or one of uniform routing."""
     if not case.trace:
         rng = torch.Generator().manual_seed(rank)
         noise = torch.rand(case.num_tokens, case.num_experts, generator=rng)
         return [Routing(noise.topk(case.top_k, dim=1).indices.cuda(), None)]
-    trace = read_trace(traces_folder() / case.trace)
-    held_out = split_by_sequence(trace, 0.5, SEED).score
+    held_out = read_held_out(case.trace)
     placement = read_placement(plans / f"{case.plan}-joint-{num_ranks}.json")
     # Consecutive tokens for each rank; a short trace begins again.
     first = rank * case.num_tokens
     mine = held_out.topk_ids[
         np.arange(first, first + case.num_tokens) % held_out.num_tokens
     ]
-    layers = np.linspace(0, trace.num_layers - 1, 4).astype(int)
+    layers = np.linspace(0, held_out.num_layers - 1, num_layers).astype(int)
     return [
         Routing(
             torch.from_numpy(mine[:, layer].astype(np.int64)).contiguous().cuda(),

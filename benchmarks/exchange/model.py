@@ -23,16 +23,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from cases import read_held_out
 from methods import Layer, Moetuner
-from moetuner import read_placement, read_trace
-from moetuner.trace import Trace, split_by_sequence
+from moetuner import read_placement
+from moetuner.ops import check_overflow
+from moetuner.trace import Trace
 from run import nccl_version, summary
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import environment, traces_folder
+from harness import environment
 
 HEAD = 64
-CONTEXT = 1024  # tokens before a decoded one
+CONTEXT = 1024  # tokens that a decoded one attends to
 
 
 class Model(NamedTuple):
@@ -43,9 +45,13 @@ class Model(NamedTuple):
     hidden: int
     inner: int
 
-    def routing(self):
-        trace = read_trace(traces_folder() / self.trace)
-        return split_by_sequence(trace, 0.5, 0).score
+    @property
+    def heads(self):
+        return self.hidden // HEAD
+
+    @property
+    def kv_heads(self):
+        return self.heads // (5 if self.heads % 5 == 0 else 4)
 
 
 MODELS = [
@@ -81,7 +87,8 @@ class Network:
         hidden, scale = model.hidden, model.hidden**-0.5
         self.attention = [
             (
-                torch.randn(3 * hidden, hidden, **shape) * scale,
+                torch.randn((model.heads + 2 * model.kv_heads) * HEAD, hidden, **shape)
+                * scale,
                 torch.randn(hidden, hidden, **shape) * scale,
             )
             for _ in range(num_layers)
@@ -108,21 +115,25 @@ class Network:
     def forward(self, phase: Phase, x, cache, ids, weights, layers) -> torch.Tensor:
         for number, moe in enumerate(layers):
             x = x + self.attend(phase, number, x, cache)
-            rows, ends = moe.dispatch(_norm(x), ids[number], weights)
-            x = x + moe.combine(moe.layer.experts(rows, ends))
+            x = x + self.think(moe, x, ids[number], weights)
         return x
+
+    def think(self, moe: Moetuner, x, ids, weights) -> torch.Tensor:
+        rows, ends = moe.dispatch(_norm(x), ids, weights)
+        return moe.combine(moe.layer.experts(rows, ends))
 
     def attend(self, phase: Phase, number: int, x, cache) -> torch.Tensor:
         into, out = self.attention[number]
-        heads = (phase.batch, phase.length, -1, HEAD)
-        parts = torch.nn.functional.linear(_norm(x), into).chunk(3, dim=-1)
-        q, k, v = (p.view(heads).transpose(1, 2) for p in parts)
-        if cache is not None:
-            k, v = (
-                torch.cat([c, own], dim=2) for c, own in zip(cache, (k, v), strict=True)
-            )
+        model = self.model
+        every = torch.nn.functional.linear(_norm(x), into)
+        every = every.view(phase.batch, phase.length, -1, HEAD).transpose(1, 2)
+        q, k, v = every.split([model.heads, model.kv_heads, model.kv_heads], dim=1)
+        if cache is not None:  # its last place is this token's
+            for kept, own in zip(cache, (k, v), strict=True):
+                kept[:, :, -1:] = own
+            k, v = cache
         mixed = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=cache is None
+            q, k, v, is_causal=cache is None, enable_gqa=True
         )
         return torch.nn.functional.linear(mixed.transpose(1, 2).reshape(x.shape), out)
 
@@ -132,48 +143,69 @@ def _norm(x):
 
 
 class Step:
-    """One step of a phase under one placement, from a CUDA graph where it decodes."""
+    """One step of a phase under one placement, from a CUDA graph where it decodes.
+
+    ``model`` is all of it, ``experts`` the exchange and the experts of all layers.
+    """
 
     def __init__(self, network: Network, phase: Phase, slots, ids, weights) -> None:
-        top_k = ids[0].shape[1]
-        num_tokens, hidden = phase.num_tokens, network.model.hidden
+        num_tokens, model = phase.num_tokens, network.model
         decodes = phase.length == 1
         sizes = None
         if decodes:
-            room = dist.get_world_size() * num_tokens * top_k
+            room = dist.get_world_size() * num_tokens * ids[0].shape[1]
             sizes = {"capacity": num_tokens, "max_rows": room}
-        self.layers = network.place(slots, sizes)
+        layers = network.place(slots, sizes)
         rng = torch.Generator(device="cuda").manual_seed(dist.get_rank())
         shape = {"device": "cuda", "dtype": torch.bfloat16, "generator": rng}
-        x = torch.randn(num_tokens, hidden, **shape)
+        x = torch.randn(num_tokens, model.hidden, **shape)
         cache = None
         if decodes:
-            past = (phase.batch, hidden // HEAD, CONTEXT, HEAD)
+            past = (phase.batch, model.kv_heads, CONTEXT, HEAD)
             cache = [torch.randn(past, **shape) for _ in "kv"]
-        self.run = lambda: network.forward(phase, x, cache, ids, weights, self.layers)
-        self.run()  # makes the communicator, loads kernels
-        for layer in self.layers:
-            layer.counters.zero_()
-        self.run()
-        self.counters = torch.stack([layer.counters for layer in self.layers]).cpu()
-        if decodes:
-            torch.cuda.synchronize()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.kept = self.run()
-            self.run = self.graph.replay
 
-    def milliseconds(self) -> float:
+        def experts():
+            for number, moe in enumerate(layers):
+                network.think(moe, x, ids[number], weights)
+
+        self.runs = {
+            "model": lambda: network.forward(phase, x, cache, ids, weights, layers),
+            "experts": experts,
+        }
+        self.runs["model"]()  # makes the communicator, loads kernels
+        for layer in layers:
+            layer.counters.zero_()
+        self.runs["model"]()
+        self.counters = torch.stack([layer.counters for layer in layers]).cpu()
+        if decodes:
+            for layer in layers:
+                check_overflow(layer.sent.overflow)
+            self.runs = {name: captured(run) for name, run in self.runs.items()}
+
+    def milliseconds(self, name: str) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         dist.barrier()
         torch.cuda.synchronize()
         start.record()
-        self.run()
+        self.runs[name]()
         end.record()
         torch.cuda.synchronize()
         found = torch.tensor(start.elapsed_time(end), device="cuda")
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return float(found)
+
+
+def captured(run):
+    """The same from a CUDA graph."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = run()
+
+    def replay(graph=graph, kept=kept):
+        graph.replay()
+
+    return replay
 
 
 def predicted(model, held_out, tokens, placement) -> dict[str, object] | None:
@@ -202,7 +234,7 @@ def predicted(model, held_out, tokens, placement) -> dict[str, object] | None:
 
 def run_model(model: Model, options) -> list[dict[str, object]]:
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    held_out = model.routing()
+    held_out = read_held_out(model.trace)
     network = Network(model, held_out.num_layers, held_out.num_experts)
     results = []
     for phase in PHASES:
@@ -221,20 +253,21 @@ def run_model(model: Model, options) -> list[dict[str, object]]:
             steps[name] = Step(
                 network, phase, placements[name].slot_experts, ids, weights
             )
-        samples = {name: [] for name in steps}
+        samples = {name: {"model": [], "experts": []} for name in steps}
         for _ in range(options.repeats):
             for name, step in steps.items():
-                samples[name].append(step.milliseconds())
+                for part, times in samples[name].items():
+                    times.append(step.milliseconds(part))
         for name, step in steps.items():
             every = [torch.empty_like(step.counters) for _ in range(num_ranks)]
             dist.all_gather_object(every, step.counters)
             traffic = torch.stack(every)[:, :, 1 : 1 + num_ranks].sum(1)
             result = {
-                "model": model.name,
+                "shape": model.name,
                 "phase": phase.name,
                 "tokens_per_rank": phase.num_tokens,
                 "placement": name,
-                "step": summary(samples[name]),
+                **{part: summary(times) for part, times in samples[name].items()},
                 "traffic": traffic.tolist(),
             }
             if rank == 0:
@@ -262,7 +295,7 @@ def main() -> None:
             results += run_model(model, options)
     if dist.get_rank() == 0:
         for r in results:
-            print(r["model"], r["phase"], r["placement"], r["step"], r.get("predicted"))
+            print(r)
         about = environment() | {
             "command": " ".join(["torchrun", "...", *sys.argv]),
             "ranks": dist.get_world_size(),

@@ -134,7 +134,8 @@ def methods_of(case, routing, rank, num_ranks):
 def run_case(case: Case, options: argparse.Namespace) -> list[dict[str, object]]:
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     results = []
-    for number, routing in enumerate(routings(case, rank, num_ranks, options.plans)):
+    layers = routings(case, rank, num_ranks, options.plans, options.layers)
+    for number, routing in enumerate(layers):
         ids = routing.ids
         rng = torch.Generator(device="cuda").manual_seed(rank)
         x = torch.randn(
@@ -190,6 +191,7 @@ def main() -> None:
     parser.add_argument("--plans", type=Path, default=Path())
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--layers", type=int, default=4, help="of a real trace")
     parser.add_argument("--case", action="append", help="only these, by name")
     parser.add_argument("--grid", action="store_true", help="tokens x hidden instead")
     options = parser.parse_args()
@@ -203,7 +205,7 @@ def main() -> None:
         results += run_case(case, options)
         if dist.get_rank() == 0:
             for r in results[-6:]:
-                print(r["case"], r["method"], r["rows"], r["exchange"], r["layer"])
+                print(r["case"], r["method"], r["rows"], r["exchange"], flush=True)
     if dist.get_rank() == 0:
         about = environment() | {
             "command": " ".join(["torchrun", "...", *sys.argv]),

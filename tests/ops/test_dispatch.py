@@ -116,7 +116,7 @@ def test_expected_memory_is_what_the_fixed_form_allocates(given):
     """Counted by the profiler; small sizes are rounded up there."""
     sizes = {"capacity": 64, "max_rows": 512}
     given["x"] = torch.randn(T, 4096)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         dispatch(**given, **sizes)
     allocated = sum(e.self_device_memory_usage or 0 for e in profile.key_averages())
     allocated += sum(
