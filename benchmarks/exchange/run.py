@@ -151,7 +151,8 @@ def run_case(case: Case, options: argparse.Namespace) -> list[dict[str, object]]
             assert error < 0.02, (case, method.name, error)
             if isinstance(method, Moetuner):
                 method.count_rows_sent(x, ids, weights)
-                if method.sizes:
+                if method.sizes:  # all shares travel, however full
+                    method.rows_sent = (num_ranks - 1) * method.sizes["capacity"]
                     check_overflow(method.sent.overflow)
         samples = {m.name: {s: [] for s in (*STEPS, "exchange")} for m in methods}
         for _ in range(options.repeats):
