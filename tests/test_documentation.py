@@ -31,7 +31,7 @@ OTHERS = [*REPOSITORY.glob("examples/**/*.md"), REPOSITORY / "CONTRIBUTING.md"]
 MODULES = [
     name
     for _, name, _ in pkgutil.walk_packages(moetuner.__path__, "moetuner.")
-    if not name.endswith(("__main__", "cbc_worker", "_core", "libmoetuner_ops"))
+    if not name.endswith(("__main__", "worker", "_core", "libmoetuner_ops"))
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
@@ -98,9 +98,7 @@ def run_console(body):
         return
     scripts = sysconfig.get_path("scripts")
     path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
-    for command, wanted in re.findall(
-        r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", body, re.M
-    ):
+    for command, wanted in COMMAND.findall(body):
         done = subprocess.run(
             ["bash", "-c", command],
             capture_output=True,

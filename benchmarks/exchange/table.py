@@ -18,7 +18,7 @@ def main() -> None:
         print(f"- {name}: {value}")
     print(
         "\nMilliseconds on the slowest rank, medians (interquartile); real traces: "
-        "means over their layers. *exchange*: dispatch and combine with no experts between; "
+        "means over their layers. *exchange*: dispatch and combine, no experts; "
         "*replayed*: the same from a CUDA graph. Rows that leave a rank, all ranks "
         "together."
     )
