@@ -31,7 +31,7 @@ OTHERS = [*REPOSITORY.glob("examples/**/*.md"), REPOSITORY / "CONTRIBUTING.md"]
 MODULES = [
     name
     for _, name, _ in pkgutil.walk_packages(moetuner.__path__, "moetuner.")
-    if not name.endswith(("__main__", "cbc_worker", "_core", "libmoetuner_ops"))
+    if not name.endswith(("__main__", "worker", "_core", "libmoetuner_ops"))
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)

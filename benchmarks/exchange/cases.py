@@ -19,7 +19,7 @@ from harness import traces_folder
 
 
 class Case(NamedTuple):
-    """Sizes of a layer; `trace` and `placement` are files of real routing."""
+    """Sizes of a layer; `trace` and `plan` are of real routing."""
 
     name: str
     num_tokens: int
@@ -28,7 +28,7 @@ class Case(NamedTuple):
     hidden: int
     inner: int
     trace: str = ""
-    placement: str = ""  # planned on the other part of that trace
+    plan: str = ""  # the beginning of its name; planned on the other part of that trace
 
     def __str__(self):
         return (
@@ -37,13 +37,18 @@ class Case(NamedTuple):
         )
 
 
-_GPT = ("gpt-oss-20b-fingerprinting/mmlu.npz", "gpt-oss-mmlu.json")
-_LITE = ("deepseek-v2-lite-esft/law.npz", "deepseek-v2-lite-law.json")
+_GPT = ("gpt-oss-20b-fingerprinting/mmlu.npz", "gpt-oss")
+_LITE = ("deepseek-v2-lite-esft/law.npz", "deepseek-v2-lite")
 CASES = [
     Case("uniform", 4096, 8, 256, 7168, 2048),
     Case("gpt-oss mmlu", 4096, 4, 32, 2880, 2880, *_GPT),
     Case("DeepSeek-V2-Lite law", 4096, 6, 64, 2048, 1408, *_LITE),
     Case("decode", 32, 8, 256, 7168, 2048),
+]
+GRID = [
+    Case("DeepSeek-V2-Lite law", num_tokens, 6, 64, hidden, 1408, *_LITE)
+    for hidden in (4096, 7168)
+    for num_tokens in (128, 1024, 4096)
 ]
 SEED = 0  # of the split; the same as the plan's
 
@@ -63,7 +68,7 @@ def routings(case: Case, rank: int, num_ranks: int, plans: Path) -> list[Routing
         return [Routing(noise.topk(case.top_k, dim=1).indices.cuda(), None)]
     trace = read_trace(traces_folder() / case.trace)
     held_out = split_by_sequence(trace, 0.5, SEED).score
-    placement = read_placement(plans / case.placement)
+    placement = read_placement(plans / f"{case.plan}-joint-{num_ranks}.json")
     # Consecutive tokens for each rank; a short trace begins again.
     first = rank * case.num_tokens
     mine = held_out.topk_ids[

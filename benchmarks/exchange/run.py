@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from cases import CASES, Case, routings
+from cases import CASES, GRID, Case, routings
 from methods import AllGather, Layer, Method, Moetuner, PerExpert
+from moetuner.ops import check_overflow
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import environment
@@ -116,15 +117,18 @@ def methods_of(case, routing, rank, num_ranks):
     blocks = torch.arange(size * num_ranks)
     layer = make_layer(case, blocks, rank, num_ranks)
     found = [PerExpert(layer, "all_to_all per expert"), AllGather(layer, "all_gather")]
-    found.append(Moetuner(layer, "moetuner, contiguous"))
+    layers = {"contiguous": layer}
     if routing.tuned is not None:
-        tuned = make_layer(case, routing.tuned, rank, num_ranks)
-        return [*found, Moetuner(tuned, "moetuner, tuned")]
-    # Even routing: a quarter more rows than the mean, or twice of few.
+        layers["tuned"] = make_layer(case, routing.tuned, rank, num_ranks)
+    # Real routing and few tokens are uneven: room for twice the mean.
     choices = case.num_tokens * case.top_k
-    room = 2 * choices if choices < 1024 else choices * 5 // 4
+    uneven = routing.tuned is not None or choices < 1024
+    room = choices * 2 if uneven else choices * 5 // 4
     sizes = {"capacity": case.num_tokens, "max_rows": room}
-    return [*found, Moetuner(layer, "moetuner, contiguous, fixed", sizes)]
+    for name, own in layers.items():
+        found.append(Moetuner(own, f"moetuner, {name}"))
+        found.append(Moetuner(own, f"moetuner, {name}, fixed", sizes))
+    return found
 
 
 def run_case(case: Case, options: argparse.Namespace) -> list[dict[str, object]]:
@@ -146,6 +150,8 @@ def run_case(case: Case, options: argparse.Namespace) -> list[dict[str, object]]
             assert error < 0.02, (case, method.name, error)
             if isinstance(method, Moetuner):
                 method.count_rows_sent(x, ids, weights)
+                if method.sizes:
+                    check_overflow(method.sent.overflow)
         samples = {m.name: {s: [] for s in (*STEPS, "exchange")} for m in methods}
         for _ in range(options.repeats):
             for method in methods:
@@ -185,17 +191,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--case", action="append", help="only these, by name")
+    parser.add_argument("--grid", action="store_true", help="tokens x hidden instead")
     options = parser.parse_args()
     local = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
     torch.cuda.set_device(local)
     dist.init_process_group("nccl", device_id=torch.device("cuda", local))
     results = []
-    for case in CASES:
+    for case in GRID if options.grid else CASES:
         if options.case and case.name not in options.case:
             continue
         results += run_case(case, options)
         if dist.get_rank() == 0:
-            for r in results[-5:]:
+            for r in results[-6:]:
                 print(r["case"], r["method"], r["rows"], r["exchange"], r["layer"])
     if dist.get_rank() == 0:
         about = environment() | {

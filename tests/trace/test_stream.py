@@ -28,9 +28,9 @@ def test_blocks_make_the_file_that_the_whole_makes(tmp_path_factory, trace, cuts
             writer.append(block)
         if not trace.num_tokens:
             with pytest.raises(InvalidTraceError, match="no token"):
-                writer.finish(trace.metadata)
+                writer.finish()
             return
-        writer.finish(trace.metadata, ranked=trace.ranked)
+        writer.finish()
     read = read_trace(path)
     assert read.metadata == trace.metadata
     assert read.num_experts == trace.num_experts
@@ -48,7 +48,7 @@ def test_a_field_must_be_in_every_block(tmp_path, rng):
     with TraceWriter(tmp_path / "t") as writer:
         writer.append(make_trace(ids, 8, sequence=sequence, position=sequence))
         writer.append(make_trace(ids, 8, sequence=sequence))
-        writer.finish(make_trace(ids, 8).metadata)
+        writer.finish()
     read = read_trace(tmp_path / "t")
     assert read.position is None
     assert np.array_equal(read.sequence, np.zeros(12))
@@ -60,7 +60,7 @@ def test_experts_are_counted_when_unknown(tmp_path, rng):
     ids = np.array([[[0, 300]], [[5, 2]]], np.int16)
     with TraceWriter(tmp_path / "t") as writer:
         writer.append(make_trace(ids, 32767))
-        writer.finish(make_trace(ids, 301).metadata)
+        writer.finish()
     assert read_trace(tmp_path / "t").num_experts == 301
 
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from moetuner.cli import commands, exchange
+from moetuner.cli.certify import certify
 from moetuner.cli.messages import fail
 from moetuner.cli.report import report
 from moetuner.errors import (
@@ -67,7 +68,9 @@ for _command in (
     commands.describe,
     commands.plan,
     commands.evaluate,
+    commands.verify,
     report,
+    certify,
     commands.demo,
 ):
     app.command()(_command)

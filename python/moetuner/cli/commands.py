@@ -9,6 +9,8 @@ import typer
 
 from moetuner.cli.messages import fail, note
 from moetuner.cli.options import (
+    BatchKindOption,
+    BatchTokens,
     ExpertHiddenSize,
     HardwareName,
     HardwareOption,
@@ -24,12 +26,19 @@ from moetuner.cli.options import (
     topology_of,
 )
 from moetuner.cost import Homes, Wire
-from moetuner.errors import InvalidPlacementError, InvalidProblemError
+from moetuner.errors import (
+    InvalidPlacementError,
+    InvalidProblemError,
+    InvalidTraceError,
+)
+from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 if TYPE_CHECKING:
     from moetuner.placement import Placement
     from moetuner.topology import Topology
     from moetuner.trace import CountTrace, Trace
+
+_MOST_SHOWN = 20  # differences; --json has all
 
 
 def describe(trace: TracePath, as_json: Json = False) -> None:
@@ -74,6 +83,8 @@ def plan(
     ] = None,
     wire: WireOption = None,
     homes: HomesOption = Homes.UNIFORM,
+    batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
+    batch_kind: BatchKindOption = BatchKind.SEQUENCES,
     hardware: HardwareOption = HardwareName["h100"],
     hidden_size: HiddenSize = None,
     expert_hidden_size: ExpertHiddenSize = None,
@@ -107,6 +118,8 @@ def plan(
         equal_slots=not free_sizes,
         memory_slack=memory_slack,
         plan_fraction=split,
+        batch_tokens=batch_tokens,
+        batch_kind=batch_kind,
     )
     _run_plan(routing, topology, options, out, plot, page, as_json, quiet)
 
@@ -116,6 +129,8 @@ def evaluate(
     placements: Annotated[list[Path], typer.Argument(help="Placement files")],
     wire: WireOption = None,
     homes: HomesOption = Homes.UNIFORM,
+    batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
+    batch_kind: BatchKindOption = BatchKind.SEQUENCES,
     hardware: HardwareOption = HardwareName["h100"],
     hidden_size: HiddenSize = None,
     expert_hidden_size: ExpertHiddenSize = None,
@@ -125,7 +140,7 @@ def evaluate(
     """Score placements on every token of a trace."""
     from moetuner.evaluation import evaluate as score
     from moetuner.placement_file import read_placement
-    from moetuner.report.table import LEGEND, evaluation_table
+    from moetuner.report.table import LEGEND, batch_table, evaluation_table
     from moetuner.report.terminal import print_content, print_json
     from moetuner.trace import read_trace
 
@@ -138,7 +153,15 @@ def evaluate(
     for path in placements:
         placement = read_placement(path)
         try:
-            scores.append(score(routing, placement, cost))
+            scores.append(
+                score(
+                    routing,
+                    placement,
+                    cost,
+                    batch_tokens=batch_tokens,
+                    batch_kind=batch_kind,
+                )
+            )
         except InvalidPlacementError as error:
             raise InvalidPlacementError(f"{path}: {error}") from error
     if as_json:
@@ -150,7 +173,43 @@ def evaluate(
         )
     else:
         print_content(evaluation_table(names, scores))
+        print_content(batch_table(names, scores))
         print_content(LEGEND)
+
+
+def verify(
+    trace: Annotated[Path, typer.Argument(help="Run recorded by record_run")],
+    placement: Annotated[Path, typer.Argument(help="Placement file of the run")],
+    counters: Annotated[Path, typer.Argument(help="Counters file of the run")],
+    as_json: Json = False,
+) -> None:
+    """Compare counted traffic with the evaluator's prediction: exit 1 unless equal."""
+    from dataclasses import asdict
+
+    from moetuner.placement_file import read_placement
+    from moetuner.report.terminal import print_content, print_json
+    from moetuner.trace import Trace, read_trace
+    from moetuner.verification import read_record
+    from moetuner.verification import verify as compare
+
+    run, record = read_trace(trace), read_record(counters)
+    if not isinstance(run, Trace):
+        raise InvalidTraceError(f"{trace}: only counts, wanted the ids of each token")
+    different = compare(run, read_placement(placement), record)
+    compared = record.counts.size
+    if as_json:
+        found = [asdict(difference) for difference in different]
+        print_json({"equal": not found, "numbers": compared, "different": found})
+    elif not different:
+        layers, ranks, _ = record.counts.shape
+        print_content(
+            f"equal: all {compared} counters of {layers} layers on {ranks} ranks "
+            f"are as predicted for {run.num_tokens} tokens"
+        )
+    for difference in different[: 0 if as_json else _MOST_SHOWN]:
+        print_content(str(difference))
+    if different:
+        fail(f"{len(different)} of {compared} counters are not as predicted", 1)
 
 
 def demo(

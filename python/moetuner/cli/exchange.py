@@ -54,6 +54,10 @@ def import_(
         int | None, typer.Option(help="Experts per token, when not recorded", min=1)
     ] = None,
     layers: LayersOption = None,
+    placement: Annotated[
+        Path | None,
+        typer.Option(help="trtllm: what was active while slots were recorded"),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Turn a recording of a serving engine or trainer into a trace."""
@@ -77,6 +81,7 @@ def import_(
                 num_layers=num_layers,
                 top_k=top_k,
                 layers=None if layers is None else parse_layers(layers),
+                slot_experts=None if placement is None else _slots_of(placement),
                 progress=progress.update,
                 note=lambda text: note(text, quiet),
             ),
@@ -189,6 +194,15 @@ def import_placement(
         f"{placement.topology.num_ranks} ranks"
     )
     print_content(f"wrote {out}")
+
+
+def _slots_of(path: Path) -> dict[int, NDArray[Any]]:
+    """Expert of each slot, by the model's layer number."""
+    from moetuner.placement_file import read_placement
+
+    placement = read_placement(path)
+    layers = placement.layer_ids.tolist()
+    return dict(zip(layers, placement.slot_experts, strict=True))
 
 
 def _load_of(trace: Path, placement: Placement) -> NDArray[Any]:

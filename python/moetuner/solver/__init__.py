@@ -32,9 +32,15 @@ SOLVERS = {
     "contiguous": "ContiguousSolver",
     "random": "RandomSolver",
     "lpt": "LptSolver",
+    "eplb": "EplbSolver",
+    "affinity": "AffinitySolver",
+    "coactivation": "CoactivationSolver",
     "chain": "ChainSolver",
     "ilp1": "Ilp1Solver",
     "ilp2": "Ilp2Solver",
+    "exact": "ExactSolver",
+    "joint_ilp": "JointIlpSolver",
+    "joint": "JointSolver",
     "oracle": "OracleSolver",
 }
 """Class of each solver by name; ``moetuner.solver.<name>`` is its module."""

@@ -30,7 +30,7 @@ class TraceWriter:
 
     Blocks are `Trace` objects of the same layers and top-k, each validated by its own
     construction; they wait on disk, in unnamed files beside `path`. A per-token field
-    survives when every block has it.
+    survives when every block has it, and rows are ranked when those of every block are.
 
     Parameters
     ----------
@@ -52,6 +52,7 @@ class TraceWriter:
         self._num_experts = num_experts
         self._largest_id = -1
         self._padded = False
+        self._ranked = True
         self._first: Trace | None = None
         self._spools: dict[str, IO[bytes]] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
@@ -68,6 +69,11 @@ class TraceWriter:
     def num_experts(self) -> int:
         """Routed experts, as told or as seen so far."""
         return self._num_experts or max(self._largest_id + 1, 1)
+
+    @property
+    def metadata(self) -> TraceMetadata:
+        """Of the first block."""
+        return TraceMetadata() if self._first is None else self._first.metadata
 
     @property
     def num_layers(self) -> int:
@@ -89,6 +95,7 @@ class TraceWriter:
         self._check(block)
         self._largest_id = max(self._largest_id, int(block.topk_ids.max()))
         self._padded |= bool(block.topk_ids.min() < 0)
+        self._ranked &= block.ranked
         for name in set(self._spools) - set(arrays):
             self.forget(name)
         for name, spool in self._spools.items():
@@ -101,8 +108,8 @@ class TraceWriter:
         if name in self._spools:
             self._spools.pop(name).close()
 
-    def finish(self, metadata: TraceMetadata, *, ranked: bool = False) -> None:
-        """Write the file.
+    def finish(self, metadata: TraceMetadata | None = None) -> None:
+        """Write the file, with the metadata of the first block unless other is given.
 
         Raises
         ------
@@ -119,7 +126,7 @@ class TraceWriter:
         names.sort(key=lambda name: (-stored[name].itemsize, name))
         shapes = {name: self._shape(name) for name in names}
         with atomic_path(self._path) as temporary, temporary.open("wb") as file:
-            file.write(self._header(names, shapes, stored, metadata, ranked))
+            file.write(self._header(names, shapes, stored, metadata or self.metadata))
             for name in names:
                 self._copy(name, file, narrow=narrow and name == "topk_ids")
 
@@ -154,13 +161,12 @@ class TraceWriter:
         shapes: dict[str, list[int]],
         stored: dict[str, np.dtype[Any]],
         metadata: TraceMetadata,
-        ranked: bool,
     ) -> bytes:
         header: dict[str, Any] = {
             "__metadata__": header_of(
                 metadata,
                 num_experts=str(min(self.num_experts, MAX_EXPERTS)),
-                ranked="true" if ranked else "false",
+                ranked="true" if self._ranked else "false",
             )
         }
         end = 0

@@ -73,6 +73,29 @@ def test_trtllm_layers_of_different_length(importing, tmp_path):
         importing(folder)
 
 
+def test_trtllm_slots_become_experts(importing, tmp_path):
+    """With a load balancer TensorRT-LLM records slots, and calls them experts."""
+    slots = {3: np.array([1, 0, 2, 2]), 5: np.array([0, 1, 2, 0])}
+    meta = {"num_experts": 4, "num_experts_per_token": 2}
+    folder = statistics(tmp_path / "s", {"1_3": COUNTS, "1_5": COUNTS}, meta)
+    trace = importing(folder, slot_experts=slots)
+    assert trace.counts.tolist() == [[[2, 1, 3 + 4], [1 + 4, 2, 3]]]
+    ids = np.array([[0, 2], [3, -1]], np.int32)
+    save_file({"1_3": ids, "1_5": ids}, folder / "rank0_raw.safetensors")
+    trace = importing(folder, slot_experts=slots)
+    assert trace.topk_ids.tolist() == [[[1, 2], [0, 2]], [[2, -1], [0, -1]]]
+    assert trace.num_experts == 3
+    importing(folder)
+    assert "taken as experts" in importing.notes[-1]
+    for wrong, message in (
+        ({3: slots[3]}, "no layer 5"),
+        ({3: slots[3][:2]}, "of 4 ids, the placement has"),
+        ({3: np.array([0, 1, 2, -1])}, "empty slots"),
+    ):
+        with pytest.raises(InvalidTraceError, match=message):
+            importing(folder, slot_experts=wrong)
+
+
 def megatron(path, *records):
     base = {"step": 0, "block": "decoder", "layer": 0, "rank": 0}
     lines = [json.dumps(base | record) for record in records]
@@ -189,6 +212,10 @@ def test_archives_are_read_in_blocks(importing, tmp_path, monkeypatch, rng, save
     )
     for name, array in whole.arrays().items():
         assert np.array_equal(trace.arrays()[name], array)
+    assert trace.ranked
+    assert trace.metadata == whole.metadata
+    renamed = importing(tmp_path / "a.npz", num_experts=16, model="m", dataset="d")
+    assert (renamed.metadata.model, renamed.metadata.dataset) == ("m", "d")
 
 
 def test_real_archives_are_the_same_imported_or_read(importing, traces_dir):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import enum
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.importers.base import ImportOptions, Tokens, metadata_of
+from moetuner.trace.importers.base import ImportOptions, Tokens, named
 from moetuner.trace.importers.eplb import read_eplb_weights
 from moetuner.trace.importers.megatron import read_megatron_trace
 from moetuner.trace.importers.npz_file import read_npz_recording
@@ -131,6 +131,7 @@ def import_recording(
     kind = format or _common_format(given)
     found = IMPORTERS[kind](_files(given, kind), options)
     if not isinstance(found, Tokens):
+        found = replace(found, metadata=named(found.metadata, options))
         return _write_counts(found, out, kind)
     num_experts = options.num_experts or found.num_experts
     with TraceWriter(out, num_experts=num_experts) as writer:
@@ -144,7 +145,7 @@ def import_recording(
                 f"{writer.num_experts}, the largest id plus one; --num-experts says "
                 f"otherwise"
             )
-        writer.finish(metadata_of(found.source, options))
+        writer.finish(named(writer.metadata, options, found.source))
         return Imported(
             format=kind,
             num_tokens=writer.num_tokens,

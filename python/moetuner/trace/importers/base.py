@@ -5,8 +5,8 @@ Legend: T tokens, L recorded MoE layers, K top-k, E experts, Q groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -53,6 +53,9 @@ class ImportOptions:
         Experts per token K, where only counts or flat lists of ids are recorded.
     layers
         The model's own numbers of its MoE layers.
+    slot_experts
+        Expert of each slot, int [P], by layer number: the placement that was active,
+        where slots were recorded (TensorRT-LLM with a load balancer).
     progress
         Called with bytes read and bytes to read.
     note
@@ -65,6 +68,7 @@ class ImportOptions:
     num_layers: int | None = None
     top_k: int | None = None
     layers: tuple[int, ...] | None = None
+    slot_experts: Mapping[int, NDArray[np.integer[Any]]] | None = None
     progress: Progress = _ignore
     note: Note = _ignore
 
@@ -278,13 +282,20 @@ def count_trace(
         counts=counts,
         num_tokens=counts.sum(axis=2).max(axis=1) // top_k,
         layer_ids=layer_ids,
-        metadata=metadata_of(source, options),
+        metadata=named(TraceMetadata(), options, source),
     )
 
 
-def metadata_of(source: str, options: ImportOptions) -> TraceMetadata:
-    """Metadata of what was imported."""
-    return TraceMetadata(model=options.model, source=source, dataset=options.dataset)
+def named(
+    metadata: TraceMetadata, options: ImportOptions, source: str = ""
+) -> TraceMetadata:
+    """What a recording says of itself, under the names of the options."""
+    return replace(
+        metadata,
+        model=options.model or metadata.model,
+        source=metadata.source or source,
+        dataset=options.dataset or metadata.dataset,
+    )
 
 
 def counts_of(array: StoredArray, start: int = 0, stop: int | None = None) -> Any:

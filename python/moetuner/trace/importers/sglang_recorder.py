@@ -68,7 +68,7 @@ def read_sglang_recorder(
             if isinstance(content, dict) and "logical_count" in content:
                 stats.append(_array(content["logical_count"], "logical_count", 3))
             elif isinstance(content, dict) and "records" in content:
-                passes += _passes(content)
+                passes += _passes(content, path.stat().st_size)
             else:
                 raise InvalidTraceError(
                     "no dump of SGLang's recorder: wanted the key 'logical_count' or "
@@ -118,7 +118,7 @@ def _stat(arrays: list[StoredArray]) -> Iterator[NDArray[np.int64]]:
             yield counts_of(array, step, step + 1)[0]
 
 
-def _passes(content: dict[str, Any]) -> list[_Pass]:
+def _passes(content: dict[str, Any], num_bytes: int) -> list[_Pass]:
     stored = _array(
         content.get("last_physical_to_logical_map"), "last_physical_to_logical_map", 2
     )
@@ -128,7 +128,15 @@ def _passes(content: dict[str, Any]) -> list[_Pass]:
     records = content["records"]
     if not isinstance(records, list):
         raise InvalidTraceError(f"records must be a list, got {type(records).__name__}")
-    return [_pass(record, logical) for record in records]
+    passes = []
+    for record in records:
+        passes.append(_pass(record, logical))
+        arrays = (passes[-1].ids, passes[-1].counts)
+        num_bytes -= sum(0 if a is None else a.num_bytes for a in arrays)
+        num_bytes -= len(passes[-1].positions) + len(passes[-1].sequence_lengths)
+        if num_bytes < 0:  # one list or tensor in many records: endless from little
+            raise InvalidTraceError("the records hold more than the file has bytes")
+    return passes
 
 
 def _pass(record: Any, logical: NDArray[np.int16]) -> _Pass:

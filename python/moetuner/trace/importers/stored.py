@@ -88,6 +88,11 @@ class StoredArray:
                 f"file has {max(room, 0)} bytes for it"
             )
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the array, whatever part of the file that is."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(
         self, start: int = 0, stop: int | None = None, *, axis: int = 0
     ) -> NDArray[Any]:

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
 
-# The pickle beside the tensors. A recording's own is 1-3 % of the file; a hostile one
-# unpacks to at most some sixty bytes of objects per byte.
-FREE_PICKLE_BYTES = 1 << 24
-MAX_PICKLE_SHARE = 0.05
+# The pickle beside the tensors: 1-3 % of a recording of prompts, more where passes
+# decode few tokens. A hostile one unpacks to some sixty bytes of objects per byte, so
+# to at most sixteen times the file.
+FREE_PICKLE_BYTES = 1 << 23
+MAX_PICKLE_SHARE = 0.25
 _DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
 
@@ -50,7 +51,7 @@ def read_torch_file(path: Path) -> Any:
         # and each storage says where in the file it lies.
         with FakeTensorMode():
             content = torch.load(path, map_location="cpu", weights_only=True)
-        return _with_stored_arrays(content, path, places, torch)
+        return _Walk(path, places, torch).replaced(content)
     except InvalidTraceError as error:
         raise InvalidTraceError(f"{path}: {error}") from error
     except Exception as error:  # the unpickler meets damage in a dozen ways
@@ -121,23 +122,33 @@ def _data_offset(file: IO[bytes], member: zipfile.ZipInfo) -> int:
     return int(member.header_offset + 30 + name + extra)
 
 
-def _with_stored_arrays(
-    content: Any, path: Path, places: dict[int, int], torch: Any
-) -> Any:
-    """`content` with its tensors replaced; lists, dicts and numbers as they are."""
-    if isinstance(content, torch.Tensor):
-        return _stored(content, path, places)
-    if isinstance(content, dict):
-        return {
-            key: _with_stored_arrays(value, path, places, torch)
-            for key, value in content.items()
-        }
-    # A list of tokens has no tensor in it: looking at its head is enough.
-    if isinstance(content, list | tuple) and not all(
-        isinstance(value, int | float | str) for value in content[:1]
-    ):
-        return [_with_stored_arrays(value, path, places, torch) for value in content]
-    return content
+class _Walk:
+    """Content with its tensors replaced; lists, dicts and numbers stay as they are."""
+
+    def __init__(self, path: Path, places: dict[int, int], torch: Any) -> None:
+        self._path, self._places, self._torch = path, places, torch
+        # A list that is in many places is walked once: thirty lists, each twice in the
+        # next, are a billion otherwise.
+        self._done: dict[int, Any] = {}
+
+    def replaced(self, content: Any) -> Any:
+        """The same, with a `StoredArray` for each tensor."""
+        known = self._done.get(id(content))
+        if known is not None:
+            return known
+        if isinstance(content, self._torch.Tensor):
+            result: Any = _stored(content, self._path, self._places)
+        elif isinstance(content, dict):
+            result = {key: self.replaced(value) for key, value in content.items()}
+        # A list of tokens has no tensor in it: looking at its head is enough.
+        elif isinstance(content, list | tuple) and not all(
+            isinstance(value, int | float | str) for value in content[:1]
+        ):
+            result = [self.replaced(value) for value in content]
+        else:
+            return content
+        self._done[id(content)] = result
+        return result
 
 
 def _stored(tensor: Any, path: Path, places: dict[int, int]) -> StoredArray:

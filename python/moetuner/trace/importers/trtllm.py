@@ -3,6 +3,9 @@
 ``rank{r}.safetensors`` holds counts [E] under ``{iteration}_{layer}``. Versions that
 also keep each token's experts [tokens, top-k] put them in ``rank{r}_raw.safetensors``
 or ``token_selected_experts_rank{r}.safetensors``: then tokens are imported.
+
+With a load balancer active, TensorRT-LLM records slots instead of experts, and calls
+their number the number of experts; ``slot_experts`` of the options turns them back.
 """
 
 from __future__ import annotations
@@ -25,11 +28,13 @@ from moetuner.trace.importers.base import (
     counts_of,
 )
 from moetuner.trace.importers.stored import open_safetensors
-from moetuner.trace.model import MAX_EXPERTS, CountTrace, Trace
+from moetuner.trace.model import MAX_EXPERTS, PADDING, CountTrace, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from moetuner.trace.importers.base import ImportOptions
     from moetuner.trace.importers.stored import StoredArray
@@ -55,18 +60,66 @@ def read_trtllm_statistics(
         )
     folder = files[0]
     meta = _meta(folder / "meta_info.json")
-    num_experts, top_k = (_natural(meta, key) for key in _META_KEYS)
+    num_ids, top_k = (_natural(meta, key) for key in _META_KEYS)
+    logical = _Logical(num_ids, options)
     raw = _tables(folder, _RAW)
     if raw:
         return Tokens(
-            blocks=_blocks(raw, num_experts, top_k, options),
-            num_experts=num_experts,
+            blocks=_blocks(raw, logical, top_k, options),
+            num_experts=logical.num_experts,
             source="TensorRT-LLM token_selected_experts",
         )
     counted = _tables(folder, _COUNTS)
     if not counted:
         raise InvalidTraceError(f"{folder}: no rank*.safetensors beside meta_info.json")
-    return _counts(counted, num_experts, top_k, options)
+    return _counts(counted, logical, top_k, options)
+
+
+class _Logical:
+    """What a recorded id stands for: an expert, or a slot of a placement."""
+
+    def __init__(self, num_ids: int, options: ImportOptions) -> None:
+        self.num_ids = self.num_experts = num_ids
+        self._slots = options.slot_experts
+        if self._slots is None:
+            options.note(
+                "ids are taken as experts; if a load balancer was active they are "
+                "slots: say with --placement which placement it had"
+            )
+            return
+        sizes = {len(slots) for slots in self._slots.values()}
+        if sizes != {num_ids}:
+            raise InvalidTraceError(
+                f"the recording is of {num_ids} ids, the placement has "
+                f"{sorted(sizes)} slots"
+            )
+        if any((slots < 0).any() for slots in self._slots.values()):
+            raise InvalidTraceError("the placement has empty slots; engines have none")
+        self.num_experts = 1 + max(int(s.max()) for s in self._slots.values())
+
+    def _of(self, layer: int) -> NDArray[np.integer[Any]]:
+        assert self._slots is not None
+        if layer not in self._slots:
+            raise InvalidTraceError(f"the placement has no layer {layer}")
+        return self._slots[layer]
+
+    def counts(self, layer: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Counts [E] from those of ids."""
+        if self._slots is None:
+            return counts
+        logical = np.zeros(self.num_experts, np.int64)
+        np.add.at(logical, self._of(layer), counts)
+        return logical
+
+    def ids(self, layer: int, ids: NDArray[np.int16]) -> NDArray[np.int16]:
+        """Experts of the ids; padding stays."""
+        if self._slots is None:
+            return ids
+        if ids.size and ids.max() >= self.num_ids:
+            raise InvalidTraceError(
+                f"slot {ids.max()} is outside 0..{self.num_ids - 1}"
+            )
+        return np.where(ids == PADDING, PADDING, self._of(layer)[ids]).astype(np.int16)
 
 
 _META_KEYS = ("num_experts", "num_experts_per_token")
@@ -124,7 +177,7 @@ def _layers(tables: _Tables) -> list[int]:
 
 
 def _counts(
-    tables: _Tables, num_experts: int, top_k: int, options: ImportOptions
+    tables: _Tables, logical: _Logical, top_k: int, options: ImportOptions
 ) -> CountTrace:
     """Counts added over ranks, in groups of neighbouring iterations."""
     layers = _layers(tables)
@@ -133,17 +186,18 @@ def _counts(
     group_of = {
         it: i * num_groups // len(iterations) for i, it in enumerate(iterations)
     }
-    if 8 * num_groups * len(layers) * num_experts > MAX_TABLE_BYTES:
+    if 8 * num_groups * len(layers) * logical.num_experts > MAX_TABLE_BYTES:
         raise InvalidTraceError("too large a table of counts")
-    groups = np.zeros((num_groups, len(layers), num_experts), np.int64)
+    groups = np.zeros((num_groups, len(layers), logical.num_experts), np.int64)
     for done, ((iteration, _), arrays) in enumerate(sorted(tables.items())):
         for row, layer in enumerate(layers):
-            if arrays[layer].shape != (num_experts,):
+            if arrays[layer].shape != (logical.num_ids,):
                 raise InvalidTraceError(
-                    f"counts of layer {layer} must be [{num_experts}], got "
+                    f"counts of layer {layer} must be [{logical.num_ids}], got "
                     f"{list(arrays[layer].shape)}"
                 )
-            groups[group_of[iteration], row] += counts_of(arrays[layer])
+            counts = logical.counts(layer, counts_of(arrays[layer]))
+            groups[group_of[iteration], row] += counts
         options.progress(done + 1, len(tables))
     return count_trace(
         groups, "TensorRT-LLM statistics", options, np.array(layers, np.int32), top_k
@@ -151,7 +205,7 @@ def _counts(
 
 
 def _blocks(
-    tables: _Tables, num_experts: int, top_k: int, options: ImportOptions
+    tables: _Tables, logical: _Logical, top_k: int, options: ImportOptions
 ) -> Iterator[Trace]:
     """Tokens of each iteration and rank; an iteration is a sequence, none is known."""
     layers = _layers(tables)
@@ -166,11 +220,14 @@ def _blocks(
             )
         rows = block_rows(len(layers), top_k)
         for start in range(0, shape[0], rows):
-            parts = [as_ids(arrays[n].read(start, start + rows)) for n in layers]
+            parts = [
+                logical.ids(layer, as_ids(arrays[layer].read(start, start + rows)))
+                for layer in layers
+            ]
             ids = np.ascontiguousarray(np.stack(parts, axis=1))
             yield Trace(
                 topk_ids=ids,
-                num_experts=num_experts,
+                num_experts=logical.num_experts,
                 layer_ids=np.array(layers, np.int32),
                 sequence=np.full(len(ids), sequence_of[iteration], np.int32),
                 home_rank=np.full(len(ids), rank, np.int16),
