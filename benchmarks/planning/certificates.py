@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import report
 from moetuner.bounds import certify
-from moetuner.cost import CostModel, Homes, shape_for_model
+from moetuner.cost import CostModel, Homes, Wire, shape_for_model
 from moetuner.evaluation import evaluate
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
@@ -57,7 +57,8 @@ def make_problem(args, preset, ranks):
     """The problem of one generated trace."""
     routing = TOPIC_PRESETS[preset]
     trace = topic_trace(routing, num_tokens=args.tokens, seed=args.seed)
-    cost = CostModel(shape=shape_for_model(routing.model), homes=Homes(args.homes))
+    shape = shape_for_model(routing.model)
+    cost = CostModel(shape=shape, wire=Wire(args.wire), homes=Homes(args.homes))
     workload = Workload(traces=(trace,), cost=cost, batch_tokens=args.batch_tokens)
     topology = Topology(num_ranks=ranks, ranks_per_node=min(ranks, args.ranks_per_node))
     return PlacementProblem.from_workload(workload, topology)
@@ -125,7 +126,15 @@ def run_case(args, preset, ranks):
 def run_apart(args, preset, ranks):
     """`run_case` in a process of its own."""
     command = [sys.executable, __file__, "--single", preset, str(ranks)]
-    for name in ("seconds", "threads", "seed", "tokens", "batch_tokens", "homes"):
+    for name in (
+        "seconds",
+        "threads",
+        "seed",
+        "tokens",
+        "batch_tokens",
+        "homes",
+        "wire",
+    ):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     command += ["--ranks-per-node", str(args.ranks_per_node)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -158,7 +167,7 @@ def lines_of(args, env, found):
     lines = report.head("Plans and proven gaps on generated instances", env)
     lines += [
         f"{args.tokens:,} tokens, batches of {args.batch_tokens or 'all'}, homes "
-        f"{args.homes}, dedup, nodes of {args.ranks_per_node}; {args.threads} threads.",
+        f"{args.homes}, wire {args.wire}, nodes of {args.ranks_per_node}; {args.threads} threads.",
         "",
     ]
     header = ["instance", "solver", "ms", "bound", "gap", "by counting"]
@@ -207,6 +216,7 @@ def main():
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--ranks-per-node", type=int, default=8)
     parser.add_argument("--homes", default="uniform", choices=["uniform", "follow"])
+    parser.add_argument("--wire", default="dedup", choices=["dedup", "per_expert"])
     parser.add_argument("--name", default="planning-certificates")
     parser.add_argument("--note", default="")
     parser.add_argument("--single", nargs=2, help=argparse.SUPPRESS)

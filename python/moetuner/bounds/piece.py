@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-_PASSES = 2
-"""Searches for a bound; the lines of `Visits` are chosen anew before each."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Piece:
@@ -39,8 +36,9 @@ class Piece:
         Seconds, by counting alone.
     groups
         What Y looks like; None when counting says all.
-    constant, weight
-        Seconds, and seconds per pair, symmetric float64 [n, n].
+    options
+        (constant, weight) in seconds, and seconds per pair, symmetric float64 [n, n];
+        each gives a bound, the best one counts.
     visits
         Sets with the block-0 capacity of one group.
     together
@@ -50,28 +48,54 @@ class Piece:
     name: str
     least: float
     groups: Groups | None = None
-    constant: float = 0.0
-    weight: Floats | None = None
+    options: tuple[tuple[float, Floats], ...] = ()
     visits: tuple[Visits, ...] = ()
     together: Floats | None = None
 
     def bound(self, deadline: float, max_iterations: int) -> float:
-        """Best lower bound found until ``time.time()`` is `deadline`, in seconds."""
+        """Best lower bound found until ``time.time()`` is `deadline`, in seconds.
+
+        Every option is searched once; the best one again, with the lines of `Visits`
+        chosen anew.
+        """
         if self.groups is None:
             return self.least
-        best, guess = self.least, self._guess()
-        for attempt in range(_PASSES):
-            began = time.time()
-            until = began + max(deadline - began, 0) / (_PASSES - attempt)
-            constant, weight = self._linear(guess)
-            search = KeptWeight(weight=weight, groups=self.groups)
-            search.quick()
-            search.improve(until, max_iterations)
-            best = max(best, constant - search.bound)
-            if search.shared is None or not self.visits:
-                break
-            guess = search.shared.astype(np.float64)
-        return best
+        first = self._guess()
+        found = []
+        for i, option in enumerate(self.options):
+            left = max(deadline - time.time(), 0)
+            until = time.time() + left / (len(self.options) - i + bool(self.visits))
+            found.append((*self._search(option, first, until, max_iterations), option))
+        best, shared, option = max(found, key=lambda each: each[0])
+        if self.visits and shared is not None:
+            again, _ = self._search(option, shared, deadline, max_iterations)
+            best = max(best, again)
+        return max(best, self.least)
+
+    def _search(
+        self,
+        option: tuple[float, Floats],
+        guess: Floats,
+        until: float,
+        max_iterations: int,
+    ) -> tuple[float, Floats | None]:
+        """(bound, Y of the relaxation) with every choice of lines made by `guess`."""
+        assert self.groups is not None
+        n, (constant, weight) = self.groups.num_items, option
+        weight = weight.copy()
+        for visits in self.visits:
+            more, kept = visits.kept(
+                n, self.groups.num_groups, self.groups.kappa, guess
+            )
+            constant += more
+            weight += kept
+        search = KeptWeight(weight=weight, groups=self.groups)
+        search.quick()
+        search.improve(until, max_iterations)
+        shared = search.shared
+        return constant - search.bound, (
+            None if shared is None else shared.astype(np.float64)
+        )
 
     def _guess(self) -> Floats:
         if self.together is not None:
@@ -79,16 +103,3 @@ class Piece:
         assert self.groups is not None
         n = self.groups.num_items
         return np.full((n, n), 1 / self.groups.num_groups) + np.eye(n)
-
-    def _linear(self, guess: Floats) -> tuple[float, Floats]:
-        """(constant, K) with every choice of lines made by `guess`."""
-        assert self.groups is not None
-        n, constant = self.groups.num_items, self.constant
-        weight = np.zeros((n, n)) if self.weight is None else self.weight.copy()
-        for visits in self.visits:
-            more, kept = visits.kept(
-                n, self.groups.num_groups, self.groups.kappa, guess
-            )
-            constant += more
-            weight += kept
-        return constant, weight
