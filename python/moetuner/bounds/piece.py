@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
+_PASSES = 5
+_SMALL_GAIN = 5e-4
+_DAMPING = 0.8
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Piece:
     """constant - <weight, Y> + sum of visits, over partitions Y; or at least ``least``.
@@ -55,21 +60,30 @@ class Piece:
     def bound(self, deadline: float, max_iterations: int) -> float:
         """Best lower bound found until ``time.time()`` is `deadline`, in seconds.
 
-        Every option is searched once; the best one again, with the lines of `Visits`
-        chosen anew.
+        Every option is searched once, the best one then again and again: lines of
+        `Visits` and the relaxation's Y answer each other, Y damped, until neither
+        gains.
         """
         if self.groups is None:
             return self.least
-        first = self._guess()
+        guess = self._guess()
         found = []
         for i, option in enumerate(self.options):
             left = max(deadline - time.time(), 0)
             until = time.time() + left / (len(self.options) - i + bool(self.visits))
-            found.append((*self._search(option, first, until, max_iterations), option))
+            found.append((*self._search(option, guess, until, max_iterations), option))
         best, shared, option = max(found, key=lambda each: each[0])
-        if self.visits and shared is not None:
-            again, _ = self._search(option, shared, deadline, max_iterations)
-            best = max(best, again)
+        guess = shared if shared is not None else guess
+        for attempt in range(1, _PASSES if self.visits else 1):
+            left = max(deadline - time.time(), 0)
+            if not left:
+                break
+            until = time.time() + left / (_PASSES - attempt)
+            again, shared = self._search(option, guess, until, max_iterations)
+            gained, best = again - best, max(best, again)
+            if shared is None or gained < _SMALL_GAIN * abs(best):
+                break
+            guess = guess + (shared - guess) / (1 + attempt) ** _DAMPING
         return max(best, self.least)
 
     def _search(
@@ -98,8 +112,8 @@ class Piece:
         )
 
     def _guess(self) -> Floats:
-        if self.together is not None:
-            return self.together
+        """Pairs as in the known placement, half; as in a random one, half."""
         assert self.groups is not None
-        n = self.groups.num_items
-        return np.full((n, n), 1 / self.groups.num_groups) + np.eye(n)
+        n, chance = self.groups.num_items, 1 / self.groups.num_groups
+        random = np.full((n, n), chance) + (1 - chance) * np.eye(n)
+        return random if self.together is None else (random + self.together) / 2
