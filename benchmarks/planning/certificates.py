@@ -1,7 +1,8 @@
 """Plans and their proven gaps on generated instances, from 32 x 8 to 96 x 512.
 
     python benchmarks/planning/certificates.py --seconds 60
-    python benchmarks/planning/certificates.py --cases scaling --name planning-scaling
+    python benchmarks/planning/certificates.py --homes follow --wire per_expert \
+        --batch-tokens 0 --cases models --name planning-certificates-follow
 
 Half of the seconds plan, half prove. Instances are presets of the calibrated generator
 (docs/bounds.md says what is proven); values are modelled times of the planning trace
@@ -20,7 +21,7 @@ from dataclasses import replace
 
 import report
 from moetuner.bounds import certify
-from moetuner.cost import CostModel, Homes, shape_for_model
+from moetuner.cost import CostModel, Homes, Wire, shape_for_model
 from moetuner.evaluation import evaluate
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
@@ -28,36 +29,26 @@ from moetuner.topology import Topology
 from moetuner.trace import TOPIC_PRESETS, topic_trace
 from moetuner.workload import Workload
 
-CASES = {
-    "issue": [
-        ("mixtral", 4),
-        ("mixtral", 8),
-        ("gpt-oss", 8),
-        ("deepseek-v2-lite", 8),
-        ("qwen3", 8),
-        ("deepseek-v3", 8),
-        ("deepseek-v3", 32),
-        ("deepseek-v3", 64),
-    ],
-    "scaling": [
-        ("mixtral", 8),
-        ("gpt-oss", 8),
-        ("deepseek-v2-lite", 8),
-        ("deepseek-v2-lite", 16),
-        ("qwen3", 16),
-        ("deepseek-v3", 32),
-        ("deepseek-v3", 64),
-        ("96x512", 64),
-        ("96x512", 256),
-    ],
-}
+MODELS = [
+    ("mixtral", 4),
+    ("mixtral", 8),
+    ("gpt-oss", 8),
+    ("deepseek-v2-lite", 8),
+    ("qwen3", 8),
+    ("deepseek-v3", 8),
+    ("deepseek-v3", 32),
+    ("deepseek-v3", 64),
+]
+LARGEST = [("96x512", 64), ("96x512", 256)]
+CASES = {"models": MODELS, "largest": LARGEST, "all": MODELS + LARGEST}
 
 
 def make_problem(args, preset, ranks):
     """The problem of one generated trace."""
     routing = TOPIC_PRESETS[preset]
     trace = topic_trace(routing, num_tokens=args.tokens, seed=args.seed)
-    cost = CostModel(shape=shape_for_model(routing.model), homes=Homes(args.homes))
+    shape = shape_for_model(routing.model)
+    cost = CostModel(shape=shape, wire=Wire(args.wire), homes=Homes(args.homes))
     workload = Workload(traces=(trace,), cost=cost, batch_tokens=args.batch_tokens)
     topology = Topology(num_ranks=ranks, ranks_per_node=min(ranks, args.ranks_per_node))
     return PlacementProblem.from_workload(workload, topology)
@@ -125,7 +116,15 @@ def run_case(args, preset, ranks):
 def run_apart(args, preset, ranks):
     """`run_case` in a process of its own."""
     command = [sys.executable, __file__, "--single", preset, str(ranks)]
-    for name in ("seconds", "threads", "seed", "tokens", "batch_tokens", "homes"):
+    for name in (
+        "seconds",
+        "threads",
+        "seed",
+        "tokens",
+        "batch_tokens",
+        "homes",
+        "wire",
+    ):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     command += ["--ranks-per-node", str(args.ranks_per_node)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -158,7 +157,8 @@ def lines_of(args, env, found):
     lines = report.head("Plans and proven gaps on generated instances", env)
     lines += [
         f"{args.tokens:,} tokens, batches of {args.batch_tokens or 'all'}, homes "
-        f"{args.homes}, dedup, nodes of {args.ranks_per_node}; {args.threads} threads.",
+        f"{args.homes}, wire {args.wire}, nodes of {args.ranks_per_node}; "
+        f"{args.threads} threads.",
         "",
     ]
     header = ["instance", "solver", "ms", "bound", "gap", "by counting"]
@@ -166,7 +166,7 @@ def lines_of(args, env, found):
     return lines + report.table(header, rows)
 
 
-def plot(name, found):
+def plot(args, found):
     """Gap and time against the size of the instance."""
     import matplotlib as mpl
 
@@ -184,6 +184,7 @@ def plot(name, found):
     seconds.plot(sizes, [case["plan_seconds"] for case in known], "o", label="plan")
     seconds.plot(sizes, [case["prove_seconds"] for case in known], "s", label="prove")
     seconds.set_ylabel("seconds")
+    figure.suptitle(f"homes {args.homes}, wire {args.wire}")
     for axes in (gap, seconds):
         axes.set_xscale("log")
         axes.set_xlabel("layers x experts x ranks")
@@ -193,12 +194,12 @@ def plot(name, found):
             case["case"], (case["experts"], 100 * case["gap"]), fontsize=6, rotation=30
         )
     figure.tight_layout()
-    figure.savefig(report.RESULTS / f"{name}.png", dpi=120)
+    figure.savefig(report.RESULTS / f"{args.name}.png", dpi=120)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", default="issue", choices=CASES)
+    parser.add_argument("--cases", default="all", choices=CASES)
     parser.add_argument("--only", nargs="*", help="presets to keep")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--threads", type=int, default=2)
@@ -207,6 +208,7 @@ def main():
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--ranks-per-node", type=int, default=8)
     parser.add_argument("--homes", default="uniform", choices=["uniform", "follow"])
+    parser.add_argument("--wire", default="dedup", choices=["dedup", "per_expert"])
     parser.add_argument("--name", default="planning-certificates")
     parser.add_argument("--note", default="")
     parser.add_argument("--single", nargs=2, help=argparse.SUPPRESS)
@@ -222,7 +224,7 @@ def main():
         print(found[-1], flush=True)
         content = {"environment": env, "cases": found}
         report.write(args.name, content, lines_of(args, env, found))
-    plot(args.name, found)
+        plot(args, found)
 
 
 if __name__ == "__main__":

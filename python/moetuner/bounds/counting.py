@@ -30,25 +30,29 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-_OPEN = 1.002
-"""Loads whose bound is within this of the mean may gain from the search."""
+_NEAR = 1.002
+"""Counting within this of the mean leaves something to the search."""
+_PROMISING = 1.05
+"""So do rows that exceed counting by this where experts are spread at random."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class LayerShare:
     """What is known of one layer of one trace, times the weight of a batch.
 
-    ``*_least`` are seconds by counting; ``*_base`` those parts of them that stay beside
-    ``load`` and the visits.
+    ``*_least`` are seconds by counting; ``*_base`` those that stay beside the visits.
+    ``compute_base`` stays beside ``compute``, seconds per pair that shares a rank.
     """
 
     compute_least: float = 0.0
     compute_base: float = 0.0
+    compute: Floats | None = None
+    """float64 [E, E]; None where counting says all."""
     dispatch_least: float = 0.0
     dispatch_base: float = 0.0
     combine_least: float = 0.0
     combine_base: float = 0.0
-    load: Floats | None = None
+    links: Floats | None = None
     """float64 [E, E], seconds per pair that shares a group; never negative."""
 
 
@@ -97,21 +101,18 @@ class Counting:
     ) -> LayerShare:
         rows = expert_rows(trace, batches, layer)  # [Q, E]
         share = LayerShare()
-        factor = self._compute(rows, weight, share)
+        self._compute(rows, weight, share)
         if self.level.num_groups > 1:
             self._links(trace, batches, layer, rows, weight, share)
-        if self.cost.wire is Wire.PER_EXPERT and self.cost.homes is Homes.UNIFORM:
+        copies = self.cost.wire is Wire.PER_EXPERT
+        if self.level.equal and copies and self.cost.homes is Homes.UNIFORM:
             both = self.level.dispatch + self.level.combine
-            factor = factor + weight * self.level.leaves * both
-        if self.level.equal:
-            total = rows.sum(axis=1)
-            used = (total > 0) & (factor > 0)
-            scaled = rows[used] * np.sqrt(factor[used] / total[used])[:, None]
-            share.load = scaled.T @ scaled
+            seconds = np.full(len(rows), weight * self.level.leaves * both)
+            share.links = rows_of_own_rank(rows, seconds)
         return share
 
-    def _compute(self, rows: Floats, weight: float, share: LayerShare) -> Floats:
-        """Fill in the compute part; returns seconds per row [Q] left to the load."""
+    def _compute(self, rows: Floats, weight: float, share: LayerShare) -> None:
+        """Fill in the compute part."""
         shape, hardware, level = self.cost.shape, self.cost.hardware, self.level
         per_row = shape.flops_per_row / hardware.matmul_rate
         per_expert = shape.expert_bytes / hardware.memory_bandwidth
@@ -119,7 +120,6 @@ class Counting:
         slots = level.slots // level.ranks_per_group
         active = (rows > 0).sum(axis=1)
         mean = rows.sum(axis=1) / num_ranks * per_row / self.mean_speed
-        alike = self.mean_speed == self.top_speed
         fullest = fullest_group(rows, num_ranks, slots, level.spare)
         counted = np.maximum.reduce(
             [
@@ -129,11 +129,16 @@ class Counting:
                 active / num_ranks * per_expert / self.mean_speed,
             ]
         )
-        unsettled = (counted <= mean * _OPEN) & alike & level.equal
         share.compute_least = weight * float(counted.sum())
-        share.compute_base = weight * float(counted[~unsettled].sum())
-        seconds = weight * per_row / self.top_speed / level.ranks_per_group
-        return np.where(unsettled, seconds, 0.0)
+        searched = np.zeros(len(rows), bool)
+        if self.mean_speed == self.top_speed and level.equal and num_ranks > 1:
+            spread = spread_at_random(rows, num_ranks, slots) * per_row
+            searched = spread / self.top_speed > counted * _PROMISING
+            searched |= (mean > 0) & (counted <= mean * _NEAR)
+        share.compute_base = weight * float(counted[~searched].sum())
+        if searched.any():
+            seconds = np.where(searched, weight * per_row / self.top_speed, 0.0)
+            share.compute = rows_of_own_rank(rows, seconds)
 
     def _links(
         self,
@@ -243,6 +248,25 @@ class Counting:
             return np.asarray(crosses)
         tied = cannot_stay_together(ids, batches, rows.shape[1], level.slots)
         return np.asarray(crosses | tied)
+
+
+def rows_of_own_rank(rows: Floats, seconds: Floats) -> Floats:
+    """K with <K, Y> = sum over batches of seconds * rows that a row meets on its rank.
+
+    That mean over a batch's rows is at most the fullest rank's; Y tells who shares one.
+    """
+    total = rows.sum(axis=1)
+    used = (seconds > 0) & (total > 0)
+    scaled = rows[used] * np.sqrt(seconds[used] / total[used])[:, None]
+    return np.asarray(scaled.T @ scaled)
+
+
+def spread_at_random(rows: Floats, num_groups: int, slots: int) -> Floats:
+    """That mean, [Q], where every pair shares a group with the same probability."""
+    total = rows.sum(axis=1)
+    own = (rows**2).sum(axis=1) / np.maximum(total, 1.0)
+    others = (slots - 1) / max(num_groups * slots - 1, 1)
+    return np.asarray(own + others * (total - own))
 
 
 def expert_rows(

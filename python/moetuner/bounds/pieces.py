@@ -41,85 +41,121 @@ class Cutter:
         self.known = known if known is None or not known.has_replicas else None
 
     def pieces(self) -> list[Piece]:
-        """Pieces whose bounds add up to one of the objective."""
+        """Pieces whose bounds add up to one of the objective.
+
+        On one node compute and links look at the same groups, the ranks, and stay
+        together; on several nodes compute is a piece of its own.
+        """
         num_layers = self.problem.num_layers
         shares = [self.counting.shares(layer) for layer in range(num_layers)]
-        pairs = self.cost.homes is Homes.FOLLOW and num_layers > 1
-        if not pairs:
-            return [
-                self._piece(f"{layer}", layer, [(layer, 1.0)], shares)
+        apart = self.level.ranks_per_group > 1
+        pieces = []
+        if apart:
+            pieces += [
+                self._compute_piece(layer, share) for layer, share in enumerate(shares)
+            ]
+        if self.cost.homes is not Homes.FOLLOW or num_layers == 1:
+            return pieces + [
+                self._links_piece(f"{layer}", layer, [(layer, 1.0)], shares, apart)
                 for layer in range(num_layers)
             ]
-        pieces = []
         for layer in range(1, num_layers):
             own = [(layer, 1.0 if layer == num_layers - 1 else 0.5)]
             own.append((layer - 1, 1.0 if layer == 1 else 0.5))
-            pieces.append(self._piece(f"{layer - 1}-{layer}", layer, own, shares))
+            name = f"{layer - 1}-{layer}"
+            pieces.append(self._links_piece(name, layer, own, shares, apart))
         return pieces
 
-    def _piece(
+    def _compute_piece(self, layer: int, shares: list[LayerShare]) -> Piece:
+        least = sum(share.compute_least for share in shares)
+        ranks = self.problem.topology.num_ranks
+        slots = self.problem.slots_per_rank
+        groups = Groups(num_groups=ranks, sizes=(slots,))
+        options = self._options([(layer, 1.0)], {layer: 0}, [shares], groups, 0.0)
+        options = options[1:]  # the first is counting
+        name = f"{layer} compute"
+        if not self.level.equal or not options:
+            return Piece(name=name, least=least)
+        return Piece(name=name, least=least, groups=groups, options=tuple(options))
+
+    def _options(
+        self,
+        own: list[tuple[int, float]],
+        offset: dict[int, int],
+        shares: list[list[LayerShare]],
+        groups: Groups,
+        constant: float,
+    ) -> list[tuple[float, Floats]]:
+        """(constant, weight): compute by counting; and by who shares a rank."""
+        counted = searched = constant
+        weight = np.zeros((groups.num_items, groups.num_items))
+        for (index, part), of_layer in zip(own, shares, strict=True):
+            at = offset[index]
+            for share in of_layer:
+                counted += part * share.compute_least
+                searched += part * share.compute_base
+                if share.compute is not None:
+                    size = len(share.compute)
+                    weight[at : at + size, at : at + size] -= part * share.compute
+        options = [(counted, np.zeros_like(weight))]
+        if weight.any():
+            options.append((searched, weight))
+        return options
+
+    def _links_piece(
         self,
         name: str,
         layer: int,
         own: list[tuple[int, float]],
         shares: list[list[LayerShare]],
+        apart: bool,
     ) -> Piece:
-        """The piece of layer(s) `own` (with their shares) and of `layer`'s dispatch."""
+        """Links of `layer` (and combine of the layers `own`, by their parts).
+
+        Compute is in it unless it is a piece apart.
+        """
         least = base = 0.0
-        pair = len(own) > 1
         for index, part in own:
             for share in shares[index]:
-                least += part * (share.compute_least + share.combine_least)
-                base += part * (share.compute_base + share.combine_base)
-        dispatches = [layer] + ([0] if pair and layer == 1 else [])
+                least += part * share.combine_least
+                base += part * share.combine_base
+                if not apart:
+                    least += part * share.compute_least
+        dispatches = [layer] + ([0] if len(own) > 1 and layer == 1 else [])
         for index in dispatches:
             least += sum(share.dispatch_least for share in shares[index])
             base += sum(share.dispatch_base for share in shares[index])
         if not self.level.equal or self.level.num_groups == 1:
             return Piece(name=name, least=least)
-        return self._searched(name, layer, own, dispatches, shares, least, base)
-
-    def _searched(
-        self,
-        name: str,
-        layer: int,
-        own: list[tuple[int, float]],
-        dispatches: list[int],
-        shares: list[list[LayerShare]],
-        least: float,
-        base: float,
-    ) -> Piece:
-        level, homes = self.level, self.cost.homes
-        pair, anchors = len(own) > 1, homes is Homes.RECORDED
+        level, anchors = self.level, self.cost.homes is Homes.RECORDED
         block = level.num_groups * level.slots
-        sizes = (level.slots,) * (2 if pair else 1) + ((1,) if anchors else ())
+        sizes = (level.slots,) * len(own) + ((1,) if anchors else ())
         groups = Groups(num_groups=level.num_groups, sizes=sizes, apart=anchors)
-        weight = np.zeros((groups.num_items, groups.num_items))
-        visits: list[Visits] = []
         # Items of `layer` come first; the layer before it, or the homes, follow.
         offset = {index: 0 if index == layer else block for index, _ in own}
-        constant = base
+        links = np.zeros((groups.num_items, groups.num_items))
+        visits: list[Visits] = []
         for index, part in own:
             at = offset[index]
             for share in shares[index]:
-                if share.load is not None:
-                    size = len(share.load)
-                    weight[at : at + size, at : at + size] -= part * share.load
-            constant += self._add_links(
-                "combine", index, part, at, block, weight, visits
-            )
+                if share.links is not None:
+                    size = len(share.links)
+                    links[at : at + size, at : at + size] -= part * share.links
+            base += self._add_links("combine", index, part, at, block, links, visits)
         for index in dispatches:
-            constant += self._add_links(
-                "dispatch", index, 1.0, offset[index], block, weight, visits
-            )
-        if not weight.any() and not visits:
-            return Piece(name=name, least=max(least, constant))
+            at = offset[index]
+            base += self._add_links("dispatch", index, 1.0, at, block, links, visits)
+        of_own = [[] if apart else shares[index] for index, _ in own]
+        options = self._options(own, offset, of_own, groups, base)
+        if not visits and not links.any():
+            if len(options) == 1:
+                return Piece(name=name, least=max(least, options[0][0]))
+            options = options[1:]
         return Piece(
             name=name,
             least=least,
             groups=groups,
-            constant=constant,
-            weight=weight,
+            options=tuple((constant, links + weight) for constant, weight in options),
             visits=tuple(visits),
             together=self._together(groups, offset, anchors),
         )

@@ -6,6 +6,7 @@ BLAS with several threads is slower than with one on matrices of these sizes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -88,7 +89,8 @@ def bound_pieces(
             child.wait()
             for pipe in (child.stdin, child.stdout):
                 if pipe:
-                    pipe.close()
+                    with contextlib.suppress(OSError):  # what it did not read
+                        pipe.close()
     return bounds
 
 

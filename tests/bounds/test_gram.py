@@ -1,0 +1,135 @@
+"""The parts of the bounds, each against every partition that there is."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moetuner.bounds.balance import fullest_group, least_remote
+from moetuner.bounds.gram import Groups, KeptWeight
+from moetuner.bounds.visits import Visits, turan_pairs, visit_lines
+
+GROUPS = [
+    Groups(num_groups=2, sizes=(3,)),
+    Groups(num_groups=3, sizes=(2,)),
+    Groups(num_groups=2, sizes=(2, 2)),
+    Groups(num_groups=2, sizes=(2, 1), apart=True),
+    Groups(num_groups=3, sizes=(1, 1), apart=True),
+    Groups(num_groups=4, sizes=(1,)),
+    Groups(num_groups=1, sizes=(3,)),
+]
+
+
+def all_partitions(groups):
+    """Group of each item, every way to fill the groups block by block."""
+    parts = []
+    for size in groups.sizes:
+        labels = np.repeat(np.arange(groups.num_groups), size)
+        parts.append(sorted(set(itertools.permutations(labels.tolist()))))
+    return [np.concatenate(choice) for choice in itertools.product(*parts)]
+
+
+def same(labels):
+    return (labels[:, None] == labels).astype(float)
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids=str)
+@given(seed=st.integers(0, 2**32 - 1), steps=st.integers(0, 120))
+@settings(max_examples=25)
+def test_no_partition_keeps_more_than_the_bound(groups, seed, steps):
+    """At any iterate, for weights of either sign."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(groups.num_items, groups.num_items))
+    weight = weight + weight.T
+    kept = max((weight * same(labels)).sum() for labels in all_partitions(groups))
+    search = KeptWeight(weight=weight, groups=groups)
+    assert search.quick() >= kept - 1e-9
+    assert search.improve(max_iterations=steps) >= kept - 1e-9
+
+
+def test_two_clear_clusters_are_bounded_exactly():
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    weight = same(labels) - np.eye(6)
+    search = KeptWeight(weight=weight, groups=GROUPS[0])
+    assert search.improve() == pytest.approx(12, rel=1e-6)
+
+
+def test_single_precision_iterates_lose_no_safety(rng):
+    """Planted clusters of many items: what they keep stays below the bound, closely."""
+    labels = rng.permutation(np.repeat(np.arange(8), 16))
+    noise = rng.random((128, 128))
+    weight = 2 * same(labels) + (noise + noise.T) / 2
+    planted = (weight * same(labels)).sum()
+    bound = KeptWeight(weight=weight, groups=Groups(num_groups=8, sizes=(16,))).improve(
+        max_iterations=200
+    )
+    assert planted * (1 - 1e-12) <= bound <= planted * 1.05
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 3, 5])
+@pytest.mark.parametrize("capacity", [1, 2, 4])
+@pytest.mark.parametrize("size", range(1, 8))
+def test_lines_lie_below_every_way_to_visit(size, num_groups, capacity):
+    if size > num_groups * capacity:
+        return
+    lines = visit_lines(size, num_groups, capacity)
+    tight = 0
+    for labels in itertools.product(range(num_groups), repeat=size):
+        sizes = np.bincount(labels)
+        if sizes.max() > capacity:
+            continue
+        cut = (size * size - (sizes**2).sum()) / 2
+        visited = (sizes > 0).sum()
+        values = lines[:, 0] + lines[:, 1] * cut
+        assert (values <= visited + 1e-9).all()
+        tight += values.max() > visited - 1e-9
+    assert tight  # somewhere they touch
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize("groups", range(1, 6))
+def test_turan_counts_the_pairs_of_even_groups(size, groups):
+    labels = np.arange(size) % groups
+    cut = sum(a != b for a, b in itertools.combinations(labels.tolist(), 2))
+    assert turan_pairs(size, groups) == cut
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 1))
+def test_visits_are_bounded_whatever_lines_are_taken(seed, free):
+    rng = np.random.default_rng(seed)
+    groups = Groups(num_groups=3, sizes=(2,))
+    items = np.stack([rng.permutation(6)[:4] for _ in range(5)])
+    items[:, 1:][rng.random((5, 3)) < 0.3] = -1
+    visits = Visits(items=items, weight=0.5, free=free)
+    guess = rng.random((6, 6))
+    constant, kept = visits.kept(6, 3, 2, (guess + guess.T) / 2)
+    for labels in all_partitions(groups):
+        truth = 0.0
+        for row in items:
+            held = {int(labels[i]) for i in row[row >= 0]}
+            truth += 0.5 * (len(held) - free)
+        assert constant - (kept * same(labels)).sum() <= truth + 1e-9
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(2, 3), (3, 2), (2, 2), (5, 1)]))
+def test_the_fullest_group_holds_at_least_that(seed, shape):
+    rng = np.random.default_rng(seed)
+    num_groups, slots = shape
+    num_experts = int(rng.integers(num_groups, num_groups * slots + 1))
+    rows = rng.integers(0, 20, num_experts).astype(float)
+    least = np.inf
+    for labels in itertools.product(range(num_groups), repeat=num_experts):
+        if np.bincount(labels).max() <= slots:
+            sums = np.bincount(labels, weights=rows, minlength=num_groups)
+            least = min(least, sums.max())
+    assert fullest_group(rows, num_groups, slots, 0) <= least + 1e-9
+    assert fullest_group(rows, num_groups, slots, 1) <= least + 1e-9
+
+
+def test_replicas_go_to_the_heaviest_in_what_must_leave():
+    """Two groups, rows 8, 4, 2: one replica brings the 8 home, halves of 4 and 2 go."""
+    rows = np.array([2.0, 8.0, 4.0])
+    assert least_remote(rows, 2, 0) == 7.0
+    assert least_remote(rows, 2, 1) == 3.0
+    assert least_remote(rows, 2, 3) == 0.0
