@@ -1,17 +1,6 @@
-"""Hugging Face Transformers: run its MoE models on our ops, record their routing.
+"""Routing of a running Transformers model.
 
-Importing this module registers ``experts_implementation="moetuner"``::
-
-    from moetuner.integrations.transformers import record
-
-    model = AutoModelForCausalLM.from_pretrained(
-        name, experts_implementation="moetuner"
-    )
-    with record(model) as recording:
-        model.generate(**inputs)
-    write_trace(recording.trace(), "routing.safetensors")
-
-Legend: B sequences, S their length, T = B x S tokens, K top-k, H hidden.
+Legend: B sequences, S their length, T = B x S tokens.
 """
 
 from __future__ import annotations
@@ -21,59 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moetuner.errors import InvalidTraceError
-from moetuner.integrations._transformers_experts import experts_of, run_experts
-from moetuner.integrations._transformers_parallel import parallelize, register
+from moetuner.integrations.transformers.experts import experts_of
 from moetuner.nn.recorder import Recorder
-from moetuner.ops import permute, unpermute
 from moetuner.trace import Trace, TraceMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-__all__ = ["Recording", "experts_forward", "experts_of", "parallelize", "record"]
-
-
-def experts_forward(
-    experts: torch.nn.Module,
-    hidden_states: torch.Tensor,
-    top_k_index: torch.Tensor,
-    top_k_weights: torch.Tensor,
-) -> torch.Tensor:
-    """Run the experts of one layer on this device, as Transformers calls it.
-
-    Parameters
-    ----------
-    experts
-        A module that ``use_experts_implementation`` decorated: its flags say how its
-        weights lie, gated or not, with biases or not.
-    hidden_states
-        [T, H].
-    top_k_index
-        int64 [T, K]; ids from ``num_experts`` on live elsewhere and are left out.
-    top_k_weights
-        [T, K].
-
-    Returns
-    -------
-    torch.Tensor
-        [T, H] of the dtype of ``hidden_states``; summed in float32 in the order of k.
-    """
-    module: Any = experts
-    rows, row_map, end_offsets, _ = permute(
-        hidden_states.contiguous(), top_k_index.contiguous(), module.num_experts
-    )
-    done = run_experts(module, rows, end_offsets)
-    weights = top_k_weights.contiguous()
-    if weights.dtype not in (torch.float32, done.dtype):
-        weights = weights.float()
-    return unpermute(done.contiguous(), row_map, weights).to(hidden_states.dtype)
-
-
-ALL_EXPERTS_FUNCTIONS.register("moetuner", experts_forward)
-register()
 
 
 class Recording:
