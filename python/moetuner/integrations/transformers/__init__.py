@@ -16,9 +16,16 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moetuner.integrations.transformers.experts import experts_forward, experts_of
 from moetuner.integrations.transformers.parallel import parallelize, register
-from moetuner.integrations.transformers.recording import Recording, record
+from moetuner.integrations.transformers.recording import Recording, count, record
 
 ALL_EXPERTS_FUNCTIONS.register("moetuner", experts_forward)
 register()
 
-__all__ = ["Recording", "experts_forward", "experts_of", "parallelize", "record"]
+__all__ = [
+    "Recording",
+    "count",
+    "experts_forward",
+    "experts_of",
+    "parallelize",
+    "record",
+]

@@ -13,6 +13,7 @@ import torch
 
 from moetuner.errors import InvalidTraceError
 from moetuner.integrations.transformers.experts import experts_of
+from moetuner.nn.counter import RoutingCounter
 from moetuner.nn.recorder import Recorder
 from moetuner.trace import Trace, TraceMetadata
 
@@ -121,6 +122,61 @@ def record(model: torch.nn.Module) -> Iterator[Recording]:
         handles.append(experts.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield recording
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def count(
+    model: torch.nn.Module, *, max_tokens: int, pairs: bool = True
+) -> Iterator[RoutingCounter]:
+    """Count the routing of `model` on its device while the context lasts.
+
+    Parameters
+    ----------
+    model
+        As for `record`.
+    max_tokens
+        The most tokens of one call, over all its sequences.
+    pairs
+        Co-activation and transitions too.
+
+    Returns
+    -------
+    A context manager whose value is a `moetuner.nn.RoutingCounter`. Padding is counted
+    like any token. Call the model inside a CUDA-graph capture, and replays count too.
+
+    Raises
+    ------
+    InvalidTraceError
+        When the model has no experts module that is understood.
+    """
+    layers = experts_of(model)
+    first: Any = next(iter(layers.values()))
+    config: Any = model.config
+    counter = RoutingCounter(
+        sorted(layers),
+        first.num_experts,
+        max_tokens=max_tokens,
+        top_k=config.get_text_config().num_experts_per_tok,
+        device=next(first.parameters()).device,
+        pairs=pairs,
+    )
+
+    def before_experts(layer: int) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            ids = args[1] if len(args) > 1 else kwargs["top_k_index"]
+            counter.add(layer, ids)
+
+        return hook
+
+    handles = [
+        experts.register_forward_pre_hook(before_experts(layer), with_kwargs=True)
+        for layer, experts in layers.items()
+    ]
+    try:
+        yield counter
     finally:
         for handle in handles:
             handle.remove()
