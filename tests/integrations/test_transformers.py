@@ -124,3 +124,25 @@ def test_a_recorded_trace_can_be_planned(tmp_path):
     topology = Topology(num_ranks=4, ranks_per_node=2)
     report = plan_trace(trace, topology, PlanOptions(solver="lpt"))
     assert report.result.placement.num_experts == 8
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_what_it_records(family):
+    """Without padding, the statistics are those of the recorded trace."""
+    from moetuner.statistics import RoutingStatistics
+
+    model = make_model(family)
+    prompt = torch.randint(1, 64, (2, 7), generator=torch.Generator().manual_seed(1))
+    with ours.record(model) as recording, ours.count(model, max_tokens=14) as counter:
+        model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=4,
+            do_sample=False,
+        )
+    told = counter.statistics()
+    wanted = RoutingStatistics.from_trace(recording.trace())
+    for name in ("num_tokens", "layer_ids", "load", "coactivation", "transitions"):
+        assert np.array_equal(getattr(told, name), getattr(wanted, name)), name
+    for experts in ours.experts_of(model).values():
+        assert not experts._forward_pre_hooks

@@ -1,5 +1,6 @@
 """MoE layers on the ops: what runs the model. Importing this needs torch."""
 
+from moetuner.nn.counter import RoutingCounter
 from moetuner.nn.counts import ExchangeCounts, gather_counts, record_run
 from moetuner.nn.exchange import Exchange, ExchangeOptions, Residency
 from moetuner.nn.experts import Activation, ExpertOptions, Experts, grouped_linear
@@ -19,6 +20,7 @@ __all__ = [
     "Recorder",
     "Residency",
     "Resident",
+    "RoutingCounter",
     "TopKRouter",
     "apply_placement",
     "contiguous_placement",

@@ -1,18 +1,54 @@
-"""What all ways to run a Transformers model's experts share.
+"""The experts of a Transformers model, on our ops.
 
-Legend: M rows in expert order, E experts (or slots) here, H hidden.
+Legend: T tokens, K top-k, M rows in expert order, E experts (or slots) here, H hidden.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from moetuner.errors import InvalidTraceError
 from moetuner.nn.experts import grouped_linear
+from moetuner.ops import permute, unpermute
 
-if TYPE_CHECKING:
-    import torch
+
+def experts_forward(
+    experts: torch.nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """Run the experts of one layer on this device, as Transformers calls it.
+
+    Parameters
+    ----------
+    experts
+        A module that ``use_experts_implementation`` decorated: its flags say how its
+        weights lie, gated or not, with biases or not.
+    hidden_states
+        [T, H].
+    top_k_index
+        int64 [T, K]; ids from ``num_experts`` on live elsewhere and are left out.
+    top_k_weights
+        [T, K].
+
+    Returns
+    -------
+    torch.Tensor
+        [T, H] of the dtype of ``hidden_states``; summed in float32 in the order of k.
+    """
+    module: Any = experts
+    rows, row_map, end_offsets, _ = permute(
+        hidden_states.contiguous(), top_k_index.contiguous(), module.num_experts
+    )
+    done = run_experts(module, rows, end_offsets)
+    weights = top_k_weights.contiguous()
+    if weights.dtype not in (torch.float32, done.dtype):
+        weights = weights.float()
+    return unpermute(done.contiguous(), row_map, weights).to(hidden_states.dtype)
 
 
 def run_experts(

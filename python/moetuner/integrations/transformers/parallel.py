@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from moetuner.errors import InvalidProblemError
-from moetuner.integrations._transformers_experts import experts_of, run_experts
+from moetuner.integrations.transformers.experts import experts_of, run_experts
 from moetuner.nn.exchange import ATTRIBUTE, Exchange, ExchangeOptions
 from moetuner.nn.move import apply_placement, contiguous_placement
 from moetuner.placement import Placement, contiguous_rank_of

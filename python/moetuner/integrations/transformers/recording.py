@@ -1,17 +1,6 @@
-"""Hugging Face Transformers: run its MoE models on our ops, record their routing.
+"""Routing of a running Transformers model.
 
-Importing this module registers ``experts_implementation="moetuner"``::
-
-    from moetuner.integrations.transformers import record
-
-    model = AutoModelForCausalLM.from_pretrained(
-        name, experts_implementation="moetuner"
-    )
-    with record(model) as recording:
-        model.generate(**inputs)
-    write_trace(recording.trace(), "routing.safetensors")
-
-Legend: B sequences, S their length, T = B x S tokens, K top-k, H hidden.
+Legend: B sequences, S their length, T = B x S tokens.
 """
 
 from __future__ import annotations
@@ -21,59 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moetuner.errors import InvalidTraceError
-from moetuner.integrations._transformers_experts import experts_of, run_experts
-from moetuner.integrations._transformers_parallel import parallelize, register
+from moetuner.integrations.transformers.experts import experts_of
+from moetuner.nn.counter import RoutingCounter
 from moetuner.nn.recorder import Recorder
-from moetuner.ops import permute, unpermute
 from moetuner.trace import Trace, TraceMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-__all__ = ["Recording", "experts_forward", "experts_of", "parallelize", "record"]
-
-
-def experts_forward(
-    experts: torch.nn.Module,
-    hidden_states: torch.Tensor,
-    top_k_index: torch.Tensor,
-    top_k_weights: torch.Tensor,
-) -> torch.Tensor:
-    """Run the experts of one layer on this device, as Transformers calls it.
-
-    Parameters
-    ----------
-    experts
-        A module that ``use_experts_implementation`` decorated: its flags say how its
-        weights lie, gated or not, with biases or not.
-    hidden_states
-        [T, H].
-    top_k_index
-        int64 [T, K]; ids from ``num_experts`` on live elsewhere and are left out.
-    top_k_weights
-        [T, K].
-
-    Returns
-    -------
-    torch.Tensor
-        [T, H] of the dtype of ``hidden_states``; summed in float32 in the order of k.
-    """
-    module: Any = experts
-    rows, row_map, end_offsets, _ = permute(
-        hidden_states.contiguous(), top_k_index.contiguous(), module.num_experts
-    )
-    done = run_experts(module, rows, end_offsets)
-    weights = top_k_weights.contiguous()
-    if weights.dtype not in (torch.float32, done.dtype):
-        weights = weights.float()
-    return unpermute(done.contiguous(), row_map, weights).to(hidden_states.dtype)
-
-
-ALL_EXPERTS_FUNCTIONS.register("moetuner", experts_forward)
-register()
 
 
 class Recording:
@@ -177,6 +122,61 @@ def record(model: torch.nn.Module) -> Iterator[Recording]:
         handles.append(experts.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield recording
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def count(
+    model: torch.nn.Module, *, max_tokens: int, pairs: bool = True
+) -> Iterator[RoutingCounter]:
+    """Count the routing of `model` on its device while the context lasts.
+
+    Parameters
+    ----------
+    model
+        As for `record`.
+    max_tokens
+        The most tokens of one call, over all its sequences.
+    pairs
+        Co-activation and transitions too.
+
+    Returns
+    -------
+    A context manager whose value is a `moetuner.nn.RoutingCounter`. Padding is counted
+    like any token. Call the model inside a CUDA-graph capture, and replays count too.
+
+    Raises
+    ------
+    InvalidTraceError
+        When the model has no experts module that is understood.
+    """
+    layers = experts_of(model)
+    first: Any = next(iter(layers.values()))
+    config: Any = model.config
+    counter = RoutingCounter(
+        sorted(layers),
+        first.num_experts,
+        max_tokens=max_tokens,
+        top_k=config.get_text_config().num_experts_per_tok,
+        device=next(first.parameters()).device,
+        pairs=pairs,
+    )
+
+    def before_experts(layer: int) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            ids = args[1] if len(args) > 1 else kwargs["top_k_index"]
+            counter.add(layer, ids)
+
+        return hook
+
+    handles = [
+        experts.register_forward_pre_hook(before_experts(layer), with_kwargs=True)
+        for layer, experts in layers.items()
+    ]
+    try:
+        yield counter
     finally:
         for handle in handles:
             handle.remove()

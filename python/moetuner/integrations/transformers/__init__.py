@@ -1,0 +1,31 @@
+"""Hugging Face Transformers: run its MoE models on our ops, record their routing.
+
+Importing this module registers ``experts_implementation="moetuner"``::
+
+    from moetuner.integrations.transformers import record
+
+    model = AutoModelForCausalLM.from_pretrained(
+        name, experts_implementation="moetuner"
+    )
+    with record(model) as recording:
+        model.generate(**inputs)
+    write_trace(recording.trace(), "routing.safetensors")
+"""
+
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from moetuner.integrations.transformers.experts import experts_forward, experts_of
+from moetuner.integrations.transformers.parallel import parallelize, register
+from moetuner.integrations.transformers.recording import Recording, count, record
+
+ALL_EXPERTS_FUNCTIONS.register("moetuner", experts_forward)
+register()
+
+__all__ = [
+    "Recording",
+    "count",
+    "experts_forward",
+    "experts_of",
+    "parallelize",
+    "record",
+]
