@@ -29,6 +29,7 @@ from moetuner import read_placement
 from moetuner.ops import check_overflow
 from moetuner.trace import Trace
 from run import nccl_version, summary
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import environment
@@ -253,6 +254,8 @@ def run_model(model: Model, options) -> list[dict[str, object]]:
             steps[name] = Step(
                 network, phase, placements[name].slot_experts, ids, weights
             )
+        if rank == 0:
+            print(model.name, phase.name, "is ready", flush=True)
         samples = {name: {"model": [], "experts": []} for name in steps}
         for _ in range(options.repeats):
             for name, step in steps.items():
@@ -290,12 +293,12 @@ def main() -> None:
     torch.cuda.set_device(local)
     dist.init_process_group("nccl", device_id=torch.device("cuda", local))
     results = []
-    with torch.no_grad():
+    # cuDNN's attention met an illegal instruction here (torch 2.11, grouped queries).
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    with torch.no_grad(), sdpa_kernel(backends):
         for model in MODELS:
             results += run_model(model, options)
     if dist.get_rank() == 0:
-        for r in results:
-            print(r)
         about = environment() | {
             "command": " ".join(["torchrun", "...", *sys.argv]),
             "ranks": dist.get_world_size(),
