@@ -1,12 +1,16 @@
 """Random traces, topologies and placements for property tests."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import strategies as st
+from moetuner.cost import HARDWARE, CostModel, ModelShape
 from moetuner.placement import Placement
 from moetuner.problem import PlacementProblem
 from moetuner.statistics import RoutingStatistics
 from moetuner.topology import Topology
 from moetuner.trace import Trace, TraceMetadata
+from moetuner.workload import Workload
 
 
 def random_ids(rng, num_tokens, num_layers, num_experts, top_k, padding=0.0, skew=1.0):
@@ -126,19 +130,49 @@ def placement_problems(
     top_k = draw(st.integers(1, min(3, num_experts)))
     num_tokens = draw(st.sampled_from([0, 5, 60]))
     ids = random_ids(rng, num_tokens, num_layers, num_experts, top_k)
-    problem = PlacementProblem(
-        statistics=RoutingStatistics.from_trace(make_trace(ids, num_experts)),
-        topology=Topology(num_ranks=num_ranks, ranks_per_node=ranks_per_node),
-        **options,
-    )
-    return problem, rng
+    topology = Topology(num_ranks=num_ranks, ranks_per_node=ranks_per_node)
+    return _problem(ids, num_experts, topology, options), rng
 
 
 def random_problem(rng, num_layers, num_experts, topology, **options):
     """A problem from 400 skewed tokens, top-2."""
     ids = random_ids(rng, 400, num_layers, num_experts, 2)
+    return _problem(ids, num_experts, topology, options)
+
+
+# Loads, links between ranks and links between nodes weigh about alike.
+TOY_COST = CostModel(
+    hardware=replace(HARDWARE["h100"], rank_latency=1e-9, node_latency=2e-9),
+    shape=ModelShape(hidden_size=64, expert_hidden_size=8),
+)
+
+
+def _problem(ids, num_experts, topology, options):
+    trace = make_trace(ids, num_experts, ranked=True)
     return PlacementProblem(
-        statistics=RoutingStatistics.from_trace(make_trace(ids, num_experts)),
-        topology=topology,
-        **options,
+        **{
+            "statistics": RoutingStatistics.from_trace(trace),
+            "topology": topology,
+            "workload": Workload(traces=(trace,), cost=TOY_COST, batch_tokens=100),
+            **options,
+        }
+    )
+
+
+def rename_experts(problem, order):
+    """The same problem with expert ``order[i]`` called i."""
+    old, workload = problem.statistics, problem.workload
+    new_name = np.argsort(order).astype(np.int16)
+    traces = []
+    for trace in workload.traces:
+        ids = np.where(trace.topk_ids < 0, -1, new_name[trace.topk_ids])
+        traces.append(replace(trace, topk_ids=ids.astype(np.int16)))
+    return replace(
+        problem,
+        statistics=replace(
+            old,
+            load=old.load[:, order],
+            transitions=old.transitions[:, order][:, :, order],
+        ),
+        workload=replace(workload, traces=tuple(traces)),
     )

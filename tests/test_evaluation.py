@@ -11,7 +11,6 @@ from moetuner.evaluation import (
     bootstrap_seconds,
     evaluate,
     gain_interval,
-    price,
 )
 from moetuner.placement import Placement
 from moetuner.problem import Objective, PlacementProblem
@@ -20,6 +19,7 @@ from moetuner.statistics import RoutingStatistics
 from moetuner.tally import tally
 from moetuner.topology import Topology
 from moetuner.trace import CountTrace, read_trace, split_by_sequence
+from moetuner.workload import price
 from strategies import (
     make_trace,
     random_ids,

@@ -12,6 +12,7 @@ from moetuner.errors import (
 )
 from moetuner.placement import Placement
 from moetuner.problem import Objective, PlacementProblem
+from moetuner.reference import tally_routing
 from moetuner.statistics import RoutingStatistics
 from moetuner.topology import Topology
 from strategies import placement_problems
@@ -71,9 +72,48 @@ def test_objectives_of_an_instance_worked_out_by_hand(
     assert problem.objective_value(put(problem, RANK_OF)) == pytest.approx(expected)
 
 
+def slow_time(problem, placement):
+    """Mean over batches of their time, from the readable twin's rows."""
+    (trace,), (batches,) = problem.workload.traces, problem.workload.batches
+    cost, topology = problem.workload.cost, problem.topology
+    hardware, shape = cost.hardware, cost.shape
+    rows = tally_routing(trace, placement, cost.wire, cost.homes, batches)
+    scale, times = topology.num_ranks, []
+    for batch in range(len(rows["slot_rows"])):
+        for layer in range(problem.num_layers):
+            slots = rows["slot_rows"][batch, layer].reshape(topology.num_ranks, -1)
+            times.append(
+                max(
+                    max(
+                        on.sum() / scale * shape.flops_per_row / hardware.matmul_rate,
+                        (on > 0).sum() * shape.expert_bytes / hardware.memory_bandwidth,
+                    )
+                    for on in slots
+                )
+            )
+            for way in ("", "return_"):
+                rank, node = (
+                    max(
+                        rows[f"{way}{kind}_{end}"][batch, layer].max() / scale
+                        for end in ("egress", "ingress")
+                    )
+                    for kind in ("rank", "node")
+                )
+                nics = hardware.nic_bandwidth * topology.ranks_per_node
+                moved = max(rank / hardware.rank_bandwidth, node / nics)
+                times.append(moved * shape.hidden_size * 2)
+                if node or rank:
+                    times.append(
+                        hardware.node_latency if node else hardware.rank_latency
+                    )
+    return sum(times) / len(rows["slot_rows"])
+
+
 def slow_objective(problem, rank_of):
     """Every objective as a loop over layers, ranks and pairs of experts."""
     num_layers, num_experts = rank_of.shape
+    if problem.objective is Objective.MODELLED_TIME:
+        return slow_time(problem, put(problem, rank_of))
     ranks = range(problem.topology.num_ranks)
     load = problem.statistics.load
     if problem.objective in (Objective.MAX_LOAD, Objective.LOAD_DEVIATION):

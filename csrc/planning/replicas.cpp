@@ -22,23 +22,12 @@ Replicas::Replicas(const TallyArgs& args, std::int64_t layer)
 }
 
 std::int64_t Replicas::pick(std::int64_t expert, std::int64_t home, std::int64_t token) const {
-  const std::int64_t* first = slots_.data() + begin_[expert];
-  const std::int64_t* last = slots_.data() + begin_[expert + 1];
-  const std::int64_t count = last - first;
-  if (count <= 1) return count == 1 ? *first : -1;
-
-  const std::int64_t home_node = home / ranks_per_node_;
-  std::int64_t same_node = 0;
-  for (const std::int64_t* slot = first; slot != last; ++slot) {
-    if (rank_of(*slot) == home) return *slot;
-    same_node += rank_of(*slot) / ranks_per_node_ == home_node;
-  }
-  std::int64_t skip = token % (same_node > 0 ? same_node : count);
-  for (const std::int64_t* slot = first; slot != last; ++slot) {
-    const bool candidate = same_node == 0 || rank_of(*slot) / ranks_per_node_ == home_node;
-    if (candidate && skip-- == 0) return *slot;
-  }
-  return *first;
+  return pick_slot(slots_.data() + begin_[expert],
+                   begin_[expert + 1] - begin_[expert],
+                   slots_per_rank_,
+                   ranks_per_node_,
+                   home,
+                   token);
 }
 
 }  // namespace moetuner

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from moetuner.trace import subsample as subsample
     from moetuner.trace import synthetic_trace as synthetic_trace
     from moetuner.trace import write_trace as write_trace
+    from moetuner.workload import BatchKind as BatchKind
+    from moetuner.workload import Workload as Workload
 
 _MODULE_OF = {
     "Comparison": "comparison",
@@ -88,6 +90,8 @@ _MODULE_OF = {
     "subsample": "trace",
     "synthetic_trace": "trace",
     "write_trace": "trace",
+    "BatchKind": "workload",
+    "Workload": "workload",
 }
 
 __version__ = _version("moetuner")

@@ -190,16 +190,31 @@ class CostModel:
     """Machine, model, and how tokens travel: all that turns row counts into seconds.
 
     ``wire`` and ``homes`` may be given by their names, "dedup" say.
+    ``rank_speeds`` [G] are the ranks' speeds of computing, relative to ``hardware``;
+    empty when all are alike.
     """
 
     hardware: Hardware = HARDWARE["h100"]
     shape: ModelShape = DEFAULT_SHAPE
     wire: Wire = Wire.DEDUP
     homes: Homes = Homes.UNIFORM
+    rank_speeds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        speeds = tuple(self.rank_speeds)
+        for speed in speeds:
+            _check_positive("CostModel", "rank_speeds", speed)
+        object.__setattr__(self, "rank_speeds", speeds)
         object.__setattr__(self, "wire", one_of(Wire, self.wire, "CostModel: wire"))
         object.__setattr__(self, "homes", one_of(Homes, self.homes, "CostModel: homes"))
+
+    def check_topology(self, topology: Topology) -> None:
+        """Refuse a number of ranks that ``rank_speeds`` is not about."""
+        if self.rank_speeds and len(self.rank_speeds) != topology.num_ranks:
+            raise InvalidProblemError(
+                f"CostModel: rank_speeds names {len(self.rank_speeds)} ranks, the "
+                f"topology has {topology.num_ranks}"
+            )
 
     def compute_seconds(self, rank_rows: Floats, active_experts: Floats) -> Floats:
         """Time of the slowest rank.
@@ -217,7 +232,10 @@ class CostModel:
         weights = active_experts * (
             self.shape.expert_bytes / self.hardware.memory_bandwidth
         )
-        seconds: Floats = np.maximum(arithmetic, weights).max(axis=-1)
+        by_rank = np.maximum(arithmetic, weights)
+        if self.rank_speeds:
+            by_rank = by_rank / np.array(self.rank_speeds)
+        seconds: Floats = by_rank.max(axis=-1)
         return seconds
 
     def exchange_seconds(

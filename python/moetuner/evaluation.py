@@ -1,6 +1,6 @@
 """Scores of a placement on a trace: balance, copies, modelled time, and their spread.
 
-Legend: L layers, G ranks, B bootstrap samples, Q sequences.
+Legend: L layers, G ranks, B bootstrap samples, Q batches.
 """
 
 from __future__ import annotations
@@ -15,6 +15,15 @@ from moetuner.errors import InvalidTraceError
 from moetuner.tally import RoutingTally, tally
 from moetuner.trace import CountTrace, Trace
 from moetuner.trace.split import sequence_index
+from moetuner.workload import (
+    DEFAULT_BATCH_TOKENS,
+    POOLED,
+    BatchKind,
+    batch_index,
+    check_batch_tokens,
+    price,
+    tally_batches,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,23 +37,11 @@ MAX_BLOCKS = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class LayerSeconds:
-    """Modelled time of each layer, float64 [..., L]; their sum is a layer's time."""
-
-    compute: Floats
-    dispatch: Floats
-    combine: Floats
-
-    @property
-    def total(self) -> Floats:
-        """Sum over the parts and the layers, float64 [...]."""
-        seconds: Floats = (self.compute + self.dispatch + self.combine).sum(axis=-1)
-        return seconds
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Evaluation:
-    """What a placement costs on a trace, all tokens as one batch."""
+    """What a placement costs on a trace: all tokens as one batch, and batch by batch.
+
+    Figures without ``batch_`` in their name pool all tokens.
+    """
 
     num_tokens: int
     imbalance_mean: float
@@ -61,6 +58,14 @@ class Evaluation:
     compute_seconds: float
     dispatch_seconds: float
     combine_seconds: float
+    batch_tokens: int
+    """Tokens that were asked for in a batch; 0 is one batch."""
+    batch_seconds_mean: float
+    """Modelled time of a batch, mean over the batches."""
+    batch_seconds_p95: float
+    batch_seconds_p99: float
+    batch_seconds: Floats
+    """[Q], every batch"""
     imbalance: Floats
     """[L]"""
     rank_rows: Floats
@@ -92,50 +97,43 @@ class GainInterval:
         return self.low > 0 or self.high < 0
 
 
-def price(rows: RoutingTally, cost: CostModel) -> LayerSeconds:
-    """Modelled time of every layer, for each group of the tally."""
-    topology = rows.topology
-    exchange = {}
-    for prefix, value_bytes in (
-        ("", cost.shape.dispatch_bytes),
-        ("return_", cost.shape.combine_bytes),
-    ):
-        busiest = {
-            kind: np.maximum(
-                getattr(rows, f"{prefix}{kind}_egress").max(axis=-1),
-                getattr(rows, f"{prefix}{kind}_ingress").max(axis=-1),
-            )
-            for kind in ("rank", "node")
-        }
-        exchange[prefix] = cost.exchange_seconds(
-            busiest["rank"], busiest["node"], value_bytes, topology
-        )
-    return LayerSeconds(
-        compute=cost.compute_seconds(rows.rank_rows(), rows.active_experts()),
-        dispatch=exchange[""],
-        combine=exchange["return_"],
-    )
-
-
 def evaluate(
-    trace: Trace | CountTrace, placement: Placement, cost: CostModel
+    trace: Trace | CountTrace,
+    placement: Placement,
+    cost: CostModel,
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_kind: BatchKind = BatchKind.SEQUENCES,
 ) -> Evaluation:
     """Score `placement` on every token of `trace`.
+
+    Batches are those of `moetuner.workload.Workload`, so that ``batch_seconds_mean``
+    is the objective ``modelled-time`` of a problem on the same trace.
 
     Raises
     ------
     InvalidTraceError, InvalidPlacementError, MissingStatisticsError
         As `moetuner.tally.tally`; and when the trace has no tokens.
+    InvalidProblemError
+        When ``batch_tokens`` is not a whole number >= 0.
     """
-    rows = tally(trace, placement, wire=cost.wire, homes=cost.homes).total()
-    return summarise(rows, cost)
+    check_batch_tokens("evaluate", batch_tokens)
+    batches = batch_index(trace, batch_tokens, batch_kind)
+    return summarise(
+        tally_batches(trace, placement, cost, batches), cost, batch_tokens=batch_tokens
+    )
 
 
-def summarise(rows: RoutingTally, cost: CostModel) -> Evaluation:
-    """The scores of a tally with one group."""
+def summarise(
+    batches: RoutingTally, cost: CostModel, *, batch_tokens: int = POOLED
+) -> Evaluation:
+    """The scores of a tally whose groups are batches."""
+    rows = batches.total()
     num_tokens = float(rows.tokens[0])
     if not num_tokens:
         raise InvalidTraceError("evaluate: the trace has no tokens")
+    batch_seconds = price(batches, cost).total
+    p95, p99 = np.percentile(batch_seconds, (95, 99))
     rank_rows = rows.rank_rows()[0]
     mean = rank_rows.mean(axis=1)
     imbalance = np.where(
@@ -155,6 +153,11 @@ def summarise(rows: RoutingTally, cost: CostModel) -> Evaluation:
         compute_seconds=float(seconds.compute.sum()),
         dispatch_seconds=float(seconds.dispatch.sum()),
         combine_seconds=float(seconds.combine.sum()),
+        batch_tokens=batch_tokens,
+        batch_seconds_mean=float(batch_seconds.mean()),
+        batch_seconds_p95=float(p95),
+        batch_seconds_p99=float(p99),
+        batch_seconds=batch_seconds,
         imbalance=imbalance,
         rank_rows=rank_rows,
         traffic=rows.traffic.sum(axis=0),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner._checks import one_of
 from moetuner.cost import CostModel, Wire
 from moetuner.errors import (
     InvalidProblemError,
@@ -25,8 +26,13 @@ from moetuner.evaluation import (
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import Solution, SolverOptions, get_solver
 from moetuner.solver.history import History
-from moetuner.statistics import RoutingStatistics
 from moetuner.trace import CountTrace, Trace, read_trace, split_by_sequence
+from moetuner.workload import (
+    DEFAULT_BATCH_TOKENS,
+    BatchKind,
+    Workload,
+    check_batch_tokens,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +62,8 @@ class PlanOptions:
         See `PlacementProblem`.
     plan_fraction
         Share of the tokens to plan on; the rest scores.
+    batch_tokens, batch_kind
+        Batches that are planned for and scored, see `moetuner.workload.Workload`.
 
     Raises
     ------
@@ -71,8 +79,13 @@ class PlanOptions:
     equal_slots: bool = True
     memory_slack: int | None = None
     plan_fraction: float = 0.5
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    batch_kind: BatchKind = BatchKind.SEQUENCES
 
     def __post_init__(self) -> None:
+        check_batch_tokens("PlanOptions", self.batch_tokens)
+        kind = one_of(BatchKind, self.batch_kind, "PlanOptions: batch_kind")
+        object.__setattr__(self, "batch_kind", kind)
         if not math.isfinite(self.solver_options.time_limit):
             raise InvalidProblemError(
                 f"PlanOptions: time_limit must be finite, got "
@@ -190,21 +203,24 @@ def plan_trace(
                 f"plan: no token of the {name} part chose an expert (all padding); "
                 f"record more, or change --split or --seed"
             )
-    problem = PlacementProblem(
-        statistics=RoutingStatistics.from_trace(split.plan, coactivation=False),
-        topology=topology,
+    problem = PlacementProblem.from_workload(
+        Workload(
+            traces=(split.plan,),
+            cost=options.cost,
+            batch_tokens=options.batch_tokens,
+            batch_kind=options.batch_kind,
+        ),
+        topology,
         objective=solver.objectives[0],
         slots_per_rank=options.slots_per_rank,
         equal_slots=options.equal_slots,
         memory_slack=options.memory_slack,
-        hardware=options.cost.hardware,
-        shape=options.cost.shape,
     )
     # Baselines keep to equal slots: that is how they are used.
     balance = replace(problem, objective=Objective.MAX_LOAD, equal_slots=True)
     # What cannot be scored (no recorded homes, say) shows before a long solve.
     blocks = get_solver(BASELINES[0]).solve(balance, options.solver_options)
-    evaluate(split.score, blocks.placement, options.cost)
+    _score(split.score, blocks.placement, options)
     # Then the asked-for solver: it may refuse, and nothing else is worth waiting.
     history = History(forward=progress)
     result = solver.solve(problem, options.solver_options, progress=history)
@@ -237,7 +253,7 @@ def plan_trace(
         Candidate(
             name=name,
             solution=solutions[name],
-            evaluation=evaluate(split.score, solutions[name].placement, options.cost),
+            evaluation=_score(split.score, solutions[name].placement, options),
             gain=None
             if name == BASELINES[0]
             else paired_gain(times[BASELINES[0]], seconds),
@@ -250,6 +266,18 @@ def plan_trace(
         topology=topology,
         plan_tokens=num_tokens(split.plan),
         score_tokens=num_tokens(split.score),
+    )
+
+
+def _score(
+    trace: Trace | CountTrace, placement: Placement, options: PlanOptions
+) -> Evaluation:
+    return evaluate(
+        trace,
+        placement,
+        options.cost,
+        batch_tokens=options.batch_tokens,
+        batch_kind=options.batch_kind,
     )
 
 
@@ -288,6 +316,8 @@ def _with_source(
             "slots_per_rank": solution.placement.slots_per_rank,
             "equal_slots": options.equal_slots,
             "memory_slack": options.memory_slack,
+            "batch_tokens": options.batch_tokens,
+            "batch_kind": options.batch_kind.value,
             "wire": options.cost.wire.value,
             "homes": options.cost.homes.value,
             "hardware": options.cost.hardware.name,

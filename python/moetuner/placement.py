@@ -197,6 +197,12 @@ class Placement:
         filled = (self.slot_experts != EMPTY).sum(axis=1)
         return bool((filled > self.num_experts).any())
 
+    def rank_sizes(self) -> NDArray[np.int64]:
+        """Filled slots of each rank, int64 [L, G]."""
+        shape = (self.num_layers, self.topology.num_ranks, self.slots_per_rank)
+        filled: NDArray[np.int64] = (self.slot_experts.reshape(shape) != EMPTY).sum(2)
+        return filled
+
     def rank_of(self) -> NDArray[np.int32]:
         """Rank of each expert, int32 [L, E]; refuses replicas."""
         if self.has_replicas:

@@ -17,13 +17,14 @@ import numpy as np
 from moetuner._checks import is_whole, one_of
 from moetuner.cost import DEFAULT_SHAPE, HARDWARE, Hardware, ModelShape
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
+from moetuner.statistics import RoutingStatistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moetuner.placement import Placement
-    from moetuner.statistics import RoutingStatistics
     from moetuner.topology import Topology
+    from moetuner.workload import Workload
 
 
 class Objective(str, enum.Enum):
@@ -37,6 +38,9 @@ class Objective(str, enum.Enum):
     """Paper, ILP2: sum over layer pairs of the slowest link's seconds."""
     TOTAL_TRAFFIC = "total-traffic"
     """Share of layer-to-layer flow that changes ranks, in [0, 1]."""
+    MODELLED_TIME = "modelled-time"
+    """Seconds of one batch as the evaluator models them, mean over the batches of the
+    problem's workload."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -63,6 +67,8 @@ class PlacementProblem:
         the row.
     hardware, shape
         Link speeds and row size, for `Objective.LINK_TRAFFIC`.
+    workload
+        Batches, wire, homes and machine, for `Objective.MODELLED_TIME`.
     """
 
     statistics: RoutingStatistics
@@ -73,6 +79,7 @@ class PlacementProblem:
     memory_slack: int | None = None
     hardware: Hardware = HARDWARE["h100"]
     shape: ModelShape = DEFAULT_SHAPE
+    workload: Workload | None = None
 
     def __post_init__(self) -> None:
         objective = one_of(Objective, self.objective, "PlacementProblem: objective")
@@ -83,6 +90,7 @@ class PlacementProblem:
                 raise InvalidProblemError(
                     f"PlacementProblem: {name} must be a whole number, got {value!r}"
                 )
+        self._check_workload()
         experts, ranks = self.num_experts, self.topology.num_ranks
         if experts < ranks:
             raise InvalidProblemError(
@@ -100,6 +108,44 @@ class PlacementProblem:
             raise InvalidProblemError(
                 f"PlacementProblem: memory_slack must be >= 0, got {self.memory_slack}"
             )
+
+    @classmethod
+    def from_workload(
+        cls, workload: Workload, topology: Topology, **options: Any
+    ) -> PlacementProblem:
+        """The problem of a workload's traces, with their statistics counted.
+
+        The objective is `Objective.MODELLED_TIME` unless ``options``, fields of the
+        problem, say otherwise.
+        """
+        traces = workload.traces
+        options.setdefault("objective", Objective.MODELLED_TIME)
+        options.setdefault("hardware", workload.cost.hardware)
+        options.setdefault("shape", workload.cost.shape)
+        if "statistics" not in options:
+            options["statistics"] = RoutingStatistics.sum(
+                RoutingStatistics.from_trace(trace, coactivation=False)
+                for trace in traces
+            )
+        return cls(topology=topology, workload=workload, **options)
+
+    def _check_workload(self) -> None:
+        workload = self.workload
+        if workload is None:
+            if self.objective is Objective.MODELLED_TIME:
+                raise InvalidProblemError(
+                    "PlacementProblem: objective modelled-time needs a workload; see "
+                    "PlacementProblem.from_workload"
+                )
+            return
+        trace = workload.traces[0]
+        ids, own = trace.layer_ids.tolist(), self.statistics.layer_ids.tolist()
+        if trace.num_experts != self.num_experts or ids != own:
+            raise InvalidProblemError(
+                f"PlacementProblem: the workload has {trace.num_experts} experts in "
+                f"layers {ids}, the statistics {self.num_experts} in {own}"
+            )
+        workload.cost.check_topology(self.topology)
 
     @property
     def num_layers(self) -> int:
@@ -161,6 +207,9 @@ class PlacementProblem:
             When the objective needs transitions that the source does not have.
         """
         self.check(placement)
+        if self.objective is Objective.MODELLED_TIME:
+            assert self.workload is not None
+            return self.workload.seconds(placement)
         rank_of = placement.rank_of()
         if self.objective is Objective.MAX_LOAD:
             return float(self.rank_loads(rank_of).max(axis=1).mean())
@@ -183,7 +232,7 @@ class PlacementProblem:
                 f"placement does not answer the problem: wanted (experts, topology, "
                 f"layers) {wanted}, got {got}"
             )
-        sizes = self.rank_sizes(placement.rank_of())
+        sizes = placement.rank_sizes()
         if self.equal_slots and sizes.max() > self.slots_per_rank:
             raise InvalidPlacementError(
                 f"placement holds {sizes.max()} experts on a rank, the problem has "
@@ -191,7 +240,7 @@ class PlacementProblem:
             )
         if not self.equal_slots and sizes.min() < 1:
             raise InvalidPlacementError("placement leaves a rank without experts")
-        if not self.keeps_memory(placement.rank_of()):
+        if self._misses_memory(sizes):
             raise InvalidPlacementError(
                 f"placement's ranks hold {sizes.sum(axis=0).tolist()} experts over all "
                 f"layers, {self.memory_excess(sizes)} off an equal share; "
@@ -200,9 +249,12 @@ class PlacementProblem:
 
     def keeps_memory(self, rank_of: NDArray[Any]) -> bool:
         """Whether experts at `rank_of` [L, E] keep the memory row, or there is none."""
+        return not self._misses_memory(self.rank_sizes(rank_of))
+
+    def _misses_memory(self, sizes: NDArray[np.int64]) -> bool:
         if self.equal_slots or self.memory_slack is None:
-            return True
-        return self.memory_excess(self.rank_sizes(rank_of)) <= self.memory_slack
+            return False
+        return self.memory_excess(sizes) > self.memory_slack
 
     def memory_excess(self, sizes: NDArray[np.int64]) -> int:
         """Experts by which a rank's total misses its share, rounded up.

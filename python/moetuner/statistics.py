@@ -6,7 +6,7 @@ Legend: L layers, E experts, Q groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from moetuner.errors import InvalidTraceError, MissingStatisticsError
 from moetuner.trace import CountTrace, Trace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
 MAX_BYTES = 1 << 32
@@ -81,6 +83,26 @@ class RoutingStatistics:
             trace.topk_ids, trace.num_experts, coactivation, transitions, num_threads
         )
         return cls(num_tokens=trace.num_tokens, layer_ids=trace.layer_ids, **counts)
+
+    @classmethod
+    def sum(cls, parts: Iterable[RoutingStatistics]) -> RoutingStatistics:
+        """Counts of several traces of one model together.
+
+        A table that one of them lacks is None.
+        """
+        parts = tuple(parts)
+        if not parts:
+            raise InvalidTraceError("statistics: nothing to add up")
+        tables: dict[str, Any] = {}
+        for name in ("load", "coactivation", "transitions"):
+            known = [getattr(part, name) for part in parts]
+            missing = any(table is None for table in known)
+            tables[name] = None if missing else sum(known[1:], start=known[0])
+        return cls(
+            num_tokens=sum(part.num_tokens for part in parts),
+            layer_ids=parts[0].layer_ids,
+            **tables,
+        )
 
     @property
     def num_layers(self) -> int:

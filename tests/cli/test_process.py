@@ -214,7 +214,7 @@ def test_terminal_shows_progress_and_a_table_of_its_width(folder, hard):
     for text in ("incumbent", "bound", "gap"):
         assert text in shown
     rows = [line for line in shown.splitlines() if line.startswith("contiguous")]
-    assert len(rows) == 1
+    assert len(rows) == 2  # scores and batches
     table = shown[shown.index("Scores on held-out") :].splitlines()
     end = next(i for i, line in enumerate(table) if line.startswith("load: "))
     assert max(len(line.split("\x1b")[0]) for line in table[:end]) <= 80

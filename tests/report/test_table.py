@@ -1,10 +1,12 @@
 import dataclasses
 import io
 
+import numpy as np
 import pytest
 from moetuner.description import describe
 from moetuner.pipeline import demo_trace
 from moetuner.report.table import (
+    batch_table,
     description_table,
     evaluation_table,
     plan_table,
@@ -91,3 +93,25 @@ def test_description_table_fits_80_columns():
     lines = render(description_table(describe(demo_trace())))
     assert max(map(len, lines)) <= 80
     assert any("tokens" in line for line in lines)
+
+
+def test_batch_table_shows_mean_and_tail_of_every_candidate(make_report):
+    report = make_report(batch_tokens=100)
+    names = [candidate.name for candidate in report.candidates]
+    scores = [candidate.evaluation for candidate in report.candidates]
+    lines = render(batch_table(names, scores))
+    assert max(map(len, lines)) <= 80
+    assert "Batches of about 100 tokens" in lines[0]
+    for name, score in zip(names, scores, strict=True):
+        (row,) = (line for line in lines if line.startswith(name))
+        mean, tails = (
+            score.batch_seconds_mean,
+            np.percentile(score.batch_seconds, (95, 99)),
+        )
+        gain = 1 - mean / scores[0].batch_seconds_mean
+        assert row.split()[1:] == [
+            "5",
+            *(f"{value * 1e3:.3f}" for value in (mean, *tails)),
+            "-" if score is scores[0] else f"{gain:+.1%}",
+        ]
+    assert scores[0].batch_seconds_mean > scores[2].batch_seconds_mean

@@ -11,7 +11,7 @@ from moetuner.problem import Objective
 from moetuner.solver import SOLVERS, SolverOptions, SolveStatus, get_solver
 from moetuner.solver.base import Clock, finish, relative_gap
 from moetuner.topology import Topology
-from strategies import placement_problems, random_problem
+from strategies import placement_problems, random_problem, rename_experts
 
 TWO_NODES = Topology(num_ranks=4, ranks_per_node=2)
 QUICK = SolverOptions(time_limit=3, threads=2)
@@ -160,11 +160,7 @@ def test_relabelling_changes_no_value(case):
     order = rng.permutation(problem.num_experts)
     ranks = np.arange(topology.num_ranks).reshape(topology.num_nodes, -1)
     ranks = rng.permuted(rng.permutation(ranks), axis=1).ravel()
-    renamed = replace(
-        statistics,
-        load=statistics.load[:, order],
-        transitions=statistics.transitions[:, order][:, :, order],
-    )
+    renamed = rename_experts(problem, order)
     moved = Placement.from_rank_of(
         ranks[placement.rank_of()[:, order]],
         layer_ids=statistics.layer_ids,
@@ -172,7 +168,7 @@ def test_relabelling_changes_no_value(case):
     )
     for objective in Objective:
         before = replace(problem, objective=objective)
-        after = replace(before, statistics=renamed)
+        after = replace(renamed, objective=objective)
         assert after.objective_value(moved) == pytest.approx(
             before.objective_value(placement), rel=1e-12
         )

@@ -13,7 +13,7 @@ from moetuner.problem import Objective
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver.base import place
 from moetuner.topology import Topology
-from strategies import placement_problems, random_problem
+from strategies import placement_problems, random_problem, rename_experts
 
 
 def best_of_all(problem):
@@ -53,15 +53,9 @@ def test_naming_experts_otherwise_changes_no_optimum(case, objective):
     problem, rng = case
     problem = replace(problem, objective=objective)
     order = rng.permutation(problem.num_experts)
-    counts = problem.statistics
-    renamed = replace(
-        counts,
-        load=counts.load[:, order],
-        transitions=counts.transitions[:, order][:, :, order],
-    )
     values = [
-        get_solver("oracle").solve(replace(problem, statistics=statistics)).value
-        for statistics in (counts, renamed)
+        get_solver("oracle").solve(each).value
+        for each in (problem, rename_experts(problem, order))
     ]
     assert values[0] == pytest.approx(values[1], rel=1e-12, abs=1e-12)
 

@@ -9,6 +9,8 @@ import typer
 
 from moetuner.cli.messages import fail, note
 from moetuner.cli.options import (
+    BatchKindOption,
+    BatchTokens,
     ExpertHiddenSize,
     HardwareName,
     HardwareOption,
@@ -25,6 +27,7 @@ from moetuner.cli.options import (
 )
 from moetuner.cost import Homes, Wire
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
+from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 if TYPE_CHECKING:
     from moetuner.placement import Placement
@@ -74,6 +77,8 @@ def plan(
     ] = None,
     wire: WireOption = None,
     homes: HomesOption = Homes.UNIFORM,
+    batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
+    batch_kind: BatchKindOption = BatchKind.SEQUENCES,
     hardware: HardwareOption = HardwareName["h100"],
     hidden_size: HiddenSize = None,
     expert_hidden_size: ExpertHiddenSize = None,
@@ -107,6 +112,8 @@ def plan(
         equal_slots=not free_sizes,
         memory_slack=memory_slack,
         plan_fraction=split,
+        batch_tokens=batch_tokens,
+        batch_kind=batch_kind,
     )
     _run_plan(routing, topology, options, out, plot, page, as_json, quiet)
 
@@ -116,6 +123,8 @@ def evaluate(
     placements: Annotated[list[Path], typer.Argument(help="Placement files")],
     wire: WireOption = None,
     homes: HomesOption = Homes.UNIFORM,
+    batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
+    batch_kind: BatchKindOption = BatchKind.SEQUENCES,
     hardware: HardwareOption = HardwareName["h100"],
     hidden_size: HiddenSize = None,
     expert_hidden_size: ExpertHiddenSize = None,
@@ -125,7 +134,7 @@ def evaluate(
     """Score placements on every token of a trace."""
     from moetuner.evaluation import evaluate as score
     from moetuner.placement_file import read_placement
-    from moetuner.report.table import LEGEND, evaluation_table
+    from moetuner.report.table import LEGEND, batch_table, evaluation_table
     from moetuner.report.terminal import print_content, print_json
     from moetuner.trace import read_trace
 
@@ -138,7 +147,15 @@ def evaluate(
     for path in placements:
         placement = read_placement(path)
         try:
-            scores.append(score(routing, placement, cost))
+            scores.append(
+                score(
+                    routing,
+                    placement,
+                    cost,
+                    batch_tokens=batch_tokens,
+                    batch_kind=batch_kind,
+                )
+            )
         except InvalidPlacementError as error:
             raise InvalidPlacementError(f"{path}: {error}") from error
     if as_json:
@@ -150,6 +167,7 @@ def evaluate(
         )
     else:
         print_content(evaluation_table(names, scores))
+        print_content(batch_table(names, scores))
         print_content(LEGEND)
 
 

@@ -20,6 +20,7 @@ from moetuner.cost import (
 )
 from moetuner.errors import InvalidProblemError
 from moetuner.solver import SOLVERS
+from moetuner.workload import BatchKind
 
 if TYPE_CHECKING:
     from moetuner.topology import Topology
@@ -42,6 +43,13 @@ WireOption = Annotated[
 ]
 HomesOption = Annotated[
     Homes, typer.Option(help="Where a token is when a layer begins")
+]
+BatchTokens = Annotated[
+    int, typer.Option(help="Tokens of a batch, about; 0: all in one", min=0)
+]
+BatchKindOption = Annotated[
+    BatchKind,
+    typer.Option(help="Whole sequences (prefill) or tokens of all (decode)"),
 ]
 HardwareOption = Annotated[HardwareName, typer.Option(help="Kind of GPU node")]
 HiddenSize = Annotated[

@@ -52,6 +52,28 @@ def evaluation_table(names: Sequence[str], evaluations: Sequence[Evaluation]) ->
     return table
 
 
+def batch_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Table:
+    """Modelled time of batches, one row per placement; gains over the first."""
+    size = evaluations[0].batch_tokens
+    title = f"Batches of about {size} tokens" if size else "All tokens as one batch"
+    table = _table(f"{title}, modelled (ms)")
+    table.add_column("placement", overflow="fold")
+    for name in ("batches", "mean", "p95", "p99", "gain in mean"):
+        table.add_column(name, justify="right", no_wrap=True)
+    first = evaluations[0].batch_seconds_mean
+    for name, scores in zip(names, evaluations, strict=True):
+        gain = 1 - scores.batch_seconds_mean / first if first else 0.0
+        table.add_row(
+            name,
+            str(scores.batch_seconds.size),
+            _number(scores.batch_seconds_mean * 1e3),
+            _number(scores.batch_seconds_p95 * 1e3),
+            _number(scores.batch_seconds_p99 * 1e3),
+            "-" if scores is evaluations[0] else f"{gain:+.1%}",
+        )
+    return table
+
+
 def stage_table(report: PlanReport) -> Table:
     """What the solver claims of each of its stages, on the planning part."""
     table = _table("Solver, on the planning part")

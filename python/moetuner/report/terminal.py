@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from moetuner.report.table import LEGEND, plan_table, stage_table
+from moetuner.report.table import LEGEND, batch_table, plan_table, stage_table
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def print_plan(report: PlanReport) -> None:
     print_content(stage_table(report))
     print_content(plan_table(report))
     print_content(LEGEND)
+    names = [candidate.name for candidate in report.candidates]
+    print_content(batch_table(names, [each.evaluation for each in report.candidates]))
     print_content(verdict(report))
 
 

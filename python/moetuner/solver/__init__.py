@@ -35,6 +35,7 @@ SOLVERS = {
     "chain": "ChainSolver",
     "ilp1": "Ilp1Solver",
     "ilp2": "Ilp2Solver",
+    "joint": "JointSolver",
     "oracle": "OracleSolver",
 }
 """Class of each solver by name; ``moetuner.solver.<name>`` is its module."""

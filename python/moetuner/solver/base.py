@@ -191,7 +191,7 @@ def place(problem: PlacementProblem, rank_of: NDArray[np.integer[Any]]) -> Place
 def finish(
     solver: Solver,
     problem: PlacementProblem,
-    rank_of: NDArray[np.integer[Any]],
+    found: NDArray[np.integer[Any]] | Placement,
     clock: Clock,
     *,
     status: SolveStatus,
@@ -199,12 +199,14 @@ def finish(
     stages: tuple[Stage, ...] = (),
     warm_start: Placement | None = None,
 ) -> Solution:
-    """The solution for `rank_of`, or for the warm start where that is better.
+    """The solution for `found`, or for the warm start where that is better.
+
+    `found` is a placement or the rank of each expert, [L, E].
 
     The value is recomputed by the problem; a bound above it would be a false proof
     and is an error.
     """
-    placement = place(problem, rank_of)
+    placement = found if isinstance(found, Placement) else place(problem, found)
     value = problem.objective_value(placement)
     if warm_start is not None:
         warm_value = problem.objective_value(warm_start)

@@ -1,8 +1,8 @@
 """Every placement of a tiny instance: the truth that other solvers are tested with.
 
 Objectives add up over layers or over pairs of neighbours, so the best of all
-combinations is a shortest path over the layers' placements. The memory row couples all
-layers; then every combination is looked at.
+combinations is a shortest path over the layers' placements. The memory row, homes that
+follow and a worst case couple all layers; then every combination is looked at.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner.cost import Homes
 from moetuner.errors import SolverError
 from moetuner.problem import Objective
 from moetuner.solver.base import (
@@ -55,7 +56,7 @@ class OracleSolver:
         status, bound = SolveStatus.OPTIMAL, None
         try:
             states = _layer_states(problem)
-            if problem.memory_slack is not None and not problem.equal_slots:
+            if _couples_layers(problem):
                 path = _every_combination(problem, states, clock)
             else:
                 path = _shortest_path(problem, states, clock)
@@ -74,6 +75,16 @@ class OracleSolver:
             lower_bound=bound,
             warm_start=warm_start,
         )
+
+
+def _couples_layers(problem: PlacementProblem) -> bool:
+    """Whether the objective or a row ties together more than neighbouring layers."""
+    if problem.memory_slack is not None and not problem.equal_slots:
+        return True
+    workload = problem.workload
+    if problem.objective is not Objective.MODELLED_TIME or workload is None:
+        return False
+    return workload.worst_case or workload.cost.homes is Homes.FOLLOW
 
 
 def _check_time(clock: Clock) -> None:
@@ -109,7 +120,7 @@ def _shortest_path(
     problem: PlacementProblem, states: NDArray[np.int32], clock: Clock
 ) -> NDArray[np.int64]:
     """State of each layer, int64 [L], that minimises the objective."""
-    if problem.objective in (Objective.MAX_LOAD, Objective.LOAD_DEVIATION):
+    if problem.objective not in (Objective.LINK_TRAFFIC, Objective.TOTAL_TRAFFIC):
         best_states = []
         for layer in range(problem.num_layers):
             table = []
@@ -149,21 +160,22 @@ def _every_combination(
 ) -> NDArray[np.int64]:
     if len(states) ** problem.num_layers > MAX_COMBINATIONS:
         raise SolverError(
-            f"oracle: {len(states)} placements in {problem.num_layers} layers with a "
-            f"memory row are too many combinations"
+            f"oracle: {len(states)} placements in {problem.num_layers} layers that "
+            f"depend on each other are too many combinations"
         )
-    slack = problem.memory_slack or 0
     best, best_value = None, np.inf
     for path in itertools.product(range(len(states)), repeat=problem.num_layers):
         _check_time(clock)
         rows = states[list(path)]
-        if problem.memory_excess(problem.rank_sizes(rows)) > slack:
+        if not problem.keeps_memory(rows):
             continue
         value = _value(problem, rows)
         if value < best_value:
             best, best_value = path, value
     if best is None:
-        raise SolverError(f"oracle: no placement keeps memory_slack={slack}")
+        raise SolverError(
+            f"oracle: no placement keeps memory_slack={problem.memory_slack}"
+        )
     return np.array(best)
 
 

@@ -1,0 +1,155 @@
+#include "layer_search.h"
+
+#include <algorithm>
+
+namespace moetuner {
+namespace {
+
+std::vector<std::int64_t> words_of_scenarios(const SearchArgs& args) {
+  std::vector<std::int64_t> words;
+  for (std::int64_t s = 0; s < args.num_scenarios; ++s) {
+    words.push_back((args.scenario_begin[s + 1] - args.scenario_begin[s] + 63) / 64);
+  }
+  return words;
+}
+
+}  // namespace
+
+LayerSearch::LayerSearch(const SearchArgs& args, std::int64_t layer)
+    : args_(args),
+      num_nodes_(args.num_ranks / args.ranks_per_node),
+      num_scenarios_(args.num_scenarios),
+      tokens_(args.num_experts, words_of_scenarios(args)),
+      load_(static_cast<std::size_t>(args.num_slots * args.num_scenarios), 0),
+      active_(load_),
+      total_load_(static_cast<std::size_t>(args.num_slots), 0.0),
+      costs_(args),
+      rank_sets_(static_cast<std::size_t>(args.num_ranks)),
+      node_sets_(static_cast<std::size_t>(num_nodes_)) {
+  for (std::int64_t s = 0; s < num_scenarios_; ++s) {
+    for (std::int64_t e = 0; e < args.num_experts; ++e) {
+      const std::int64_t cell = (s * args.num_layers + layer) * args.num_experts + e;
+      load_[e * num_scenarios_ + s] = args.load[cell];
+      active_[e * num_scenarios_ + s] = args.active[cell];
+      total_load_[e] += args.load[cell] * args.row_scale[s] * args.weight[s];
+    }
+  }
+  if (args.dedup) choose_tokens(layer);
+  place({args.rank_of + layer * args.num_slots, args.rank_of + (layer + 1) * args.num_slots});
+}
+
+void LayerSearch::choose_tokens(std::int64_t layer) {
+  for (std::int64_t s = 0; s < num_scenarios_; ++s) {
+    for (std::int64_t t = args_.scenario_begin[s]; t < args_.scenario_begin[s + 1]; ++t) {
+      const std::int16_t* ids = args_.topk_ids + (t * args_.num_layers + layer) * args_.top_k;
+      for (std::int64_t k = 0; k < args_.top_k; ++k) {
+        if (ids[k] < 0 || ids[k] >= args_.num_experts) continue;
+        tokens_.choose(ids[k], s, t - args_.scenario_begin[s]);
+      }
+    }
+  }
+}
+
+void LayerSearch::place(const std::vector<std::int32_t>& rank_of) {
+  rank_of_ = rank_of;
+  costs_.clear();
+  for (std::int64_t member = 0; member < args_.num_slots; ++member) {
+    const std::int64_t rank = rank_of_[member];
+    costs_.total(rank) += total_load_[member];
+    for (std::int64_t s = 0; s < num_scenarios_; ++s) {
+      costs_.load(rank)[s] += load_[member * num_scenarios_ + s];
+      costs_.active(rank)[s] += active_[member * num_scenarios_ + s];
+    }
+  }
+  for (std::int64_t rank = 0; rank < args_.num_ranks; ++rank) fill_sets(rank);
+  for (std::int64_t node = 0; node < num_nodes_; ++node) {
+    fill_node_sets(node);
+    costs_.refresh(node);
+  }
+  cost_ = costs_.price();
+}
+
+/// Sets and hits of a rank; rows themselves are the hits where each travels alone.
+void LayerSearch::fill_sets(std::int64_t rank) {
+  if (!args_.dedup) {
+    std::copy_n(costs_.load(rank), num_scenarios_, costs_.hits(rank));
+    return;
+  }
+  std::vector<std::int32_t> members;
+  for (std::int64_t e = 0; e < args_.num_experts; ++e) {
+    if (rank_of_[e] == rank) members.push_back(static_cast<std::int32_t>(e));
+  }
+  tokens_.fill(rank_sets_[rank], members);
+  tokens_.hits(rank_sets_[rank], costs_.hits(rank));
+}
+
+void LayerSearch::fill_node_sets(std::int64_t node) {
+  std::int32_t* hits = costs_.node_hits(node);
+  if (!args_.dedup) {
+    std::fill_n(hits, num_scenarios_, 0);
+    for (std::int64_t i = 0; i < args_.ranks_per_node; ++i) {
+      const std::int32_t* rows = costs_.load(node * args_.ranks_per_node + i);
+      for (std::int64_t s = 0; s < num_scenarios_; ++s) hits[s] += rows[s];
+    }
+    return;
+  }
+  std::vector<std::int32_t> members;
+  for (std::int64_t e = 0; e < args_.num_experts; ++e) {
+    if (node_of(rank_of_[e]) == node) members.push_back(static_cast<std::int32_t>(e));
+  }
+  tokens_.fill(node_sets_[node], members);
+  tokens_.hits(node_sets_[node], hits);
+}
+
+void LayerSearch::move_rows(std::int64_t rank, std::int64_t out, std::int64_t in) {
+  costs_.total(rank) += total_load_[in] - total_load_[out];
+  const auto move = [&](const std::vector<std::int32_t>& counts, std::int32_t* sums) {
+    const std::int32_t* leaves = counts.data() + out * num_scenarios_;
+    const std::int32_t* comes = counts.data() + in * num_scenarios_;
+    for (std::int64_t s = 0; s < num_scenarios_; ++s) sums[s] += comes[s] - leaves[s];
+  };
+  move(load_, costs_.load(rank));
+  move(active_, costs_.active(rank));
+}
+
+double LayerSearch::propose(std::int64_t a, std::int64_t b) {
+  member_[0] = a;
+  member_[1] = b;
+  for (int side = 0; side < 2; ++side) rank_[side] = rank_of_[member_[side]];
+  costs_.save(rank_);
+  const std::int64_t nodes[2] = {node_of(rank_[0]), node_of(rank_[1])};
+  const bool crosses = nodes[0] != nodes[1];
+  for (int side = 0; side < 2; ++side) {
+    const std::int64_t out = member_[side];
+    const std::int64_t in = member_[1 - side];
+    const std::int64_t rank = rank_[side];
+    move_rows(rank, out, in);
+    if (args_.dedup) {
+      tokens_.hits_after_swap(rank_sets_[rank], out, in, costs_.hits(rank));
+      if (crosses) {
+        tokens_.hits_after_swap(node_sets_[nodes[side]], out, in, costs_.node_hits(nodes[side]));
+      }
+    } else {
+      std::copy_n(costs_.load(rank), num_scenarios_, costs_.hits(rank));
+      std::int32_t* hits = costs_.node_hits(nodes[side]);
+      for (std::int64_t s = 0; s < num_scenarios_ && crosses; ++s) {
+        hits[s] += load_[in * num_scenarios_ + s] - load_[out * num_scenarios_ + s];
+      }
+    }
+  }
+  costs_.refresh(nodes[0]);
+  if (crosses) costs_.refresh(nodes[1]);
+  next_cost_ = costs_.price();
+  return next_cost_;
+}
+
+void LayerSearch::accept() {
+  std::swap(rank_of_[member_[0]], rank_of_[member_[1]]);
+  cost_ = next_cost_;
+  if (!args_.dedup) return;
+  for (const std::int64_t rank : rank_) fill_sets(rank);
+  if (node_of(rank_[0]) == node_of(rank_[1])) return;
+  for (const std::int64_t rank : rank_) fill_node_sets(node_of(rank));
+}
+
+}  // namespace moetuner

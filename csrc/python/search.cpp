@@ -1,0 +1,122 @@
+#include "moetuner/search.h"
+
+#include "bindings.h"
+#include "numpy_arrays.h"
+#include "search_arguments.h"
+
+namespace moetuner::python {
+namespace {
+
+namespace py = pybind11;
+
+void check_arguments(const SearchArgs& args, const Array<std::int32_t>& rank_of) {
+  check_ranks("search_layers", args.num_ranks, args.ranks_per_node);
+  check(rank_of.shape(0) == args.num_layers && args.num_slots >= args.num_experts &&
+            args.num_slots % args.num_ranks == 0,
+        "search_layers: rank_of must be [" + std::to_string(args.num_layers) +
+            " layers, slots], slots a multiple of num_ranks and enough for the experts, got " +
+            shape_of(rank_of));
+  for (py::ssize_t i = 0; i < rank_of.size(); ++i) {
+    check(rank_of.data()[i] >= 0 && rank_of.data()[i] < args.num_ranks,
+          "search_layers: rank_of holds " + std::to_string(rank_of.data()[i]) + ", outside 0.." +
+              std::to_string(args.num_ranks - 1));
+  }
+}
+
+py::tuple search_layers(const Array<std::int16_t>& topk_ids,
+                        const Array<std::int64_t>& scenario_begin,
+                        const Array<std::int32_t>& load,
+                        const Array<std::uint8_t>& active,
+                        const Array<double>& row_scale,
+                        const Array<double>& weight,
+                        const Array<double>& rank_speed,
+                        const Array<double>& weights,
+                        std::int64_t ranks_per_node,
+                        bool dedup,
+                        bool gather,
+                        const Array<std::int32_t>& rank_of,
+                        std::int64_t proposals,
+                        double start_temperature,
+                        double end_temperature,
+                        std::uint64_t seed,
+                        int num_threads,
+                        double seconds,
+                        const Array<std::int32_t>& stop) {
+  check_rank("search_layers: topk_ids", topk_ids, 3);
+  check_rank("search_layers: load", load, 3);
+  check_rank("search_layers: rank_of", rank_of, 2);
+  check_scenarios("search_layers", scenario_begin, topk_ids.shape(0));
+  const py::ssize_t scenarios = scenario_begin.size() - 1;
+  check(load.shape(0) == scenarios && load.shape(1) == topk_ids.shape(1),
+        "search_layers: load must be [scenarios, layers, experts], got " + shape_of(load));
+  check(shape_of(active) == shape_of(load),
+        "search_layers: active must be " + shape_of(load) + " like load, got " + shape_of(active));
+  check(row_scale.ndim() == 1 && row_scale.size() == scenarios && weight.ndim() == 1 &&
+            weight.size() == scenarios && rank_speed.ndim() == 1 && stop.size() == 1,
+        "search_layers: row_scale and weight must be [scenarios], rank_speed [ranks], stop [1]");
+  SearchArgs args{};
+  args.topk_ids = topk_ids.data();
+  args.scenario_begin = scenario_begin.data();
+  args.load = load.data();
+  args.active = active.data();
+  args.row_scale = row_scale.data();
+  args.weight = weight.data();
+  args.rank_speed = rank_speed.data();
+  args.num_tokens = topk_ids.shape(0);
+  args.num_layers = topk_ids.shape(1);
+  args.top_k = topk_ids.shape(2);
+  args.num_experts = load.shape(2);
+  args.num_slots = rank_of.shape(1);
+  args.num_ranks = rank_speed.size();
+  args.ranks_per_node = ranks_per_node;
+  args.num_scenarios = scenarios;
+  args.dedup = dedup;
+  args.gather = gather;
+  args.weights = weights_of("search_layers", weights);
+  args.proposals = proposals;
+  args.start_temperature = start_temperature;
+  args.end_temperature = end_temperature;
+  args.seed = seed;
+  args.num_threads = num_threads;
+  args.seconds = seconds;
+  args.stop = stop.data();
+  check_arguments(args, rank_of);
+  auto found = zeros<std::int32_t>({args.num_layers, args.num_slots});
+  auto cost = zeros<double>({args.num_layers});
+  std::copy_n(rank_of.data(), rank_of.size(), found.mutable_data());
+  args.rank_of = found.mutable_data();
+  args.cost = cost.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    moetuner::search_layers(args);
+  }
+  return py::make_tuple(found, cost);
+}
+
+}  // namespace
+
+void bind_search(py::module_& module) {
+  module.def("search_layers",
+             &search_layers,
+             py::arg("topk_ids").noconvert(),
+             py::arg("scenario_begin").noconvert(),
+             py::arg("load").noconvert(),
+             py::arg("active").noconvert(),
+             py::arg("row_scale").noconvert(),
+             py::arg("weight").noconvert(),
+             py::arg("rank_speed").noconvert(),
+             py::arg("weights").noconvert(),
+             py::arg("ranks_per_node"),
+             py::arg("dedup"),
+             py::arg("gather"),
+             py::arg("rank_of").noconvert(),
+             py::arg("proposals"),
+             py::arg("start_temperature"),
+             py::arg("end_temperature"),
+             py::arg("seed"),
+             py::arg("num_threads"),
+             py::arg("seconds"),
+             py::arg("stop").noconvert());
+}
+
+}  // namespace moetuner::python

@@ -1,0 +1,332 @@
+"""The joint planner and the search behind it."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moetuner.cost import Homes, Wire
+from moetuner.problem import PlacementProblem
+from moetuner.solver import SolverOptions, SolveStatus, get_solver
+from moetuner.solver.background import Interruptible
+from moetuner.solver.base import place
+from moetuner.solver.joint import JointConfig, JointSolver, LayerRounds, start_ranks
+from moetuner.solver.scenarios import SearchProfile, members
+from moetuner.solver.token_rounds import TokenRounds
+from moetuner.topology import Topology
+from moetuner.workload import Workload, price, tally_batches
+from strategies import (
+    TOY_COST,
+    make_trace,
+    random_ids,
+    random_placement,
+    random_problem,
+)
+
+NOTHING_MORE = SearchProfile(
+    scenario_tokens=0, peak=0, pooled=0, variance=0, rank_copies=0, node_copies=0
+)
+TOPOLOGIES = [
+    Topology(num_ranks=g, ranks_per_node=m)
+    for g, m in [(2, 1), (2, 2), (4, 2), (4, 4), (6, 3), (6, 1)]
+]
+
+
+@st.composite
+def problems(
+    draw, max_experts=12, homes=(Homes.UNIFORM,), topologies=TOPOLOGIES, **options
+):
+    """A small problem with batches, on one or two link levels, with empty slots."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    topology = draw(st.sampled_from(topologies))
+    num_experts = draw(st.integers(topology.num_ranks, max_experts))
+    num_tokens = draw(st.sampled_from([1, 40, 150]))
+    ids = random_ids(rng, num_tokens, 2, num_experts, min(3, num_experts), 0.1, 2.0)
+    trace = make_trace(
+        ids,
+        num_experts,
+        sequence=np.arange(num_tokens, dtype=np.int32) // 7,
+        ranked=True,
+        home_rank=rng.integers(0, topology.num_ranks, num_tokens).astype(np.int16),
+    )
+    speeds = draw(st.sampled_from([(), tuple(rng.uniform(0.5, 1, topology.num_ranks))]))
+    cost = replace(
+        TOY_COST,
+        wire=draw(st.sampled_from(Wire)),
+        homes=draw(st.sampled_from(homes)),
+        rank_speeds=speeds,
+    )
+    workload = Workload(
+        traces=(trace,), cost=cost, batch_tokens=draw(st.sampled_from([0, 30, 70]))
+    )
+    slots = -(-num_experts // topology.num_ranks) + draw(st.integers(0, 1))
+    problem = PlacementProblem.from_workload(
+        workload, topology, slots_per_rank=slots, **options
+    )
+    return problem, rng
+
+
+def rounds_of(problem, profile, seed=0):
+    return LayerRounds(
+        problem=problem,
+        options=SolverOptions(seed=seed, threads=2),
+        profile=profile,
+        start=start_ranks(problem)[0],
+        runner=Interruptible(),
+    )
+
+
+def anneal(rounds, start, proposals, seed=1):
+    return rounds.anneal(start, proposals, 60.0, seed, np.zeros(1, np.int32))
+
+
+def exchange_seconds(problem, placement):
+    """Mean over batches of what the links take."""
+    (trace,), (batches,) = problem.workload.traces, problem.workload.batches
+    cost = problem.workload.cost
+    parts = price(tally_batches(trace, placement, cost, batches), cost)
+    return (parts.dispatch + parts.combine).sum(axis=1).mean()
+
+
+@given(problems())
+def test_the_search_cost_without_extras_is_the_modelled_time(case):
+    problem, rng = case
+    rounds = rounds_of(problem, NOTHING_MORE)
+    row = members(problem, start_ranks(problem)[0])
+    start = rng.permuted(row, axis=1)
+    before = problem.objective_value(place(problem, start[:, : problem.num_experts]))
+    found, cost = anneal(rounds, start, 200)
+    rank_of = found[:, : problem.num_experts]
+    value = problem.objective_value(place(problem, rank_of))
+    constant = 0.0
+    if problem.workload.cost.wire is Wire.ALLGATHER:  # its links do not care
+        constant = exchange_seconds(problem, place(problem, rank_of))
+    assert cost.sum() + constant == pytest.approx(value, rel=1e-9)
+    assert value <= before * (1 + 1e-9)
+
+
+@given(
+    problems(),
+    st.builds(
+        SearchProfile,
+        scenario_tokens=st.sampled_from([0, 16]),
+        peak=st.sampled_from([0.0, 1.0]),
+        pooled=st.sampled_from([0.0, 2.0]),
+        variance=st.sampled_from([0.0, 3.0]),
+        rank_copies=st.sampled_from([0.0, 4.0]),
+    ),
+)
+def test_changes_add_up_to_the_cost_computed_afresh(case, profile):
+    problem, _ = case
+    rounds = rounds_of(problem, profile)
+    found, cost = anneal(rounds, members(problem, rounds.start), 300)
+    again, fresh = anneal(rounds, found, 0)
+    assert cost == pytest.approx(fresh, rel=1e-9)
+    np.testing.assert_array_equal(again, found)  # nothing was left to descend
+    for layer in range(problem.num_layers):
+        sizes = np.bincount(found[layer], minlength=problem.topology.num_ranks)
+        assert (sizes == problem.slots_per_rank).all()
+
+
+@settings(max_examples=20)
+@given(problems(max_experts=5, topologies=TOPOLOGIES[:4]))
+def test_tiny_problems_are_solved_like_the_oracle_does(case):
+    problem, _ = case
+    solver = JointSolver(config=JointConfig(profile=NOTHING_MORE, rounds=3))
+    solution = solver.solve(problem, SolverOptions(time_limit=10, threads=2))
+    truth = get_solver("oracle").solve(problem).value
+    assert solution.value == problem.objective_value(solution.placement)
+    if solution.placement.has_replicas:  # the oracle knows none
+        assert solution.value <= truth * (1 + 1e-9)
+    else:
+        assert solution.value == pytest.approx(truth, rel=1e-9)
+
+
+def big_problem(rng, **options):
+    return random_problem(
+        rng, 6, 32, Topology(num_ranks=8, ranks_per_node=4), **options
+    )
+
+
+def modelled(problem):
+    return replace(problem, objective="modelled-time")
+
+
+def test_rounds_and_seed_decide_whatever_the_threads(rng):
+    problem = modelled(big_problem(rng))
+    solver = JointSolver(config=JointConfig(rounds=3))
+    rows = [
+        solver.solve(
+            problem, SolverOptions(seed=seed, threads=threads)
+        ).placement.slot_experts.tolist()
+        for seed, threads in ((5, 1), (5, 2), (6, 2))
+    ]
+    assert rows[0] == rows[1]
+    assert rows[0] != rows[2]
+
+
+def test_more_rounds_are_never_worse_in_search_cost(rng):
+    rounds = rounds_of(modelled(big_problem(rng)), SearchProfile())
+    totals = []
+    for length in (100, 200, 400, 400):
+        rounds.round(length, 60.0)
+        totals.append(rounds.cost.sum())
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] < totals[0]
+
+
+def test_never_worse_than_the_quick_methods_and_better_than_them(rng):
+    problem = modelled(big_problem(rng))
+    solution = get_solver("joint").solve(problem, SolverOptions(time_limit=1))
+    starts = [problem.objective_value(place(problem, s)) for s in start_ranks(problem)]
+    assert len(starts) == 3
+    assert solution.value < min(starts)
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.5])
+def test_the_time_limit_holds_and_is_used(rng, limit):
+    problem = modelled(
+        random_problem(rng, 24, 64, Topology(num_ranks=8, ranks_per_node=8))
+    )
+    solver = JointSolver(config=JointConfig(patience=1000))
+    began = time.monotonic()
+    solution = solver.solve(problem, SolverOptions(time_limit=limit))
+    assert time.monotonic() - began < limit + 0.5
+    assert solution.status is SolveStatus.TIME_LIMIT
+    problem.check(solution.placement)
+
+
+def test_a_slow_rank_is_given_less(rng):
+    problem = modelled(random_problem(rng, 3, 16, TOPOLOGIES[3]))
+    workload = problem.workload
+    compute_bound = replace(
+        workload.cost,
+        hardware=replace(
+            workload.cost.hardware, matmul_rate=1e10, memory_bandwidth=1e15
+        ),
+    )
+    loads = []
+    for speeds in ((1, 1, 1, 1), (0.25, 1, 1, 1)):
+        cost = replace(compute_bound, rank_speeds=speeds)
+        asked = replace(problem, workload=replace(workload, cost=cost))
+        placement = get_solver("joint").solve(asked, SolverOptions(time_limit=1))
+        loads.append(asked.rank_loads(placement.placement.rank_of())[:, 0].mean())
+    assert loads[1] < 0.6 * loads[0]
+
+
+def test_an_interrupted_search_keeps_its_best(rng):
+    problem = modelled(big_problem(rng))
+    rounds = rounds_of(problem, SearchProfile())
+    rounds.runner.stop[0] = 1
+    rounds.round(10**9, 60.0)
+    assert rounds.runner.interrupted
+    problem.check(place(problem, rounds.rank_of))
+
+
+# The search that walks tokens.
+
+
+def walk_of(problem, profile=NOTHING_MORE, replicas=False, seed=0):
+    return TokenRounds(
+        problem=problem,
+        options=SolverOptions(seed=seed, threads=2),
+        profile=profile,
+        runner=Interruptible(),
+        replicas=replicas,
+    )
+
+
+def move(walk, slots, proposals, seed=1, sweeps=2):
+    stop = np.zeros(1, np.int32)
+    return walk.anneal(
+        slots, proposals, 60.0, seed, stop, hot=0.5, cold=0.01, sweeps=sweeps
+    )
+
+
+@given(problems(homes=(Homes.RECORDED,)), st.booleans())
+def test_a_walk_from_recorded_homes_costs_the_modelled_time(case, replicas):
+    problem, rng = case
+    walk = walk_of(problem, replicas=replicas)
+    placement = random_placement(
+        rng, problem.workload.traces[0], problem.topology, int(replicas)
+    )
+    asked = replace(problem, slots_per_rank=placement.slots_per_rank)
+    for proposals in (0, 100):
+        slots, cost = move(walk, placement.slot_experts, proposals)
+        found = replace(placement, slot_experts=slots)  # legal, or this raises
+        value = asked.objective_value(found)
+        constant = 0.0
+        if problem.workload.cost.wire is Wire.ALLGATHER:
+            constant = exchange_seconds(problem, found)
+        assert cost.sum() + constant == pytest.approx(value, rel=1e-9)
+
+
+@given(
+    problems(homes=(Homes.FOLLOW, Homes.RECORDED, Homes.UNIFORM)),
+    st.booleans(),
+    st.sampled_from([0.0, 2.0]),
+)
+def test_changes_along_tokens_add_up_to_the_cost_computed_afresh(
+    case, replicas, weight
+):
+    """Only one layer moves, so that its neighbours are what they were."""
+    problem, rng = case
+    (trace,) = problem.workload.traces
+    profile = replace(
+        NOTHING_MORE, peak=weight, pooled=weight, variance=weight, rank_copies=weight
+    )
+    walk = walk_of(problem, profile, replicas)
+    placement = random_placement(rng, trace, problem.topology, int(replicas))
+    slots, cost = move(walk, placement.slot_experts, 200, sweeps=1)
+    _, fresh = move(walk, slots, 0, sweeps=1)
+    # Odd layers came last: even ones saw the odd ones' old places.
+    layers = slice(1, None, 2) if problem.workload.cost.homes is Homes.FOLLOW else ...
+    assert cost[layers] == pytest.approx(fresh[layers], rel=1e-9)
+
+
+def test_the_walk_does_not_depend_on_threads(rng):
+    problem = modelled(big_problem(rng))
+    follow = replace(problem.workload.cost, homes=Homes.FOLLOW)
+    problem = replace(problem, workload=replace(problem.workload, cost=follow))
+    solver = JointSolver(config=JointConfig(rounds=2))
+    rows = [
+        solver.solve(problem, SolverOptions(threads=threads)).placement.slot_experts
+        for threads in (1, 2)
+    ]
+    assert rows[0].tolist() == rows[1].tolist()
+    starts = [problem.objective_value(place(problem, s)) for s in start_ranks(problem)]
+    solution = solver.solve(problem)
+    assert solution.value < min(starts)
+
+
+@given(problems(homes=(Homes.FOLLOW,)))
+def test_lining_up_layers_keeps_clusters_and_nodes(case):
+    problem, _ = case
+    start = start_ranks(problem)[0]
+    aligned = walk_of(problem).align(start)
+    per_node = problem.topology.ranks_per_node
+    for before, after in zip(start, aligned, strict=True):
+        for unit in (1, per_node):
+            pairs = np.unique(np.stack([before // unit, after // unit]), axis=1)
+            assert np.unique(pairs[0]).size == pairs.shape[1]
+
+
+def test_spare_slots_take_replicas_that_pay(rng):
+    problem = modelled(big_problem(rng))
+    compute_bound = replace(
+        problem.workload.cost,
+        hardware=replace(
+            problem.workload.cost.hardware, matmul_rate=1e10, memory_bandwidth=1e15
+        ),
+    )
+    problem = replace(problem, workload=replace(problem.workload, cost=compute_bound))
+    options = SolverOptions(time_limit=3, threads=2)
+    alone = get_solver("joint").solve(problem, options)
+    spare = replace(problem, slots_per_rank=5)
+    solution = get_solver("joint").solve(spare, options, warm_start=alone.placement)
+    assert solution.placement.has_replicas
+    assert solution.placement.slots_per_rank == 5
+    assert solution.value < alone.value
+    assert solution.value == spare.objective_value(solution.placement)
