@@ -2,11 +2,13 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from moetuner.report.html.charts import Line, line_chart
 from moetuner.report.html.colors import STEPS, scale_around, scale_from_zero
 from moetuner.report.html.content import Numbers
 from moetuner.report.html.frame import every, nice_ticks
@@ -131,3 +133,21 @@ def test_tables_too_large_for_a_page_are_only_named():
     drawn = numbers.table("t", "T", ("a",), ((i,) for i in range(200_000)))
     assert "200,001 numbers" in drawn
     assert numbers.tables == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "labels"),
+    [
+        ((0.00307, 0.00312), "y, 1e-3", ("3.08", "3.1")),
+        ((3e6, 9e6), "y, 1e6", ("4", "8")),
+        ((0.2, 1.4), "y", ("0.5", "1")),
+        ((0.0, 0.0), "y", ("0",)),
+    ],
+)
+def test_labels_of_small_and_large_values_stay_short(parse, values, name, labels):
+    line = Line(x=(0.0, 1.0), y=values, color="#000")
+    drawing = line_chart([line], x="x", y="y", name="chart")
+    texts = list(re.findall(r"<text[^>]*>([^<]*)</text>", drawing))
+    assert name in texts
+    assert set(labels) <= set(texts)
+    assert max(map(len, texts)) <= len("y, 1e-3")

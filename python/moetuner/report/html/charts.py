@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,8 @@ def line_chart(
             frame.end - (point[1] - low) * up,
         )
 
-    parts = _grid(frame, nice_ticks(low, high), low, up)
+    unit, y = _unit(y, max(abs(low), abs(high)))
+    parts = _grid(frame, nice_ticks(low, high), low, up, unit)
     for tick in nice_ticks(left, right, 6, whole=not steps):
         parts.append(frame.x_label(at((tick, 0))[0], short_number(tick)))
     for line in lines:
@@ -107,14 +109,24 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return (low if low == 0 else low - air), high + air
 
 
-def _grid(frame: Frame, ticks: Sequence[float], low: float, up: float) -> list[Markup]:
+def _unit(name: str, largest: float) -> tuple[float, str]:
+    """A power of a thousand that keeps labels short, and the axis named with it."""
+    if largest == 0 or 0.1 <= largest < 1e5:
+        return 1.0, name
+    power = 3 * math.floor(math.log10(largest) / 3)
+    return 10.0**power, f"{name}, 1e{power}"
+
+
+def _grid(
+    frame: Frame, ticks: Sequence[float], low: float, up: float, unit: float = 1.0
+) -> list[Markup]:
     parts = []
     for tick in ticks:
         y = frame.end - (tick - low) * up
         parts.append(
             tag("path", d=f"M{frame.left:g} {y:.1f}h{frame.width:g}", class_="grid")
         )
-        parts.append(frame.y_label(y, short_number(tick)))
+        parts.append(frame.y_label(y, short_number(tick / unit)))
     return parts
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from moetuner.report.html.markup import Markup
 
 _LARGE = 1e100
+_PARTS = (
+    ("bound", BEFORE, "6 4", "lower bound"),
+    ("incumbent", AFTER, "", "best found"),
+)
 
 
 def convergence(comparison: Comparison, numbers: Numbers) -> Markup:
@@ -39,7 +43,13 @@ def convergence(comparison: Comparison, numbers: Numbers) -> Markup:
         "convergence",
         "Convergence",
         _claim(origin),
-        key([(BEFORE, "6 4", "lower bound"), (AFTER, "", "best found")]),
+        key(
+            [
+                (color, dash, words)
+                for part, color, dash, words in _PARTS
+                if any(getattr(point, part) is not None for point in origin.progress)
+            ]
+        ),
         grid(*(chart for chart in charts if chart is not None)),
         table,
     )
@@ -47,7 +57,7 @@ def convergence(comparison: Comparison, numbers: Numbers) -> Markup:
 
 def _chart(name: str, points: list[ProgressPoint]) -> Markup | None:
     lines = []
-    for part, color, dash in (("bound", BEFORE, "6 4"), ("incumbent", AFTER, "")):
+    for part, color, dash, _ in _PARTS:
         known = [(_drawn(p.seconds), getattr(p, part)) for p in points]
         kept = [(at, _drawn(value)) for at, value in known if value is not None]
         if not kept:
