@@ -30,6 +30,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/results/ops-h100.md": "results/ops-h100.md",
     "examples/train_demo_model/README.md": "demo-trace.md",
+    "examples/exchange/README.md": "exchange-example.md",
+    "tests/fixtures/engines/README.md": "engine-fixtures.md",
 }
 SAMPLE = "sample-report.html"
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#:]+)(#[^)]*)?\)")

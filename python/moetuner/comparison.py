@@ -21,6 +21,7 @@ from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
 from moetuner.statistics import RoutingStatistics
 from moetuner.trace import CountTrace, Trace, split_by_sequence
+from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,6 +120,8 @@ def compare_placements(
     *,
     before: str | None = None,
     seed: int = 0,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_kind: BatchKind = BatchKind.SEQUENCES,
 ) -> Comparison:
     """Score placements and baselines on what none of them was planned on.
 
@@ -140,6 +143,8 @@ def compare_placements(
         default.
     seed
         Of the random baseline and the bootstrap.
+    batch_tokens, batch_kind
+        Batches that are scored beside all tokens at once, as `evaluate` takes them.
 
     Raises
     ------
@@ -164,7 +169,13 @@ def compare_placements(
         name: Scored(
             name=name,
             placement=everything[name],
-            evaluation=evaluate(score, everything[name], cost),
+            evaluation=evaluate(
+                score,
+                everything[name],
+                cost,
+                batch_tokens=batch_tokens,
+                batch_kind=batch_kind,
+            ),
             gain=None if name == reference else paired_gain(seconds[reference], times),
         )
         for name, times in seconds.items()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetuner.cli.options import (
+    BatchKindOption,
+    BatchTokens,
     ExpertHiddenSize,
     HardwareName,
     HardwareOption,
@@ -21,6 +23,7 @@ from moetuner.cli.options import (
 )
 from moetuner.cost import Homes
 from moetuner.errors import InvalidPlacementError
+from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +47,8 @@ def report(
     ] = None,
     wire: WireOption = None,
     homes: HomesOption = Homes.UNIFORM,
+    batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
+    batch_kind: BatchKindOption = BatchKind.SEQUENCES,
     hardware: HardwareOption = HardwareName["h100"],
     hidden_size: HiddenSize = None,
     expert_hidden_size: ExpertHiddenSize = None,
@@ -72,6 +77,8 @@ def report(
         named,
         cost,
         before=None if before is None else list(named)[given.index(before)],
+        batch_tokens=batch_tokens,
+        batch_kind=batch_kind,
     )
     write_report(comparison, out)
     print_content(verdict(comparison))

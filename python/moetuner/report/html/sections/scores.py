@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _COLUMNS: tuple[tuple[str, str, Callable[[Evaluation], float], str], ...] = (
     ("time, ms", "modelled, all tokens as one batch",
      lambda e: e.modelled_seconds * 1e3, ".4g"),
+    ("batch, ms", "modelled time of a batch, mean over batches",
+     lambda e: e.batch_seconds_mean * 1e3, ".4g"),
+    ("batch p95", "95 of 100 batches take no longer",
+     lambda e: e.batch_seconds_p95 * 1e3, ".4g"),
+    ("batch p99", "99 of 100 batches take no longer",
+     lambda e: e.batch_seconds_p99 * 1e3, ".4g"),
     ("load, mean", "busiest rank / mean rank, mean over layers",
      lambda e: e.imbalance_mean, ".3f"),
     ("load, worst", "busiest rank / mean rank, at the worst layer",
