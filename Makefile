@@ -7,7 +7,7 @@ TORCH  ?= torch==2.13.0
 
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f)
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check docs format bench clean
 
 demo: $(VENV)/.planner  ## Plan the shipped trace for 8 GPUs on 2 nodes
 	$(BIN)/moetuner demo
@@ -21,6 +21,9 @@ check: $(VENV)/.dev  ## Lint, types, import contracts, C++ format
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+docs: $(VENV)/.docs $(VENV)/.planner  ## The documentation site, in build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/.dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
@@ -47,3 +50,7 @@ $(VENV)/.dev: $(BIN)/python $(NATIVE)
 	$(BIN)/pip install --quiet "$(TORCH)"
 	MOETUNER_WERROR=ON $(BIN)/pip install --quiet --editable ".[dev,plot]"
 	@touch $@ $(VENV)/.planner
+
+$(VENV)/.docs: $(BIN)/python docs/requirements.txt
+	$(BIN)/pip install --quiet -r docs/requirements.txt
+	@touch $@

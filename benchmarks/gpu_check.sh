@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # On a GPU machine with torch, nvcc, cmake, ninja, pybind11 and scikit-build-core: builds the ops, runs
-# every op test (a skipped one fails) and, beside them, the sanitizers on a selection, then the op
-# benchmarks. Needs no package index. Results and logs land in ${OUT:-build/gpu}.
+# every test of what runs there (a skipped one fails) and, beside them, the sanitizers on a selection,
+# then the op benchmarks. With MOETUNER_NCCL=.../libnccl.so.2 of NCCL >= 2.30, ranks share a GPU in the
+# tests of the exchange, and 8 of them run its benchmark on one. Needs no package index. Results and
+# logs land in ${OUT:-build/gpu}.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-build/gpu}
@@ -36,10 +38,20 @@ for tool in "${!cases[@]}"; do
 done
 python3 -m pytest tests/{ops,nn,integrations} -q -p no:cacheprovider > "$OUT/tests.log" 2>&1 || failed=1
 tail -5 "$OUT/tests.log"
+on_one_gpu=()
+[ -n "${MOETUNER_NCCL:-}" ] && on_one_gpu=(benchmarks/exchange/on_one_gpu.sh "$MOETUNER_NCCL")
+"${on_one_gpu[@]}" python3 -m pytest tests/distributed -q -p no:cacheprovider -k cuda \
+  > "$OUT/distributed.log" 2>&1 || failed=1
+tail -5 "$OUT/distributed.log"
 for tool in "${tools[@]}"; do wait "$tool" || failed=1; done
 tail -qn 2 "$OUT"/{memcheck,racecheck,initcheck}.log
 
 timeout -s INT "${BENCHMARK_SECONDS:-1800}" python3 -m pytest benchmarks/bench_{permute,unpermute,count_routing}.py -q -p no:cacheprovider \
   --benchmark-only --benchmark-json "$OUT/ops.json" > "$OUT/benchmarks.log" 2>&1 || failed=1
 tail -3 "$OUT/benchmarks.log"
+if [ -n "${MOETUNER_NCCL:-}" ]; then
+  "${on_one_gpu[@]}" torchrun --nproc-per-node 8 benchmarks/exchange/run.py \
+    --plans "${MOETUNER_PLANS:-.}" --out "$OUT/exchange.json" > "$OUT/exchange.log" 2>&1 || failed=1
+  tail -3 "$OUT/exchange.log"
+fi
 exit $failed

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moetuner import placement_file
 from moetuner.errors import InvalidPlacementError
-from moetuner.placement import EMPTY, Placement, Provenance
+from moetuner.placement import EMPTY, Placement, ProgressPoint, Provenance
 from moetuner.placement_file import read_placement, write_placement
 from moetuner.topology import Topology
 from strategies import random_placement, topologies, traces
@@ -21,6 +22,10 @@ PROVENANCE = Provenance(
     seconds=3.5,
     trace_sha256="ab" * 32,
     options={"seed": 0, "time_limit": 60.0, "memory_slack": None},
+    progress=(
+        ProgressPoint(stage="ilp1", seconds=0.5, incumbent=2.0),
+        ProgressPoint(stage="ilp1", seconds=1.5, incumbent=1.25, bound=1.0),
+    ),
 )
 
 
@@ -109,7 +114,7 @@ def test_layers_may_stand_in_any_order(file):
 def test_a_bare_file_of_another_tool_is_enough(file):
     """Origin and slots per rank may be absent; unknown keys are for later versions."""
     content = json.loads(file.read_text())
-    for key in ("model", "provenance", "slots_per_rank"):
+    for key in ("model", "provenance", "progress", "slots_per_rank"):
         del content[key]
     file.write_text(json.dumps(content | {"comment": "by hand"}))
     assert_same(read_placement(file), example())
@@ -309,3 +314,23 @@ def test_no_json_value_crashes_the_reader(tmp_path_factory, key, value):
         assert refusal(path)
     else:
         assert_same(found, example())
+
+
+@pytest.mark.parametrize(
+    ("progress", "message"),
+    [
+        ({}, "key 'progress' must be list"),
+        ([1], "a point of progress must be dict, got 1"),
+        ([{"stage": "ilp1"}], "a point of progress lacks 'seconds'"),
+        ([{"stage": 1, "seconds": 0}], "progress 'stage' must be str, got 1"),
+        ([{"stage": "a", "seconds": None}], "progress 'seconds' must be"),
+        ([{"stage": "a", "seconds": 0, "bound": "x"}], "progress 'bound' must be"),
+        ([{"stage": "a", "seconds": 0}] * 10_001, "at most 10000 are read"),
+    ],
+)
+def test_a_course_that_no_solver_wrote_is_refused(file, progress, message):
+    content = json.loads(file.read_text())
+    content["progress"] = progress
+    file.write_text(json.dumps(content))
+    with pytest.raises(InvalidPlacementError, match=re.escape(message)):
+        read_placement(file)

@@ -1,5 +1,6 @@
 #include "moetuner/permute.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -30,7 +31,7 @@ void clear_rows(void* rows, std::int64_t first, std::int64_t last, std::int64_t 
 
 template <typename Id>
 void clear(const PermuteArgs<Id>& args, std::int64_t first, std::int64_t last) {
-  if (first >= last) return;
+  if (first >= last || !args.clears) return;
   clear_rows(args.rows, first, last, args.row_bytes);
   if (args.scales) clear_rows(args.row_scales, first, last, args.scale_bytes);
 }
@@ -45,20 +46,28 @@ void permute(const PermuteArgs<Id>& args) {
     if (const auto expert = expert_of(args, i); expert >= 0) ++count[expert];
   }
 
-  std::vector<std::int64_t> next(count.size());  // first free row of each expert
+  std::vector<std::int64_t> next(count.size());   // first free row of each expert
+  std::vector<std::int64_t> limit(count.size());  // end of the rows that it may fill
   std::int64_t end = 0;
   for (std::size_t e = 0; e < count.size(); ++e) {
     next[e] = end;
-    const std::int64_t filled = end + count[e];
-    end += (count[e] + args.alignment - 1) / args.alignment * args.alignment;
-    args.end_offsets[e] = static_cast<std::int32_t>(end);
-    clear(args, filled, end);
+    const std::int64_t wanted = end + count[e];
+    end += args.capacity ? args.capacity
+                         : (count[e] + args.alignment - 1) / args.alignment * args.alignment;
+    limit[e] = std::min(args.capacity ? end : args.num_rows, args.num_rows);
+    const std::int64_t filled = std::min(wanted, limit[e]);
+    args.end_offsets[e] =
+        static_cast<std::int32_t>(args.capacity ? filled : std::min(end, args.num_rows));
+    clear(args, filled, std::min(end, args.num_rows));
+    if (args.overflow)
+      *args.overflow += static_cast<std::int32_t>(std::min(wanted - filled, count[e]));
   }
   clear(args, end, args.num_rows);
 
   for (std::int64_t i = 0; i < num_choices; ++i) {
     const auto expert = expert_of(args, i);
-    const std::int64_t row = expert < 0 ? -1 : next[expert]++;
+    const bool fits = expert >= 0 && next[expert] < limit[expert];
+    const std::int64_t row = fits ? next[expert]++ : -1;
     args.row_map[i] = static_cast<std::int32_t>(row);
     if (row < 0) continue;
     copy_row(args.x, i / args.top_k, args.rows, row, args.row_bytes);

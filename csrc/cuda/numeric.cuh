@@ -46,11 +46,12 @@ __device__ Values load_once(const T* from) {
   return values;
 }
 
-/// Writes all columns by one instruction, which a plain assignment is not trusted to do.
+/// Writes what nobody reads soon, all columns by one instruction, which a plain assignment is not
+/// trusted to do; first out of the cache, so that it pushes no rows out that are still to be read.
 template <typename T, typename Values>
-__device__ void store(T* to, const Values& values) {
+__device__ void store_once(T* to, const Values& values) {
   if constexpr (sizeof(Values) == 16) {
-    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&values);
+    __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&values));
   } else {
     *reinterpret_cast<Values*>(to) = values;
   }

@@ -64,26 +64,34 @@ __device__ inline void sum_tiles(const std::int32_t* counts,
 }
 
 /// Turns total[e] into the end of expert e's filled rows and before[e] into the tile's next row of
-/// it. Returns the end of all experts; block 0 writes that of each.
+/// it, which may be past what it may fill. Returns the end of all experts; block 0 writes that of
+/// each.
 template <int kThreads, typename Id>
 __device__ std::int64_t place_experts(const PermuteArgs<Id>& args, int* total, int* before) {
   using Scan = cub::BlockScan<int, kThreads, cub::BLOCK_SCAN_WARP_SCANS>;
   __shared__ typename Scan::TempStorage storage;
   const int num_experts = static_cast<int>(args.num_experts);
   const int alignment = static_cast<int>(args.alignment);
+  const int capacity = static_cast<int>(args.capacity);
+  const int num_rows = static_cast<int>(args.num_rows);
   int end_of_all = 0;
   for (int base = 0; base < num_experts; base += kThreads) {
     const int e = base + static_cast<int>(threadIdx.x);
     const int count = e < num_experts ? total[e] : 0;
-    const int size = (count + alignment - 1) / alignment * alignment;
+    const int size = capacity ? capacity : (count + alignment - 1) / alignment * alignment;
     int start = 0;
     int sum = 0;
     Scan(storage).ExclusiveSum(size, start, sum);
     start += end_of_all;
     if (e < num_experts) {
-      total[e] = start + count;
+      const int room = max(min(size, num_rows - start), 0);
+      const int filled = start + min(count, room);
+      total[e] = filled;
       before[e] += start;
-      if (blockIdx.x == 0) args.end_offsets[e] = start + size;
+      if (blockIdx.x == 0) {
+        args.end_offsets[e] = capacity ? filled : min(start + size, num_rows);
+        if (args.overflow && count > room) atomicAdd(args.overflow, count - room);
+      }
     }
     end_of_all += sum;
     __syncthreads();
@@ -104,7 +112,9 @@ __device__ void rank_choices(const PermuteArgs<Id>& args,
     const int expert = i < last ? expert_of(args, i) : -1;
     const unsigned int same = __match_any_sync(kAllLanes, expert);
     const int rank = __popc(same & ((1u << lane_index()) - 1));
-    const int found = expert < 0 ? -1 : next[expert] + rank;
+    int found = expert < 0 ? -1 : next[expert] + rank;
+    const std::int64_t limit = args.capacity ? (expert + 1) * args.capacity : args.num_rows;
+    if (found >= limit) found = -1;
     __syncwarp();
     if (expert >= 0 && rank == 0) next[expert] += __popc(same);
     __syncwarp();
@@ -130,7 +140,7 @@ __device__ void clear_padding(const PermuteArgs<Id>& args,
                               const std::int32_t* filled,
                               std::int64_t end_of_all,
                               const Warps& warps) {
-  if (warps.index < 0) return;
+  if (warps.index < 0 || !args.clears) return;
   const auto clear = [&](std::int64_t row) {
     clear_row(args.rows, row, args.row_bytes);
     if (args.scales) clear_row(args.row_scales, row, args.scale_bytes);

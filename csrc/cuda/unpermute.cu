@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
   Values result;
 #pragma unroll
   for (int w = 0; w < kWidth; ++w) result.values[w] = from_float<T>(sum[w]);
-  store(static_cast<T*>(args.out) + token * args.hidden + column, result);
+  store_once(static_cast<T*>(args.out) + token * args.hidden + column, result);
 }
 
 template <typename T, typename W, int kWidth>

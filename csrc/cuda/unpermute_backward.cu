@@ -1,12 +1,14 @@
 // A block takes one token: it reads the gradient once, writes it, weighted, to the token's K rows,
 // and dots it with them. The dots are added up in the same order on every run. Rows of no token,
-// which another kernel has found meanwhile, are zeroed in the end.
+// which two small kernels have found meanwhile, are zeroed in the end.
 
 #include "launch.cuh"
 #include "moetuner/unpermute.h"
 #include "numeric.cuh"
 
 #include <cuda_runtime.h>
+
+#include <algorithm>
 
 namespace moetuner::cuda {
 namespace {
@@ -15,9 +17,17 @@ constexpr int kMaxThreads = 1024;
 constexpr int kMaxDotThreads = 128;  // whose many registers leave room for more blocks then
 constexpr int kMarkThreads = 256;
 
-__global__ void mark_kernel(const __grid_constant__ UnpermuteBackwardArgs args) {
+/// Lets its successors begin when what the caller has enqueued is complete: all may read that.
+__global__ void clear_marks_kernel(const __grid_constant__ UnpermuteBackwardArgs args) {
   wait_for_predecessor();
   let_successor_begin();
+  const std::int64_t row = std::int64_t{blockIdx.x} * kMarkThreads + threadIdx.x;
+  if (row < args.num_rows) args.owned[row] = 0;
+}
+
+__global__ void mark_kernel(const __grid_constant__ UnpermuteBackwardArgs args) {
+  let_successor_begin();
+  wait_for_predecessor();
   const std::int64_t i = std::int64_t{blockIdx.x} * kMarkThreads + threadIdx.x;
   if (i >= args.num_tokens * args.top_k) return;
   const std::int64_t row = args.row_map[i];
@@ -89,7 +99,7 @@ __global__ void __launch_bounds__(kDots ? kMaxDotThreads : kMaxThreads)
           scaled.values[w] = from_float<T>(weight[i] * value);
           if constexpr (kDots) dot[i] += value * to_float(values[i].values[w]);
         }
-        store(grad_rows + row[i] * args.hidden + column, scaled);
+        store_once(grad_rows + row[i] * args.hidden + column, scaled);
       }
     }
     if constexpr (kDots) {
@@ -110,7 +120,7 @@ __global__ void __launch_bounds__(kDots ? kMaxDotThreads : kMaxThreads)
     if (args.owned[row]) continue;
     for (std::int64_t column = lane_index() * kWidth; column < args.hidden;
          column += kWarp * kWidth) {
-      store(grad_rows + row * args.hidden + column, Values{});
+      store_once(grad_rows + row * args.hidden + column, Values{});
     }
   }
 }
@@ -130,8 +140,12 @@ void run(const UnpermuteBackwardArgs& args, cudaStream_t stream) {
 
 void unpermute_backward(const UnpermuteBackwardArgs& args, cudaStream_t stream) {
   if (args.num_tokens == 0 || args.hidden == 0) return;
-  const std::int64_t blocks = ceil_div(args.num_tokens * args.top_k, kMarkThreads);
-  launch(mark_kernel, {.blocks = blocks, .threads = kMarkThreads}, stream, args);
+  const auto per_thread = [](std::int64_t count) {
+    return Grid{.blocks = std::max<std::int64_t>(ceil_div(count, kMarkThreads), 1),
+                .threads = kMarkThreads};
+  };
+  launch(clear_marks_kernel, per_thread(args.num_rows), stream, args);
+  launch(mark_kernel, per_thread(args.num_tokens * args.top_k), stream, args);
   with_types<__nv_bfloat16, __half>(args, [&]<typename T, typename W>() {
     const bool wide =
         is_multiple(16, args.grad_out, args.rows, args.grad_rows, args.hidden * sizeof(T));

@@ -7,6 +7,7 @@ namespace moetuner::python {
 void bind_statistics(pybind11::module_& module);
 void bind_tally(pybind11::module_& module);
 void bind_balance(pybind11::module_& module);
+void bind_arcs(pybind11::module_& module);
 void bind_search(pybind11::module_& module);
 void bind_token_search(pybind11::module_& module);
 

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, module) {
   moetuner::python::bind_statistics(module);
   moetuner::python::bind_tally(module);
   moetuner::python::bind_balance(module);
+  moetuner::python::bind_arcs(module);
   moetuner::python::bind_search(module);
   moetuner::python::bind_token_search(module);
 }

@@ -202,7 +202,7 @@ Two unpermute_backward_cuda(const at::Tensor& grad_out,
     std::get<1>(grads).zero_();
     return grads;
   }
-  const at::Tensor owned = at::zeros({num_rows}, grad_out.options().dtype(at::kByte));
+  const at::Tensor owned = at::empty({num_rows}, grad_out.options().dtype(at::kByte));
   args.owned = owned.mutable_data_ptr<std::uint8_t>();
   cuda::unpermute_backward(args, c10::cuda::getCurrentCUDAStream());
   return grads;

@@ -34,6 +34,22 @@ def refine_by_swaps(
     num_ranks: int,
     max_swaps: int = 10_000,
 ) -> NDArray[np.int32]: ...
+def cheapest_arcs(
+    *,
+    rank_of: NDArray[np.int32],
+    rank_rows: NDArray[np.float64],
+    node_rows: NDArray[np.float64],
+    rename: NDArray[np.int32],
+    link_seconds: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    ranks_per_node: int,
+    cost: int,
+    rank_seconds: float,
+    node_seconds: float,
+    rank_latency: float,
+    node_latency: float,
+    num_threads: int = 0,
+) -> dict[str, Any]: ...
 def search_layers(
     topk_ids: NDArray[np.int16],
     scenario_begin: NDArray[np.int64],

@@ -30,3 +30,7 @@ class SolverError(MoetunerError):
 
 class MissingDependencyError(MoetunerError, ImportError):
     """An optional package is needed; the message names it and how to get it."""
+
+
+class ExchangeOverflowError(MoetunerError, RuntimeError):
+    """Rows of a fixed-capacity exchange found no room."""

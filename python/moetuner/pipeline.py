@@ -25,6 +25,7 @@ from moetuner.evaluation import (
 )
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import Solution, Solver, SolverOptions, get_solver
+from moetuner.solver.history import History
 from moetuner.solver.joint import JointConfig, JointSolver
 from moetuner.solver.profile import Favour
 from moetuner.trace import CountTrace, Trace, read_trace, split_by_sequence
@@ -38,7 +39,7 @@ from moetuner.workload import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moetuner.placement import Placement
+    from moetuner.placement import Placement, ProgressPoint
     from moetuner.solver import ProgressCallback
     from moetuner.topology import Topology
 
@@ -157,6 +158,16 @@ class PlanReport:
         """Contiguous blocks: the first candidate."""
         return self.candidates[0]
 
+    @property
+    def held_out(self) -> bool:
+        """Whether the result was scored on tokens that it was not planned on."""
+        return True
+
+    @property
+    def cost(self) -> CostModel:
+        """What the scores are priced with."""
+        return self.options.cost
+
 
 def demo_trace() -> Trace:
     """The routing trace that ships with the package, of a real small model.
@@ -229,9 +240,10 @@ def plan_trace(
     blocks = get_solver(BASELINES[0]).solve(balance, options.solver_options)
     _score(split.score, blocks.placement, options)
     # Then the asked-for solver: it may refuse, and nothing else is worth waiting.
-    result = solver.solve(problem, options.solver_options, progress=progress)
+    history = History(forward=progress)
+    result = solver.solve(problem, options.solver_options, progress=history)
     sha256 = trace.sha256()
-    result = _with_source(result, trace, sha256, options)
+    result = _with_source(result, trace, sha256, options, history.points())
     if on_solved is not None:
         on_solved(result.placement)
     solutions = {
@@ -260,7 +272,9 @@ def plan_trace(
             name=name,
             solution=solutions[name],
             evaluation=_score(split.score, solutions[name].placement, options),
-            gain=None if name == BASELINES[0] else _gain(times[BASELINES[0]], seconds),
+            gain=None
+            if name == BASELINES[0]
+            else paired_gain(times[BASELINES[0]], seconds),
         )
         for name, seconds in times.items()
     )
@@ -268,8 +282,8 @@ def plan_trace(
         candidates=candidates,
         options=options,
         topology=topology,
-        plan_tokens=_num_tokens(split.plan),
-        score_tokens=_num_tokens(split.score),
+        plan_tokens=num_tokens(split.plan),
+        score_tokens=num_tokens(split.score),
     )
 
 
@@ -297,10 +311,13 @@ def _score(
     )
 
 
-def _gain(
+def paired_gain(
     baseline: np.typing.NDArray[np.float64], candidate: np.typing.NDArray[np.float64]
 ) -> GainInterval | None:
-    """The paired interval; draws in which no token was routed tell nothing."""
+    """The interval of paired bootstrap times, float64 [1 + samples] each.
+
+    Draws in which no token was routed tell nothing; None when too few are left.
+    """
     known = np.isfinite(baseline) & (baseline > 0)
     if not known[0] or known.sum() < 2:
         return None
@@ -308,13 +325,18 @@ def _gain(
 
 
 def _with_source(
-    solution: Solution, trace: Trace | CountTrace, sha256: str, options: PlanOptions
+    solution: Solution,
+    trace: Trace | CountTrace,
+    sha256: str,
+    options: PlanOptions,
+    progress: tuple[ProgressPoint, ...] = (),
 ) -> Solution:
-    """The solution with model, trace and resolved options in its provenance."""
+    """The solution with model, trace, options and its course in its provenance."""
     provenance = replace(
         solution.placement.provenance,
         model=trace.metadata.model,
         trace_sha256=sha256,
+        progress=progress,
         options={
             "solver": options.solver,
             "time_limit": options.solver_options.time_limit,
@@ -340,7 +362,8 @@ def _with_source(
     )
 
 
-def _num_tokens(trace: Trace | CountTrace) -> int:
+def num_tokens(trace: Trace | CountTrace) -> int:
+    """Tokens of a trace, or of all groups of a count-only source."""
     if isinstance(trace, CountTrace):
         return int(trace.num_tokens.sum())
     return trace.num_tokens

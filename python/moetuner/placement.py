@@ -25,6 +25,16 @@ EMPTY = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProgressPoint:
+    """Where a solver's stage stood after so many seconds of the solve."""
+
+    stage: str
+    seconds: float
+    incumbent: float | None = None
+    bound: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
     """How a placement came about: what its solver claims, and from what."""
 
@@ -37,6 +47,8 @@ class Provenance:
     seconds: float | None = None
     trace_sha256: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    progress: tuple[ProgressPoint, ...] = ()
+    """How incumbent and bound came together, in the order of time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 
 from moetuner._files import atomic_write_text
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
-from moetuner.placement import Placement, Provenance
+from moetuner.placement import Placement, ProgressPoint, Provenance
 from moetuner.topology import Topology
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ _REQUIRED = {
     "ranks_per_node": int,
     "layers": dict,
 }
-_OPTIONAL = {"model": str, "slots_per_rank": int, "provenance": dict}
+_OPTIONAL = {
+    "model": str,
+    "slots_per_rank": int,
+    "provenance": dict,
+    "progress": list,
+}
 _NUMBER = (int, float, type(None))
 _PROVENANCE: dict[str, type | tuple[type, ...]] = {
     "solver": str,
@@ -42,11 +47,20 @@ _PROVENANCE: dict[str, type | tuple[type, ...]] = {
     "trace_sha256": str,
     "options": dict,
 }
+_PROGRESS: dict[str, type | tuple[type, ...]] = {
+    "stage": str,
+    "seconds": (int, float),
+    "incumbent": _NUMBER,
+    "bound": _NUMBER,
+}
+_MAX_PROGRESS = 10_000
 _INT32_MAX = 2**31 - 1
 
 
 def write_placement(placement: Placement, path: str | os.PathLike[str]) -> None:
-    """Write `placement` as JSON, one line per layer; an old file is replaced whole.
+    """Write `placement` as JSON, one line per layer and per point of progress.
+
+    An old file is replaced whole.
 
     Raises
     ------
@@ -54,6 +68,7 @@ def write_placement(placement: Placement, path: str | os.PathLike[str]) -> None:
         When the provenance holds something that JSON cannot.
     """
     provenance = dataclasses.asdict(placement.provenance)
+    points = provenance.pop("progress")
     head = {
         "format": FORMAT,
         "version": VERSION,
@@ -72,11 +87,15 @@ def write_placement(placement: Placement, path: str | os.PathLike[str]) -> None:
     )
     try:
         body = json.dumps(head, indent=2, allow_nan=False)[:-2]
+        lines = ",\n".join(
+            f"    {json.dumps(point, allow_nan=False)}" for point in points
+        )
     except (TypeError, ValueError) as error:
         raise InvalidPlacementError(
             f"write_placement: provenance cannot be written as JSON: {error}"
         ) from error
-    atomic_write_text(path, f'{body},\n  "layers": {{\n{layers}\n  }}\n}}\n')
+    progress = f'  "progress": [\n{lines}\n  ],\n' if points else ""
+    atomic_write_text(path, f'{body},\n{progress}  "layers": {{\n{layers}\n  }}\n}}\n')
 
 
 def read_placement(path: str | os.PathLike[str]) -> Placement:
@@ -223,4 +242,24 @@ def _provenance(content: dict[str, Any]) -> Provenance:
     kept = {key: given[key] for key in _PROVENANCE if key in given}
     for key, value in kept.items():
         _check_type(f"provenance {key!r}", value, _PROVENANCE[key])
-    return Provenance(model=content.get("model", ""), **kept)
+    progress = _progress(content.get("progress", []))
+    return Provenance(model=content.get("model", ""), progress=progress, **kept)
+
+
+def _progress(given: list[Any]) -> tuple[ProgressPoint, ...]:
+    """How the solver came along; keys that this version knows."""
+    if len(given) > _MAX_PROGRESS:
+        raise InvalidPlacementError(
+            f"progress has {len(given)} points, at most {_MAX_PROGRESS} are read"
+        )
+    points = []
+    for point in given:
+        _check_type("a point of progress", point, dict)
+        for key in ("stage", "seconds"):
+            if key not in point:
+                raise InvalidPlacementError(f"a point of progress lacks {key!r}")
+        kept = {key: point[key] for key in _PROGRESS if key in point}
+        for key, value in kept.items():
+            _check_type(f"progress {key!r}", value, _PROGRESS[key])
+        points.append(ProgressPoint(**kept))
+    return tuple(points)

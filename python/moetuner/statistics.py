@@ -128,3 +128,12 @@ class RoutingStatistics:
                 f"counted loads. Record which experts each token chose."
             )
         return self.transitions
+
+    def require_coactivation(self, operation: str) -> NDArray[np.int64]:
+        """The co-activation, or an error that names who needs it."""
+        if self.coactivation is None:
+            raise MissingStatisticsError(
+                f"{operation} needs same-layer co-activation, which was not counted. "
+                f"Record which experts each token chose."
+            )
+        return self.coactivation

@@ -38,6 +38,8 @@ import pytest
         ["--plot", "figure.txt"],
         ["--plot", "missing/figure.png"],
         ["--plot", "."],
+        ["--report", "missing/report.html"],
+        ["--report", "."],
         ["--no-such-option"],
     ],
     ids=" ".join,
@@ -63,7 +65,7 @@ def test_plan_refuses_output_before_it_solves(folder, ids, out):
 def test_plan_never_replaces_its_own_trace(folder, ids):
     trace = folder.trace(ids)
     before = trace.read_bytes()
-    for option in ("--out", "--plot"):
+    for option in ("--out", "--plot", "--report"):
         assert folder.plan(trace, option, trace).exit_code == 2
     assert trace.read_bytes() == before
 

@@ -20,7 +20,9 @@ SCORES = (
 def test_version_and_help_name_every_command_and_option(folder):
     assert folder.run("--version").stdout == f"moetuner {__version__}\n"
     usage = folder.run("--help").stdout
-    assert all(name in usage for name in ("describe", "plan", "evaluate", "demo"))
+    assert all(
+        name in usage for name in ("describe", "plan", "evaluate", "certify", "demo")
+    )
     options = folder.run("plan", "--help").stdout
     for name in (
         "--ranks-per-node",
@@ -160,3 +162,17 @@ def test_demo_plans_the_shipped_trace(folder):
     assert read_placement(results / "placement.json").topology.num_nodes == 2
     for text in ("tokens", "contiguous", "joint", "placement.json"):
         assert text in result.stdout
+
+
+def test_certify_prints_value_bound_and_gap(folder, ids):
+    trace = folder.trace(ids)
+    folder.plan_json(trace, solver="lpt")
+    found = json.loads(
+        folder.run("certify", trace, folder.out, "--time-limit", 5, "--json").stdout
+    )
+    scored = json.loads(folder.run("evaluate", trace, folder.out, "--json").stdout)
+    assert found["value"] == scored[0]["batch_seconds_mean"]
+    assert 0 < found["counting_bound"] <= found["lower_bound"] <= found["value"]
+    assert found["gap"] == 1 - found["lower_bound"] / found["value"]
+    text = folder.run("certify", trace, folder.out, "--time-limit", 5, "--quiet").stdout
+    assert "no placement on these slots (without replicas) takes less than" in text

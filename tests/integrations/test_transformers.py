@@ -8,67 +8,9 @@ transformers = pytest.importorskip("transformers", reason="Transformers is not t
 
 import moetuner.integrations.transformers as ours  # noqa: E402
 from moetuner.errors import InvalidTraceError  # noqa: E402
+from tiny_models import FAMILIES, inputs, make_model  # noqa: E402
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
-FAMILIES = {
-    "Mixtral": {"intermediate_size": 24, "num_local_experts": 6},
-    "Qwen3Moe": {
-        "moe_intermediate_size": 24,
-        "num_experts": 8,
-        "num_experts_per_tok": 3,
-        "head_dim": 8,
-    },
-    "Olmoe": {"intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 4},
-    "DeepseekV3": {
-        "moe_intermediate_size": 24,
-        "n_routed_experts": 8,
-        "n_group": 2,
-        "topk_group": 1,
-        "num_experts_per_tok": 2,
-        "first_k_dense_replace": 1,
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-        "num_key_value_heads": 4,
-    },
-    "GptOss": {
-        "intermediate_size": 24,
-        "num_local_experts": 6,
-        "num_experts_per_tok": 2,
-        "head_dim": 8,
-        "layer_types": ["full_attention"] * 3,
-    },
-}
-
-
-def make_model(family, device="cpu"):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**(SIZES | FAMILIES[family]))
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
-    for parameter in model.parameters():  # biases and norms too
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.to(device).eval()
-
-
-def inputs(device="cpu"):
-    """Two sequences; the second is shorter and padded on the left."""
-    ids = torch.randint(1, 64, (2, 7), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    mask[1, :3] = 0
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -112,7 +54,7 @@ def test_records_what_the_router_chose(family, implementation, device):
     """Against a hook of our own on the experts of one layer."""
     model = make_model(family, device)
     model.set_experts_implementation(implementation)
-    layer, experts = list(ours._experts_of(model).items())[-1]
+    layer, experts = list(ours.experts_of(model).items())[-1]
     seen = []
     handle = experts.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append([*args, *kwargs.values()][1:]),
@@ -124,7 +66,7 @@ def test_records_what_the_router_chose(family, implementation, device):
     trace = recording.trace(dataset="made up")
 
     assert trace.num_experts == experts.num_experts
-    assert trace.layer_ids.tolist() == sorted(ours._experts_of(model))
+    assert trace.layer_ids.tolist() == sorted(ours.experts_of(model))
     assert layer == trace.layer_ids[-1]
     assert (trace.metadata.dataset, trace.ranked) == ("made up", True)
     # 7 and 4 tokens of prefill, then three that are decoded; the last is never fed in.
@@ -148,7 +90,7 @@ def test_hooks_are_gone_afterwards():
     with pytest.raises(RuntimeError, match="stop"), ours.record(model):
         raise RuntimeError("stop")
     assert not model._forward_pre_hooks
-    for experts in ours._experts_of(model).values():
+    for experts in ours.experts_of(model).values():
         assert not experts._forward_pre_hooks
 
 

@@ -14,7 +14,9 @@ namespace moetuner {
 ///     rows   [ expert 0 | zeros ][ expert 1 | zeros ] ... [ expert E-1 | zeros ][ zeros ... ]
 ///                    end_offsets[0]          end_offsets[1]          end_offsets[E-1]      R
 ///
-/// Ids outside [0, num_ids), and ids that the map sends outside [0, E), own no row.
+/// Ids outside [0, num_ids), and ids that the map sends outside [0, E), own no row. With `capacity`
+/// C, expert e has the rows [e * C, e * C + C) instead, and its end offset is that of the rows
+/// filled. Choices that find no row, there or among the R, own none and are added to `overflow`.
 template <typename Id>
 struct PermuteArgs {
   const void* x;                   // [T, row_bytes]
@@ -35,6 +37,10 @@ struct PermuteArgs {
   std::int64_t scale_bytes;
   std::int64_t alignment;
   CountRoutingArgs<Id> counters;  // counted in the same pass; load == nullptr: nothing is
+  // Of an exchange:
+  std::int64_t capacity = 0;         // rows of each expert; 0: as many as it has
+  std::int32_t* overflow = nullptr;  // [1], added to; or null
+  bool clears = true;                // zeroes rows without a token; otherwise they stay as they are
 };
 
 namespace cpu {

@@ -40,7 +40,7 @@ struct UnpermuteBackwardArgs {
   const void* weights;          // [T, K]; null: all one
   void* grad_rows;              // [R, H]
   void* grad_weights;           // [T, K] of weight_dtype; null: not wanted
-  std::uint8_t* owned;          // cuda only: [R] zeros, workspace that marks the rows of tokens
+  std::uint8_t* owned;          // cuda only: [R], workspace that marks the rows of tokens
   Dtype dtype;
   Dtype weight_dtype;
   std::int64_t num_tokens;

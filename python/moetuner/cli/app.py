@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from moetuner.cli import commands
+from moetuner.cli import commands, exchange
+from moetuner.cli.certify import certify
 from moetuner.cli.messages import fail
+from moetuner.cli.report import report
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
@@ -62,8 +64,19 @@ app = typer.Typer(
     rich_markup_mode=None,  # whose help cuts long option names at 80 columns
 )
 
-for _command in (commands.describe, commands.plan, commands.evaluate, commands.demo):
+for _command in (
+    commands.describe,
+    commands.plan,
+    commands.evaluate,
+    commands.verify,
+    report,
+    certify,
+    commands.demo,
+):
     app.command()(_command)
+app.command("import")(exchange.import_)
+app.command()(exchange.export)
+app.command("import-placement")(exchange.import_placement)
 
 
 def main() -> None:

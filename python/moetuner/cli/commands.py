@@ -26,7 +26,11 @@ from moetuner.cli.options import (
     topology_of,
 )
 from moetuner.cost import Homes, Wire
-from moetuner.errors import InvalidPlacementError, InvalidProblemError
+from moetuner.errors import (
+    InvalidPlacementError,
+    InvalidProblemError,
+    InvalidTraceError,
+)
 from moetuner.solver.profile import Favour
 from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from moetuner.placement import Placement
     from moetuner.topology import Topology
     from moetuner.trace import CountTrace, Trace
+
+_MOST_SHOWN = 20  # differences; --json has all
 
 
 def describe(trace: TracePath, as_json: Json = False) -> None:
@@ -102,6 +108,9 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(help="Figure to write (.png, .svg, .pdf)")
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--report", help="HTML report to write")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -112,7 +121,7 @@ def plan(
     from moetuner.solver import SolverOptions
     from moetuner.trace import read_trace
 
-    check_outputs(trace, out, plot)
+    check_outputs(trace, out, plot, page)
     if from_placement is None and (moves is not None or move_cost):
         raise InvalidProblemError("--moves and --move-cost need --from")
     if moves is not None:
@@ -137,7 +146,7 @@ def plan(
         stay=None if from_placement is None else read_placement(from_placement),
         move_seconds=move_cost * 1e-6,
     )
-    _run_plan(routing, topology, options, out, plot, as_json, quiet, moves)
+    _run_plan(routing, topology, options, out, plot, page, as_json, quiet, moves)
 
 
 def evaluate(
@@ -193,6 +202,41 @@ def evaluate(
         print_content(LEGEND)
 
 
+def verify(
+    trace: Annotated[Path, typer.Argument(help="Run recorded by record_run")],
+    placement: Annotated[Path, typer.Argument(help="Placement file of the run")],
+    counters: Annotated[Path, typer.Argument(help="Counters file of the run")],
+    as_json: Json = False,
+) -> None:
+    """Compare counted traffic with the evaluator's prediction: exit 1 unless equal."""
+    from dataclasses import asdict
+
+    from moetuner.placement_file import read_placement
+    from moetuner.report.terminal import print_content, print_json
+    from moetuner.trace import Trace, read_trace
+    from moetuner.verification import read_record
+    from moetuner.verification import verify as compare
+
+    run, record = read_trace(trace), read_record(counters)
+    if not isinstance(run, Trace):
+        raise InvalidTraceError(f"{trace}: only counts, wanted the ids of each token")
+    different = compare(run, read_placement(placement), record)
+    compared = record.counts.size
+    if as_json:
+        found = [asdict(difference) for difference in different]
+        print_json({"equal": not found, "numbers": compared, "different": found})
+    elif not different:
+        layers, ranks, _ = record.counts.shape
+        print_content(
+            f"equal: all {compared} counters of {layers} layers on {ranks} ranks "
+            f"are as predicted for {run.num_tokens} tokens"
+        )
+    for difference in different[: 0 if as_json else _MOST_SHOWN]:
+        print_content(str(difference))
+    if different:
+        fail(f"{len(different)} of {compared} counters are not as predicted", 1)
+
+
 def demo(
     out_dir: Annotated[Path, typer.Option(help="Folder for the results")] = Path(
         "moetuner-demo"
@@ -201,7 +245,7 @@ def demo(
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Plan the shipped trace of a real model for 8 GPUs on 2 nodes."""
+    """Plan the shipped trace of a real model for 8 GPUs on 2 nodes, and report it."""
     from moetuner.description import describe as describe_trace
     from moetuner.pipeline import PlanOptions, demo_trace
     from moetuner.report.outputs import can_plot, check_writable
@@ -228,6 +272,7 @@ def demo(
         ),
         out,
         plot if can_plot() else None,
+        out_dir / "report.html",
         as_json=False,
         quiet=quiet,
     )
@@ -239,12 +284,15 @@ def _run_plan(
     options: Any,
     out: Path,
     plot: Path | None,
+    page: Path | None,
     as_json: bool,
     quiet: bool,
     moves: Path | None = None,
 ) -> None:
+    from moetuner.comparison import comparison_of_plan
     from moetuner.pipeline import plan_trace
     from moetuner.placement_file import write_placement
+    from moetuner.report.html import write_report
     from moetuner.report.json import plan_json
     from moetuner.report.moves import write_moves
     from moetuner.report.plot import plot_plan
@@ -272,6 +320,9 @@ def _run_plan(
         if plot is not None:
             plot_plan(report, plot)
             written.append(plot)
+        if page is not None:
+            write_report(comparison_of_plan(trace, report), page)
+            written.append(page)
     except KeyboardInterrupt:
         if not written:
             raise

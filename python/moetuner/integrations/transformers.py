@@ -16,7 +16,6 @@ Legend: B sequences, S their length, T = B x S tokens, K top-k, H hidden.
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +24,16 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moetuner.errors import InvalidTraceError
-from moetuner.nn.experts import grouped_linear
+from moetuner.integrations._transformers_experts import experts_of, run_experts
+from moetuner.integrations._transformers_parallel import parallelize, register
 from moetuner.nn.recorder import Recorder
 from moetuner.ops import permute, unpermute
 from moetuner.trace import Trace, TraceMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = ["Recording", "experts_forward", "experts_of", "parallelize", "record"]
 
 
 def experts_forward(
@@ -63,21 +65,7 @@ def experts_forward(
     rows, row_map, end_offsets, _ = permute(
         hidden_states.contiguous(), top_k_index.contiguous(), module.num_experts
     )
-
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        bias = getattr(module, f"{name}_bias") if module.has_bias else None
-        weight = getattr(module, name)
-        return grouped_linear(
-            x, weight, end_offsets, bias, is_transposed=module.is_transposed
-        )
-
-    if module.has_gate:
-        inner = module._apply_gate(linear(rows, "gate_up_proj"))
-    else:
-        inner = module.act_fn(linear(rows, "up_proj"))
-    done = linear(inner, "down_proj")
-    if getattr(module, "has_post_expert_norm", False):
-        done = module.post_expert_norm(done)
+    done = run_experts(module, rows, end_offsets)
     weights = top_k_weights.contiguous()
     if weights.dtype not in (torch.float32, done.dtype):
         weights = weights.float()
@@ -85,6 +73,7 @@ def experts_forward(
 
 
 ALL_EXPERTS_FUNCTIONS.register("moetuner", experts_forward)
+register()
 
 
 class Recording:
@@ -168,7 +157,7 @@ def record(model: torch.nn.Module) -> Iterator[Recording]:
     InvalidTraceError
         When the model has no experts module that is understood.
     """
-    layers = _experts_of(model)
+    layers = experts_of(model)
     recording = Recording(model, layers)
 
     def before_model(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -191,23 +180,3 @@ def record(model: torch.nn.Module) -> Iterator[Recording]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _experts_of(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
-    """Experts module of each layer, by the last number in its name."""
-    found: dict[int, torch.nn.Module] = {}
-    for name, module in model.named_modules():
-        numbers = re.findall(r"\.(\d+)\.", name)
-        if hasattr(module, "is_concatenated") and hasattr(module, "num_experts"):
-            layer = int(numbers[-1]) if numbers else 0
-            if layer in found:
-                raise InvalidTraceError(
-                    f"record: {name} is a second experts module of layer {layer}"
-                )
-            found[layer] = module
-    if not found:
-        raise InvalidTraceError(
-            f"record: {type(model).__name__} has no experts module that Transformers "
-            f"can run by an experts_implementation"
-        )
-    return found

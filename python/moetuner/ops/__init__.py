@@ -4,8 +4,25 @@ from moetuner.ops._library import load_library
 
 load_library()
 
+from moetuner.ops.combine import combine  # noqa: E402
 from moetuner.ops.count_routing import count_routing  # noqa: E402
+from moetuner.ops.dispatch import (  # noqa: E402
+    Dispatched,
+    buffer_nbytes,
+    check_overflow,
+    dispatch,
+)
 from moetuner.ops.permute import Permuted, permute  # noqa: E402
 from moetuner.ops.unpermute import unpermute  # noqa: E402
 
-__all__ = ["Permuted", "count_routing", "permute", "unpermute"]
+__all__ = [
+    "Dispatched",
+    "Permuted",
+    "buffer_nbytes",
+    "check_overflow",
+    "combine",
+    "count_routing",
+    "dispatch",
+    "permute",
+    "unpermute",
+]

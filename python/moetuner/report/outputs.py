@@ -9,26 +9,44 @@ from typing import TYPE_CHECKING
 from moetuner.errors import InvalidProblemError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def check_outputs(trace: Path, out: Path, plot: Path | None) -> None:
+def check_outputs(trace: Path, out: Path, plot: Path | None, page: Path | None) -> None:
     """Find out before a minute of solving that a result has nowhere to go."""
-    check_writable(out)
-    taken = {trace.resolve(), out.resolve()}
-    if len(taken) < 2:
-        raise InvalidProblemError(f"--out {out}: that is the trace")
+    taken = {trace.resolve(): "the trace"}
+    for name, path in (("--out", out), ("--plot", plot), ("--report", page)):
+        if path is None:
+            continue
+        check_writable(path)
+        if path.resolve() in taken:
+            raise InvalidProblemError(f"{name} {path}: that is {taken[path.resolve()]}")
+        taken[path.resolve()] = name
     if plot is None:
         return
-    check_writable(plot)
-    if plot.resolve() in taken:
-        raise InvalidProblemError(f"--plot {plot}: that is the trace, or --out")
     if plot.suffix.lower() not in PLOT_SUFFIXES:
         raise InvalidProblemError(f"--plot {plot}: must end in .png, .svg or .pdf")
     if not can_plot():
         raise MissingDependencyError("--plot needs pip install 'moetuner[plot]'")
+
+
+def check_report(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse to write a page over what it is about."""
+    check_writable(out)
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise InvalidProblemError(f"--out {out}: that is an input")
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder for figures, which need matplotlib."""
+    if not can_plot():
+        raise MissingDependencyError("--plots needs pip install 'moetuner[plot]'")
+    if folder.exists() and not folder.is_dir():
+        raise InvalidProblemError(f"--plots {folder}: a file, wanted a folder")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def check_writable(path: Path) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 
 from moetuner._files import atomic_path
 from moetuner.errors import MissingDependencyError
+from moetuner.report.quantities import relative_load, traffic_per_token
 
 if TYPE_CHECKING:
     import os
 
+    from moetuner.comparison import Scored
     from moetuner.pipeline import Candidate, PlanReport
 
 _MAX_LABELS = 16  # more ticks than this touch each other
@@ -26,34 +28,41 @@ def plot_plan(report: PlanReport, path: str | os.PathLike[str]) -> None:
     MissingDependencyError
         When matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "plots need matplotlib: pip install 'moetuner[plot]'"
-        ) from error
+    figure = new_figure()
+    figure.set_size_inches(11, 8)
     pair = (report.baseline, report.result)
-    figure = Figure(figsize=(11, 8), layout="constrained")
     figure.suptitle(
         f"Before and after, on {report.score_tokens:,} held-out tokens "
         f"(wire {report.options.cost.wire.value}, "
         f"homes {report.options.cost.homes.value})"
     )
     axes = figure.subplots(2, 2)
-    _plot_loads(figure, axes[0], pair)
-    _plot_traffic(figure, axes[1], pair)
+    plot_loads(figure, axes[0], pair)
+    plot_traffic(figure, axes[1], pair)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
 
-def _plot_loads(figure: Any, axes: Any, pair: tuple[Candidate, ...]) -> None:
+def new_figure() -> Any:
+    """An empty figure that needs no display.
+
+    Raises
+    ------
+    MissingDependencyError
+        When matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            "plots need matplotlib: pip install 'moetuner[plot]'"
+        ) from error
+    return Figure(layout="constrained")
+
+
+def plot_loads(figure: Any, axes: Any, pair: tuple[Candidate | Scored, ...]) -> None:
     """Rank load over mean rank load, per layer; 1 is balance, and white."""
-    rows = [candidate.evaluation.rank_rows for candidate in pair]
-    means = [table.mean(axis=1, keepdims=True) for table in rows]
-    loads = [
-        np.divide(table, mean, out=np.ones_like(table), where=mean > 0)
-        for table, mean in zip(rows, means, strict=True)
-    ]
+    loads = [relative_load(candidate.evaluation) for candidate in pair]
     low, high = min(map(np.min, loads)), max(map(np.max, loads))
     spread = max(high - 1, 1 - low, 0.01)
     for axis, candidate, load in zip(axes, pair, loads, strict=True):
@@ -61,7 +70,7 @@ def _plot_loads(figure: Any, axes: Any, pair: tuple[Candidate, ...]) -> None:
             load.T, cmap="PuOr_r", vmin=1 - spread, vmax=1 + spread, aspect="auto"
         )
         axis.set_title(
-            f"{candidate.name}: load per rank\n"
+            f"{plain(candidate.name)}: load per rank\n"
             f"max/mean {candidate.evaluation.imbalance_mean:.2f} on average, "
             f"{candidate.evaluation.imbalance_worst:.2f} at worst"
         )
@@ -76,21 +85,15 @@ def _plot_loads(figure: Any, axes: Any, pair: tuple[Candidate, ...]) -> None:
         bar.ax.set_ylim(low, high)  # what there is: no load is negative
 
 
-def _plot_traffic(figure: Any, axes: Any, pair: tuple[Candidate, ...]) -> None:
+def plot_traffic(figure: Any, axes: Any, pair: tuple[Candidate | Scored, ...]) -> None:
     """Dispatch rows per token from home to computing rank, mean over layers."""
-    tables = []
-    for candidate in pair:
-        traffic = candidate.evaluation.traffic
-        share = candidate.evaluation.num_tokens * len(candidate.evaluation.imbalance)
-        table = traffic * (len(traffic) / share)
-        np.fill_diagonal(table, np.nan)  # stays where it is
-        tables.append(table)
+    tables = [traffic_per_token(candidate.evaluation) for candidate in pair]
     most = max(np.nanmax(table) if len(table) > 1 else 0 for table in tables) or 1
     for axis, candidate, table in zip(axes, pair, tables, strict=True):
         image = axis.imshow(table, cmap="viridis", vmin=0, vmax=most)
         axis.set_facecolor("lightgray")
         axis.set_title(
-            f"{candidate.name}: traffic (gray: stays on its rank)\n"
+            f"{plain(candidate.name)}: traffic (gray: stays on its rank)\n"
             f"{candidate.evaluation.remote_ranks_per_token:.2f} remote ranks per token"
         )
         axis.set_xlabel("computing rank")
@@ -119,3 +122,8 @@ def _write_numbers(axis: Any, table: Any, most: float) -> None:
 
 def _ticks(count: int) -> range:
     return range(0, count, -(-count // _MAX_LABELS))
+
+
+def plain(name: str) -> str:
+    """A name as it is: a dollar sign would begin a formula."""
+    return name.replace("$", r"\$")

@@ -64,7 +64,7 @@ def balanced_rank_of(problem: PlacementProblem) -> NDArray[np.int32]:
     rows = []
     for load in problem.relative_load():
         packed = _core.pack_by_load(load, num_ranks, problem.slots_per_rank)
-        _fill_empty_ranks(packed, load, num_ranks)
+        fill_empty_ranks(packed, load, num_ranks)
         rows.append(_core.refine_by_swaps(load, packed, num_ranks))
     return within_memory(problem, np.stack(rows))
 
@@ -127,7 +127,7 @@ def even_out_sizes(
     return renamed
 
 
-def _fill_empty_ranks(
+def fill_empty_ranks(
     rank_of: NDArray[np.int32], load: NDArray[np.float64], num_ranks: int
 ) -> None:
     """Give a rank that LPT left empty the lightest expert of the fullest rank."""

@@ -83,6 +83,12 @@ class MilpBuilder:
         for column in columns.ravel().tolist():
             self._lower[column] = self._upper[column] = value
 
+    def weigh(self, columns: NDArray[np.int64], objective: NDArray[np.float64]) -> None:
+        """Give columns the objective's factors, in order."""
+        values = objective.ravel().tolist()
+        for column, value in zip(columns.ravel().tolist(), values, strict=True):
+            self._objective[column] = value
+
     def add_row(
         self,
         columns: NDArray[np.int64] | Iterable[int],

@@ -17,13 +17,16 @@ from moetuner.trace.split import (
     subsample,
 )
 from moetuner.trace.synthetic import synthetic_trace
+from moetuner.trace.topics import TOPIC_PRESETS, TopicRouting, topic_trace
 
 if TYPE_CHECKING:
     import os
 
 __all__ = [
+    "TOPIC_PRESETS",
     "CountTrace",
     "Split",
+    "TopicRouting",
     "Trace",
     "TraceMetadata",
     "merge_traces",
@@ -32,6 +35,7 @@ __all__ = [
     "split_by_sequence",
     "subsample",
     "synthetic_trace",
+    "topic_trace",
     "write_trace",
 ]
 

@@ -23,6 +23,8 @@ from moetuner.errors import InvalidTraceError
 from moetuner.trace.model import MAX_EXPERTS, CountTrace, Trace, TraceMetadata
 
 if TYPE_CHECKING:
+    from typing import IO
+
     from numpy.typing import NDArray
 
 Arrays = dict[str, "NDArray[Any]"]
@@ -43,23 +45,31 @@ def read_npz(path: str | os.PathLike[str]) -> Trace | CountTrace:
         When the archive is damaged, holds pickled objects, declares more than it
         contains, or has neither routing nor counts.
     """
-    arrays = _load(path)
+    arrays = load_arrays(path)
     try:
         if "experts" in arrays:
-            return _per_token(arrays, Path(path))
+            return per_token_trace(arrays, Path(path))
         return _counts(arrays, Path(path))
     except ValueError as error:
         raise InvalidTraceError(f"{path}: {error}") from error
 
 
-def _load(path: str | os.PathLike[str]) -> Arrays:
+def load_arrays(path: str | os.PathLike[str]) -> Arrays:
+    """Every array of a NumPy archive by name, after the checks named above.
+
+    Raises
+    ------
+    InvalidTraceError
+        When the archive is damaged, holds pickled objects, or declares more than it
+        contains.
+    """
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
-                _check_members(members, size)
-                return {m.filename[:-4]: _load_member(archive, m) for m in members}
+                check_members(members, size)
+                return {m.filename[:-4]: load_member(archive, m) for m in members}
         except InvalidTraceError as error:
             raise InvalidTraceError(f"{path}: {error}") from error
         except Exception as error:
@@ -69,7 +79,7 @@ def _load(path: str | os.PathLike[str]) -> Arrays:
             ) from error
 
 
-def _check_members(members: list[zipfile.ZipInfo], archive_bytes: int) -> None:
+def check_members(members: list[zipfile.ZipInfo], archive_bytes: int) -> None:
     """Refuse what is no list of arrays, or unpacks to far more than it is."""
     seen: set[str] = set()
     for member in members:
@@ -95,25 +105,11 @@ def _check_members(members: list[zipfile.ZipInfo], archive_bytes: int) -> None:
         )
 
 
-def _load_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+def load_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     """One array, after its header was seen to fit the member's size."""
     name = member.filename
     with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        reader = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = reader(stream)
-        if dtype.hasobject:
-            raise InvalidTraceError(f"{name} holds pickled objects: refused")
-        if any(length < 0 for length in shape):
-            raise InvalidTraceError(f"{name} declares the shape {list(shape)}")
-        declared = math.prod(shape) * dtype.itemsize
-        contents = member.file_size - stream.tell()
-        if declared != contents:
-            raise InvalidTraceError(f"{name} declares {declared} bytes, has {contents}")
+        _, _, dtype = read_header(name, stream, member.file_size)
     with archive.open(member) as stream:
         array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     if dtype.kind == "U" and array.nbytes:
@@ -122,6 +118,34 @@ def _load_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
         if points.max() > sys.maxunicode:
             raise InvalidTraceError(f"{name} is not Unicode text")
     return array
+
+
+def read_header(
+    name: str, stream: IO[bytes], num_bytes: int
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, Fortran order and dtype of the array in `stream`, of `num_bytes` in all.
+
+    Raises
+    ------
+    InvalidTraceError
+        When it holds pickled objects, or declares another size than it has.
+    """
+    version = np.lib.format.read_magic(stream)
+    reader = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = reader(stream)
+    if dtype.hasobject:
+        raise InvalidTraceError(f"{name} holds pickled objects: refused")
+    if any(length < 0 for length in shape):
+        raise InvalidTraceError(f"{name} declares the shape {list(shape)}")
+    declared = math.prod(shape) * dtype.itemsize
+    contents = num_bytes - stream.tell()
+    if declared != contents:
+        raise InvalidTraceError(f"{name} declares {declared} bytes, has {contents}")
+    return shape, fortran, dtype
 
 
 def _metadata(arrays: Arrays) -> dict[str, Any]:
@@ -151,7 +175,8 @@ def _trace_metadata(meta: dict[str, Any], path: Path) -> TraceMetadata:
     )
 
 
-def _per_token(arrays: Arrays, path: Path) -> Trace:
+def per_token_trace(arrays: Arrays, path: Path) -> Trace:
+    """The arrays of a recording of tokens as a trace."""
     ids = _integers("experts", arrays["experts"], np.int16)
     if ids.ndim != 3:
         raise InvalidTraceError(

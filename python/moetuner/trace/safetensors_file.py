@@ -1,8 +1,9 @@
 """moetuner's own trace file: safetensors with a versioned header.
 
 Tensors carry the names of the fields of `Trace`; `topk_ids` is stored as uint8 when
-every id fits and nothing is padded, else as int16. The header's string metadata says
-what the file is: ``format``, ``version``, ``num_experts``, ``ranked``, ``model``, ...
+every id fits and nothing is padded, else as int16. A source that only counted has
+those of `CountTrace` instead. The header's string metadata says what the file is:
+``format``, ``version``, ``num_experts``, ``ranked``, ``model``, ...
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from safetensors.numpy import load, save
 
 from moetuner._files import atomic_write_bytes
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.model import Trace, TraceMetadata
+from moetuner.trace.model import CountTrace, Trace, TraceMetadata
 
 if TYPE_CHECKING:
     import os
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 FORMAT = "moetuner.trace"
 VERSION = "1"
 _MAX_HEADER = 1 << 20
+_MAX_TENSOR_ENTRIES = 1 << 12  # of the header, for the tensors themselves
 _TENSORS = {
     "topk_ids": np.int16,
     "layer_ids": np.int32,
@@ -34,42 +36,76 @@ _TENSORS = {
     "home_rank": np.int16,
     "phase": np.uint8,
 }
+_COUNT_TENSORS = {"counts": np.int64, "num_tokens": np.int64, "layer_ids": np.int32}
 
 
-def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
+def write_trace(trace: Trace | CountTrace, path: str | os.PathLike[str]) -> None:
     """Write `trace` as a safetensors file; an existing file is replaced whole."""
+    if isinstance(trace, CountTrace):
+        _write_counts(trace, path)
+        return
     # safetensors writes the memory of a strided array, not its elements.
     tensors = {n: np.ascontiguousarray(a) for n, a in trace.arrays().items()}
     ids = trace.topk_ids
     if trace.num_experts <= 256 and (not ids.size or ids.min() >= 0):
         tensors["topk_ids"] = ids.astype(np.uint8)
+    header = header_of(
+        trace.metadata,
+        num_experts=str(trace.num_experts),
+        ranked="true" if trace.ranked else "false",
+    )
+    _save(tensors, header, path)
+
+
+def header_of(metadata: TraceMetadata, **fields: str) -> dict[str, str]:
+    """The string metadata of a trace file.
+
+    Raises
+    ------
+    InvalidTraceError
+        When it is too long for a header.
+    """
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "num_experts": str(trace.num_experts),
-        "ranked": "true" if trace.ranked else "false",
-        "model": trace.metadata.model,
-        "source": trace.metadata.source,
-        "dataset": trace.metadata.dataset,
-        "extra": json.dumps(dict(trace.metadata.extra), sort_keys=True),
+        **fields,
+        "model": metadata.model,
+        "source": metadata.source,
+        "dataset": metadata.dataset,
+        "extra": json.dumps(dict(metadata.extra), sort_keys=True),
     }
-    data = save(tensors, metadata=header)
-    if int.from_bytes(data[:8], "little") > _MAX_HEADER:
+    if len(json.dumps(header)) > _MAX_HEADER - _MAX_TENSOR_ENTRIES:
         raise InvalidTraceError(
             f"write_trace: the metadata must fit a header of {_MAX_HEADER} bytes; "
             f"shorten metadata.extra"
         )
-    atomic_write_bytes(path, data)
+    return header
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> Trace:
+def _write_counts(trace: CountTrace, path: str | os.PathLike[str]) -> None:
+    tensors = {n: np.ascontiguousarray(getattr(trace, n)) for n in _COUNT_TENSORS}
+    header = header_of(
+        trace.metadata,
+        num_experts=str(trace.num_experts),
+        labels=json.dumps(list(trace.labels)),
+    )
+    _save(tensors, header, path)
+
+
+def _save(
+    tensors: dict[str, Any], header: dict[str, str], path: str | os.PathLike[str]
+) -> None:
+    atomic_write_bytes(path, save(tensors, metadata=header))
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> Trace | CountTrace:
     """Read a trace written by `write_trace`.
 
     Raises
     ------
     InvalidTraceError
         When the file is truncated, foreign, of another version, or holds a trace
-        that breaks the rules of `Trace`.
+        that breaks the rules of `Trace` or `CountTrace`.
     """
     data = Path(path).read_bytes()
     header = _read_header(data, path)
@@ -88,6 +124,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> Trace:
         metadata = _metadata(header)
         num_experts = int(header["num_experts"])
         ranked = {"true": True, "false": False}[header.get("ranked", "false")]
+        labels = _labels(header)
     except (
         SafetensorError,
         KeyError,
@@ -99,11 +136,13 @@ def read_safetensors(path: str | os.PathLike[str]) -> Trace:
             f"{path}: damaged trace file: {type(error).__name__}: {error}"
         ) from error
     try:
+        if "counts" in tensors:
+            return _count_trace(tensors, num_experts, labels, metadata)
         return Trace(
             num_experts=num_experts,
             ranked=ranked,
             metadata=metadata,
-            **_fields(tensors),
+            **_fields(tensors, _TENSORS, {"topk_ids", "layer_ids"}),
         )
     except InvalidTraceError as error:
         raise InvalidTraceError(f"{path}: {error}") from error
@@ -135,17 +174,44 @@ def _metadata(header: dict[str, str]) -> TraceMetadata:
     )
 
 
-def _fields(tensors: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(tensors) - set(_TENSORS))
-    missing = sorted({"topk_ids", "layer_ids"} - set(tensors))
+def _labels(header: dict[str, str]) -> tuple[str, ...]:
+    labels = json.loads(header.get("labels", "[]"))
+    if not isinstance(labels, list):
+        raise TypeError("metadata 'labels' must be a JSON list")
+    return tuple(labels)
+
+
+def _count_trace(
+    tensors: dict[str, Any],
+    num_experts: int,
+    labels: tuple[str, ...],
+    metadata: TraceMetadata,
+) -> CountTrace:
+    trace = CountTrace(
+        labels=labels,
+        metadata=metadata,
+        **_fields(tensors, _COUNT_TENSORS, set(_COUNT_TENSORS)),
+    )
+    if trace.num_experts != num_experts:
+        raise InvalidTraceError(
+            f"num_experts is {num_experts}, but counts are of {trace.num_experts}"
+        )
+    return trace
+
+
+def _fields(
+    tensors: dict[str, Any], known: dict[str, Any], required: set[str]
+) -> dict[str, Any]:
+    unknown = sorted(set(tensors) - set(known))
+    missing = sorted(required - set(tensors))
     if unknown or missing:
         raise InvalidTraceError(
             f"unknown tensors {unknown}, missing tensors {missing}; a trace has "
-            f"{', '.join(_TENSORS)}"
+            f"{', '.join(known)}"
         )
     fields = {}
     for name, array in tensors.items():
-        wanted = _TENSORS[name]
+        wanted = known[name]
         if name == "topk_ids" and array.dtype == np.uint8:
             array = array.astype(np.int16)
         if wanted is not None and array.dtype != wanted:

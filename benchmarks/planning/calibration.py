@@ -1,0 +1,85 @@
+"""The generator beside the recordings that it was fitted to.
+
+python benchmarks/planning/calibration.py
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import report
+from moetuner.description import describe
+from moetuner.trace import TOPIC_PRESETS, read_trace, topic_trace
+from moetuner.workload import batch_index
+
+RECORDED = {
+    "DeepSeek-V2-Lite-Chat, prompts": (
+        "deepseek-v2-lite-chat-moe-beyond/prompts.npz",
+        "deepseek-v2-lite",
+    ),
+    "gpt-oss-20b, mmlu": ("gpt-oss-20b-fingerprinting/mmlu.npz", "gpt-oss"),
+}
+TOKENS = 30_000
+
+
+def figures(trace):
+    """Medians over layers: skew, two lifts, and the skew of single batches."""
+    found = describe(trace)
+    batches = batch_index(trace, 2048)
+    peaks = []
+    for layer in range(trace.num_layers):
+        ids = trace.topk_ids[:, layer]
+        rows = np.zeros((int(batches.max()) + 1, trace.num_experts))
+        np.add.at(rows, (np.repeat(batches, ids.shape[1]), ids.ravel()), 1)
+        peaks.append((rows.max(axis=1) / rows.mean(axis=1)).mean())
+    return {
+        "busiest expert / mean": found.load_skew.median,
+        "the same in a batch of 2,048": float(np.median(peaks)),
+        "co-activation lift": found.coactivation_lift.median,
+        "transition lift": found.transition_lift.median,
+    }
+
+
+def main():
+    env = report.environment("")
+    rows, content = [], {}
+    real = {}
+    for label, (file, preset) in RECORDED.items():
+        path = report.traces_folder() / file
+        real[preset] = (label, figures(read_trace(path)))
+    for name, routing in TOPIC_PRESETS.items():
+        began = time.monotonic()
+        drawn = [
+            topic_trace(routing, num_tokens=TOKENS, seed=seed) for seed in range(3)
+        ]
+        seconds = (time.monotonic() - began) / 3
+        values = [figures(trace) for trace in drawn]
+        del drawn
+        label, recorded = real.get(name, ("", {}))
+        shape = f"{routing.num_layers} x {routing.num_experts}, k {routing.top_k}"
+        for figure in values[0]:
+            rows.append(
+                [
+                    name,
+                    shape,
+                    figure,
+                    report.spread([each[figure] for each in values], 2),
+                    f"{recorded[figure]:.2f} ({label})" if recorded else "",
+                ]
+            )
+        content[name] = {"generated": values, "recorded": recorded, "seconds": seconds}
+        print(name, f"{seconds:.1f} s", values[0], recorded, flush=True)
+    lines = report.head("The generator beside the recordings it was fitted to", env)
+    lines += [
+        f"Medians over layers; generated: median (smallest-largest) of three seeds, "
+        f"{TOKENS:,} tokens.",
+        "",
+    ]
+    header = ["preset", "layers x experts", "figure", "generated", "recorded"]
+    lines += report.table(header, rows)
+    report.write("planning-calibration", {"environment": env, **content}, lines)
+
+
+if __name__ == "__main__":
+    main()

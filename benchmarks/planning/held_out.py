@@ -1,0 +1,196 @@
+"""Every planner on one part of real traces, scored on the other; split by sequence.
+
+    python benchmarks/planning/held_out.py --seconds 60 --seeds 5
+
+Each seed splits anew and plans anew. Baselines that need no clock have none; the
+paper's two stages (CBC) get the seconds of `--ilp-seconds`, the joint planner those of
+`--seconds`. Batches are whole sequences of about `--batch-tokens` tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import numpy as np
+import report
+from moetuner.cost import MODEL_SHAPES, CostModel, Homes
+from moetuner.evaluation import evaluate
+from moetuner.problem import Objective, PlacementProblem
+from moetuner.solver import SolverOptions, get_solver
+from moetuner.topology import Topology
+from moetuner.trace import read_trace, split_by_sequence
+from moetuner.workload import Workload
+
+TRACES = {
+    "V2-Lite law": ("deepseek-v2-lite-esft/law.npz", "deepseek-v2-lite"),
+    "V2-Lite intent": ("deepseek-v2-lite-esft/intent.npz", "deepseek-v2-lite"),
+    "V2-Lite-Chat prompts": (
+        "deepseek-v2-lite-chat-moe-beyond/prompts.npz",
+        "deepseek-v2-lite",
+    ),
+    "gpt-oss mmlu": ("gpt-oss-20b-fingerprinting/mmlu.npz", "gpt-oss"),
+}
+TWO_STAGE = "paper's two stages"
+PLANNERS = {
+    # name: (solver, objective, extra slots per rank)
+    "contiguous": ("contiguous", Objective.MAX_LOAD, 0),
+    "random": ("random", Objective.MAX_LOAD, 0),
+    "LPT + swaps": ("lpt", Objective.MAX_LOAD, 0),
+    "EPLB": ("eplb", Objective.MODELLED_TIME, 0),
+    "affinity only": ("affinity", Objective.TOTAL_TRAFFIC, 0),
+    "co-activation only": ("coactivation", Objective.MODELLED_TIME, 0),
+    "LPT, then chain": ("chain", Objective.LINK_TRAFFIC, 0),
+    TWO_STAGE: ("ilp2", Objective.LINK_TRAFFIC, 0),
+    "joint": ("joint", Objective.MODELLED_TIME, 0),
+    "EPLB + 1 replica": ("eplb", Objective.MODELLED_TIME, 1),
+}
+SCORES = {
+    # field of Evaluation: (heading, digits, factor)
+    "imbalance_mean": ("max/mean load", 3, 1.0),
+    "remote_ranks_per_token": ("remote ranks", 2, 1.0),
+    "remote_nodes_per_token": ("remote nodes", 3, 1.0),
+    "modelled_seconds": ("pooled ms", 2, 1e3),
+    "batch_seconds_mean": ("batch ms, mean", 3, 1e3),
+    "batch_seconds_p95": ("p95", 3, 1e3),
+    "batch_seconds_p99": ("p99", 3, 1e3),
+}
+
+
+def score_planners(args, trace, model, homes, seed):
+    """Scores of each planner for one split, by name."""
+    split = split_by_sequence(trace, 0.5, seed)
+    cost = CostModel(shape=MODEL_SHAPES[model], homes=homes)
+    topology = Topology(num_ranks=args.ranks, ranks_per_node=args.ranks_per_node)
+    workload = Workload(traces=(split.plan,), cost=cost, batch_tokens=args.batch_tokens)
+    problem = PlacementProblem.from_workload(workload, topology)
+    scores = {}
+    for name in args.planners:
+        solver, objective, extra = PLANNERS[name]
+        seconds = args.ilp_seconds if solver == "ilp2" else args.seconds
+        if solver == "ilp2" and seed >= args.ilp_seeds:
+            continue
+        options = SolverOptions(time_limit=seconds, seed=seed, threads=args.threads)
+        asked = replace(
+            problem,
+            objective=objective,
+            slots_per_rank=problem.slots_per_rank + extra,
+        )
+        solution = get_solver(solver).solve(asked, options)
+        found = evaluate(
+            split.score, solution.placement, cost, batch_tokens=args.batch_tokens
+        )
+        scores[name] = {field: getattr(found, field) for field in SCORES}
+        scores[name]["seconds"] = solution.seconds
+        batch_ms = found.batch_seconds_mean * 1e3
+        print(f"  {name}: {batch_ms:.3f} ms, {solution.seconds:.1f} s", flush=True)
+    return scores
+
+
+def relative(runs, name, others):
+    """Change of the mean batch time against another planner, in %, per seed."""
+    changes = []
+    for scores in runs:
+        other = next((scores[o] for o in others if o in scores), None)
+        if other is not None and name in scores:
+            mine, its = (s["batch_seconds_mean"] for s in (scores[name], other))
+            changes.append(100 * (mine / its - 1))
+    return changes
+
+
+def section(title, runs):
+    """The table of one trace and kind of home."""
+    lines = [f"## {title}", ""]
+    headings = [heading for heading, _, _ in SCORES.values()]
+    rows = []
+    for name in PLANNERS:
+        own = [scores[name] for scores in runs if name in scores]
+        if not own:
+            continue
+        cells = [
+            report.spread([score[field] * factor for score in own], digits)
+            for field, (_, digits, factor) in SCORES.items()
+        ]
+        seconds = report.spread([score["seconds"] for score in own], 1)
+        changes = relative(runs, name, ["LPT, then chain"])
+        rows.append([name, *cells, report.spread(changes, 1), seconds])
+    header = ["planner", *headings, "mean, % of chain's", "s"]
+    return lines + report.table(header, rows)
+
+
+def verdict(title, runs):
+    """Where the joint planner wins and where it does not, by the mean batch time."""
+    if not all("joint" in scores for scores in runs):
+        return []
+    known = {name for scores in runs for name in scores}
+    known -= {"joint", "EPLB + 1 replica"}
+    means = {name: float(np.median(relative(runs, "joint", [name]))) for name in known}
+    closest = max(means, key=lambda name: means[name])
+    return [
+        [
+            title,
+            report.spread(relative(runs, "joint", ["LPT, then chain"]), 1),
+            report.spread(
+                relative(runs, "joint", ["paper's two stages"]) or [np.nan], 1
+            ),
+            f"{closest}: {means[closest]:+.1f}",
+            "yes" if means[closest] < 0 else "NO",
+        ]
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--ilp-seconds", type=float, default=60)
+    parser.add_argument("--ilp-seeds", type=int, default=1, help="0: leave CBC out")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--ranks-per-node", type=int, default=4)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--traces", nargs="*", default=list(TRACES), choices=TRACES)
+    parser.add_argument(
+        "--homes", nargs="*", default=["uniform", "follow"], choices=list(Homes)
+    )
+    parser.add_argument("--planners", nargs="*", default=list(PLANNERS))
+    parser.add_argument("--name", default="planning-held-out")
+    parser.add_argument("--note", default="")
+    args = parser.parse_args()
+    env = report.environment(args.note)
+    cases, body, verdicts = {}, [], []
+    for label in args.traces:
+        file, model = TRACES[label]
+        trace = read_trace(report.traces_folder() / file)
+        for homes in map(Homes, args.homes):
+            if homes is Homes.FOLLOW and not trace.ranked:
+                continue  # without weights nobody knows the first expert
+            title = f"{label}, homes {homes.value}"
+            print(title, flush=True)
+            runs = [
+                score_planners(args, trace, model, homes, seed)
+                for seed in range(args.seeds)
+            ]
+            cases[title] = runs
+            body += section(title, runs)
+            verdicts += verdict(title, runs)
+            title = (
+                f"Held-out halves of real traces: {args.ranks} ranks in nodes of "
+                f"{args.ranks_per_node}, dedup"
+            )
+            lines = report.head(title, env)
+            lines += [
+                f"Median (smallest-largest) over {args.seeds} splits and seeds; joint "
+                f"{args.seconds:g} s, CBC {args.ilp_seconds:g} s (first "
+                f"{args.ilp_seeds} seeds), {args.threads} threads.",
+                "",
+                "## Joint against the others: mean time of a held-out batch, %",
+                "",
+            ]
+            header = ["case", "chain", "paper's two stages", "closest", "below all?"]
+            lines += report.table(header, verdicts) + body
+            report.write(args.name, {"environment": env, "cases": cases}, lines)
+
+
+if __name__ == "__main__":
+    main()

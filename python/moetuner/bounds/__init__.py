@@ -1,0 +1,10 @@
+"""Lower bounds: how fast any placement can be at best, proven.
+
+The proofs are in ``docs/bounds.md``.
+"""
+
+from __future__ import annotations
+
+from moetuner.bounds.certificate import Certificate, certify
+
+__all__ = ["Certificate", "certify"]

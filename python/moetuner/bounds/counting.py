@@ -1,0 +1,259 @@
+"""What each layer costs at least, found by counting.
+
+"Group" is a node or a rank, see `moetuner.bounds.level`.
+
+Legend: T tokens, Q batches, L layers, E experts, K top-k, P groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner.bounds.balance import (
+    cannot_stay_together,
+    fullest_group,
+    least_remote,
+)
+from moetuner.bounds.level import Level
+from moetuner.cost import CostModel, Homes, Wire
+from moetuner.placement import Placement, contiguous_rank_of
+from moetuner.trace import CountTrace, Trace
+from moetuner.workload import price, tally_batches
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.problem import PlacementProblem
+
+    Floats = NDArray[np.float64]
+
+_OPEN = 1.002
+"""Loads whose bound is within this of the mean may gain from the search."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class LayerShare:
+    """What is known of one layer of one trace, times the weight of a batch.
+
+    ``*_least`` are seconds by counting; ``*_base`` those parts of them that stay beside
+    ``load`` and the visits.
+    """
+
+    compute_least: float = 0.0
+    compute_base: float = 0.0
+    dispatch_least: float = 0.0
+    dispatch_base: float = 0.0
+    combine_least: float = 0.0
+    combine_base: float = 0.0
+    load: Floats | None = None
+    """float64 [E, E], seconds per pair that shares a group; never negative."""
+
+
+class Counting:
+    """Counts what layers of one problem cost at least."""
+
+    def __init__(self, problem: PlacementProblem, *, replicas: bool) -> None:
+        assert problem.workload is not None
+        self.problem, self.workload = problem, problem.workload
+        self.cost: CostModel = problem.workload.cost
+        self.level = Level.of(problem, replicas)
+        speeds = self.cost.rank_speeds or (1.0,) * problem.topology.num_ranks
+        self.mean_speed, self.top_speed = float(np.mean(speeds)), max(speeds)
+
+    def weights(self) -> list[float]:
+        """What a batch of each trace counts for in the objective.
+
+        The worst of several means is at least their mean.
+        """
+        workload = self.workload
+        count = len(workload.traces)
+        weights = (1 / count,) * count if workload.worst_case else workload.weights
+        return [
+            weight / (int(batches.max()) + 1 if batches.size else 1)
+            for weight, batches in zip(weights, workload.batches, strict=True)
+        ]
+
+    def shares(self, layer: int) -> list[LayerShare]:
+        """What a layer costs at least, for each trace."""
+        return [
+            self._share(trace, batches, layer, weight)
+            for trace, batches, weight in zip(
+                self.workload.traces,
+                self.workload.batches,
+                self.weights(),
+                strict=True,
+            )
+        ]
+
+    def _share(
+        self,
+        trace: Trace | CountTrace,
+        batches: NDArray[np.int32],
+        layer: int,
+        weight: float,
+    ) -> LayerShare:
+        rows = expert_rows(trace, batches, layer)  # [Q, E]
+        share = LayerShare()
+        factor = self._compute(rows, weight, share)
+        if self.level.num_groups > 1:
+            self._links(trace, batches, layer, rows, weight, share)
+        if self.cost.wire is Wire.PER_EXPERT and self.cost.homes is Homes.UNIFORM:
+            both = self.level.dispatch + self.level.combine
+            factor = factor + weight * self.level.leaves * both
+        if self.level.equal:
+            total = rows.sum(axis=1)
+            used = (total > 0) & (factor > 0)
+            scaled = rows[used] * np.sqrt(factor[used] / total[used])[:, None]
+            share.load = scaled.T @ scaled
+        return share
+
+    def _compute(self, rows: Floats, weight: float, share: LayerShare) -> Floats:
+        """Fill in the compute part; returns seconds per row [Q] left to the load."""
+        shape, hardware, level = self.cost.shape, self.cost.hardware, self.level
+        per_row = shape.flops_per_row / hardware.matmul_rate
+        per_expert = shape.expert_bytes / hardware.memory_bandwidth
+        num_ranks = self.problem.topology.num_ranks
+        slots = level.slots // level.ranks_per_group
+        active = (rows > 0).sum(axis=1)
+        mean = rows.sum(axis=1) / num_ranks * per_row / self.mean_speed
+        alike = self.mean_speed == self.top_speed
+        fullest = fullest_group(rows, num_ranks, slots, level.spare)
+        counted = np.maximum.reduce(
+            [
+                mean,
+                fullest * per_row / self.top_speed,
+                -(-active // num_ranks) * per_expert / self.top_speed,
+                active / num_ranks * per_expert / self.mean_speed,
+            ]
+        )
+        unsettled = (counted <= mean * _OPEN) & alike & level.equal
+        share.compute_least = weight * float(counted.sum())
+        share.compute_base = weight * float(counted[~unsettled].sum())
+        seconds = weight * per_row / self.top_speed / level.ranks_per_group
+        return np.where(unsettled, seconds, 0.0)
+
+    def _links(
+        self,
+        trace: Trace | CountTrace,
+        batches: NDArray[np.int32],
+        layer: int,
+        rows: Floats,
+        weight: float,
+        share: LayerShare,
+    ) -> None:
+        """Fill in dispatch and combine."""
+        level, cost = self.level, self.cost
+        exact = isinstance(trace, CountTrace) or cost.homes is not Homes.FOLLOW
+        if cost.wire is Wire.ALLGATHER and exact:
+            seconds = self._same_for_all(trace, batches)
+            for part in ("dispatch", "combine"):
+                value = weight * float(seconds[part][:, layer].sum())
+                setattr(share, f"{part}_least", value)
+                setattr(share, f"{part}_base", value)
+            return
+        assert isinstance(trace, Trace)
+        ids = trace.topk_ids[:, layer]
+        for part, per_row in (("dispatch", level.dispatch), ("combine", level.combine)):
+            uniform = self.uniform(part, layer)
+            least = self._least_rows(ids, batches, rows, uniform)
+            latency = level.latency * self._crosses(ids, batches, rows, uniform)
+            base = weight * float(latency.sum())
+            setattr(share, f"{part}_base", base)
+            setattr(share, f"{part}_least", base + weight * per_row * least.sum())
+
+    def uniform(self, part: str, layer: int) -> bool:
+        """Whether homes are uniform for one direction at a layer."""
+        homes = self.cost.homes
+        first = homes is Homes.FOLLOW and layer == 0 and part == "dispatch"
+        return homes is Homes.UNIFORM or first
+
+    def _same_for_all(
+        self, trace: Trace | CountTrace, batches: NDArray[np.int32]
+    ) -> dict[str, Floats]:
+        """Seconds [Q, L] of an all-gather, which no placement changes."""
+        topology = self.problem.topology
+        blocks = Placement.from_rank_of(
+            contiguous_rank_of(
+                self.problem.num_layers, self.problem.num_experts, topology.num_ranks
+            ),
+            layer_ids=self.problem.statistics.layer_ids,
+            topology=topology,
+        )
+        seconds = price(tally_batches(trace, blocks, self.cost, batches), self.cost)
+        return {"dispatch": seconds.dispatch, "combine": seconds.combine}
+
+    def _least_rows(
+        self,
+        ids: NDArray[np.int16],
+        batches: NDArray[np.int32],
+        rows: Floats,
+        uniform: bool,
+    ) -> Floats:
+        """Rows on the busiest link at least, by counting, [Q]."""
+        level, wire = self.level, self.cost.wire
+        sizes = (ids >= 0).sum(axis=1)
+        num_batches = len(rows)
+
+        def per_batch(of_token: NDArray[np.int64]) -> Floats:
+            sums = np.bincount(batches, weights=of_token, minlength=num_batches)
+            return np.asarray(sums / level.num_groups)
+
+        if wire is Wire.ALLGATHER:  # homes that follow: only the sum is known
+            return per_batch(np.full(len(ids), level.num_groups - 1))
+        groups = -(-sizes // level.slots)
+        away = np.maximum(groups - 1, 0)
+        if not uniform:
+            if wire is Wire.PER_EXPERT:
+                away = np.maximum(sizes - level.slots, 0)
+            return per_batch(away)
+        if level.spare:
+            remote = least_remote(rows, level.num_groups, level.spare)
+            remote = remote / level.num_groups
+            if wire is Wire.DEDUP:
+                remote = remote / min(level.slots, max(int(sizes.max(initial=1)), 1))
+            return np.maximum(per_batch(away), remote)
+        if wire is Wire.PER_EXPERT:
+            fullest = fullest_group(rows, level.num_groups, level.slots, 0)
+            return np.asarray(fullest * level.leaves)
+        visited = np.maximum(per_batch(groups), rows.max(axis=1))
+        return np.asarray(visited * level.leaves)
+
+    def _crosses(
+        self,
+        ids: NDArray[np.int16],
+        batches: NDArray[np.int32],
+        rows: Floats,
+        uniform: bool,
+    ) -> NDArray[np.bool_]:
+        """Whether anything must cross a link in a batch, bool [Q]."""
+        level = self.level
+        if self.cost.wire is Wire.ALLGATHER:
+            return np.bincount(batches, minlength=len(rows)) > 0
+        if uniform and not level.spare:
+            return np.asarray(rows.sum(axis=1) > 0)
+        too_many = (ids >= 0).sum(axis=1) > level.slots
+        crosses = np.bincount(batches, weights=too_many, minlength=len(rows)) > 0
+        if uniform:
+            remote = least_remote(rows, level.num_groups, level.spare)
+            return np.asarray(crosses | (remote > 1e-9))
+        if level.spare or not ids.size:
+            return np.asarray(crosses)
+        tied = cannot_stay_together(ids, batches, rows.shape[1], level.slots)
+        return np.asarray(crosses | tied)
+
+
+def expert_rows(
+    trace: Trace | CountTrace, batches: NDArray[np.int32], layer: int
+) -> Floats:
+    """Rows of each expert in each batch at one layer, float64 [Q, E]."""
+    num_batches = int(batches.max()) + 1 if batches.size else 1
+    rows = np.zeros((num_batches, trace.num_experts))
+    if isinstance(trace, CountTrace):
+        np.add.at(rows, batches, trace.counts[:, layer].astype(np.float64))
+        return rows
+    token, choice = np.nonzero(trace.topk_ids[:, layer] >= 0)
+    np.add.at(rows, (batches[token], trace.topk_ids[token, layer, choice]), 1.0)
+    return rows

@@ -1,0 +1,58 @@
+"""The links that a bound looks at: of nodes where there are several, else of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moetuner.problem import PlacementProblem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Level:
+    """The links that are bounded, and what stands at their ends."""
+
+    num_groups: int
+    ranks_per_group: int
+    slots: int
+    """Experts that a group holds at most."""
+    spare: int
+    """Slots of a layer that may hold replicas."""
+    equal: bool
+    """Whether groups are equally full, empty slots counted as experts without rows."""
+    dispatch: float
+    """Seconds per row on a link, each way."""
+    combine: float
+    latency: float
+
+    @classmethod
+    def of(cls, problem: PlacementProblem, replicas: bool) -> Level:
+        """The level of a problem that has a workload."""
+        assert problem.workload is not None
+        topology, cost = problem.topology, problem.workload.cost
+        hardware, hidden = cost.hardware, cost.shape.hidden_size
+        several = topology.num_nodes > 1
+        per_group = topology.ranks_per_node if several else 1
+        bandwidth = (
+            hardware.nic_bandwidth * per_group if several else hardware.rank_bandwidth
+        )
+        slots = problem.slots_per_rank
+        if not problem.equal_slots:
+            slots = problem.num_experts - topology.num_ranks + 1
+        spare = topology.num_ranks * slots - problem.num_experts if replicas else 0
+        return cls(
+            num_groups=topology.num_ranks // per_group,
+            ranks_per_group=per_group,
+            slots=slots * per_group,
+            spare=spare,
+            equal=problem.equal_slots and not spare,
+            dispatch=hidden * cost.shape.dispatch_bytes / bandwidth,
+            combine=hidden * cost.shape.combine_bytes / bandwidth,
+            latency=hardware.node_latency if several else hardware.rank_latency,
+        )
+
+    @property
+    def leaves(self) -> float:
+        """Share of uniform homes that are not in a given group."""
+        return 1 - 1 / self.num_groups

@@ -1,0 +1,224 @@
+"""The modelled time of a workload, cut into pieces that are bounded one by one.
+
+"Group" is a node or a rank, see `moetuner.bounds.level`.
+
+Legend: T tokens, L layers, E experts, K top-k, n items.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner.bounds.counting import Counting, LayerShare
+from moetuner.bounds.gram import Groups
+from moetuner.bounds.piece import Piece
+from moetuner.bounds.visits import Visits
+from moetuner.cost import CostModel, Homes, Wire
+from moetuner.trace import Trace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.placement import Placement
+    from moetuner.problem import PlacementProblem
+
+    Floats = NDArray[np.float64]
+
+
+class Cutter:
+    """Cuts the objective of one problem into pieces."""
+
+    def __init__(
+        self, problem: PlacementProblem, *, replicas: bool, known: Placement | None
+    ) -> None:
+        assert problem.workload is not None
+        self.problem, self.workload = problem, problem.workload
+        self.cost: CostModel = problem.workload.cost
+        self.counting = Counting(problem, replicas=replicas)
+        self.level = self.counting.level
+        self.known = known if known is None or not known.has_replicas else None
+
+    def pieces(self) -> list[Piece]:
+        """Pieces whose bounds add up to one of the objective."""
+        num_layers = self.problem.num_layers
+        shares = [self.counting.shares(layer) for layer in range(num_layers)]
+        pairs = self.cost.homes is Homes.FOLLOW and num_layers > 1
+        if not pairs:
+            return [
+                self._piece(f"{layer}", layer, [(layer, 1.0)], shares)
+                for layer in range(num_layers)
+            ]
+        pieces = []
+        for layer in range(1, num_layers):
+            own = [(layer, 1.0 if layer == num_layers - 1 else 0.5)]
+            own.append((layer - 1, 1.0 if layer == 1 else 0.5))
+            pieces.append(self._piece(f"{layer - 1}-{layer}", layer, own, shares))
+        return pieces
+
+    def _piece(
+        self,
+        name: str,
+        layer: int,
+        own: list[tuple[int, float]],
+        shares: list[list[LayerShare]],
+    ) -> Piece:
+        """The piece of layer(s) `own` (with their shares) and of `layer`'s dispatch."""
+        least = base = 0.0
+        pair = len(own) > 1
+        for index, part in own:
+            for share in shares[index]:
+                least += part * (share.compute_least + share.combine_least)
+                base += part * (share.compute_base + share.combine_base)
+        dispatches = [layer] + ([0] if pair and layer == 1 else [])
+        for index in dispatches:
+            least += sum(share.dispatch_least for share in shares[index])
+            base += sum(share.dispatch_base for share in shares[index])
+        if not self.level.equal or self.level.num_groups == 1:
+            return Piece(name=name, least=least)
+        return self._searched(name, layer, own, dispatches, shares, least, base)
+
+    def _searched(
+        self,
+        name: str,
+        layer: int,
+        own: list[tuple[int, float]],
+        dispatches: list[int],
+        shares: list[list[LayerShare]],
+        least: float,
+        base: float,
+    ) -> Piece:
+        level, homes = self.level, self.cost.homes
+        pair, anchors = len(own) > 1, homes is Homes.RECORDED
+        block = level.num_groups * level.slots
+        sizes = (level.slots,) * (2 if pair else 1) + ((1,) if anchors else ())
+        groups = Groups(num_groups=level.num_groups, sizes=sizes, apart=anchors)
+        weight = np.zeros((groups.num_items, groups.num_items))
+        visits: list[Visits] = []
+        # Items of `layer` come first; the layer before it, or the homes, follow.
+        offset = {index: 0 if index == layer else block for index, _ in own}
+        constant = base
+        for index, part in own:
+            at = offset[index]
+            for share in shares[index]:
+                if share.load is not None:
+                    size = len(share.load)
+                    weight[at : at + size, at : at + size] -= part * share.load
+            constant += self._add_links(
+                "combine", index, part, at, block, weight, visits
+            )
+        for index in dispatches:
+            constant += self._add_links(
+                "dispatch", index, 1.0, offset[index], block, weight, visits
+            )
+        if not weight.any() and not visits:
+            return Piece(name=name, least=max(least, constant))
+        return Piece(
+            name=name,
+            least=least,
+            groups=groups,
+            constant=constant,
+            weight=weight,
+            visits=tuple(visits),
+            together=self._together(groups, offset, anchors),
+        )
+
+    def _add_links(
+        self,
+        part: str,
+        layer: int,
+        factor: float,
+        at: int,
+        block: int,
+        weight: Floats,
+        visits: list[Visits],
+    ) -> float:
+        """Add rows of one direction at `layer`, whose items begin at `at`.
+
+        Returns seconds that are the same for every placement.
+        """
+        level, wire, constant = self.level, self.cost.wire, 0.0
+        per_row = level.dispatch if part == "dispatch" else level.combine
+        uniform = self.counting.uniform(part, layer)
+        for trace, batch in zip(
+            self.workload.traces, self.counting.weights(), strict=True
+        ):
+            seconds = factor * batch * per_row / level.num_groups
+            if wire is Wire.ALLGATHER:
+                if isinstance(trace, Trace) and self.cost.homes is Homes.FOLLOW:
+                    constant += seconds * trace.num_tokens * (level.num_groups - 1)
+                continue
+            assert isinstance(trace, Trace)
+            ids = trace.topk_ids[:, layer].astype(np.int64)
+            ids = np.where(ids >= 0, ids + at, -1)
+            home = self._homes(trace, part, layer, at, block)
+            some = (ids >= 0).any(axis=1)
+            if wire is Wire.PER_EXPERT:
+                constant += self._add_copies(ids, home, uniform, seconds, weight)
+                continue
+            if uniform:
+                visits.append(
+                    Visits(items=ids[some], weight=seconds * level.leaves, free=0)
+                )
+                continue
+            known = some & (home >= 0)
+            if part == "combine" and self.cost.homes is Homes.FOLLOW:
+                sets = ids[known]  # the home is the first of them
+            else:
+                sets = np.column_stack([ids[known], home[known]])
+            visits.append(Visits(items=sets, weight=seconds, free=1))
+            visits.append(Visits(items=ids[some & (home < 0)], weight=seconds, free=1))
+        return constant
+
+    def _homes(
+        self, trace: Trace, part: str, layer: int, at: int, block: int
+    ) -> NDArray[np.int64]:
+        """Item at each token's home, int64 [T]; -1 where no item tells."""
+        none = np.full(trace.num_tokens, -1, np.int64)
+        if self.counting.uniform(part, layer):
+            return none
+        if self.cost.homes is Homes.RECORDED:
+            assert trace.home_rank is not None
+            home = trace.home_rank.astype(np.int64) // self.level.ranks_per_group
+            return np.asarray(block + home)
+        if part == "combine":
+            first = trace.topk_ids[:, layer, 0].astype(np.int64)
+            return np.where(first >= 0, first + at, -1)
+        first = trace.topk_ids[:, layer - 1, 0].astype(np.int64)
+        return np.where(first >= 0, first + block, -1)
+
+    def _add_copies(
+        self,
+        ids: NDArray[np.int64],
+        home: NDArray[np.int64],
+        uniform: bool,
+        seconds: float,
+        weight: Floats,
+    ) -> float:
+        """Rows of `Wire.PER_EXPERT`: one for each expert away from the home."""
+        copies = int((ids >= 0).sum())
+        if self.cost.homes is Homes.UNIFORM:
+            return 0.0  # the load says it, and more
+        if uniform:
+            return seconds * copies * self.level.leaves
+        token, choice = np.nonzero(ids >= 0)
+        expert, at_home = ids[token, choice], home[token]
+        known = at_home >= 0
+        np.add.at(weight, (expert[known], at_home[known]), seconds / 2)
+        np.add.at(weight, (at_home[known], expert[known]), seconds / 2)
+        return seconds * int(known.sum())
+
+    def _together(
+        self, groups: Groups, offset: dict[int, int], anchors: bool
+    ) -> Floats | None:
+        """Y of the known placement; experts without rows count as alone."""
+        if self.known is None:
+            return None
+        rank_of = self.known.rank_of() // self.level.ranks_per_group
+        group = -1 - np.arange(groups.num_items)
+        for index, at in offset.items():
+            group[at : at + rank_of.shape[1]] = rank_of[index]
+        if anchors:
+            group[-groups.num_groups :] = np.arange(groups.num_groups)
+        return np.asarray(group[:, None] == group, np.float64)

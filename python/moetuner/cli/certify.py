@@ -1,0 +1,98 @@
+"""The command that proves how good a placement is."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 (typer reads it)
+from typing import Annotated
+
+import typer
+
+from moetuner.cli.options import (
+    BatchKindOption,
+    BatchTokens,
+    ExpertHiddenSize,
+    HardwareName,
+    HardwareOption,
+    HiddenSize,
+    HomesOption,
+    Json,
+    Quiet,
+    TracePath,
+    WireOption,
+    cost_model,
+    default_wire,
+)
+from moetuner.cost import Homes
+from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
+
+
+def certify(
+    trace: TracePath,
+    placement: Annotated[Path, typer.Argument(help="Placement file")],
+    time_limit: Annotated[float, typer.Option(help="Seconds for the search")] = 60.0,
+    threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
+    wire: WireOption = None,
+    homes: HomesOption = Homes.UNIFORM,
+    hardware: HardwareOption = HardwareName["h100"],
+    hidden_size: HiddenSize = None,
+    expert_hidden_size: ExpertHiddenSize = None,
+    batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
+    batch_kind: BatchKindOption = BatchKind.SEQUENCES,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bound the modelled time of every placement from below; print this one's gap."""
+    from moetuner.bounds import certify as prove
+    from moetuner.placement_file import read_placement
+    from moetuner.problem import PlacementProblem
+    from moetuner.report.progress import ProgressLine
+    from moetuner.report.terminal import print_content, print_json
+    from moetuner.solver import ProgressEvent
+    from moetuner.tally import check_same_model
+    from moetuner.trace import read_trace
+    from moetuner.workload import Workload
+
+    routing, plan = read_trace(trace), read_placement(placement)
+    wire = wire or default_wire(routing, quiet)
+    cost = cost_model(
+        routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
+    )
+    check_same_model(routing, plan)
+    workload = Workload(
+        traces=(routing,), cost=cost, batch_tokens=batch_tokens, batch_kind=batch_kind
+    )
+    problem = PlacementProblem.from_workload(
+        workload, plan.topology, slots_per_rank=plan.slots_per_rank
+    )
+    with ProgressLine() as line:
+
+        def show(done: int, total: int, bound: float) -> None:
+            line.update(
+                ProgressEvent(
+                    solver="certify",
+                    stage="certify",
+                    done=done,
+                    total=total,
+                    incumbent=value,
+                    bound=bound,
+                )
+            )
+
+        value = problem.objective_value(plan)
+        proof = prove(
+            problem,
+            plan,
+            time_limit=time_limit,
+            threads=threads,
+            replicas=plan.has_replicas,
+            progress=None if quiet else show,
+        )
+    if as_json:
+        print_json({"placement": str(placement), **proof.to_json()})
+        return
+    kind = "with or without replicas" if proof.replicas else "without replicas"
+    print_content(
+        f"{value * 1e3:.4g} ms modelled for a batch; no placement on these slots "
+        f"({kind}) takes less than {proof.lower_bound * 1e3:.4g} ms: gap "
+        f"{proof.gap or 0.0:.2%} ({proof.seconds:.1f} s)"
+    )

@@ -1,0 +1,99 @@
+"""`moetuner report`: placements and what they do, as a page to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moetuner.cli.options import (
+    ExpertHiddenSize,
+    HardwareName,
+    HardwareOption,
+    HiddenSize,
+    HomesOption,
+    Quiet,
+    TracePath,
+    WireOption,
+    cost_model,
+    default_wire,
+)
+from moetuner.cost import Homes
+from moetuner.errors import InvalidPlacementError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moetuner.placement import Placement
+
+
+def report(
+    trace: TracePath,
+    placements: Annotated[
+        list[Path],
+        typer.Argument(help="Placement files; the first is the result, others compare"),
+    ],
+    out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
+    before: Annotated[
+        Path | None,
+        typer.Option(help="Placement in use now  [default: contiguous blocks]"),
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for the figures as PNG and SVG")
+    ] = None,
+    wire: WireOption = None,
+    homes: HomesOption = Homes.UNIFORM,
+    hardware: HardwareOption = HardwareName["h100"],
+    hidden_size: HiddenSize = None,
+    expert_hidden_size: ExpertHiddenSize = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show what placements do: one HTML file with figures and their numbers."""
+    from moetuner.comparison import compare_placements
+    from moetuner.report.html import write_report
+    from moetuner.report.outputs import check_folder, check_report
+    from moetuner.report.terminal import print_content
+    from moetuner.report.verdict import verdict
+    from moetuner.trace import read_trace
+
+    check_report(out, [trace, *placements, *([before] if before else [])])
+    if plots is not None:
+        check_folder(plots)
+    routing = read_trace(trace)
+    wire = wire or default_wire(routing, quiet)
+    cost = cost_model(
+        routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
+    )
+    given = [*placements, *([before] if before else [])]
+    named = _read(given)
+    comparison = compare_placements(
+        routing,
+        named,
+        cost,
+        before=None if before is None else list(named)[given.index(before)],
+    )
+    write_report(comparison, out)
+    print_content(verdict(comparison))
+    print_content(f"wrote {out}")
+    if plots is not None:
+        from moetuner.report.figures import write_figures
+
+        for path in write_figures(comparison, plots):
+            print_content(f"wrote {path}")
+
+
+def _read(paths: Sequence[Path]) -> dict[str, Placement]:
+    """Placements by file name, or by path where names are not enough."""
+    from moetuner.pipeline import BASELINES
+    from moetuner.placement_file import read_placement
+
+    stems = [path.stem for path in paths]
+    alone = len(set(stems)) == len(stems) and not set(stems) & set(BASELINES)
+    named = {
+        stem if alone else str(path): read_placement(path)
+        for stem, path in zip(stems, paths, strict=True)
+    }
+    if len(named) < len(paths):
+        raise InvalidPlacementError("report: one placement file is given twice")
+    return named

@@ -1,0 +1,177 @@
+"""Placements in the files of serving engines, written and read.
+
+One file per engine. Engines ignore a placement without a word when something else is
+not switched on: each export also says the command line that loads it and what it needs.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moetuner._files import atomic_write_bytes
+from moetuner.errors import InvalidPlacementError
+from moetuner.export.base import ExportOptions, ReadOptions, read_json, to_placement
+from moetuner.export.eplb import read_eplb, write_eplb
+from moetuner.export.padding import fill_slots
+from moetuner.export.sglang import KEY as SGLANG_KEY
+from moetuner.export.sglang import read_sglang, write_sglang
+from moetuner.export.trtllm import read_trtllm, write_trtllm
+from moetuner.export.vllm import read_vllm, write_vllm
+from moetuner.export.vllm_ascend import read_vllm_ascend, write_vllm_ascend
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from moetuner.export.base import SlotMap, Written
+    from moetuner.placement import Placement
+
+__all__ = [
+    "Engine",
+    "ExportOptions",
+    "Exported",
+    "ReadOptions",
+    "detect_engine",
+    "export_placement",
+    "fill_slots",
+    "read_engine_placement",
+]
+
+
+class Engine(enum.Enum):
+    """Whose file it is, by the name that ``--to`` takes."""
+
+    SGLANG = "sglang"
+    TRTLLM = "trtllm"
+    VLLM_ASCEND = "vllm-ascend"
+    VLLM = "vllm"
+    EPLB = "eplb"
+
+
+_WRITERS: dict[Engine, Callable[[Placement, ExportOptions], Written]] = {
+    Engine.SGLANG: write_sglang,
+    Engine.TRTLLM: write_trtllm,
+    Engine.VLLM_ASCEND: write_vllm_ascend,
+    Engine.VLLM: write_vllm,
+    Engine.EPLB: write_eplb,
+}
+_READERS: dict[Engine, Callable[[Path], SlotMap]] = {
+    Engine.SGLANG: read_sglang,
+    Engine.TRTLLM: read_trtllm,
+    Engine.VLLM_ASCEND: read_vllm_ascend,
+    Engine.VLLM: read_vllm,
+    Engine.EPLB: read_eplb,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """What an export wrote, and what to do with it.
+
+    Parameters
+    ----------
+    engine
+        Whose file it is.
+    command
+        Command line that loads it.
+    notes
+        What must be switched on for it to matter, and what it cannot say.
+    num_replicas
+        Spare slots that were filled, over all layers.
+    extra_bytes
+        Weights in them over all ranks; None when an expert's size is unknown.
+    """
+
+    engine: Engine
+    command: str
+    notes: tuple[str, ...]
+    num_replicas: int
+    extra_bytes: float | None
+
+
+def export_placement(
+    placement: Placement,
+    out: str | os.PathLike[str],
+    engine: Engine,
+    *,
+    options: ExportOptions | None = None,
+) -> Exported:
+    """Write a placement as the file that `engine` loads.
+
+    Raises
+    ------
+    InvalidPlacementError
+        When the engine's file cannot say what the placement says, or needs an option.
+    """
+    options = options or ExportOptions()
+    written = _WRITERS[engine](placement, options)
+    atomic_write_bytes(out, written.data)
+    added = int((placement.slot_experts < 0).sum())
+    return Exported(
+        engine=engine,
+        command=written.command.replace("{path}", str(out)),
+        notes=written.notes,
+        num_replicas=added,
+        extra_bytes=(
+            None if options.expert_bytes is None else added * options.expert_bytes
+        ),
+    )
+
+
+def read_engine_placement(
+    path: str | os.PathLike[str],
+    *,
+    engine: Engine | None = None,
+    options: ReadOptions | None = None,
+) -> Placement:
+    """Read an engine's placement file; None tells the engine by the content.
+
+    Raises
+    ------
+    InvalidPlacementError
+        When it is no such file, does not say enough, or is no legal placement.
+    MissingDependencyError
+        When YAML is met without PyYAML.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise InvalidPlacementError(f"{path}: a folder, wanted a placement file")
+    engine = engine or detect_engine(file)
+    return to_placement(
+        _READERS[engine](file), options or ReadOptions(), f"{engine.value} file"
+    )
+
+
+def detect_engine(path: str | os.PathLike[str]) -> Engine:
+    """Whose placement file it is, told by its content.
+
+    Raises
+    ------
+    InvalidPlacementError
+        When it is nobody's that moetuner knows.
+    """
+    file = Path(path)
+    with file.open("rb") as stream:
+        start = stream.read(4096)
+    if start[8:9] == b"{" and not start.lstrip().startswith((b"{", b"[")):
+        return Engine.EPLB
+    if start.lstrip().startswith(b"["):
+        return Engine.VLLM
+    if start.lstrip().startswith(b"{"):
+        content = read_json(file)
+        for key, engine in (
+            (SGLANG_KEY, Engine.SGLANG),
+            ("layer_list", Engine.VLLM_ASCEND),
+            ("expert_to_ep_rank", Engine.VLLM),
+        ):
+            if key in content:
+                return engine
+    elif b"num_slots:" in start or b"initial_global_assignments:" in start:
+        return Engine.TRTLLM
+    raise InvalidPlacementError(
+        f"{path}: no placement file of SGLang, TensorRT-LLM, vllm-ascend, vLLM or EPLB "
+        f"(starts with {start[:16]!r})"
+    )

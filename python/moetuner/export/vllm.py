@@ -1,0 +1,113 @@
+"""vLLM's *proposed* placement files; no release reads one.
+
+=====  =======================================  ===================================
+ PR    option                                   file
+=====  =======================================  ===================================
+49572  ``eplb_config.initial_expert_map_path``  ``[[expert of each slot], ...]``
+53022  ``eplb_config.expert_map_path``          the same, for DeepSeek-V4
+34811  ``--expert-placement-file``              ``{"expert_to_ep_rank": [...]}``
+=====  =======================================  ===================================
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner.errors import InvalidPlacementError
+from moetuner.export.base import (
+    ExportOptions,
+    SlotMap,
+    Written,
+    json_bytes,
+    read_json,
+    rows_of_ids,
+)
+from moetuner.export.padding import fill_slots
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moetuner.placement import Placement
+
+PULL_REQUESTS = (49572, 53022, 34811)
+_KEY = "expert_to_ep_rank"
+
+
+def write_vllm(placement: Placement, options: ExportOptions) -> Written:
+    """The file of `options.pull_request`."""
+    number = options.pull_request
+    if number not in PULL_REQUESTS:
+        raise InvalidPlacementError(
+            f"export to vllm: pull request must be one of {PULL_REQUESTS}, got {number}"
+        )
+    notes = (
+        f"experimental: vLLM 0.33 reads no placement file; this one is what pull "
+        f"request {number} proposes, https://github.com/vllm-project/vllm/pull/{number}",
+    )
+    if number == 34811:
+        return _rank_of_expert(placement, notes)
+    slots = fill_slots(placement, load=options.load).slots
+    key = "initial_expert_map_path" if number == 49572 else "expert_map_path"
+    num_redundant = placement.num_slots - placement.num_experts
+    return Written(
+        data=json_bytes([json.dumps(row) for row in slots.tolist()]),
+        command=(
+            "vllm serve MODEL --enable-expert-parallel --enable-eplb --eplb-config "
+            f'\'{{"{key}": "{{path}}", "num_redundant_experts": {num_redundant}}}\''
+        ),
+        notes=(
+            *notes,
+            "rows are the MoE layers in order; the model's own numbers are lost",
+            "EPLB moves experts again after step_interval steps: set it high",
+        ),
+    )
+
+
+def read_vllm(path: Path) -> SlotMap:
+    """A map of slots per layer; one list is shared by all layers."""
+    content = read_json(path)
+    if isinstance(content, dict):
+        return _read_ranks(content, path)
+    if isinstance(content, list) and content and not isinstance(content[0], list):
+        content = [content]
+    return SlotMap(slots=rows_of_ids(content, f"{path}: the map"))
+
+
+def _rank_of_expert(placement: Placement, notes: tuple[str, ...]) -> Written:
+    ranks = placement.rank_of()
+    if (ranks != ranks[0]).any():
+        layer = placement.layer_ids[(ranks != ranks[0]).any(axis=1)][0]
+        raise InvalidPlacementError(
+            f"export to vllm: pull request 34811 has one map for all layers, but layer "
+            f"{layer} differs from layer {placement.layer_ids[0]}"
+        )
+    return Written(
+        data=(json.dumps({_KEY: ranks[0].tolist()}) + "\n").encode(),
+        command=(
+            "vllm serve MODEL --enable-expert-parallel --expert-placement-strategy "
+            "custom --expert-placement-file {path}"
+        ),
+        notes=(*notes, "one map for all layers, without replicas, and without EPLB"),
+    )
+
+
+def _read_ranks(content: dict[str, object], path: Path) -> SlotMap:
+    if list(content) != [_KEY]:
+        raise InvalidPlacementError(
+            f"{path}: wanted the one key {_KEY!r}, got {sorted(content)[:8]!r:.80}"
+        )
+    ranks = rows_of_ids([content[_KEY]], f"{path}: {_KEY}")[0]
+    if not ranks.size or ranks.min() < 0 or ranks.max() >= ranks.size:
+        raise InvalidPlacementError(f"{path}: ranks must be 0..{ranks.size - 1}")
+    sizes = np.bincount(ranks)
+    if len(set(sizes.tolist())) != 1:
+        raise InvalidPlacementError(
+            f"{path}: ranks hold {sizes.min()} to {sizes.max()} experts, wanted as "
+            f"many each"
+        )
+    return SlotMap(
+        slots=np.argsort(ranks, kind="stable")[None, :], num_ranks=len(sizes)
+    )

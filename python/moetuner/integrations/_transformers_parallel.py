@@ -1,0 +1,288 @@
+"""Expert parallelism of a Transformers model by our exchange.
+
+Legend: T tokens here, K top-k, E experts, G ranks, S slots per rank, P = G * S slots, H
+hidden.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from moetuner.errors import InvalidProblemError
+from moetuner.integrations._transformers_experts import experts_of, run_experts
+from moetuner.nn.exchange import ATTRIBUTE, Exchange, ExchangeOptions
+from moetuner.nn.move import apply_placement, contiguous_placement
+from moetuner.placement import Placement, contiguous_rank_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SHARDED = "moetuner_sharded"
+
+
+def parallelize(
+    model: torch.nn.Module,
+    placement: Placement,
+    group: dist.ProcessGroup | None = None,
+    *,
+    shared_batch: bool = False,
+    options: ExchangeOptions | None = None,
+) -> None:
+    """Spread the experts of a Transformers model over ranks as `placement` says.
+
+    Every rank of the group calls this.
+
+    Parameters
+    ----------
+    model
+        Either whole on every rank: each keeps the experts of its own slots, from then
+        on. Or loaded with ``DistributedConfig(..., ep_implementation="moetuner")`` (or
+        the style ``moetuner_experts``): expert weights then move between ranks.
+    placement
+        For the ranks of the group, the model's experts and its MoE layers. Replicas
+        and empty slots need a model that was whole.
+    group
+        Its ranks hold the experts; None: all. A model that Transformers spread out has
+        its own.
+    shared_batch
+        All ranks call the model with the same tokens, as `generate` on the same prompt
+        does. Each then sends its share of them, and gets the sums of all.
+    options
+        Exact sizes or fixed capacity; residency home only.
+
+    Raises
+    ------
+    InvalidPlacementError
+        On every rank, when the placement is not for this group and model, or differs
+        between ranks.
+    InvalidProblemError
+        For ``residency=follow``: attention wants its own tokens.
+
+    Notes
+    -----
+    Afterwards `moetuner.nn.apply_placement`, `moetuner.nn.logical_order` (for
+    ``save_pretrained``, with ``whole=True``) and `moetuner.nn.gather_counts` know the
+    model. Without ``shared_batch`` all ranks must call the model equally often: one
+    with nothing to do calls it with padding.
+    """
+    options = options or ExchangeOptions()
+    if options.residency.value != "home":
+        raise InvalidProblemError(
+            "parallelize: attention wants its own tokens back: residency must be home"
+        )
+    layers = experts_of(model)
+    sharded = [module for module in layers.values() if _SHARDED in vars(module)]
+    if sharded:
+        for layer, module in layers.items():
+            start: Sharded = vars(module)[_SHARDED]
+            start.begin(_contiguous_like(placement), layer, options)
+        apply_placement(model, placement)
+        return
+    group = group or dist.group.WORLD
+    if group is None:
+        raise InvalidProblemError(
+            "parallelize: there is no process group: call "
+            "torch.distributed.init_process_group first"
+        )
+    trouble = _other_layers(layers, placement)
+    exchanges = {}
+    for layer, module in layers.items():
+        exchanges[layer] = Exchange(
+            placement,
+            group,
+            layer=layer,
+            options=options,
+            device=next(module.parameters()).device,
+            num_experts=_num_experts(module),
+            problem=trouble,
+        )
+    for layer, module in layers.items():
+        _keep_own(module, exchanges[layer])
+        mesh = None
+        if shared_batch:
+            device = next(module.parameters()).device.type
+            mesh = DeviceMesh.from_group(group, device)
+        vars(module)[ATTRIBUTE] = exchanges[layer]
+        vars(module)["forward"] = exchanged_forward(module, exchanges[layer], mesh)
+
+
+class Sharded:
+    """Experts that Transformers spread over ranks in blocks, one experts module.
+
+    Its exchange is made by `parallelize`, or by the first call: where experts are is
+    then the contiguous placement.
+    """
+
+    def __init__(self, module: torch.nn.Module, ep_mesh: Any, tp_mesh: Any) -> None:
+        self._module: Any = module
+        self._group = ep_mesh.get_group()
+        self._device = ep_mesh.device_type
+        self._mesh = tp_mesh if tp_mesh is not None and tp_mesh.size() > 1 else None
+        self._forward: Callable[..., torch.Tensor] | None = None
+        self._share = int(module.num_experts)  # type: ignore[arg-type]
+        vars(module)[_SHARDED] = self
+
+    def begin(self, placement: Placement, layer: int, options: ExchangeOptions) -> None:
+        """Make the exchange, for experts in contiguous order."""
+        experts = self._share * self._group.size()
+        exchange = Exchange(
+            placement,
+            self._group,
+            layer=layer,
+            options=options,
+            device=self._device_now(),
+            num_experts=experts,
+        )
+        vars(self._module)[ATTRIBUTE] = exchange
+        self._forward = exchanged_forward(self._module, exchange, self._mesh)
+
+    def __call__(
+        self, hidden_states: Any, top_k_index: Any, top_k_weights: Any
+    ) -> torch.Tensor:
+        """The experts' forward, on this rank's tokens and ids of all E experts."""
+        if self._forward is None:
+            size = self._group.size()
+            plain = contiguous_placement(1, self._share * size, size)
+            self.begin(plain, 0, ExchangeOptions())
+            assert self._forward is not None
+        return self._forward(hidden_states, top_k_index, top_k_weights)
+
+    def _device_now(self) -> torch.device:
+        if self._device == "cuda":
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device(self._device)
+
+
+def exchanged_forward(
+    module: torch.nn.Module, exchange: Exchange, mesh: DeviceMesh | None
+) -> Callable[..., torch.Tensor]:
+    """The forward of an experts module: [T, H], [T, K], [T, K] to [T, H]."""
+
+    def run(rows: torch.Tensor, end_offsets: torch.Tensor) -> torch.Tensor:
+        return run_experts(module, rows, end_offsets)
+
+    def forward(
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        given = (hidden_states, top_k_index, top_k_weights)
+        if mesh is not None:
+            given = tuple(_own_share(tensor, mesh) for tensor in given)  # type: ignore[assignment]
+        out: torch.Tensor = exchange(*given, run)
+        if mesh is not None:
+            out = _whole(out, mesh, hidden_states.shape)
+        return out.to(hidden_states.dtype)
+
+    return forward
+
+
+def _own_share(tensor: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+    """Rows of this rank, of what all ranks have; gradients are gathered."""
+    spread = DTensor.from_local(tensor, mesh, [Replicate()], run_check=False)
+    share: torch.Tensor = spread.redistribute(mesh, [Shard(0)]).to_local()
+    return share
+
+
+def _whole(share: torch.Tensor, mesh: DeviceMesh, shape: torch.Size) -> torch.Tensor:
+    """The rows of all ranks, on all of them."""
+    spread = DTensor.from_local(
+        share.contiguous(), mesh, [Shard(0)], shape=shape, stride=(shape[1], 1)
+    )
+    return spread.full_tensor()
+
+
+@torch.no_grad()
+def _keep_own(module: torch.nn.Module, exchange: Exchange) -> None:
+    """Cut weights [E, ...] down to this rank's slots [S, ...]; zeros where empty."""
+    row = exchange.tables.row_of(exchange.layer)
+    experts = exchange.tables.local_experts[row]
+    for parameter in module.parameters(recurse=False):
+        index = torch.tensor(experts, dtype=torch.int64, device=parameter.device)
+        own = parameter.detach()[index.clamp(min=0)]
+        own[index < 0] = 0
+        parameter.data = own
+
+
+def _num_experts(module: Any) -> int:
+    return int(module.num_experts)
+
+
+def _other_layers(layers: dict[int, torch.nn.Module], placement: Placement) -> str:
+    wanted = placement.layer_ids.tolist()
+    if sorted(layers) == wanted:
+        return ""
+    return (
+        f"the placement is for another model: it has layers {wanted}, the model has "
+        f"{sorted(layers)}"
+    )
+
+
+def _contiguous_like(placement: Placement) -> Placement:
+    """Where Transformers has the experts, for the layers and nodes of another."""
+    topology = placement.topology
+    ranks = contiguous_rank_of(
+        placement.num_layers, placement.num_experts, topology.num_ranks
+    )
+    return Placement.from_rank_of(
+        ranks, layer_ids=placement.layer_ids, topology=topology
+    )
+
+
+def register() -> None:
+    """Name our exchange to whatever hook this Transformers has for expert parallelism.
+
+    5.17 to 5.22: a style for the plan, ``moetuner_experts``. From 5.23 on:
+    ``DistributedConfig(ep_implementation="moetuner")``.
+    """
+    try:
+        from transformers.distributed.expert_parallel import (
+            EPImplementation,
+            EPImplementationInterface,
+        )
+    except ImportError:
+        _register_style()
+        return
+
+    class MoetunerEP(EPImplementation):  # type: ignore[misc,unused-ignore]
+        """Rows travel once to each rank, by the placement of `parallelize`."""
+
+        def __init__(self, experts: Any, ep_mesh: Any, tp_mesh: Any) -> None:
+            super().__init__(experts, ep_mesh, tp_mesh)
+            self._sharded = Sharded(experts, ep_mesh, tp_mesh)
+
+        def __call__(self, *tokens: torch.Tensor) -> torch.Tensor:
+            return self._sharded(*tokens)
+
+    EPImplementationInterface.register("moetuner", MoetunerEP)
+
+
+def _register_style() -> None:
+    try:
+        from transformers.distributed import tensor_parallel
+    except ImportError:  # before 5.17: parallelize a whole model instead
+        return
+    library: Any = tensor_parallel
+
+    class MoetunerExperts(library.TensorParallelLayer):  # type: ignore[misc,name-defined,unused-ignore]
+        """Whole experts per rank; every rank has the same batch."""
+
+        def should_use_local_tensors(self, module: Any) -> bool:  # noqa: ARG002
+            return True
+
+        def install_forward(self, module: Any, mesh: Any) -> Any:
+            sharded = Sharded(module, mesh, mesh)
+
+            def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+                with self.context_around_forward(module, mesh):
+                    return sharded(*args, **kwargs)
+
+            module.forward = forward
+            return module
+
+    library.ALL_PARALLEL_STYLES.register("moetuner_experts", MoetunerExperts())

@@ -1,0 +1,338 @@
+"""One layer's exchange: tokens to the ranks of their experts and back, counted.
+
+Legend: T tokens here, K top-k, E experts, R most slots of an expert, G ranks, N nodes,
+S slots per rank, P = G * S slots, M rows of the experts here, H hidden.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from moetuner._checks import one_of
+from moetuner.errors import InvalidPlacementError, InvalidProblemError
+from moetuner.nn.counts import ExchangeCounts
+from moetuner.nn.follow import Resident, follow_back, keys_of
+from moetuner.ops import Dispatched, check_overflow, combine, dispatch
+from moetuner.ops._collectives import group_named
+from moetuner.ops._ranges import ranged
+from moetuner.plan import PlacementTables, fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moetuner.placement import Placement
+
+    RunExperts = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+ATTRIBUTE = "moetuner_exchange"
+"""Where an experts module of another library keeps its `Exchange`: not as a submodule,
+so that the library's own loading and saving does not meet it."""
+
+
+class Residency(enum.Enum):
+    """Where a token is after a layer."""
+
+    HOME = "home"
+    """Where it was before."""
+    FOLLOW = "follow"
+    """On the rank of its first expert."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExchangeOptions:
+    """How tokens travel.
+
+    Parameters
+    ----------
+    residency
+        Where a token is afterwards.
+    capacity, max_rows
+        Both or neither; of the fixed form of `moetuner.ops.dispatch`, which looks at
+        nothing on the host and can be captured by a CUDA graph.
+
+    Raises
+    ------
+    InvalidProblemError
+        When they do not fit together.
+    """
+
+    residency: Residency = Residency.HOME
+    capacity: int | None = None
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        residency = one_of(Residency, self.residency, "ExchangeOptions: residency")
+        object.__setattr__(self, "residency", residency)
+        if (self.capacity is None) != (self.max_rows is None):
+            raise InvalidProblemError(
+                f"ExchangeOptions: capacity and max_rows go together, got "
+                f"capacity={self.capacity}, max_rows={self.max_rows}"
+            )
+        if residency is Residency.FOLLOW and self.capacity is not None:
+            raise InvalidProblemError(
+                "ExchangeOptions: residency=follow needs exact sizes: leave out "
+                "capacity and max_rows"
+            )
+
+
+class Exchange(torch.nn.Module):
+    """Sends the tokens of one layer where a placement put their experts, and counts.
+
+    Every rank of the group makes one from the same placement, and calls it with any
+    number of tokens.
+
+    Parameters
+    ----------
+    placement
+        For the ranks of the group; knows the layer.
+    group
+        Its ranks hold the experts; None: all.
+    layer
+        The model's number of the layer; None where the placement has only one.
+    options
+        How tokens travel.
+    device
+        Of the tokens.
+    num_experts
+        E of the model, where the caller knows it: checked.
+    problem
+        What the caller found wrong on this rank: raised on all.
+
+    Raises
+    ------
+    InvalidPlacementError
+        On every rank: when the placement does not fit the group or the model on any of
+        them, or they differ between ranks. One small exchange finds that out.
+
+    Notes
+    -----
+    ``counters``, int64 [1 + G + N + P], is added to by each call: tokens, rows to each
+    rank and node, choices of each slot. Activation checkpointing counts twice.
+    """
+
+    candidates: torch.Tensor
+    num_candidates: torch.Tensor
+    counters: torch.Tensor
+    overflow: torch.Tensor
+
+    def __init__(
+        self,
+        placement: Placement,
+        group: dist.ProcessGroup | None = None,
+        *,
+        layer: int | None = None,
+        options: ExchangeOptions | None = None,
+        device: torch.device | str | None = None,
+        num_experts: int | None = None,
+        problem: str = "",
+    ) -> None:
+        super().__init__()
+        group = group or dist.group.WORLD
+        if group is None:
+            raise InvalidProblemError(
+                "Exchange: there is no process group: call "
+                "torch.distributed.init_process_group first"
+            )
+        self.group_name: str = group.group_name
+        self.options = options or ExchangeOptions()
+        self.layer = int(placement.layer_ids[0]) if layer is None else layer
+        self.row_bytes = 0
+        self.routing: list[torch.Tensor] | None = None
+        trouble = misfit(placement, group, num_experts, self.layer)
+        if layer is None and placement.num_layers > 1:
+            trouble = trouble or (
+                f"the placement has layers {placement.layer_ids.tolist()}: say which "
+                f"one this is, by layer="
+            )
+        agree(placement, group, trouble or problem)
+        self._set_tables(placement, torch.device(device or "cpu"))
+
+    def set_placement(self, placement: Placement) -> None:
+        """Follow another placement from now on; counters begin again at zero.
+
+        It is not checked whether all ranks do: `moetuner.nn.apply_placement` does that,
+        and moves the weights.
+        """
+        self._set_tables(placement, self.candidates.device)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        run_experts: RunExperts,
+    ) -> torch.Tensor:
+        """Send, run, and sum at home.
+
+        Parameters
+        ----------
+        x, topk_ids, topk_weights
+            [T, H], int32 or int64 [T, K], [T, K]; ids outside [0, E) are padding.
+        run_experts
+            Rows [M, H] by slot and their end offsets int32 [S], to rows [M, H].
+
+        Returns
+        -------
+        torch.Tensor
+            [T, H] of the dtype that the experts return.
+        """
+        sent, done = self._run(x, topk_ids, topk_weights, run_experts)
+        return combine(done, *sent[2:6], self.group_name)
+
+    def follow(
+        self,
+        x: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        run_experts: RunExperts,
+        keys: torch.Tensor | None = None,
+    ) -> Resident:
+        """Send, run, and sum where each token's first expert is.
+
+        Parameters
+        ----------
+        keys
+            int64 [T, 2], home rank and row of each token here; None: they are at home.
+        """
+        sent, done = self._run(x, topk_ids, topk_weights, run_experts)
+        if keys is None:
+            keys = keys_of(len(x), self.group_name, x.device)
+        tables = (self.candidates, self.num_candidates, self.slots_per_rank)
+        return follow_back(x, topk_ids, keys, sent, done, tables, self.group_name)
+
+    @property
+    def slots_per_rank(self) -> int:
+        """S, experts (or empty slots) on each rank."""
+        return self.tables.slots_per_rank
+
+    def counts(self) -> ExchangeCounts:
+        """What was counted on this rank so far; **waits for the device**."""
+        return ExchangeCounts.of(
+            self.counters.cpu().numpy(),
+            self.placement,
+            self.row_bytes,
+            self.tables.rank,
+        )
+
+    def check_overflow(self) -> None:
+        """Raise when the fixed form left rows out so far; **waits for the device**.
+
+        Raises
+        ------
+        ExchangeOverflowError
+            Saying how many rows, on this rank.
+        """
+        check_overflow(self.overflow)
+
+    def reset(self) -> None:
+        """Set counters and overflow to zero."""
+        self.counters.zero_()
+        self.overflow.zero_()
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        run_experts: RunExperts,
+    ) -> tuple[Dispatched, torch.Tensor]:
+        if self.routing is not None:
+            self.routing.append(topk_ids.detach().to(torch.int32, copy=True))
+        self.row_bytes = x.shape[-1] * x.element_size()
+        sent = dispatch(
+            x.contiguous(),
+            topk_ids.contiguous(),
+            topk_weights.contiguous(),
+            self.candidates,
+            self.num_candidates,
+            self.slots_per_rank,
+            self.group_name,
+            ranks_per_node=self.tables.ranks_per_node,
+            capacity=self.options.capacity,
+            max_rows=self.options.max_rows,
+            counters=self.counters,
+        )
+        if sent.overflow is not None:
+            self.overflow += sent.overflow
+        return sent, expert(run_experts, sent).contiguous()
+
+    def _set_tables(self, placement: Placement, device: torch.device) -> None:
+        rank = group_named(self.group_name).rank()
+        self.placement = placement
+        self.tables = PlacementTables.of(placement, rank)
+        row = self.tables.row_of(self.layer)
+        topology = placement.topology
+        size = 1 + topology.num_ranks + topology.num_nodes + placement.num_slots
+        fresh = {
+            "candidates": torch.from_numpy(self.tables.candidates[row]).to(device),
+            "num_candidates": torch.from_numpy(self.tables.num_candidates[row]).to(
+                device
+            ),
+            "counters": torch.zeros(size, dtype=torch.int64, device=device),
+            "overflow": torch.zeros(1, dtype=torch.int32, device=device),
+        }
+        for name, tensor in fresh.items():
+            old = self._buffers.get(name)
+            if old is not None and old.shape == tensor.shape:
+                old.copy_(tensor)  # captured graphs keep reading the same memory
+            else:
+                self.register_buffer(name, tensor.contiguous(), persistent=False)
+
+
+@ranged
+def expert(run_experts: RunExperts, sent: Dispatched) -> torch.Tensor:
+    """The experts, by the name of their range."""
+    return run_experts(sent.rows, sent.end_offsets)
+
+
+def misfit(
+    placement: Placement,
+    group: dist.ProcessGroup,
+    num_experts: int | None,
+    layer: int | None,
+) -> str:
+    """Why the placement cannot be for this group and model; empty when it can."""
+    if placement.topology.num_ranks != group.size():
+        return (
+            f"the placement is for {placement.topology.num_ranks} ranks, the group has "
+            f"{group.size()}"
+        )
+    if num_experts is not None and placement.num_experts != num_experts:
+        return (
+            f"the placement is for another model: it has {placement.num_experts} "
+            f"experts, the model has {num_experts}"
+        )
+    if layer is not None and layer not in placement.layer_ids:
+        return (
+            f"the placement is for another model: it has layers "
+            f"{placement.layer_ids.tolist()}, not layer {layer}"
+        )
+    return ""
+
+
+def agree(placement: Placement, group: dist.ProcessGroup, problem: str) -> None:
+    """Raise on every rank of the group when any has a problem, or tables differ.
+
+    Raises
+    ------
+    InvalidPlacementError
+        Naming the first rank that has one.
+    """
+    said: list[tuple[str, str]] = [("", "")] * group.size()
+    dist.all_gather_object(said, (problem, fingerprint(placement)), group=group)
+    for rank, (trouble, _) in enumerate(said):
+        if trouble:
+            raise InvalidPlacementError(f"exchange: rank {rank}: {trouble}")
+    for rank, (_, print_) in enumerate(said):
+        if print_ != said[0][1]:
+            raise InvalidPlacementError(
+                f"exchange: rank {rank} has another placement than rank 0 "
+                f"(fingerprints {print_[:12]} and {said[0][1][:12]}): read the same "
+                f"file on every rank"
+            )

@@ -1,0 +1,267 @@
+"""Expert weights from where one placement has them to where another wants them.
+
+Legend: E experts, G ranks, S slots per rank, P = G * S slots.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from moetuner.errors import InvalidPlacementError
+from moetuner.nn.exchange import ATTRIBUTE, Exchange, agree, misfit
+from moetuner.nn.layer import MoELayer, local_share, wrong_rows
+from moetuner.ops._collectives import group_named
+from moetuner.placement import Placement, contiguous_rank_of
+from moetuner.plan import PlacementTables, fingerprint
+from moetuner.topology import Topology
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+Placed = tuple[torch.nn.Module, Exchange]
+
+
+def contiguous_placement(
+    num_layers: int, num_experts: int, num_ranks: int, ranks_per_node: int | None = None
+) -> Placement:
+    """Blocks of neighbouring experts on each rank, layers numbered from 0."""
+    return Placement.from_rank_of(
+        contiguous_rank_of(num_layers, num_experts, num_ranks),
+        layer_ids=np.arange(num_layers, dtype=np.int32),
+        topology=Topology(
+            num_ranks=num_ranks, ranks_per_node=ranks_per_node or num_ranks
+        ),
+    )
+
+
+def apply_placement(model: torch.nn.Module, placement: Placement) -> Placement:
+    """Move the expert weights of a model's layers between ranks, once.
+
+    Every rank of the group calls this. Rows go straight from the old weight to the new
+    one, weight by weight: **the memory peak is one more copy of the largest single
+    weight of this rank** (its new slots), beside what is there.
+
+    Parameters
+    ----------
+    model
+        With `MoELayer` modules, or a Transformers model that
+        `moetuner.integrations.transformers.parallelize` has seen.
+    placement
+        Where experts shall be; for the same ranks, layers and experts. Slots per rank
+        may change.
+
+    Returns
+    -------
+    Placement
+        The one until now: applying it undoes this.
+
+    Raises
+    ------
+    InvalidPlacementError
+        On every rank and before anything moves: as for `moetuner.nn.Exchange`, and
+        when weights have gradients, which would not move along.
+
+    Notes
+    -----
+    An optimizer's state does not move along either, and cannot be seen from here.
+    A weight whose shape stays keeps its memory. Replicas are copies of the slot that
+    `PlacementTables` names. Counters begin again.
+    """
+    layers = placed_layers(model)
+    former = layers[0][1].placement
+    group = group_named(layers[0][1].group_name)
+    agree(placement, group, _trouble(layers, placement, group))
+    for experts, exchange in layers:
+        row = exchange.tables.row_of(exchange.layer)
+        old = exchange.placement.slot_experts[row]
+        exchange.set_placement(placement)
+        new = placement.slot_experts[exchange.tables.row_of(exchange.layer)]
+        source = _sources(old, new, exchange.placement.topology)
+        for parameter in experts.parameters(recurse=False):
+            _move(parameter, source, group)
+    return former
+
+
+@contextmanager
+def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[None]:
+    """Put experts back to where they would be without a placement, for a while.
+
+    Every rank of the group enters and leaves this together. Rank r then holds the r-th
+    block of neighbouring experts, so that ``state_dict``, a checkpoint or
+    ``save_pretrained`` sees the logical order.
+
+    Parameters
+    ----------
+    model
+        As for `apply_placement`, with the same memory peak.
+    whole
+        Every rank holds all experts, [E, ...], as a model does that was never spread
+        out: **the memory of the whole model**. It cannot run then, only be read.
+
+    Raises
+    ------
+    InvalidPlacementError
+        As `apply_placement`.
+    """
+    layers = placed_layers(model)
+    one = layers[0][1].placement
+    plain = Placement.from_rank_of(
+        contiguous_rank_of(one.num_layers, one.num_experts, one.topology.num_ranks),
+        layer_ids=one.layer_ids,
+        topology=one.topology,
+    )
+    former = apply_placement(model, plain)
+    shares: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    try:
+        if whole:
+            shares = [
+                _gather(p, e) for m, e in layers for p in m.parameters(recurse=False)
+            ]
+        yield
+    finally:
+        for parameter, share in shares:
+            parameter.data = share
+        apply_placement(model, former)
+
+
+def placed_layers(model: torch.nn.Module) -> list[Placed]:
+    """Experts and exchange of each layer, in the order of layers.
+
+    Raises
+    ------
+    InvalidPlacementError
+        When there is none, or their placements differ.
+    """
+    found: list[Placed] = []
+    for module in model.modules():
+        if isinstance(module, MoELayer):
+            found.append((module.experts, module.exchange))
+        elif ATTRIBUTE in vars(module):
+            found.append((module, vars(module)[ATTRIBUTE]))
+    found.sort(key=lambda pair: pair[1].layer)
+    if not found:
+        raise InvalidPlacementError(
+            f"{type(model).__name__} has no layer whose experts were placed: no "
+            f"MoELayer, and parallelize was not called on it"
+        )
+    if len({fingerprint(exchange.placement) for _, exchange in found}) > 1:
+        raise InvalidPlacementError(
+            "the layers of the model have different placements: make all of them from "
+            "the model's one placement, with layer="
+        )
+    return found
+
+
+def _trouble(
+    layers: list[Placed], placement: Placement, group: dist.ProcessGroup
+) -> str:
+    for experts, exchange in layers:
+        trouble = misfit(
+            placement, group, exchange.placement.num_experts, exchange.layer
+        ) or wrong_rows(experts, exchange.slots_per_rank)
+        if trouble:
+            return trouble
+        resized = placement.slots_per_rank != exchange.slots_per_rank
+        if resized and any(isinstance(p, DTensor) for p in experts.parameters()):
+            return (
+                f"{placement.slots_per_rank} slots per rank, but weights that "
+                f"Transformers spread over ranks have room for "
+                f"{exchange.slots_per_rank}: for replicas, load the model whole and "
+                f"parallelize it"
+            )
+        for name, parameter in experts.named_parameters(recurse=False):
+            if parameter.grad is not None:
+                return (
+                    f"{name} of layer {exchange.layer} has a gradient, which would "
+                    f"not move along: call zero_grad(set_to_none=True) first"
+                )
+    return ""
+
+
+def _sources(
+    old: NDArray[np.int32], new: NDArray[np.int32], topology: Topology
+) -> NDArray[np.int64]:
+    """Old slot of the expert of each new slot, int64 [P]; -1 for an empty one.
+
+    A slot of the same rank, else of the same node, else any; ranks take turns.
+    """
+    before = Placement(
+        slot_experts=old[None],
+        layer_ids=np.zeros(1, np.int32),
+        num_experts=int(old.max()) + 1,
+        topology=topology,
+    )
+    source = np.full(len(new), -1, np.int64)
+    share = len(new) // topology.num_ranks
+    for rank in range(topology.num_ranks):
+        tables = PlacementTables.of(before, rank)
+        for slot in range(rank * share, (rank + 1) * share):
+            expert = new[slot]
+            if expert >= 0:
+                turn = rank % tables.num_candidates[0, expert]
+                source[slot] = tables.candidates[0, expert, turn]
+    return source
+
+
+@torch.no_grad()
+def _move(
+    parameter: torch.nn.Parameter, source: NDArray[np.int64], group: dist.ProcessGroup
+) -> None:
+    """Fill this rank's new rows: copies from here, messages from elsewhere."""
+    rank, num_ranks = group.rank(), group.size()
+    share = local_share(parameter)
+    before, after = len(share), len(source) // num_ranks
+    old = share.contiguous()
+    new = old.new_zeros(after, *old.shape[1:])
+    messages = []
+    for slot, origin in enumerate(source.tolist()):
+        if origin < 0:
+            continue
+        from_rank, from_row = divmod(origin, before)
+        to_rank, to_row = divmod(slot, after)
+        if from_rank == to_rank == rank:
+            new[to_row] = old[from_row]
+        elif from_rank == rank:
+            messages.append(_message(dist.isend, old[from_row], to_rank, group))
+        elif to_rank == rank:
+            messages.append(_message(dist.irecv, new[to_row], from_rank, group))
+    if messages:
+        for work in dist.batch_isend_irecv(messages):
+            work.wait()
+    if new.shape == share.shape:
+        share.copy_(new)
+    else:
+        parameter.data = new
+
+
+def _message(
+    operation: object, row: torch.Tensor, other: int, group: dist.ProcessGroup
+) -> dist.P2POp:
+    """One row, as bytes: every dtype travels."""
+    peer = dist.get_global_rank(group, other)
+    return dist.P2POp(operation, row.view(-1).view(torch.uint8), peer, group)  # type: ignore[no-untyped-call,arg-type,unused-ignore]
+
+
+@torch.no_grad()
+def _gather(
+    parameter: torch.nn.Parameter, exchange: Exchange
+) -> tuple[torch.nn.Parameter, torch.Tensor]:
+    """Make a parameter whole, [E, ...]; returns it and the share that it was."""
+    group = group_named(exchange.group_name)
+    share = local_share(parameter)
+    every = share.new_empty(group.size() * len(share), *share.shape[1:])
+    dist.all_gather(list(every.chunk(group.size())), share.contiguous(), group=group)
+    slots = exchange.placement.slot_experts[0]
+    if len(every) > exchange.placement.num_experts:
+        index = torch.from_numpy(np.flatnonzero(slots >= 0)).to(share.device)
+        every = every[index]
+    parameter.data = every
+    return parameter, share

@@ -1,0 +1,69 @@
+"""Small exchanges in plain torch.distributed, and the slots that choices go to.
+
+Legend: T tokens here, K top-k, E experts, R most slots of an expert, G ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
+
+
+def slots_of(
+    topk_ids: torch.Tensor, candidates: torch.Tensor, num_candidates: torch.Tensor
+) -> torch.Tensor:
+    """Slot of each choice, int64 [T, K]; -1: padding."""
+    ids = topk_ids.long()
+    padding = (ids < 0) | (ids >= len(num_candidates))
+    ids = ids.masked_fill(padding, 0)
+    token = torch.arange(len(ids), device=ids.device)[:, None]
+    turn = token % num_candidates[ids].long()
+    return candidates[ids, turn].long().masked_fill(padding, -1)
+
+
+def group_named(name: str) -> Any:
+    """The process group of that name.
+
+    Modules keep the name: a group can be neither copied nor saved.
+    """
+    groups: Any = c10d
+    return groups._resolve_process_group(name)
+
+
+def exchange_counts(sent: torch.Tensor, group: Any) -> torch.Tensor:
+    """What every rank sends to this one, int64 [G]."""
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=group)
+    return received
+
+
+def all_to_all_rows(
+    rows: torch.Tensor, sent: torch.Tensor, received: torch.Tensor, group: Any
+) -> torch.Tensor:
+    """Rows by destination to rows by source; differentiable."""
+    out: torch.Tensor = _exchange(rows, received.tolist(), sent.tolist(), group)
+    return out
+
+
+class _AllToAll(torch.autograd.Function):
+    """The gradient takes the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: torch.Tensor, received: list[int], sent: list[int], group: Any
+    ) -> torch.Tensor:
+        ctx.way = received, sent, group
+        out = rows.new_empty(sum(received), *rows.shape[1:])
+        dist.all_to_all_single(out, rows.contiguous(), received, sent, group=group)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        received, sent, group = ctx.way
+        return _exchange(grads[0], sent, received, group), None, None, None
+
+
+_exchange: Any = _AllToAll.apply

@@ -1,0 +1,94 @@
+"""The way back of `dispatch`: each token's experts' rows, weighted, summed, at home.
+
+Legend: T tokens here, K top-k, G ranks, D = min(K, G), N rows that arrived, M (token,
+expert) rows here, H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from moetuner.ops._ranges import ranged
+
+
+@ranged
+def combine(
+    rows: torch.Tensor,
+    recv_map: torch.Tensor,
+    recv_weights: torch.Tensor | None,
+    send_map: torch.Tensor,
+    splits: torch.Tensor,
+    group_name: str,
+) -> torch.Tensor:
+    """Sum each token's rows at their rank, send the sums home, and sum those.
+
+    Every rank of the group calls this.
+
+    Parameters
+    ----------
+    rows
+        [M, H], contiguous, float32, bfloat16 or float16: what the experts made of
+        `Dispatched.rows`.
+    recv_map, recv_weights, send_map, splits
+        From the same `dispatch`; without weights, all are one.
+    group_name
+        As for `dispatch`.
+
+    Returns
+    -------
+    torch.Tensor
+        [T, H] of the rows' dtype. Products and sums are float32, first in the order of
+        k, then of ranks; what travels is rounded to the rows' dtype between. The same
+        bits on every run.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the argument, what was wanted and what came.
+
+    Notes
+    -----
+    Differentiable once, in backward mode, in rows and recv_weights.
+    """
+    return torch.ops.moetuner.combine.default(  # type: ignore[no-any-return,unused-ignore]
+        rows, recv_map, recv_weights, send_map, splits, group_name
+    )
+
+
+@torch.library.register_fake("moetuner::combine")  # type: ignore[untyped-decorator,unused-ignore]
+def _fake(
+    rows: torch.Tensor,
+    recv_map: torch.Tensor,
+    recv_weights: torch.Tensor | None,
+    send_map: torch.Tensor,
+    splits: torch.Tensor,
+    group_name: str,
+) -> torch.Tensor:
+    return rows.new_empty(send_map.shape[0], rows.shape[1])
+
+
+@torch.library.register_fake("moetuner::send_back")  # type: ignore[untyped-decorator,unused-ignore]
+def _fake_send_back(
+    received: torch.Tensor,
+    send_map: torch.Tensor,
+    splits: torch.Tensor,
+    group_name: str,
+) -> torch.Tensor:
+    return received.new_empty(send_map.shape[0], received.shape[1])
+
+
+@torch.library.register_fake("moetuner::combine_backward")  # type: ignore[untyped-decorator,unused-ignore]
+def _fake_backward(
+    grad_out: torch.Tensor,
+    recv_map: torch.Tensor,
+    send_map: torch.Tensor,
+    splits: torch.Tensor,
+    group_name: str,
+    num_rows: int,
+    recv_weights: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    grad_rows = grad_out.new_empty(num_rows, grad_out.shape[1])
+    if rows is None or recv_weights is None:
+        return grad_rows, grad_out.new_empty(0)
+    return grad_rows, torch.empty_like(recv_weights)

@@ -1,0 +1,102 @@
+"""What has to move when one placement follows another.
+
+Legend: E experts, G ranks. A copy is an expert of one layer on one rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner.placement import EMPTY
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.placement import Placement
+
+    Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Changes:
+    """Copies that ranks must fetch; what they drop costs nothing.
+
+    Parameters
+    ----------
+    layer, expert, rank
+        int64 [M], the copies to fetch: layer index, expert, rank that fetches.
+    between_nodes
+        bool [M], whether no rank of the same node had the expert before.
+    num_copies
+        Copies of the new placement in all.
+    num_ranks
+        Ranks G.
+    expert_bytes
+        Bytes of one expert's weights.
+    """
+
+    layer: Ints
+    expert: Ints
+    rank: Ints
+    between_nodes: NDArray[np.bool_]
+    num_copies: int
+    num_ranks: int
+    expert_bytes: float
+
+    @property
+    def num_moved(self) -> int:
+        """Copies to fetch M."""
+        return len(self.layer)
+
+    @property
+    def bytes_moved(self) -> float:
+        """Bytes to fetch, all ranks together."""
+        return self.num_moved * self.expert_bytes
+
+    def per_rank(self, *, between_nodes: bool | None = None) -> Ints:
+        """Copies that each rank fetches, int64 [G]; all, or those of one kind."""
+        ranks = self.rank
+        if between_nodes is not None:
+            ranks = ranks[self.between_nodes == between_nodes]
+        return np.bincount(ranks, minlength=self.num_ranks)
+
+
+def changes(before: Placement, after: Placement, expert_bytes: float) -> Changes:
+    """Copies in `after` that their rank did not hold in `before`.
+
+    Both are of the same model and machine.
+    """
+    ranks, per_node = after.topology.num_ranks, after.topology.ranks_per_node
+    wanted = _copies(after)
+    fetched = np.setdiff1d(wanted, _copies(before), assume_unique=True)
+    place, rank = np.divmod(fetched, ranks)
+    layer, expert = np.divmod(place, after.num_experts)
+    nodes = after.topology.num_nodes
+    had = np.unique(_on_node(_copies(before), ranks, per_node, nodes))
+    return Changes(
+        layer=layer,
+        expert=expert,
+        rank=rank,
+        between_nodes=~np.isin(_on_node(fetched, ranks, per_node, nodes), had),
+        num_copies=len(wanted),
+        num_ranks=ranks,
+        expert_bytes=expert_bytes,
+    )
+
+
+def _copies(placement: Placement) -> Ints:
+    """Each copy as one number: (layer * E + expert) * G + rank."""
+    layer, slot = np.nonzero(placement.slot_experts != EMPTY)
+    expert = placement.slot_experts[layer, slot].astype(np.int64)
+    place = layer * placement.num_experts + expert
+    copies: Ints = place * placement.topology.num_ranks
+    return copies + slot // placement.slots_per_rank
+
+
+def _on_node(copies: Ints, ranks: int, per_node: int, nodes: int) -> Ints:
+    place, rank = np.divmod(copies, ranks)
+    on_node: Ints = place * nodes + rank // per_node
+    return on_node

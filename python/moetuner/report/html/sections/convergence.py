@@ -1,0 +1,108 @@
+"""How incumbent and bound came together while the solver ran."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moetuner.report.html.charts import Line, line_chart
+from moetuner.report.html.colors import AFTER, BEFORE
+from moetuner.report.html.content import figure, grid, section
+from moetuner.report.html.frame import key
+
+if TYPE_CHECKING:
+    from moetuner.comparison import Comparison
+    from moetuner.placement import ProgressPoint, Provenance
+    from moetuner.report.html.content import Numbers
+    from moetuner.report.html.markup import Markup
+
+_LARGE = 1e100
+
+
+def convergence(comparison: Comparison, numbers: Numbers) -> Markup:
+    """A chart per stage of the solver."""
+    origin = comparison.result.placement.provenance
+    stages: dict[str, list[ProgressPoint]] = {}
+    for point in origin.progress:
+        stages.setdefault(point.stage, []).append(point)
+    if not stages:
+        return section(
+            "convergence", "Convergence", f"{_claim(origin)} {_silent(origin)}"
+        )
+    table = numbers.table(
+        "convergence",
+        "Incumbent and bound over time",
+        ("stage", "seconds", "incumbent", "bound"),
+        ((p.stage, p.seconds, p.incumbent, p.bound) for p in origin.progress),
+    )
+    charts = [_chart(name, points) for name, points in stages.items()]
+    return section(
+        "convergence",
+        "Convergence",
+        _claim(origin),
+        key([(BEFORE, "6 4", "lower bound"), (AFTER, "", "best found")]),
+        grid(*(chart for chart in charts if chart is not None)),
+        table,
+    )
+
+
+def _chart(name: str, points: list[ProgressPoint]) -> Markup | None:
+    lines = []
+    for part, color, dash in (("bound", BEFORE, "6 4"), ("incumbent", AFTER, "")):
+        known = [(_drawn(p.seconds), getattr(p, part)) for p in points]
+        kept = [(at, _drawn(value)) for at, value in known if value is not None]
+        if not kept:
+            continue
+        end = max(_drawn(points[-1].seconds), kept[-1][0])
+        at, values = [x for x, _ in kept], [y for _, y in kept]
+        lines.append(
+            Line(
+                x=[*at, end], y=[*values, values[-1]], color=color, dash=dash, name=part
+            )
+        )
+    if not lines:
+        return None
+    drawing = line_chart(
+        lines,
+        x="seconds",
+        y="objective of the stage",
+        steps=True,
+        name=f"{name}: incumbent and bound over time",
+    )
+    return figure(f"{name}: {_state(points[-1])}", drawing)
+
+
+def _drawn(value: float) -> float:
+    """A file may say anything; differences of what is drawn must be numbers."""
+    return min(max(float(value), -_LARGE), _LARGE)
+
+
+def _state(point: ProgressPoint) -> str:
+    if point.incumbent is None:
+        return f"bound {point.bound:.4g}, nothing found"
+    if point.bound is None:
+        return f"{point.incumbent:.4g}, no bound"
+    gap = (point.incumbent - point.bound) / (abs(point.incumbent) or 1)
+    return f"{point.incumbent:.4g}, bound {point.bound:.4g}, gap {max(gap, 0):.1%}"
+
+
+def _claim(origin: Provenance) -> str:
+    if not origin.solver:
+        return "Which solver made this placement is unknown."
+    text = f"Solver {origin.solver}"
+    if origin.objective:
+        text += f" minimised {origin.objective}"
+    if origin.value is not None:
+        text += f" to {origin.value:.5g} on the planning part"
+    if origin.lower_bound is not None:
+        text += f", proven to be at least {origin.lower_bound:.5g}"
+    if origin.seconds is not None:
+        text += f", in {origin.seconds:.3g} s"
+    return f"{text} ({origin.status or 'status unknown'})."
+
+
+def _silent(origin: Provenance) -> str:
+    return "The placement records no course of its solve; " + (
+        "this solver tells none."
+        if origin.solver in ("lpt", "chain", "contiguous", "random")
+        else "plan again to have one."
+    )

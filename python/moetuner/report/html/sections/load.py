@@ -1,0 +1,124 @@
+"""Load per rank and layer, before and after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moetuner.report.html.charts import Line, line_chart
+from moetuner.report.html.colors import scale_around
+from moetuner.report.html.content import Pair, figure, grid, section
+from moetuner.report.html.heatmap import Axis, color_bar, heatmap
+from moetuner.report.html.pooling import node_lines, pooled, rank_labels
+from moetuner.report.quantities import relative_load
+
+if TYPE_CHECKING:
+    from moetuner.comparison import Comparison
+    from moetuner.report.html.content import Numbers
+    from moetuner.report.html.markup import Markup
+
+_HEIGHT = 220.0
+
+
+def load(comparison: Comparison, numbers: Numbers) -> Markup:
+    """Heat maps on one scale, and the busiest rank of each layer."""
+    pair = Pair.of(comparison)
+    topology = comparison.topology
+    layers = [str(layer) for layer in comparison.statistics.layer_ids]
+    ranks = rank_labels(topology.num_ranks)
+    loads = [pooled(relative_load(c.evaluation), 1) for c in pair.both()]
+    scale = scale_around(1.0, *loads, label="load / mean load")
+    low = min(float(table.min()) for table in loads)
+    high = max(float(table.max()) for table in loads)
+    table = numbers.table(
+        "load",
+        "Load of each rank over the layer's mean",
+        ("layer", "rank", *(c.name for c in pair.both())),
+        (
+            (layer, rank, *(float(table[i, g]) for table in loads))
+            for i, layer in enumerate(layers)
+            for g, rank in enumerate(ranks)
+        ),
+    )
+    maps = [
+        figure(
+            c.name,
+            heatmap(
+                load.T,
+                scale,
+                x=Axis(name="layer", labels=layers),
+                y=Axis(
+                    name="rank",
+                    labels=ranks,
+                    lines=node_lines(topology.num_ranks, topology.ranks_per_node),
+                ),
+                height=_HEIGHT,
+                name=f"{c.name}: load per rank and layer, {low:.2f} to {high:.2f}",
+                lookup=f"load {len(ranks)} 1 0 {2 + i}",
+            ),
+            color=color,
+        )
+        for i, (c, load, color) in enumerate(
+            zip(pair.both(), loads, pair.colors(), strict=True)
+        )
+    ]
+    return section(
+        "load",
+        "Load per rank and layer",
+        _lead(pair),
+        color_bar(scale, *loads, words="white: 1, an even share"),
+        grid(*maps, _busiest(comparison, pair), _per_rank(pair, ranks)),
+        table,
+    )
+
+
+def _lead(pair: Pair) -> str:
+    parts = [
+        f"{c.evaluation.imbalance_mean:.2f} times the mean load with {c.name} "
+        f"({c.evaluation.imbalance_worst:.2f} at worst)"
+        for c in pair.both()
+    ]
+    return (
+        f"The busiest rank of a layer is what the others wait for. It has "
+        f"{' and '.join(parts)}."
+    )
+
+
+def _busiest(comparison: Comparison, pair: Pair) -> Markup:
+    layers = [float(layer) for layer in comparison.statistics.layer_ids]
+    lines = [
+        Line(
+            x=layers,
+            y=c.evaluation.imbalance.tolist(),
+            color=color,
+            dash=dash,
+            name=c.name,
+        )
+        for c, color, dash in zip(
+            pair.both(), pair.colors(), pair.dashes(), strict=True
+        )
+    ]
+    drawing = line_chart(
+        lines,
+        x="layer",
+        y="busiest / mean",
+        floor=1.0,
+        name="Busiest rank over mean rank, by layer",
+    )
+    return figure("Busiest rank over mean rank", drawing, pair.key())
+
+
+def _per_rank(pair: Pair, ranks: list[str]) -> Markup:
+    lines = []
+    for c, color, dash in zip(pair.both(), pair.colors(), pair.dashes(), strict=True):
+        rows = pooled(c.evaluation.rank_rows.sum(axis=0), 0)
+        share = (rows / (rows.mean() or 1)).tolist()
+        at = [float(i) for i in range(len(ranks))]
+        lines.append(Line(x=at, y=share, color=color, dash=dash, name=c.name))
+    drawing = line_chart(
+        lines,
+        x="rank" if len(ranks) == len(pair.after.evaluation.traffic) else "rank group",
+        y="load / mean",
+        floor=1.0,
+        name="Load of each rank over all layers",
+    )
+    return figure("All layers together", drawing, pair.key())

@@ -1,0 +1,66 @@
+"""How the numbers came about, so that they can be made again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import moetuner
+from moetuner.report.html.content import section
+from moetuner.report.html.markup import Markup, tag
+
+if TYPE_CHECKING:
+    from moetuner.comparison import Comparison
+    from moetuner.report.html.markup import Child
+
+
+def method(comparison: Comparison) -> Markup:
+    """Options, sources and words."""
+    return section(
+        "method",
+        "How this was made",
+        "Every token's set of experts is priced exactly; intervals come from drawing "
+        "whole sequences again, the same ones for every placement.",
+        tag(
+            "div",
+            tag("dl", *_pairs(_facts(comparison)), class_="facts"),
+            tag("dl", *_pairs(_WORDS), class_="facts"),
+            class_="grid",
+        ),
+    )
+
+
+def _facts(comparison: Comparison) -> dict[str, str]:
+    cost, about = comparison.cost, comparison.metadata
+    origin = comparison.result.placement.provenance
+    facts = {
+        "model": about.model or "unknown",
+        "recording": " / ".join(t for t in (about.source, about.dataset) if t)
+        or "unknown",
+        "trace": f"sha256 {comparison.trace_sha256}",
+        "machine": f"{cost.hardware.name}, {comparison.topology.num_ranks} ranks, "
+        f"{comparison.topology.ranks_per_node} per node",
+        "wire, homes": f"{cost.wire.value}, {cost.homes.value}",
+        "expert": f"{cost.shape.hidden_size} x {cost.shape.expert_hidden_size}, "
+        f"{cost.shape.num_projections} projections, "
+        f"{cost.shape.expert_bytes / 1e6:.3g} MB",
+        "solver": origin.solver or "unknown",
+        "moetuner": moetuner.__version__,
+    }
+    options = "; ".join(f"{key} {value}" for key, value in origin.options.items())
+    return {**facts, "planned with": options} if options else facts
+
+
+_WORDS = {
+    "load": "(token, expert) pairs that a rank computes in a layer",
+    "remote ranks": "ranks other than a token's home that compute it",
+    "busiest receive": "rows into the busiest rank over its even share of tokens",
+    "modelled time": "per layer, the slowest rank's computing and the slowest link's "
+    "transfer there and back; layers added up, all tokens as one batch",
+    "95 % interval": "of the gain, from 200 bootstrap draws of whole sequences",
+}
+
+
+def _pairs(entries: dict[str, str]) -> list[Child]:
+    return [
+        tag("div", tag("dt", name), tag("dd", value)) for name, value in entries.items()
+    ]

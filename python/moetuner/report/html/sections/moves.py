@@ -1,0 +1,121 @@
+"""What has to move from the one placement to the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner.report.html.charts import Part, column_chart
+from moetuner.report.html.colors import PARTS, scale_from_zero
+from moetuner.report.html.content import Pair, figure, grid, section
+from moetuner.report.html.frame import key
+from moetuner.report.html.heatmap import Axis, color_bar, heatmap
+from moetuner.report.html.pooling import node_lines, pooled, rank_labels
+from moetuner.report.html.sections.summary import size
+
+if TYPE_CHECKING:
+    from moetuner.comparison import Comparison
+    from moetuner.cost import Hardware
+    from moetuner.report.changes import Changes
+    from moetuner.report.html.content import Numbers
+    from moetuner.report.html.markup import Markup
+
+_KINDS = ("from its own node", "from another node")
+
+
+def moves(comparison: Comparison, moved: Changes, numbers: Numbers) -> Markup:
+    """Copies to fetch by rank, and by layer and rank."""
+    pair = Pair.of(comparison)
+    title = "What changes"
+    if not pair.differ:
+        return section("moves", title, "There is one placement: nothing changes.")
+    if not moved.num_moved:
+        lead = (
+            f"Nothing: {pair.after.name} is the same placement as {pair.before.name}."
+        )
+        return section("moves", title, lead)
+    ranks = rank_labels(moved.num_ranks)
+    table = numbers.table(
+        "moves",
+        "Copies to fetch",
+        ("layer", "expert", "to rank", "from another node"),
+        zip(
+            comparison.statistics.layer_ids[moved.layer].tolist(),
+            moved.expert.tolist(),
+            moved.rank.tolist(),
+            np.where(moved.between_nodes, "yes", "no").tolist(),
+            strict=True,
+        ),
+    )
+    parts = [
+        Part(
+            values=(pooled(fetched, 0) * (moved.expert_bytes / 1e9)).tolist(),
+            color=color,
+            name=kind,
+        )
+        for kind, color, fetched in zip(
+            _KINDS,
+            (PARTS[1], PARTS[0]),
+            (
+                moved.per_rank(between_nodes=False).astype(float),
+                moved.per_rank(between_nodes=True).astype(float),
+            ),
+            strict=True,
+        )
+    ]
+    drawing = column_chart(
+        parts, ranks, x="rank", y="GB to fetch", name="Weights that each rank fetches"
+    )
+    legend = key([(part.color, "area", part.name) for part in parts])
+    return section(
+        "moves",
+        title,
+        _lead(comparison, pair, moved),
+        grid(
+            figure("Weights to fetch, by rank", drawing, legend),
+            _where(comparison, moved, ranks),
+        ),
+        table,
+    )
+
+
+def _lead(comparison: Comparison, pair: Pair, moved: Changes) -> str:
+    most = int(moved.per_rank().max())
+    return (
+        f"From {pair.before.name} to {pair.after.name}: {moved.num_moved:,} of "
+        f"{moved.num_copies:,} experts change ranks, {size(moved.bytes_moved)} in all, "
+        f"{size(int(moved.between_nodes.sum()) * moved.expert_bytes)} of it between "
+        f"nodes. The busiest rank fetches {most:,} "
+        f"({size(most * moved.expert_bytes)}): "
+        f"{_seconds(moved, comparison.cost.hardware):.2g} s at the least."
+    )
+
+
+def _seconds(moved: Changes, hardware: Hardware) -> float:
+    """Time of the busiest link, when all links carry their whole bandwidth."""
+    near = moved.per_rank(between_nodes=False) / hardware.rank_bandwidth
+    far = moved.per_rank(between_nodes=True) / hardware.nic_bandwidth
+    return float(np.maximum(near, far).max() * moved.expert_bytes)
+
+
+def _where(comparison: Comparison, moved: Changes, ranks: list[str]) -> Markup:
+    layers = [str(layer) for layer in comparison.statistics.layer_ids]
+    topology = comparison.topology
+    fetched = np.zeros((moved.num_ranks, len(layers)))
+    np.add.at(fetched, (moved.rank, moved.layer), 1.0)
+    fetched = pooled(fetched, 0)
+    scale = scale_from_zero(fetched, label="copies to fetch")
+    drawing = heatmap(
+        fetched,
+        scale,
+        x=Axis(name="layer", labels=layers),
+        y=Axis(
+            name="rank",
+            labels=ranks,
+            lines=node_lines(topology.num_ranks, topology.ranks_per_node),
+        ),
+        height=190.0,
+        name="Copies to fetch by rank and layer",
+    )
+    return figure("By rank and layer", drawing, color_bar(scale, fetched))

@@ -1,0 +1,136 @@
+"""All placements on the same held-out tokens, in a table and two pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moetuner.report.html.charts import Part, bar_chart, gain_chart
+from moetuner.report.html.colors import PARTS
+from moetuner.report.html.content import figure, grid, section
+from moetuner.report.html.frame import key
+from moetuner.report.html.markup import Markup, tag
+from moetuner.report.verdict import reference_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moetuner.comparison import Comparison, Scored
+    from moetuner.evaluation import Evaluation, GainInterval
+
+_COLUMNS: tuple[tuple[str, str, Callable[[Evaluation], float], str], ...] = (
+    ("time, ms", "modelled, all tokens as one batch",
+     lambda e: e.modelled_seconds * 1e3, ".4g"),
+    ("load, mean", "busiest rank / mean rank, mean over layers",
+     lambda e: e.imbalance_mean, ".3f"),
+    ("load, worst", "busiest rank / mean rank, at the worst layer",
+     lambda e: e.imbalance_worst, ".3f"),
+    ("remote ranks", "ranks other than its home that compute a token",
+     lambda e: e.remote_ranks_per_token, ".3f"),
+    ("remote nodes", "nodes other than its home that compute a token",
+     lambda e: e.remote_nodes_per_token, ".3f"),
+    ("busiest receive", "rows into the busiest rank / its even share of tokens",
+     lambda e: e.bottleneck_receive, ".3f"),
+)  # fmt: skip
+_SPENT = ("compute", "dispatch", "combine")
+
+
+def scores(comparison: Comparison) -> Markup:
+    """Baselines and result."""
+    reference = reference_name(comparison)
+    gains = [(c.name, c.gain) for c in comparison.candidates if c.gain is not None]
+    pictures = [_spent(comparison)]
+    if gains:
+        pictures.insert(
+            0,
+            figure(
+                f"Gain in modelled time over {reference}",
+                gain_chart(
+                    gains, x="less time, 95 % interval", name=_gains_name(gains)
+                ),
+            ),
+        )
+    return section(
+        "scores",
+        "Scores on held-out tokens" if comparison.held_out else "Scores",
+        _lead(comparison),
+        tag("div", _table(comparison), class_="wide", tabindex="0"),
+        grid(*pictures),
+    )
+
+
+def _lead(comparison: Comparison) -> str:
+    """On what was planned and scored."""
+    scored = f"{comparison.score_tokens:,} tokens"
+    origin = comparison.result.placement.provenance
+    if comparison.plan_tokens:
+        return (
+            f"Planned on {comparison.plan_tokens:,} tokens of this recording, scored "
+            f"on {scored} of its other sequences."
+        )
+    if comparison.held_out and origin.trace_sha256:
+        return (
+            f"Planned on another recording, scored on all {scored} of this one; so "
+            f"only the baselines that need no planning stand beside it."
+        )
+    if comparison.held_out:
+        return f"Scored on all {scored}; nothing was planned on them."
+    return (
+        f"Scored on all {scored}. What the placement was planned on is unknown: if it "
+        f"was on these tokens, it looks better here than it is."
+    )
+
+
+def _table(comparison: Comparison) -> Markup:
+    head = tag(
+        "tr",
+        tag("th", "placement", scope="col"),
+        tag("th", f"gain over {comparison.baseline.name} [95 %]", scope="col"),
+        *(tag("th", name, scope="col", title=words) for name, words, _, _ in _COLUMNS),
+    )
+    rows = (_row(c, c is comparison.result) for c in comparison.candidates)
+    return tag("table", tag("thead", head), tag("tbody", *rows))
+
+
+def _row(scored: Scored, is_result: bool) -> Markup:
+    cells = (_cell(value(scored.evaluation), form) for _, _, value, form in _COLUMNS)
+    return tag(
+        "tr",
+        tag("th", scored.name, scope="row"),
+        tag("td", _gain(scored.gain)),
+        *(tag("td", cell) for cell in cells),
+        class_="result" if is_result else None,
+    )
+
+
+def _cell(value: float, form: str) -> str:
+    return "unknown" if value != value else format(value, form)
+
+
+def _gain(gain: GainInterval | None) -> str:
+    if gain is None:
+        return "-"
+    return f"{gain.gain:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}]"
+
+
+def _gains_name(gains: list[tuple[str, GainInterval]]) -> str:
+    return "Gains: " + "; ".join(f"{name} {_gain(gain)}" for name, gain in gains)
+
+
+def _spent(comparison: Comparison) -> Markup:
+    names = [candidate.name for candidate in comparison.candidates]
+    parts = [
+        Part(
+            values=[
+                getattr(c.evaluation, f"{part}_seconds") * 1e3
+                for c in comparison.candidates
+            ],
+            color=color,
+            name=part,
+        )
+        for part, color in zip(_SPENT, PARTS, strict=True)
+    ]
+    return figure(
+        "Where the time goes",
+        bar_chart(parts, names, x="ms, sum over layers", name="Modelled time by part"),
+        key([(part.color, "area", part.name) for part in parts]),
+    )

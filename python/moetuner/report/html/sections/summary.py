@@ -1,0 +1,96 @@
+"""The verdict, and the few numbers that it rests on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moetuner.report.html.content import Pair
+from moetuner.report.html.markup import Markup, tag
+from moetuner.report.verdict import verdict
+
+if TYPE_CHECKING:
+    from moetuner.comparison import Comparison
+    from moetuner.report.changes import Changes
+
+    Tile = tuple[str, str, str]
+
+
+def summary(comparison: Comparison, moved: Changes) -> Markup:
+    """One sentence and four figures."""
+    gain = comparison.result.gain
+    mood, sign = "even", "="
+    if gain is not None and gain.certain:
+        mood, sign = ("good", "✓") if gain.gain > 0 else ("bad", "!")
+    return tag(
+        "section",
+        tag(
+            "div",
+            tag("span", sign, class_="sign", aria_hidden="true"),
+            tag("p", verdict(comparison)),
+            class_=f"verdict {mood}",
+        ),
+        tag(
+            "div",
+            *(
+                tag(
+                    "div",
+                    tag("p", name, class_="what"),
+                    tag("p", value, class_="value"),
+                    tag("p", detail, class_="detail"),
+                    class_="tile",
+                )
+                for name, value, detail in _tiles(comparison, moved)
+            ),
+            class_="tiles",
+        ),
+        id="verdict",
+    )
+
+
+def _tiles(comparison: Comparison, moved: Changes) -> list[Tile]:
+    pair = Pair.of(comparison)
+    before, after, gain = pair.before, pair.after, pair.after.gain
+    seconds = after.evaluation.modelled_seconds
+    tiles: list[Tile] = [
+        (
+            "modelled time",
+            f"{seconds * 1e3:.3g} ms" if gain is None else f"{-gain.gain:+.1%}",
+            "all scored tokens as one batch"
+            if gain is None
+            else f"{-gain.high:+.1%} to {-gain.low:+.1%} (95 % interval)",
+        ),
+        _tile(
+            "busiest rank / mean",
+            before.evaluation.imbalance_mean,
+            after.evaluation.imbalance_mean,
+            "load, mean over layers",
+        ),
+        _tile(
+            "remote ranks per token",
+            before.evaluation.remote_ranks_per_token,
+            after.evaluation.remote_ranks_per_token,
+            "copies sent, mean over layers",
+        ),
+    ]
+    if pair.differ:
+        share = moved.num_moved / moved.num_copies
+        words = (
+            f"{moved.num_moved:,} of {moved.num_copies:,} ({share:.0%}) change ranks"
+        )
+        tiles.append(("weights to move", size(moved.bytes_moved), words))
+    return tiles
+
+
+def _tile(name: str, before: float, after: float, detail: str) -> Tile:
+    if before != before or after != after:
+        return (name, "unknown", "the source only counted loads")
+    return (name, f"{before:.2f} → {after:.2f}", detail)
+
+
+def size(amount: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:,.3g} TB" if amount < 1000 else f"{amount:,.0f} TB"

@@ -1,0 +1,98 @@
+"""Rows from rank to rank, before and after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner.cost import Homes, Wire
+from moetuner.report.html.colors import scale_around
+from moetuner.report.html.content import Pair, figure, grid, section
+from moetuner.report.html.heatmap import Axis, color_bar, heatmap
+from moetuner.report.html.pooling import node_lines, pooled, rank_labels
+from moetuner.report.quantities import traffic_per_token
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.comparison import Comparison
+    from moetuner.cost import CostModel
+    from moetuner.report.html.content import Numbers
+    from moetuner.report.html.markup import Markup
+
+_WIRES = {
+    Wire.DEDUP: "one row per remote rank of a token",
+    Wire.PER_EXPERT: "one row per expert of a token on a remote rank",
+    Wire.ALLGATHER: "every row to every rank",
+}
+_HOMES = {
+    Homes.UNIFORM: "tokens start on any rank alike, so that columns are even",
+    Homes.RECORDED: "tokens start where they were recorded",
+    Homes.FOLLOW: "tokens start where their first expert of the layer before is",
+}
+
+
+def traffic(comparison: Comparison, numbers: Numbers) -> Markup:
+    """Heat maps of dispatch rows on one scale."""
+    pair = Pair.of(comparison)
+    topology = comparison.topology
+    ranks = rank_labels(topology.num_ranks)
+    tables = [pooled(traffic_per_token(c.evaluation), 0, 1) for c in pair.both()]
+    scale = scale_around(
+        _mean(tables), *tables, label="rows per token of an even share", least=0.25
+    )
+    lines = node_lines(topology.num_ranks, topology.ranks_per_node)
+    maps = [
+        figure(
+            c.name,
+            heatmap(
+                table,
+                scale,
+                x=Axis(name="computing rank", labels=ranks, lines=lines),
+                y=Axis(name="home rank", labels=ranks, lines=lines),
+                name=f"{c.name}: rows from home to computing rank",
+                lookup=f"traffic 1 {len(ranks)} 0 {2 + i}",
+            ),
+            color=color,
+        )
+        for i, (c, table, color) in enumerate(
+            zip(pair.both(), tables, pair.colors(), strict=True)
+        )
+    ]
+    table = numbers.table(
+        "traffic",
+        "Rows per token from home to computing rank, mean over layers",
+        ("home rank", "computing rank", *(c.name for c in pair.both())),
+        (
+            (home, rank, *(float(table[i, j]) for table in tables))
+            for (i, home) in enumerate(ranks)
+            for (j, rank) in enumerate(ranks)
+        ),
+    )
+    return section(
+        "traffic",
+        "Traffic between ranks",
+        _lead(pair, comparison.cost),
+        color_bar(scale, *tables, words="white: the mean; grey: crosses no link"),
+        grid(*maps),
+        table,
+    )
+
+
+def _mean(tables: list[NDArray[np.float64]]) -> float:
+    """Mean of what crosses links; 1 where nothing does."""
+    values = np.concatenate([table[np.isfinite(table)] for table in tables])
+    return float(values.mean()) if values.size and values.any() else 1.0
+
+
+def _lead(pair: Pair, cost: CostModel) -> str:
+    text = f"Rows sent to be computed: {_WIRES[cost.wire]}; {_HOMES[cost.homes]}."
+    sent = [c.evaluation.remote_ranks_per_token for c in pair.both()]
+    if all(value == value for value in sent):
+        words = ", ".join(
+            f"{value:.2f} with {c.name}"
+            for value, c in zip(sent, pair.both(), strict=True)
+        )
+        text += f" Ranks other than its home that a token visits: {words}."
+    return text

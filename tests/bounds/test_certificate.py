@@ -1,0 +1,141 @@
+"""Bounds against the truth, and what they promise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moetuner.bounds import certify, pool
+from moetuner.bounds.pieces import Cutter
+from moetuner.cost import HARDWARE, CostModel, Homes, Wire
+from moetuner.errors import InvalidProblemError
+from moetuner.placement import Placement
+from moetuner.problem import Objective, PlacementProblem
+from moetuner.solver import get_solver
+from moetuner.topology import Topology
+from moetuner.workload import Workload
+from strategies import make_trace, random_ids, random_placement
+from tiny import SHAPES, tiny_problems
+
+
+def bound_here(problem, known=None, replicas=None):
+    """`certify` without child processes."""
+    if replicas is None:
+        slots = problem.slots_per_rank * problem.topology.num_ranks
+        replicas = slots > problem.num_experts
+    pieces = Cutter(problem, replicas=replicas, known=known).pieces()
+    return sum(piece.bound(np.inf, 60) for piece in pieces)
+
+
+@given(tiny_problems())
+def test_no_placement_beats_the_bound(case):
+    problem, _ = case
+    best = get_solver("oracle").solve(problem)
+    for known in (None, best.placement):
+        bound = bound_here(problem, known, replicas=False)
+        assert bound <= best.value * (1 + 1e-9) + 1e-18
+
+
+def test_homes_and_wires_that_leave_nothing_to_place_are_met_exactly(rng):
+    """One expert per rank and uniform homes: every placement costs the same."""
+    trace = make_trace(random_ids(rng, 200, 2, 4, 2), 4)
+    cost = CostModel(shape=SHAPES[0], wire=Wire.PER_EXPERT, hardware=HARDWARE["h100"])
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(trace,), cost=cost, batch_tokens=0),
+        Topology(num_ranks=4, ranks_per_node=4),
+    )
+    best = get_solver("oracle").solve(problem)
+    assert bound_here(problem) == pytest.approx(best.value, rel=1e-9)
+
+
+def test_pairs_that_belong_together_are_seen(rng):
+    """Tokens choose {0, 3}, {1, 4} or {2, 5}: a third of the copies, and it is proven.
+
+    The bound is the optimum, where counting alone is far below it.
+    """
+    ids = np.array([[[0, 3]], [[4, 1]], [[2, 5]]] * 400, np.int16)
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(make_trace(ids, 6),), cost=CostModel(shape=SHAPES[0])),
+        Topology(num_ranks=3, ranks_per_node=3),
+    )
+    best = get_solver("oracle").solve(problem)
+    assert bound_here(problem, best.placement) == pytest.approx(best.value, rel=1e-4)
+
+
+@settings(max_examples=25)
+@given(tiny_problems(spare=1), st.integers(0, 2))
+def test_replicas_do_not_beat_the_bound_that_allows_them(case, seed):
+    problem, rng = case
+    if not problem.equal_slots:
+        return
+    bound = bound_here(problem)
+    for _ in range(20):
+        placement = random_placement(rng, problem.workload.traces[0], problem.topology)
+        slots = placement.slot_experts.reshape(
+            problem.num_layers, problem.topology.num_ranks, -1
+        )
+        wide = np.full((*slots.shape[:2], problem.slots_per_rank), -1, np.int32)
+        wide[..., : slots.shape[2]] = slots
+        for layer in wide:
+            for rank in layer:
+                missing = np.setdiff1d(np.arange(problem.num_experts), rank)
+                free = np.flatnonzero(rank < 0)
+                chosen = rng.permutation(missing)[: free.size]
+                rank[free[: chosen.size]] = chosen
+        replicated = Placement(
+            slot_experts=wide.reshape(problem.num_layers, -1),
+            layer_ids=placement.layer_ids,
+            num_experts=problem.num_experts,
+            topology=problem.topology,
+        )
+        value = problem.objective_value(replicated)
+        assert bound <= value * (1 + 1e-9) + 1e-18
+
+
+def medium(rng, **options):
+    ids = random_ids(rng, 3000, 4, 16, 3)
+    cost = CostModel(shape=SHAPES[0], **options)
+    return PlacementProblem.from_workload(
+        Workload(traces=(make_trace(ids, 16, ranked=True),), cost=cost),
+        Topology(num_ranks=8, ranks_per_node=4),
+    )
+
+
+@pytest.mark.parametrize("homes", [Homes.UNIFORM, Homes.FOLLOW])
+def test_children_find_what_is_found_here_and_more_time_never_hurts(rng, homes):
+    problem = medium(rng, homes=homes)
+    placement = get_solver("contiguous").solve(problem).placement
+    seen = []
+    proof = certify(
+        problem,
+        placement,
+        max_iterations=60,
+        threads=2,
+        progress=lambda *news: seen.append(news),
+    )
+    here = bound_here(problem, placement)
+    assert proof.lower_bound == pytest.approx(here, rel=1e-6)
+    assert proof.value == problem.objective_value(placement)
+    assert proof.gap == pytest.approx(1 - here / proof.value, rel=1e-4)
+    assert [done for done, _, _ in seen] == list(range(1, len(seen[:]) + 1))
+    assert seen[-1][2] == pytest.approx(proof.lower_bound, rel=1e-9)
+    hurried = certify(problem, placement, time_limit=1e-3)
+    assert hurried.lower_bound >= hurried.counting_bound * (1 - 1e-9)
+    assert hurried.lower_bound <= proof.lower_bound * (1 + 1e-6)
+
+
+def test_a_child_that_dies_costs_the_search_not_the_bound(rng, monkeypatch):
+    problem = medium(rng)
+    monkeypatch.setattr(pool, "_WORKER", "raise SystemExit(1)")
+    proof = certify(problem, threads=2)
+    assert proof.lower_bound == pytest.approx(proof.counting_bound)
+    assert proof.gap is None
+
+
+def test_senseless_questions_are_refused(rng):
+    problem = medium(rng)
+    with pytest.raises(InvalidProblemError, match="wanted objective modelled-time"):
+        certify(replace(problem, objective=Objective.MAX_LOAD))
+    with pytest.raises(InvalidProblemError, match="time_limit must be > 0 s, got -1"):
+        certify(problem, time_limit=-1)

@@ -1,0 +1,73 @@
+"""Runs a function on several ranks, a process each, and brings errors back."""
+
+import os
+import tempfile
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+TIMEOUT = timedelta(seconds=90)
+RANKS_PER_DEVICE = "NCCL_MULTI_RANK_GPU_ENABLE"  # NCCL >= 2.30 lets ranks share a GPU
+
+
+def run_on_ranks(num_ranks, function, *args, device="cpu"):
+    """Call ``function(rank, num_ranks, *args)`` inside a process group of `device`.
+
+    Fails with what each rank that failed has to say.
+    """
+    if device == "cuda":
+        need_devices(num_ranks)
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.start_processes(
+            _one_rank,
+            (num_ranks, device, folder, function, args),
+            nprocs=num_ranks,
+            join=False,
+            start_method="spawn",
+        )
+        try:
+            while not context.join(timeout=2 * TIMEOUT.total_seconds()):
+                pass
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            said = [p.read_text() for p in sorted(Path(folder).glob("error-*"))]
+            pytest.fail("\n".join(said) or str(error), pytrace=False)
+
+
+def need_devices(num_ranks):
+    if (
+        torch.cuda.device_count() >= num_ranks
+        or os.environ.get(RANKS_PER_DEVICE) == "1"
+    ):
+        return
+    why = (
+        f"{num_ranks} ranks need as many CUDA devices, or NCCL >= 2.30 and "
+        f"{RANKS_PER_DEVICE}=1"
+    )
+    if os.environ.get("FAIL_WITHOUT_CUDA") == "1" and num_ranks == 1:
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+def _one_rank(rank, num_ranks, device, folder, function, args):
+    torch.set_num_threads(1)
+    if device == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    dist.init_process_group(
+        {"cpu": "gloo", "cuda": "nccl"}[device],
+        store=dist.FileStore(f"{folder}/store", num_ranks),
+        rank=rank,
+        world_size=num_ranks,
+        timeout=TIMEOUT,
+    )
+    try:
+        function(rank, num_ranks, *args)
+    except BaseException:
+        said = f"rank {rank} of {num_ranks}:\n{traceback.format_exc()}"
+        Path(f"{folder}/error-{rank}").write_text(said)
+        raise
+    dist.destroy_process_group()

@@ -1,0 +1,172 @@
+"""dispatch and combine between processes: Gloo on the CPU, NCCL on GPUs."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from exchange import (
+    CASES,
+    Case,
+    fixed_sizes,
+    make_slots,
+    make_tokens,
+    run_layer,
+    without_ranks,
+)
+from moetuner.errors import ExchangeOverflowError
+from moetuner.ops import check_overflow
+from ranks import run_on_ranks
+
+WORLDS = [("cpu", 1), ("cpu", 2), ("cpu", 4)]
+WORLDS += [pytest.param("cuda", n, marks=pytest.mark.gpu) for n in (1, 2, 4, 8)]
+
+# Of the largest magnitude: float32 sums in another order; in bfloat16 the experts rows,
+# what travels and the result are rounded, and the terms may exceed their sum.
+TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 6 * 2**-8}
+
+
+def _forms(case, num_ranks):
+    if max(case.tokens) == 0:
+        return [{}]
+    return [{}, fixed_sizes(case, num_ranks)]
+
+
+def _assert_close(ours, exact, dtype, what):
+    assert ours.shape == exact.shape, what
+    if not exact.numel():
+        return
+    scale = exact.abs().max().clamp(min=1e-30)
+    error = float(((ours.double() - exact) / scale).abs().max())
+    assert error <= TOLERANCE[dtype], (what, error)
+
+
+def _equals_one_rank(rank, num_ranks, device):
+    for case in CASES:
+        slots = make_slots(case, rank, num_ranks, device)
+        for dtype in TOLERANCE:
+            x, ids, weights = make_tokens(case, rank, device, dtype)
+            for leaf in (x, weights):
+                leaf.requires_grad_()
+            exact = without_ranks(case, x, ids, weights)
+            seed = torch.Generator().manual_seed(rank)
+            toward = torch.randn(exact.shape, generator=seed).to(device, dtype)
+            wanted = torch.autograd.grad(exact, (x, weights), toward.double())
+            for options in _forms(case, num_ranks):
+                what = (case, dtype, options)
+                out, sent = run_layer(slots, x, ids, weights, **options)
+                _assert_close(out.detach(), exact.detach(), dtype, what)
+                if options:
+                    check_overflow(sent.overflow)
+                grads = torch.autograd.grad(out, (x, weights), toward)
+                for ours, other in zip(grads, wanted, strict=True):
+                    _assert_close(ours, other, dtype, what)
+
+
+def _rows_and_counters(rank, num_ranks, device):
+    for case in CASES:
+        slots = make_slots(case, rank, num_ranks, device)
+        size = slots.slots_per_rank
+        per_node = case.ranks_per_node or num_ranks
+        num_nodes = num_ranks // per_node
+        arrivals = []  # (slot, sender, token, k) of what belongs here
+        wanted = None
+        for sender in range(num_ranks):
+            _, ids, _ = make_tokens(case, sender)
+            table = make_slots(case, sender, num_ranks)
+            here = (ids >= 0) & (ids < case.num_experts)
+            token = torch.arange(len(ids))[:, None]
+            expert = ids.clamp(0, case.num_experts - 1)
+            turn = token % table.num_candidates[expert]
+            slot = torch.where(here, table.candidates[expert, turn], -1).numpy()
+            for t, k in np.argwhere((slot >= 0) & (slot // size == rank)):
+                arrivals.append((slot[t, k], sender, t, k))
+            if sender == rank:
+                ranks = [set((s[s >= 0] // size).tolist()) for s in slot]
+                nodes = [{r // per_node for r in found} for found in ranks]
+                wanted = np.concatenate(
+                    [
+                        [len(ids)],
+                        [sum(r in f for f in ranks) for r in range(num_ranks)],
+                        [sum(n in f for f in nodes) for n in range(num_nodes)],
+                        np.bincount(slot[slot >= 0], minlength=num_ranks * size),
+                    ]
+                )
+        arrivals.sort()
+        x, ids, weights = make_tokens(case, rank, device)
+        for options in _forms(case, num_ranks):
+            counters = torch.zeros(len(wanted), dtype=torch.int64, device=device)
+            options |= {"counters": counters, "ranks_per_node": case.ranks_per_node}
+            runs = [run_layer(slots, x, ids, weights, **options) for _ in "ab"]
+            assert (counters.cpu().numpy() == 2 * wanted).all(), case
+            (out, sent), (again, _) = runs
+            assert torch.equal(out, again), case
+            ends = np.searchsorted(
+                [a[0] for a in arrivals], rank * size + 1 + np.arange(size)
+            )
+            assert sent.end_offsets.tolist() == ends.tolist(), case
+            rows = [make_tokens(case, a[1])[0][a[2]] for a in arrivals]
+            filled = sent.rows[: len(rows)].cpu()
+            assert not rows or torch.equal(filled, torch.stack(rows)), case
+
+
+def _overflows(rank, num_ranks, device):
+    case = Case(8, 2, (12,))
+    slots = make_slots(case, rank, num_ranks, device)
+    x, ids, weights = make_tokens(case, rank, device)
+    wide = fixed_sizes(case, num_ranks)
+    _, sent = run_layer(slots, x, ids, weights, **wide)
+    check_overflow(sent.overflow)
+    num_rows = int(sent.end_offsets[-1])
+    to_each = torch.zeros(num_ranks, dtype=torch.int64)
+    table = slots.candidates[ids, 0] // slots.slots_per_rank
+    for of_token in table.tolist():
+        for other in set(of_token):
+            to_each[other] += 1
+    narrow = wide | {"capacity": 4}
+    less, sent = run_layer(slots, x, ids, weights, **narrow)
+    assert int(sent.overflow) == int((to_each - 4).clamp(min=0).sum())
+    assert torch.isfinite(less).all()
+    few = wide | {"max_rows": 5}
+    _, sent = run_layer(slots, x, ids, weights, **few)
+    assert int(sent.overflow) == max(num_rows - 5, 0)
+    assert int(sent.end_offsets[-1]) == min(num_rows, 5)
+    if num_rows > 5:
+        with pytest.raises(ExchangeOverflowError, match="rows found no room"):
+            check_overflow(sent.overflow)
+
+
+def _replays(rank, num_ranks, device):
+    case = Case(16, 4, (32,), hidden=64)
+    slots = make_slots(case, rank, num_ranks, device)
+    x, ids, weights = make_tokens(case, rank, device)
+    sizes = fixed_sizes(case, num_ranks)
+    run_layer(slots, x, ids, weights, **sizes)  # makes the communicator
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, sent = run_layer(slots, x, ids, weights, **sizes)
+    for turn in range(3):
+        fresh, fresh_ids, _ = make_tokens(case, rank + 8 * turn, device)
+        x.copy_(fresh)
+        ids.copy_(fresh_ids)
+        graph.replay()
+        torch.cuda.synchronize()
+        exact = without_ranks(case, x, ids, weights)
+        _assert_close(out, exact, torch.float32, turn)
+        check_overflow(sent.overflow)
+    dist.barrier()
+    del graph
+
+
+def _every_check(rank, num_ranks, device):
+    """One start of the processes for all: it takes longer than the checks."""
+    _equals_one_rank(rank, num_ranks, device)
+    _rows_and_counters(rank, num_ranks, device)
+    _overflows(rank, num_ranks, device)
+    if device == "cuda":
+        _replays(rank, num_ranks, device)
+
+
+@pytest.mark.parametrize(("device", "num_ranks"), WORLDS)
+def test_the_exchange_equals_one_rank_counts_and_repeats(device, num_ranks):
+    run_on_ranks(num_ranks, _every_check, device, device=device)

@@ -1,0 +1,53 @@
+"""The three programs on two Gloo processes, each started as its README says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed")
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "exchange"
+
+
+def run(script):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(EXAMPLES / script)),
+        ],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_ops():
+    said = run("ops.py")
+    told = re.findall(r"(\w+): (\d+) rows left a rank, predicted (\d+)", said)
+    assert [name for name, *_ in told] == ["contiguous", "planned"], said
+    assert all(int(counted) == int(predicted) > 0 for _, counted, predicted in told)
+    assert "both give the same output" in said
+
+
+def test_layer():
+    said = run("layer.py")
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]
+    assert losses[1] < losses[0], said
+    assert "placed: the output is the same" in said
+    assert "counters are as predicted" in said
+    assert "saved (8, 128, 32)" in said
+
+
+def test_transformers_model():
+    pytest.importorskip("transformers", reason="Transformers is not there")
+    said = run("transformers_model.py")
+    assert "2 ranks generate what one does: 20 tokens each" in said
+    assert "counters are as predicted" in said

@@ -1,0 +1,128 @@
+"""dispatch and combine in a group of one: registration, compilation, refusals."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from moetuner.ops import buffer_nbytes, combine, dispatch
+
+T, K, E, H = 9, 3, 6, 16
+
+
+@pytest.fixture
+def group(tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield dist.group.WORLD.group_name
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def given(group):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.rand(T, E, generator=generator).topk(K, dim=1).indices
+    return {
+        "x": torch.randn(T, H, generator=generator),
+        "topk_ids": ids,
+        "topk_weights": torch.rand(T, K, generator=generator),
+        "candidates": torch.randperm(E, generator=generator).int()[:, None],
+        "num_candidates": torch.ones(E, dtype=torch.int32),
+        "slots_per_rank": E,
+        "group_name": group,
+    }
+
+
+FORMS = [{}, {"capacity": T, "max_rows": T * K}]
+
+
+@pytest.mark.parametrize("sizes", FORMS, ids=["exact", "fixed"])
+@pytest.mark.parametrize("counted", [False, True])
+def test_opcheck_of_dispatch(given, sizes, counted):
+    op = torch.ops.moetuner.dispatch
+    options = dict(sizes)
+    if counted:
+        options["counters"] = torch.zeros(1 + 1 + 1 + E, dtype=torch.int64)
+    given["x"].requires_grad_()
+    torch.library.opcheck(
+        op.fixed if sizes else op.default, tuple(given.values()), options
+    )
+
+
+@pytest.mark.parametrize("sizes", FORMS, ids=["exact", "fixed"])
+def test_opcheck_of_combine_and_what_its_gradients_call(given, sizes):
+    sent = dispatch(**given, **sizes)
+    group = given["group_name"]
+    back = (sent.recv_map, sent.send_map, sent.splits, group)
+    rows = sent.rows.requires_grad_()
+    ops = torch.ops.moetuner
+    torch.library.opcheck(ops.combine.default, (rows, *sent[2:6], group))
+    torch.library.opcheck(ops.send_back.default, (sent.recv_weights, *back[1:]))
+    wanted = (torch.ones(T, H), *back, len(rows), sent.recv_weights, rows.detach())
+    torch.library.opcheck(ops.combine_backward.default, wanted)
+
+
+@pytest.mark.parametrize("sizes", FORMS, ids=["exact", "fixed"])
+def test_compiles_whole_with_gradients(given, sizes):
+    def layer(x, weights):
+        sent = dispatch(**given | {"x": x, "topk_weights": weights}, **sizes)
+        return combine(2 * sent.rows, *sent[2:6], given["group_name"])
+
+    x, weights = given["x"].requires_grad_(), given["topk_weights"].requires_grad_()
+    eager = layer(x, weights)
+    grads = torch.autograd.grad(eager.square().sum(), (x, weights))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x, weights)
+    assert torch.equal(compiled, eager)
+    for ours, other in zip(
+        torch.autograd.grad(compiled.square().sum(), (x, weights)), grads, strict=True
+    ):
+        assert torch.equal(ours, other)
+
+
+WRONG = [
+    ({"x": torch.ones(T)}, ValueError, "x must be"),
+    ({"x": torch.ones(T, H, dtype=torch.int32)}, TypeError, "x must be float32"),
+    ({"x": torch.ones(H, T).T}, ValueError, "x must be contiguous"),
+    ({"topk_ids": torch.zeros(T, K)}, TypeError, "topk_ids must be int32"),
+    ({"topk_ids": torch.zeros(T - 1, K).int()}, ValueError, "must have 9 tokens"),
+    ({"topk_weights": torch.ones(T, K - 1)}, ValueError, "topk_weights must be"),
+    ({"candidates": torch.zeros(E, 1)}, TypeError, "candidates must be int32"),
+    ({"candidates": torch.zeros(E).int()}, ValueError, "candidates must be"),
+    ({"num_candidates": torch.ones(E + 1).int()}, ValueError, "candidates must be"),
+    ({"slots_per_rank": 0}, ValueError, "slots_per_rank must be positive"),
+    ({"group_name": "nobody"}, ValueError, "no process group named 'nobody'"),
+    ({"ranks_per_node": 2}, ValueError, "ranks_per_node must divide"),
+    ({"counters": torch.zeros(3, dtype=torch.int64)}, ValueError, "counters must be"),
+    ({"capacity": 4}, ValueError, "capacity and max_rows go together"),
+    ({"capacity": 0, "max_rows": 4}, ValueError, "capacity must be positive"),
+    ({"capacity": 4, "max_rows": 0}, ValueError, "max_rows must be positive"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), WRONG)
+def test_dispatch_refuses_by_name(given, change, error, message):
+    with pytest.raises(error, match=message):
+        dispatch(**given | change)
+
+
+def test_combine_refuses_what_another_dispatch_made(given):
+    sent = dispatch(**given)
+    with pytest.raises(ValueError, match="splits say that 9 rows were received, got 8"):
+        combine(sent.rows, sent.recv_map[:8], None, *sent[4:6], given["group_name"])
+    with pytest.raises(ValueError, match=r"splits must be \[2, 1\]"):
+        splits = torch.zeros(2, 3, dtype=torch.int64)
+        combine(sent.rows, *sent[2:5], splits, given["group_name"])
+
+
+def test_expected_memory_is_what_the_fixed_form_allocates(given):
+    """Counted by the profiler; small sizes are rounded up there."""
+    sizes = {"capacity": 64, "max_rows": 512}
+    given["x"] = torch.randn(T, 4096)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        dispatch(**given, **sizes)
+    allocated = sum(e.self_device_memory_usage or 0 for e in profile.key_averages())
+    allocated += sum(
+        e.self_cpu_memory_usage
+        for e in profile.key_averages()
+        if e.self_cpu_memory_usage > 0
+    )
+    told = buffer_nbytes(T, K, 4096, 1, torch.float32, **sizes)
+    assert told == pytest.approx(allocated, rel=0.01)

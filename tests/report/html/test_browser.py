@@ -1,0 +1,136 @@
+"""The page in a real browser: no console message, no overflow, numbers under a finger.
+
+Runs where a Chromium is found. The page reports on itself: a script that is added for
+the test writes what it measured into the document, which the browser then prints.
+"""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from moetuner.report.html import render_page
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+
+DESKTOP, PHONE = (1200, 900), (390, 844)
+MEASURE = """
+const root = document.documentElement;
+const seen = (what) => [...document.querySelectorAll(what)].filter(
+  (e) => e.checkVisibility());
+const result = {
+  wider: root.scrollWidth - root.clientWidth,
+  width: root.clientWidth,
+  empty: seen('section, figure > svg').filter(
+    (e) => e.getBoundingClientRect().height < 20).map((e) => e.outerHTML),
+  small: seen('figure > svg text:not(.cell)').map((t) =>
+    parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getScreenCTM().a
+  ).reduce((a, b) => Math.min(a, b), 99),
+  outside: seen('figure > svg text').filter((t) => {
+    const own = t.getBoundingClientRect();
+    const all = t.ownerSVGElement.getBoundingClientRect();
+    return own.left < all.left - 2 || own.right > all.right + 2;
+  }).map((t) => t.textContent),
+  columns: new Set([...document.querySelectorAll('#load figure')].map(
+    (f) => Math.round(f.getBoundingClientRect().left))).size,
+};
+const tip = document.getElementById('tip');
+const point = (svg, x, y) => {
+  const [left, top, w, h] = svg.dataset.area.split(' ').map(Number);
+  const at = new DOMPoint(left + x * w, top + y * h).matrixTransform(
+    svg.getScreenCTM());
+  svg.dispatchEvent(new PointerEvent('pointerdown', {
+    bubbles: true, clientX: at.x, clientY: at.y }));
+  return tip.hidden ? null : tip.textContent;
+};
+const select = document.querySelector('select[data-shows]');
+result.first = select.value;
+select.value = '2';
+select.dispatchEvent(new Event('change'));
+result.chosen = seen('#together figcaption').map((c) => c.textContent);
+result.tips = ['load', 'traffic', 'together'].map(
+  (name) => point(seen(`#${name} svg[data-area]`)[1], 0.99, 0.01));
+result.saves = document.querySelectorAll('.numbers button').length;
+const kept = document.createElement('script');
+kept.type = 'application/json';
+kept.id = 'measured';
+kept.textContent = JSON.stringify(result);
+parent.document.body.append(kept);
+"""
+
+
+def browse(tmp_path, *arguments, page):
+    """Standard output of the browser, and what the page wrote to the console."""
+    done = subprocess.run(
+        [
+            *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu"),
+            *("--hide-scrollbars", "--enable-logging=stderr"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", *arguments, page.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout, re.findall(r"CONSOLE.*", done.stderr)
+
+
+def measure(tmp_path, text, size):
+    """The page in a frame of that size: a window cannot be as narrow as a phone."""
+    own = text.replace("</body>", f"<script>{MEASURE}</script></body>")
+    size = f'width="{size[0]}" height="{size[1]}"'
+    page = tmp_path / "page.html"
+    page.write_text(f'<iframe {size} srcdoc="{html.escape(own)}"></iframe>')
+    out, console = browse(tmp_path, "--dump-dom", page=page)
+    found = re.search(r'id="measured">(.*?)</script>', out, re.DOTALL)
+    return json.loads(html.unescape(found[1])) if found else None, console
+
+
+def test_a_console_message_would_be_seen(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("<script>throw new Error('on purpose')</script>")
+    _, console = browse(tmp_path, "--dump-dom", page=page)
+    assert "on purpose" in console[0]
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_page_works_at_this_size(demo, parse, tmp_path, size):
+    text = render_page(demo)
+    seen, console = measure(tmp_path, text, size)
+    assert console == []
+    assert size[0] - 20 <= seen["width"] <= size[0]
+    assert seen["wider"] <= 0
+    assert seen["empty"] == []
+    assert seen["outside"] == []
+    assert seen["small"] >= 10  # pixels: readable at arm's length
+    assert seen["columns"] == (1 if size == PHONE else 2)
+    assert seen["chosen"][:2] == ["contiguous, layer 2", "ilp2, layer 2"]
+    assert seen["saves"] == len(parse(text).tables)
+
+
+def test_a_pointed_cell_shows_the_number_of_the_table(demo, parse, tmp_path):
+    text = render_page(demo)
+    seen, _ = measure(tmp_path, text, DESKTOP)
+    page = parse(text)
+    load, traffic, together = seen["tips"]
+    rows = {tuple(row[:2]): row[3] for row in page.table("load")[1]}
+    assert load == f"layer 11, rank 0: {rows['11', '0']}"
+    rows = {tuple(row[:2]): row[3] for row in page.table("traffic")[1]}
+    assert traffic == f"home rank 0, computing rank 7: {rows['0', '7']}"
+    slots = demo.result.placement.slot_experts[2]
+    first, last = slots[0], slots[-1]
+    count = demo.statistics.coactivation[2, first, last]
+    assert together == f"experts {first} and {last}: {count} tokens"
+
+
+def test_the_page_prints_on_few_sheets(demo, tmp_path):
+    page, sheets = tmp_path / "page.html", tmp_path / "page.pdf"
+    page.write_text(render_page(demo))
+    _, console = browse(tmp_path, f"--print-to-pdf={sheets}", page=page)
+    assert console == []
+    count = len(re.findall(rb"/Type\s*/Page\b", sheets.read_bytes()))
+    assert 3 <= count <= 8

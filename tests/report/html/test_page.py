@@ -1,0 +1,234 @@
+"""The page as a file: well formed, alone, honest, and of bounded size."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from moetuner.comparison import compare_placements, comparison_of_plan
+from moetuner.cost import CostModel, Homes, Wire
+from moetuner.pipeline import PlanOptions, plan_trace
+from moetuner.placement import ProgressPoint
+from moetuner.report.html import render_page, write_report
+from moetuner.report.quantities import (
+    flow_levels,
+    rank_flows,
+    relative_load,
+    together,
+    traffic_per_token,
+)
+from moetuner.report.verdict import verdict
+from moetuner.topology import Topology
+from moetuner.trace import CountTrace, read_trace
+from moetuner.trace.model import TraceMetadata
+from strategies import make_trace, random_ids, random_placement
+
+SECTIONS = [
+    *("verdict", "scores", "load", "traffic", "together", "flow"),
+    *("convergence", "moves", "method"),
+]
+
+
+def test_every_section_is_there_and_every_link_leads_to_one(make_comparison, parse):
+    page = parse(render_page(make_comparison(solver="ilp2")))
+    sections = [attrs["id"] for attrs in page.attributes("section")]
+    assert sections == SECTIONS
+    links = [attrs["href"] for attrs in page.attributes("a")]
+    assert links == [f"#{name}" for name in SECTIONS[1:]]
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_page_needs_nothing_from_outside(make_comparison, parse):
+    text = render_page(make_comparison())
+    for _, attrs in parse(text).elements:
+        for name in ("src", "href", "action", "data", "srcset"):
+            assert attrs.get(name, "#").startswith(("#", "data:image/png;base64,"))
+    assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttp|src=\"//", text)
+    policies = [attrs.get("content", "") for attrs in parse(text).attributes("meta")]
+    assert any(policy.startswith("default-src 'none'; ") for policy in policies)
+
+
+def test_verdict_and_every_score_are_shown(make_comparison, parse):
+    comparison = make_comparison()
+    page = parse(render_page(comparison))
+    assert verdict(comparison) in page.text
+    for scored in comparison.candidates:
+        scores = scored.evaluation
+        for value in (
+            scores.imbalance_mean,
+            scores.imbalance_worst,
+            scores.remote_ranks_per_token,
+            scores.remote_nodes_per_token,
+            scores.bottleneck_receive,
+        ):
+            assert f"{value:.3f}" in page.text
+        assert f"{scores.modelled_seconds * 1e3:.4g}" in page.text
+        if scored.gain is not None:
+            gain = scored.gain
+            shown = f"{gain.gain:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}]"
+            assert shown in page.text
+
+
+def test_tables_hold_the_numbers_of_the_evaluator(make_comparison, parse):
+    comparison = make_comparison(solver="chain")
+    page = parse(render_page(comparison))
+    statistics = comparison.statistics
+    for scored in (comparison.baseline, comparison.result):
+        flows = rank_flows(scored.placement, statistics.transitions)
+        wanted = {
+            "load": relative_load(scored.evaluation),
+            "traffic": traffic_per_token(scored.evaluation),
+            "together": together(scored.placement, statistics.coactivation),
+            "flows": flows.sum(axis=0) / flows.sum(axis=0).mean(),
+        }
+        for table, values in wanted.items():
+            shown = page.column(table, scored.name)
+            np.testing.assert_allclose(shown, values.ravel(), rtol=1e-5)
+        levels = flow_levels(scored.placement, flows)
+        stays = page.column("flow", f"{scored.name}: stays on its rank")
+        np.testing.assert_allclose(stays, levels[:, 0], rtol=1e-5)
+    for layer in statistics.layer_ids:
+        head, rows = page.table(f"pair-{layer}")
+        counts = np.array(rows, int)[:, 1:]
+        np.testing.assert_array_equal(counts, statistics.coactivation[layer])
+        assert head[1:] == [str(expert) for expert in range(16)]
+
+
+def test_copies_to_fetch_are_listed_one_by_one(make_comparison, parse):
+    comparison = make_comparison()
+    page = parse(render_page(comparison))
+    before, after = (
+        c.placement.rank_of() for c in (comparison.baseline, comparison.result)
+    )
+    _, rows = page.table("moves")
+    listed = {(int(layer), int(e), int(rank)) for layer, e, rank, _ in rows}
+    moved = zip(*np.nonzero(before != after), strict=True)
+    assert listed == {(int(i), int(e), int(after[i, e])) for i, e in moved}
+    assert f"{len(listed):,} of 48 experts change ranks" in page.text
+
+
+def test_the_course_of_the_solve_is_drawn_and_listed(make_comparison, parse):
+    comparison = make_comparison(solver="ilp2")
+    progress = comparison.result.placement.provenance.progress
+    assert progress
+    page = parse(render_page(comparison))
+    _, rows = page.table("convergence")
+    assert [row[0] for row in rows] == [point.stage for point in progress]
+    shown = page.column("convergence", "incumbent")
+    np.testing.assert_allclose(shown, [p.incumbent for p in progress], rtol=1e-5)
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--$x$"
+
+
+def test_names_from_files_stay_text(make_comparison, parse):
+    comparison = make_comparison(
+        metadata=TraceMetadata(model=HOSTILE, source=HOSTILE, dataset=HOSTILE)
+    )
+    plain = [name for name, _ in parse(render_page(comparison)).elements]
+    origin = dataclasses.replace(
+        comparison.result.placement.provenance,
+        solver=HOSTILE,
+        status=HOSTILE,
+        objective=HOSTILE,
+        options={HOSTILE: HOSTILE},
+        progress=(
+            ProgressPoint(stage=HOSTILE, seconds=-1, incumbent=1e308, bound=-1e308),
+        ),
+    )
+    placement = dataclasses.replace(comparison.result.placement, provenance=origin)
+    result = dataclasses.replace(comparison.result, name=HOSTILE, placement=placement)
+    candidates = (*comparison.candidates[:-1], result)
+    hostile = dataclasses.replace(comparison, candidates=candidates, result=result)
+    text = render_page(hostile)
+    page = parse(text)
+    assert page.text.count(HOSTILE) > 10
+    assert text.count("</script>") == 1
+    for kind in ("img", "script", "image"):
+        assert len(page.attributes(kind)) == plain.count(kind)
+    assert not [
+        attrs for _, attrs in page.elements if any(k.startswith("on") for k in attrs)
+    ]
+
+
+def other_placements(trace, topology, extra_slots=1):
+    rng = np.random.default_rng(2)
+    names = ("one", "two")
+    return {name: random_placement(rng, trace, topology, extra_slots) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "per_node", "layers", "experts"),
+    [(1, 1, 1, 4), (2, 1, 1, 4), (4, 4, 2, 4), (8, 4, 3, 64), (64, 8, 2, 64)],
+)
+@pytest.mark.parametrize("wire", list(Wire))
+def test_any_machine_can_be_shown(parse, ranks, per_node, layers, experts, wire):
+    rng = np.random.default_rng(9)
+    ids = random_ids(rng, 300, layers, experts, 2, padding=0.1)
+    trace = make_trace(ids, experts, ranked=True)
+    topology = Topology(num_ranks=ranks, ranks_per_node=per_node)
+    cost = CostModel(wire=wire, homes=Homes.FOLLOW)
+    extra = 1 if experts > ranks else 0
+    placements = other_placements(trace, topology, extra)
+    for before in (None, "two"):
+        page = parse(
+            render_page(compare_placements(trace, placements, cost, before=before))
+        )
+        assert [attrs["id"] for attrs in page.attributes("section")] == SECTIONS
+
+
+def test_a_source_that_only_counted_says_what_is_unknown(parse):
+    rng = np.random.default_rng(4)
+    counts = rng.integers(1, 100, (5, 2, 8))
+    counts[:, 1] = rng.permuted(counts[:, 0], axis=1)
+    trace = CountTrace(
+        counts=counts,
+        num_tokens=counts[:, 0].sum(axis=1) // 2,
+        layer_ids=np.array([0, 4], np.int32),
+    )
+    like = make_trace(random_ids(rng, 10, 2, 8, 2), 8)
+    like = dataclasses.replace(like, layer_ids=trace.layer_ids)
+    placements = other_placements(like, Topology(num_ranks=4, ranks_per_node=2), 0)
+    cost = CostModel(wire=Wire.ALLGATHER)
+    page = parse(render_page(compare_placements(trace, placements, cost)))
+    assert "which experts go together is unknown" in page.text
+    assert "where tokens go next is unknown" in page.text
+    assert "nan" not in page.text
+
+
+def test_the_largest_models_fit_on_a_page(parse):
+    """58 layers of 256 experts on 64 ranks, and 512 experts on 512 ranks."""
+    for layers, experts, ranks in ((58, 256, 64), (4, 512, 512)):
+        ids = random_ids(np.random.default_rng(1), 200, layers, experts, 8)
+        trace = make_trace(ids, experts)
+        topology = Topology(num_ranks=ranks, ranks_per_node=8)
+        placements = other_placements(trace, topology, 0)
+        text = render_page(compare_placements(trace, placements, CostModel()))
+        parse(text)
+        assert len(text) < 1_500_000
+
+
+def test_the_same_comparison_gives_the_same_file(make_comparison, tmp_path):
+    comparison = make_comparison()
+    for name in ("one.html", "two.html"):
+        write_report(comparison, tmp_path / name)
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt-oss-20b-fingerprinting/sorry_bench.npz", "deepseek-v2-lite-esft/law.npz"],
+)
+def test_recordings_of_large_models_are_reported(traces_dir, parse, name):
+    trace = read_trace(traces_dir / name)
+    machine = Topology(num_ranks=8, ranks_per_node=4)
+    plan = plan_trace(trace, machine, PlanOptions(solver="chain"))
+    comparison = comparison_of_plan(trace, plan)
+    text = render_page(comparison)
+    page = parse(text)
+    assert verdict(plan) in page.text
+    assert len(text) < 700_000
+    shown = page.column("load", "chain")
+    wanted = relative_load(plan.result.evaluation)
+    np.testing.assert_allclose(shown, wanted.ravel(), rtol=1e-5)
