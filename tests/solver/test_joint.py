@@ -23,7 +23,7 @@ from moetuner.solver.profile import (
     Favour,
     choose_profile,
 )
-from moetuner.solver.scenarios import SearchProfile, members
+from moetuner.solver.scenarios import POOLED, SearchProfile, members
 from moetuner.solver.token_rounds import TokenRounds
 from moetuner.topology import Topology
 from moetuner.workload import Workload, price, tally_batches
@@ -121,7 +121,7 @@ def test_the_search_cost_without_extras_is_the_modelled_time(case):
     problems(),
     st.builds(
         SearchProfile,
-        scenario_tokens=st.sampled_from([0, 16]),
+        scenario_tokens=st.sampled_from([0, 16, POOLED]),
         peak=st.sampled_from([0.0, 1.0]),
         pooled=st.sampled_from([0.0, 2.0]),
         variance=st.sampled_from([0.0, 3.0]),
@@ -429,3 +429,21 @@ def test_the_core_refuses_what_would_make_it_read_elsewhere(
     arguments[index] = change(arguments[index])
     with pytest.raises(ValueError, match=message):
         _core.search_layers(*arguments)
+
+
+def test_the_bound_that_is_shown_holds_for_the_optimum(rng):
+    problem = modelled(
+        random_problem(rng, 2, 5, Topology(num_ranks=2, ranks_per_node=1))
+    )
+    told = []
+    solution = JointSolver(config=JointConfig(rounds=2)).solve(
+        problem, SolverOptions(time_limit=20), progress=told.append
+    )
+    truth = get_solver("oracle").solve(problem).value
+    assert 0 < solution.lower_bound <= truth <= solution.value
+    assert {event.bound for event in told} == {solution.lower_bound}
+    assert solution.stages[-1].value == solution.value
+    assert (
+        get_solver("joint").solve(problem, SolverOptions(time_limit=1)).lower_bound
+        is None
+    )

@@ -5,6 +5,6 @@ The proofs are in ``docs/bounds.md``.
 
 from __future__ import annotations
 
-from moetuner.bounds.certificate import Certificate, certify
+from moetuner.bounds.certificate import Certificate, certify, counting_bound
 
-__all__ = ["Certificate", "certify"]
+__all__ = ["Certificate", "certify", "counting_bound"]

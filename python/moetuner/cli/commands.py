@@ -146,9 +146,7 @@ def plan(
         stay=None if from_placement is None else read_placement(from_placement),
         move_seconds=move_cost * 1e-6,
     )
-    _run_plan(
-        routing, topology, options, out, plot, page, as_json, quiet, moves
-    )
+    _run_plan(routing, topology, options, out, plot, page, as_json, quiet, moves)
 
 
 def evaluate(

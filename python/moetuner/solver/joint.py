@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner._checks import is_number, is_whole, one_of
+from moetuner.bounds import counting_bound
 from moetuner.cost import Homes, Wire
 from moetuner.errors import InvalidPlacementError, SolverError
 from moetuner.placement import contiguous_rank_of
@@ -56,7 +57,7 @@ FIRST_MOVES = 250
 TRIAL_SHARE = 0.15
 """Share of the time for choosing a profile; where it is too little, none is chosen."""
 LEAST_TRIAL_TIME = 10.0
-"""Time limit in seconds below which none is tried."""
+"""Time limit in seconds below which none is tried, and no bound is counted."""
 LAYERED_SHARE = 0.35
 """Share of the time for layers by themselves where tokens are walked afterwards."""
 
@@ -137,6 +138,7 @@ class JointSolver:
             for rank_of in start_ranks(problem):
                 run.incumbent.offer(place_or_none(problem, rank_of))
         run.incumbent.floor = run.incumbent.value
+        run.incumbent.bound = self._bound(problem, options)
         status = SolveStatus.HEURISTIC
         if problem.topology.num_ranks > 1 and problem.statistics.load.any():
             status = run.search()
@@ -146,9 +148,16 @@ class JointSolver:
             run.incumbent.placement,
             run.clock,
             status=SolveStatus.INTERRUPTED if run.runner.interrupted else status,
+            lower_bound=run.incumbent.bound,
             stages=tuple(run.stages),
             warm_start=warm_start,
         )
+
+    def _bound(self, problem: PlacementProblem, options: SolverOptions) -> float | None:
+        """What counting proves, where there is time for it."""
+        if options.time_limit < LEAST_TRIAL_TIME or not problem.equal_slots:
+            return None
+        return counting_bound(problem)
 
 
 @dataclass(kw_only=True)
@@ -159,6 +168,7 @@ class Incumbent:
     config: JointConfig
     placement: Placement = field(init=False)
     value: float = np.inf
+    bound: float | None = None
     floor: float = np.inf
     """Value of the quick methods, which no other placement may exceed."""
 
@@ -275,7 +285,7 @@ class _Run:
             self.clock,
             seconds,
         )
-        self._add_stage(f"trials: scenarios of {profile.scenario_tokens}", began)
+        self._add_stage("choice of a profile", began)
         return profile
 
     def _add_stage(self, name: str, began: float) -> None:
@@ -284,7 +294,7 @@ class _Run:
                 name=name,
                 objective=self.problem.objective,
                 value=self.incumbent.value,
-                lower_bound=None,
+                lower_bound=self.incumbent.bound,
                 status=SolveStatus.HEURISTIC,
                 seconds=self.clock.seconds - began,
             )
@@ -348,6 +358,7 @@ class _Run:
                         done=done,
                         total=self.config.rounds or done + 1,
                         incumbent=self.incumbent.value,
+                        bound=self.incumbent.bound,
                         seconds=self.clock.seconds,
                     )
                 )

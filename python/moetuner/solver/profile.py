@@ -16,7 +16,7 @@ from moetuner.problem import PlacementProblem
 from moetuner.solver.base import place
 from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
-from moetuner.solver.scenarios import SearchProfile
+from moetuner.solver.scenarios import POOLED, SearchProfile
 from moetuner.trace import split_by_sequence
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Favour(str, enum.Enum):
 
 
 COPIES_PROFILE = SearchProfile(
-    scenario_tokens=0, peak=0.0, pooled=6.0, rank_copies=8.0, node_copies=2.0
+    scenario_tokens=POOLED, peak=0.0, pooled=6.0, rank_copies=8.0, node_copies=2.0
 )
 TIME_PROFILES = (
     SearchProfile(),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+POOLED = -1
+"""Scenario size that stands for all tokens of a trace in one scenario."""
 MAX_SEARCH_TOKENS = 65_536
 """More tokens than these are sampled, evenly over the trace."""
 
@@ -36,8 +38,8 @@ class SearchProfile:
     Parameters
     ----------
     scenario_tokens
-        Tokens of a scenario; 0 takes the workload's batches. Smaller ones are more
-        samples of what peaks together.
+        Tokens of a scenario; 0 takes the workload's batches, `POOLED` all tokens as
+        one. Smaller ones are more samples of what peaks together.
     peak, pooled, variance
         Weights of the fullest rank's rows in a scenario, of the same over all scenarios
         together, and of the ranks' variance.
@@ -72,7 +74,7 @@ def make_scenarios(
 ) -> Scenarios:
     """Cut a workload into scenarios of about ``scenario_tokens`` tokens.
 
-    0, or as many as a batch has, takes the batches themselves.
+    0, or as many as a batch has, takes the batches themselves; `POOLED` all tokens.
     Traces count by their weights; with ``worst_case`` alike.
     """
     parts = []
@@ -83,7 +85,8 @@ def make_scenarios(
         group, size = batches, 0.0
         whole = scenario_tokens == 0 or 0 < workload.batch_tokens <= scenario_tokens
         if not whole:
-            group = batch_index(trace, scenario_tokens, workload.batch_kind)
+            tokens = max(scenario_tokens, 0)  # 0 pools
+            group = batch_index(trace, tokens, workload.batch_kind)
             size = int(np.sum(trace.num_tokens)) / (int(batches.max(initial=0)) + 1)
         parts.append(_scenarios_of(trace, group, size, share, max_tokens))
     if len(parts) == 1:
