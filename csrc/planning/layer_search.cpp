@@ -19,6 +19,7 @@ LayerSearch::LayerSearch(const SearchArgs& args, std::int64_t layer)
     : args_(args),
       num_nodes_(args.num_ranks / args.ranks_per_node),
       num_scenarios_(args.num_scenarios),
+      stay_rank_(args.stay_rank == nullptr ? nullptr : args.stay_rank + layer * args.num_experts),
       tokens_(args.num_experts, words_of_scenarios(args)),
       load_(static_cast<std::size_t>(args.num_slots * args.num_scenarios), 0),
       active_(load_),
@@ -53,9 +54,11 @@ void LayerSearch::choose_tokens(std::int64_t layer) {
 void LayerSearch::place(const std::vector<std::int32_t>& rank_of) {
   rank_of_ = rank_of;
   costs_.clear();
+  num_moved_ = 0;
   for (std::int64_t member = 0; member < args_.num_slots; ++member) {
     const std::int64_t rank = rank_of_[member];
     costs_.total(rank) += total_load_[member];
+    num_moved_ += moved(member, rank);
     for (std::int64_t s = 0; s < num_scenarios_; ++s) {
       costs_.load(rank)[s] += load_[member * num_scenarios_ + s];
       costs_.active(rank)[s] += active_[member * num_scenarios_ + s];
@@ -66,7 +69,7 @@ void LayerSearch::place(const std::vector<std::int32_t>& rank_of) {
     fill_node_sets(node);
     costs_.refresh(node);
   }
-  cost_ = costs_.price();
+  cost_ = price();
 }
 
 /// Sets and hits of a rank; rows themselves are the hits where each travels alone.
@@ -117,6 +120,7 @@ double LayerSearch::propose(std::int64_t a, std::int64_t b) {
   member_[1] = b;
   for (int side = 0; side < 2; ++side) rank_[side] = rank_of_[member_[side]];
   costs_.save(rank_);
+  moved_before_ = num_moved_;
   const std::int64_t nodes[2] = {node_of(rank_[0]), node_of(rank_[1])};
   const bool crosses = nodes[0] != nodes[1];
   for (int side = 0; side < 2; ++side) {
@@ -124,6 +128,7 @@ double LayerSearch::propose(std::int64_t a, std::int64_t b) {
     const std::int64_t in = member_[1 - side];
     const std::int64_t rank = rank_[side];
     move_rows(rank, out, in);
+    num_moved_ += moved(in, rank) - moved(out, rank);
     if (args_.dedup) {
       tokens_.hits_after_swap(rank_sets_[rank], out, in, costs_.hits(rank));
       if (crosses) {
@@ -139,7 +144,7 @@ double LayerSearch::propose(std::int64_t a, std::int64_t b) {
   }
   costs_.refresh(nodes[0]);
   if (crosses) costs_.refresh(nodes[1]);
-  next_cost_ = costs_.price();
+  next_cost_ = price();
   return next_cost_;
 }
 
@@ -150,6 +155,11 @@ void LayerSearch::accept() {
   for (const std::int64_t rank : rank_) fill_sets(rank);
   if (node_of(rank_[0]) == node_of(rank_[1])) return;
   for (const std::int64_t rank : rank_) fill_node_sets(node_of(rank));
+}
+
+void LayerSearch::reject() {
+  costs_.restore();
+  num_moved_ = moved_before_;
 }
 
 }  // namespace moetuner

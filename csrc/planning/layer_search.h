@@ -26,7 +26,7 @@ class LayerSearch {
   /// Must be followed by `accept` or `reject`.
   double propose(std::int64_t a, std::int64_t b);
   void accept();
-  void reject() { costs_.restore(); }
+  void reject();
 
   /// Starts again from these ranks.
   void place(const std::vector<std::int32_t>& rank_of);
@@ -36,11 +36,16 @@ class LayerSearch {
   void choose_tokens(std::int64_t layer);
   void fill_sets(std::int64_t rank);
   void fill_node_sets(std::int64_t node);
+  bool moved(std::int64_t member, std::int64_t rank) const {
+    return stay_rank_ != nullptr && member < args_.num_experts && stay_rank_[member] != rank;
+  }
+  double price() { return costs_.price() + args_.move_seconds * static_cast<double>(num_moved_); }
   void move_rows(std::int64_t rank, std::int64_t out, std::int64_t in);
 
   const SearchArgs& args_;
   const std::int64_t num_nodes_;
   const std::int64_t num_scenarios_;
+  const std::int32_t* stay_rank_;  // [E]
   TokenSets tokens_;
   std::vector<std::int32_t> load_;     // [P, S]
   std::vector<std::int32_t> active_;   // [P, S]
@@ -49,11 +54,13 @@ class LayerSearch {
   ScenarioCosts costs_;
   std::vector<TokenSets::Place> rank_sets_;  // [G]
   std::vector<TokenSets::Place> node_sets_;  // [N]
+  std::int64_t num_moved_ = 0;
   double cost_ = 0.0;
 
   // The swap that was proposed last.
   std::int64_t member_[2] = {0, 0};
   std::int64_t rank_[2] = {0, 0};
+  std::int64_t moved_before_ = 0;
   double next_cost_ = 0.0;
 };
 

@@ -4,6 +4,10 @@
 #include "numpy_arrays.h"
 #include "search_arguments.h"
 
+#include <pybind11/stl.h>
+
+#include <optional>
+
 namespace moetuner::python {
 namespace {
 
@@ -34,6 +38,8 @@ py::tuple search_layers(const Array<std::int16_t>& topk_ids,
                         std::int64_t ranks_per_node,
                         bool dedup,
                         bool gather,
+                        const std::optional<Array<std::int32_t>>& stay_rank,
+                        double move_seconds,
                         const Array<std::int32_t>& rank_of,
                         std::int64_t proposals,
                         double start_temperature,
@@ -73,6 +79,13 @@ py::tuple search_layers(const Array<std::int16_t>& topk_ids,
   args.dedup = dedup;
   args.gather = gather;
   args.weights = weights_of("search_layers", weights);
+  if (stay_rank.has_value()) {
+    check(stay_rank->ndim() == 2 && stay_rank->shape(0) == args.num_layers &&
+              stay_rank->shape(1) == args.num_experts,
+          "search_layers: stay_rank must be [layers, experts], got " + shape_of(*stay_rank));
+    args.stay_rank = stay_rank->data();
+  }
+  args.move_seconds = move_seconds;
   args.proposals = proposals;
   args.start_temperature = start_temperature;
   args.end_temperature = end_temperature;
@@ -109,6 +122,8 @@ void bind_search(py::module_& module) {
              py::arg("ranks_per_node"),
              py::arg("dedup"),
              py::arg("gather"),
+             py::arg("stay_rank").noconvert(),
+             py::arg("move_seconds"),
              py::arg("rank_of").noconvert(),
              py::arg("proposals"),
              py::arg("start_temperature"),

@@ -62,6 +62,8 @@ def search_layers(
     ranks_per_node: int,
     dedup: bool,
     gather: bool,
+    stay_rank: NDArray[np.int32] | None,
+    move_seconds: float,
     rank_of: NDArray[np.int32],
     proposals: int,
     start_temperature: float,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner._checks import one_of
+from moetuner._checks import is_number, one_of
 from moetuner.cost import CostModel, Wire
 from moetuner.errors import (
     InvalidProblemError,
@@ -24,7 +24,9 @@ from moetuner.evaluation import (
     gain_interval,
 )
 from moetuner.problem import Objective, PlacementProblem
-from moetuner.solver import Solution, SolverOptions, get_solver
+from moetuner.solver import Solution, Solver, SolverOptions, get_solver
+from moetuner.solver.joint import JointConfig, JointSolver
+from moetuner.solver.profile import Favour
 from moetuner.trace import CountTrace, Trace, read_trace, split_by_sequence
 from moetuner.workload import (
     DEFAULT_BATCH_TOKENS,
@@ -63,6 +65,8 @@ class PlanOptions:
         Share of the tokens to plan on; the rest scores.
     batch_tokens, batch_kind
         Batches that are planned for and scored, see `moetuner.workload.Workload`.
+    favour, stay, move_seconds
+        Of the solver ``joint`` alone, see `moetuner.solver.joint.JointConfig`.
 
     Raises
     ------
@@ -71,7 +75,7 @@ class PlanOptions:
         ``memory_slack`` given for equal slots.
     """
 
-    solver: str = "ilp2"
+    solver: str = "joint"
     solver_options: SolverOptions = field(default_factory=SolverOptions)
     cost: CostModel = field(default_factory=CostModel)
     slots_per_rank: int = 0
@@ -80,11 +84,25 @@ class PlanOptions:
     plan_fraction: float = 0.5
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     batch_kind: BatchKind = BatchKind.SEQUENCES
+    favour: Favour = Favour.TIME
+    stay: Placement | None = None
+    move_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         check_batch_tokens("PlanOptions", self.batch_tokens)
         kind = one_of(BatchKind, self.batch_kind, "PlanOptions: batch_kind")
         object.__setattr__(self, "batch_kind", kind)
+        favour = one_of(Favour, self.favour, "PlanOptions: favour")
+        object.__setattr__(self, "favour", favour)
+        if self.solver != "joint" and (self.stay or favour is not Favour.TIME):
+            raise InvalidProblemError(
+                f"PlanOptions: favour and stay are for the solver joint, got "
+                f"{self.solver}"
+            )
+        if not is_number(self.move_seconds) or not 0 <= self.move_seconds < math.inf:
+            raise InvalidProblemError(
+                f"PlanOptions: move_seconds must be >= 0 s, got {self.move_seconds!r}"
+            )
         if not math.isfinite(self.solver_options.time_limit):
             raise InvalidProblemError(
                 f"PlanOptions: time_limit must be finite, got "
@@ -184,7 +202,7 @@ def plan_trace(
             f"plan: slots_per_rank must be 0..{trace.num_experts}, the number of "
             f"experts, got {options.slots_per_rank}"
         )
-    solver = get_solver(options.solver)
+    solver = _solver_of(options)
     split = split_by_sequence(trace, options.plan_fraction, options.solver_options.seed)
     for name, part in (("planning", split.plan), ("held-out", split.score)):
         if not _num_choices(part):
@@ -255,6 +273,18 @@ def plan_trace(
     )
 
 
+def _solver_of(options: PlanOptions) -> Solver:
+    if options.solver != "joint":
+        return get_solver(options.solver)
+    return JointSolver(
+        config=JointConfig(
+            favour=options.favour,
+            stay=options.stay,
+            move_seconds=options.move_seconds,
+        )
+    )
+
+
 def _score(
     trace: Trace | CountTrace, placement: Placement, options: PlanOptions
 ) -> Evaluation:
@@ -296,6 +326,8 @@ def _with_source(
             "memory_slack": options.memory_slack,
             "batch_tokens": options.batch_tokens,
             "batch_kind": options.batch_kind.value,
+            "favour": options.favour.value,
+            "move_seconds": options.move_seconds,
             "wire": options.cost.wire.value,
             "homes": options.cost.homes.value,
             "hardware": options.cost.hardware.name,

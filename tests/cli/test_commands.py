@@ -160,7 +160,7 @@ def test_demo_plans_the_shipped_trace(folder):
     result = folder.run("demo", "--out-dir", results, "--time-limit", 1, "--threads", 2)
     assert result.exit_code == 0, result.stderr
     assert read_placement(results / "placement.json").topology.num_nodes == 2
-    for text in ("tokens", "contiguous", "ilp2", "placement.json"):
+    for text in ("tokens", "contiguous", "joint", "placement.json"):
         assert text in result.stdout
 
 

@@ -7,12 +7,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moetuner import _core
 from moetuner.cost import Homes, Wire
+from moetuner.errors import InvalidProblemError, SolverError
 from moetuner.problem import PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
+from moetuner.solver import layer_rounds as joint_rounds
 from moetuner.solver.background import Interruptible
-from moetuner.solver.base import place
-from moetuner.solver.joint import JointConfig, JointSolver, LayerRounds, start_ranks
+from moetuner.solver.base import Clock, place
+from moetuner.solver.joint import JointConfig, JointSolver, start_ranks
+from moetuner.solver.layer_rounds import LayerRounds
+from moetuner.solver.profile import (
+    COPIES_PROFILE,
+    TIME_PROFILES,
+    Favour,
+    choose_profile,
+)
 from moetuner.solver.scenarios import SearchProfile, members
 from moetuner.solver.token_rounds import TokenRounds
 from moetuner.topology import Topology
@@ -305,8 +315,8 @@ def test_the_walk_does_not_depend_on_threads(rng):
 def test_lining_up_layers_keeps_clusters_and_nodes(case):
     problem, _ = case
     start = start_ranks(problem)[0]
-    aligned = walk_of(problem).align(start)
     per_node = problem.topology.ranks_per_node
+    aligned = walk_of(problem).align(start, per_node)
     for before, after in zip(start, aligned, strict=True):
         for unit in (1, per_node):
             pairs = np.unique(np.stack([before // unit, after // unit]), axis=1)
@@ -330,3 +340,92 @@ def test_spare_slots_take_replicas_that_pay(rng):
     assert solution.placement.slots_per_rank == 5
     assert solution.value < alone.value
     assert solution.value == spare.objective_value(solution.placement)
+
+
+def test_the_dearer_moves_are_the_fewer_are_made(rng):
+    problem = modelled(big_problem(rng))
+    stay = place(problem, start_ranks(problem)[0])
+    unit = problem.objective_value(stay) * 1e-4
+    values, moves = [], []
+    for each in (0.0, unit, 1.0):
+        config = JointConfig(stay=stay, move_seconds=each, rounds=4)
+        solution = JointSolver(config=config).solve(problem)
+        moved = int((solution.placement.rank_of() != stay.rank_of()).sum())
+        assert solution.value + each * moved <= problem.objective_value(stay)
+        values.append(solution.value)
+        moves.append(moved)
+    assert moves[0] > moves[1] > moves[2] == 0
+    assert max(values[:2]) < values[2]
+
+
+def test_trials_choose_a_profile_from_planning_data_alone(rng):
+    problem = modelled(big_problem(rng))
+    trace = problem.workload.traces[0]
+    sequence = (np.arange(trace.num_tokens) // 10).astype(np.int32)
+    workload = replace(
+        problem.workload, traces=(replace(trace, sequence=sequence),), batch_tokens=100
+    )
+    options, runner = SolverOptions(seed=3), Interruptible()
+    arguments = (options, runner, Clock(time_limit=60))
+    for asked, favour, seconds, expected in (
+        (problem, Favour.TIME, 60.0, (TIME_PROFILES[0],)),  # no sequences
+        (replace(problem, workload=workload), Favour.TIME, 60.0, TIME_PROFILES),
+        (replace(problem, workload=workload), Favour.TIME, 1e-9, TIME_PROFILES[:1]),
+        (problem, Favour.COPIES, 60.0, (COPIES_PROFILE,)),
+    ):
+        chosen = choose_profile(asked, favour, *arguments, seconds)
+        assert chosen in expected
+        assert chosen == choose_profile(asked, favour, *arguments, seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"favour": "speed"}, InvalidProblemError, "one of time, copies"),
+        ({"move_seconds": -1}, SolverError, "move_seconds must be >= 0 s"),
+        ({"move_seconds": float("nan")}, SolverError, "move_seconds must be >= 0 s"),
+        ({"rounds": -1}, SolverError, "rounds must be a whole number >= 0"),
+        ({"rounds": 1.5}, SolverError, "rounds must be a whole number >= 0"),
+        ({"patience": 0}, SolverError, "patience must be a whole number >= 1"),
+    ],
+)
+def test_senseless_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        JointConfig(**options)
+
+
+def core_arguments(rounds):
+    """What `LayerRounds.anneal` hands to the core, by name."""
+    found = {}
+
+    def keep(*arguments):
+        found["all"] = arguments
+        return np.zeros((1, 1), np.int32), np.zeros(1)
+
+    real, joint_rounds._core.search_layers = joint_rounds._core.search_layers, keep
+    try:
+        anneal(rounds, members(rounds.problem, rounds.start), 1)
+    finally:
+        joint_rounds._core.search_layers = real
+    return list(found["all"])
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (1, lambda begin: begin + 1, "scenario_begin must run from 0"),
+        (2, lambda load: load[:, :1].copy(), "load must be"),
+        (3, lambda active: active[:1].copy(), "active must be"),
+        (6, lambda speed: speed[:5].copy(), "ranks_per_node must divide"),
+        (7, lambda weights: weights[:3].copy(), r"weights must be \[11\]"),
+        (8, lambda per_node: per_node - 1, "ranks_per_node must divide"),
+        (13, lambda ranks: ranks + 1, "rank_of holds 8, outside 0..7"),
+    ],
+)
+def test_the_core_refuses_what_would_make_it_read_elsewhere(
+    rng, index, change, message
+):
+    arguments = core_arguments(rounds_of(modelled(big_problem(rng)), SearchProfile()))
+    arguments[index] = change(arguments[index])
+    with pytest.raises(ValueError, match=message):
+        _core.search_layers(*arguments)

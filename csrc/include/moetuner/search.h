@@ -47,6 +47,8 @@ struct SearchArgs {
   bool dedup;   // one row per distinct rank, else one per expert
   bool gather;  // rows go everywhere: only loads count; not with dedup
   SearchWeights weights;
+  const std::int32_t* stay_rank;  // [L, E], where experts are now; null: nowhere
+  double move_seconds;            // what every expert that is elsewhere then adds
 
   std::int64_t proposals;    // per layer
   double start_temperature;  // share of the median |change| of a random swap

@@ -27,6 +27,7 @@ from moetuner.cli.options import (
 )
 from moetuner.cost import Homes, Wire
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
+from moetuner.solver.profile import Favour
 from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 if TYPE_CHECKING:
@@ -58,14 +59,30 @@ def plan(
     ranks_per_node: Annotated[
         int | None, typer.Option(help="GPUs per node  [default: 8, or all]", min=1)
     ] = None,
-    solver: Annotated[SolverName, typer.Option(help="Method")] = SolverName["ilp2"],
+    solver: Annotated[SolverName, typer.Option(help="Method")] = SolverName["joint"],
     time_limit: Annotated[float, typer.Option(help="Seconds for the solver")] = 60.0,
     seed: Annotated[
         int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
     ] = 0,
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
     split: Annotated[float, typer.Option(help="Share of tokens to plan on")] = 0.5,
-    slots_per_rank: Annotated[int, typer.Option(help="0: just enough", min=0)] = 0,
+    slots_per_rank: Annotated[
+        int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
+    ] = 0,
+    favour: Annotated[
+        Favour, typer.Option(help="joint: shortest time, or few copies at even loads")
+    ] = Favour.TIME,
+    from_placement: Annotated[
+        Path | None,
+        typer.Option("--from", help="joint: placement in use; move what pays"),
+    ] = None,
+    move_cost: Annotated[
+        float,
+        typer.Option(help="Microseconds of a batch that each moved expert must save"),
+    ] = 0.0,
+    moves: Annotated[
+        Path | None, typer.Option(help="With --from: JSON file of the moves, in order")
+    ] = None,
     free_sizes: Annotated[
         bool,
         typer.Option(
@@ -90,11 +107,16 @@ def plan(
 ) -> None:
     """Plan on one part of a trace, score on the other, write the placement."""
     from moetuner.pipeline import PlanOptions
-    from moetuner.report.outputs import check_outputs
+    from moetuner.placement_file import read_placement
+    from moetuner.report.outputs import check_outputs, check_writable
     from moetuner.solver import SolverOptions
     from moetuner.trace import read_trace
 
     check_outputs(trace, out, plot)
+    if from_placement is None and (moves is not None or move_cost):
+        raise InvalidProblemError("--moves and --move-cost need --from")
+    if moves is not None:
+        check_writable(moves)
     topology = topology_of(ranks, ranks_per_node, quiet)
     routing = read_trace(trace)
     wire = wire or default_wire(routing, quiet)
@@ -111,8 +133,11 @@ def plan(
         plan_fraction=split,
         batch_tokens=batch_tokens,
         batch_kind=batch_kind,
+        favour=favour,
+        stay=None if from_placement is None else read_placement(from_placement),
+        move_seconds=move_cost * 1e-6,
     )
-    _run_plan(routing, topology, options, out, plot, as_json, quiet)
+    _run_plan(routing, topology, options, out, plot, as_json, quiet, moves)
 
 
 def evaluate(
@@ -216,10 +241,12 @@ def _run_plan(
     plot: Path | None,
     as_json: bool,
     quiet: bool,
+    moves: Path | None = None,
 ) -> None:
     from moetuner.pipeline import plan_trace
     from moetuner.placement_file import write_placement
     from moetuner.report.json import plan_json
+    from moetuner.report.moves import write_moves
     from moetuner.report.plot import plot_plan
     from moetuner.report.progress import ProgressLine
     from moetuner.report.terminal import print_content, print_json, print_plan
@@ -230,6 +257,9 @@ def _run_plan(
     def keep(placement: Placement) -> None:
         write_placement(placement, out)
         written.append(out)
+        if moves is not None:
+            write_moves(options.stay, placement, moves)
+            written.append(moves)
 
     try:
         with ProgressLine() as line:

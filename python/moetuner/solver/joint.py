@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import moetuner._core as _core
+from moetuner._checks import is_number, is_whole, one_of
 from moetuner.cost import Homes, Wire
-from moetuner.errors import InvalidPlacementError
+from moetuner.errors import InvalidPlacementError, SolverError
 from moetuner.placement import contiguous_rank_of
 from moetuner.problem import Objective
 from moetuner.solver.background import Interruptible
@@ -26,20 +26,16 @@ from moetuner.solver.base import (
     Solution,
     SolverOptions,
     SolveStatus,
+    Stage,
     check_objective,
     finish,
     place,
 )
 from moetuner.solver.chain import align_layers
+from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
-from moetuner.solver.scenarios import (
-    Scenarios,
-    SearchProfile,
-    make_scenarios,
-    members,
-    search_weights,
-)
-from moetuner.solver.token_rounds import TokenRounds, spread_replicas
+from moetuner.solver.profile import TIME_PROFILES, Favour, choose_profile
+from moetuner.solver.token_rounds import COOL, WARM, TokenRounds, spread_replicas
 from moetuner.trace import CountTrace
 
 if TYPE_CHECKING:
@@ -49,16 +45,18 @@ if TYPE_CHECKING:
 
     from moetuner.placement import Placement
     from moetuner.problem import PlacementProblem
+    from moetuner.solver.scenarios import SearchProfile
 
     RankOf = NDArray[np.int32]
 
 FIRST_PROPOSALS = 1_000
 """Proposals per layer of the first round; every later round has twice as many."""
-HOT, COLD = 1.0, 0.02
-"""Temperatures, in units of the median |change| of a random swap."""
 FIRST_MOVES = 250
 """The same of the walk along tokens, which starts from what is good already."""
-WARM, COOL = 0.1, 0.01
+TRIAL_SHARE = 0.15
+"""Share of the time for choosing a profile; where it is too little, none is chosen."""
+LEAST_TRIAL_TIME = 10.0
+"""Time limit in seconds below which none is tried."""
 LAYERED_SHARE = 0.35
 """Share of the time for layers by themselves where tokens are walked afterwards."""
 
@@ -69,8 +67,14 @@ class JointConfig:
 
     Parameters
     ----------
+    favour
+        What decides where the time leaves a choice.
     profile
-        What is searched for beside the time; the default `SearchProfile` when None.
+        What is searched for beside the time; None: chosen by cross-validation on the
+        planning data where there is time for it, for `Favour.TIME`.
+    stay, move_seconds
+        A placement that is in use, without replicas, and by how many seconds of the
+        objective every expert that moves must shorten it.
     rounds
         Rounds of annealing in each phase; 0 lets the clock decide, and only then can a
         slower machine find something else.
@@ -78,9 +82,27 @@ class JointConfig:
         End a phase after so many rounds that improved nothing.
     """
 
+    favour: Favour = Favour.TIME
     profile: SearchProfile | None = None
+    stay: Placement | None = None
+    move_seconds: float = 0.0
     rounds: int = 0
     patience: int = 6
+
+    def __post_init__(self) -> None:
+        favour = one_of(Favour, self.favour, "JointConfig: favour")
+        object.__setattr__(self, "favour", favour)
+        if not is_number(self.move_seconds) or not 0 <= self.move_seconds < np.inf:
+            raise SolverError(
+                f"JointConfig: move_seconds must be >= 0 s, got {self.move_seconds!r}"
+            )
+        for name, least in (("rounds", 0), ("patience", 1)):
+            value = getattr(self, name)
+            if not is_whole(value) or value < least:
+                raise SolverError(
+                    f"JointConfig: {name} must be a whole number >= {least}, got "
+                    f"{value!r}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,8 +130,13 @@ class JointSolver:
             progress=progress,
             clock=Clock(time_limit=options.time_limit),
         )
-        for rank_of in start_ranks(problem):
-            run.incumbent.offer(place_or_none(problem, rank_of))
+        if self.config.stay is not None:
+            problem.check(self.config.stay)
+            run.incumbent.offer(self.config.stay)
+        else:
+            for rank_of in start_ranks(problem):
+                run.incumbent.offer(place_or_none(problem, rank_of))
+        run.incumbent.floor = run.incumbent.value
         status = SolveStatus.HEURISTIC
         if problem.topology.num_ranks > 1 and problem.statistics.load.any():
             status = run.search()
@@ -119,27 +146,39 @@ class JointSolver:
             run.incumbent.placement,
             run.clock,
             status=SolveStatus.INTERRUPTED if run.runner.interrupted else status,
+            stages=tuple(run.stages),
             warm_start=warm_start,
         )
 
 
 @dataclass(kw_only=True)
 class Incumbent:
-    """The best placement so far, by the problem's own objective."""
+    """The best placement so far, by the problem's own objective and what moves cost."""
 
     problem: PlacementProblem
+    config: JointConfig
     placement: Placement = field(init=False)
     value: float = np.inf
+    floor: float = np.inf
+    """Value of the quick methods, which no other placement may exceed."""
 
-    def offer(self, placement: Placement | None) -> bool:
-        """Take `placement` when there is one and it is better."""
-        if placement is None:
-            return False
+    def value_of(self, placement: Placement) -> float:
+        """The objective, and the cost of the moves."""
         value = self.problem.objective_value(placement)
-        if value >= self.value:
-            return False
-        self.placement, self.value = placement, value
-        return True
+        if self.config.stay is not None:
+            moved = placement.rank_of() != self.config.stay.rank_of()
+            value += self.config.move_seconds * int(moved.sum())
+        return value
+
+    def offer(self, placement: Placement | None) -> None:
+        """Take `placement` when there is one and it is better."""
+        if placement is not None and (value := self.value_of(placement)) < self.value:
+            self.placement, self.value = placement, value
+
+    def prefer(self, placement: Placement | None) -> None:
+        """Take what a search prefers, for it looks further than at the value alone."""
+        if placement is not None and (value := self.value_of(placement)) <= self.floor:
+            self.placement, self.value = placement, value
 
 
 def place_or_none(problem: PlacementProblem, rank_of: RankOf) -> Placement | None:
@@ -163,32 +202,36 @@ class _Run:
     clock: Clock
     runner: Interruptible = field(default_factory=Interruptible)
     incumbent: Incumbent = field(init=False)
-    status: SolveStatus = SolveStatus.HEURISTIC
+    stages: list[Stage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.incumbent = Incumbent(problem=self.problem)
+        self.incumbent = Incumbent(problem=self.problem, config=self.config)
 
     def search(self) -> SolveStatus:
         """Both phases; the status says what ended the last one."""
-        profile = self.config.profile or SearchProfile()
+        profile = self.config.profile or self._choose_profile()
+        stay = self.config.stay
         balanced = balanced_rank_of(replace(self.problem, equal_slots=True))
         layers = LayerRounds(
             problem=self.problem,
             options=self.options,
             profile=profile,
-            start=balanced,
+            start=balanced if stay is None else stay.rank_of(),
             runner=self.runner,
+            stay=stay,
+            move_seconds=self.config.move_seconds,
         )
         walk = self._must_walk()
 
         def anneal(proposals: int, seconds: float) -> bool:
             better = layers.round(proposals, seconds)
             if better:
-                self.incumbent.offer(place_or_none(self.problem, layers.rank_of))
+                self.incumbent.prefer(place_or_none(self.problem, layers.rank_of))
             return better
 
-        share = LAYERED_SHARE if walk else 1.0
+        began, share = self.clock.seconds, LAYERED_SHARE if walk else 1.0
         status = self._rounds("layers", FIRST_PROPOSALS, share, anneal)
+        self._add_stage("layers", began)
         if not walk or self.runner.interrupted:
             return status
         tokens = TokenRounds(
@@ -198,21 +241,62 @@ class _Run:
             runner=self.runner,
             replicas=self._has_spare_slots(),
         )
-        self._offer_walks(tokens, layers.rank_of)
+        best = min(self._walks(tokens, layers.rank_of), key=tokens.score)
+        least = tokens.score(best)
+        self.incumbent.prefer(best)
 
         def walk_tokens(proposals: int, seconds: float) -> bool:
-            found = tokens.round(
-                self.incumbent.placement, proposals, seconds, hot=WARM, cold=COOL
-            )
-            return self.incumbent.offer(found)
+            nonlocal best, least
+            found = tokens.round(best, proposals, seconds, hot=WARM, cold=COOL)
+            score = tokens.score(found)
+            if score >= least:
+                return False
+            best, least = found, score
+            self.incumbent.prefer(best)
+            return True
 
-        return self._rounds("tokens", FIRST_MOVES, 1.0, walk_tokens)
+        began = self.clock.seconds
+        status = self._rounds("tokens", FIRST_MOVES, 1.0, walk_tokens)
+        self._add_stage("tokens", began)
+        return status
+
+    def _choose_profile(self) -> SearchProfile:
+        began, seconds = self.clock.seconds, TRIAL_SHARE * self.clock.left
+        if self.config.favour is Favour.TIME and not self.config.rounds:
+            if self.options.time_limit < LEAST_TRIAL_TIME:
+                return TIME_PROFILES[0]
+        else:
+            seconds = float("inf")  # not for the clock to decide
+        profile = choose_profile(
+            self.problem,
+            self.config.favour,
+            self.options,
+            self.runner,
+            self.clock,
+            seconds,
+        )
+        self._add_stage(f"trials: scenarios of {profile.scenario_tokens}", began)
+        return profile
+
+    def _add_stage(self, name: str, began: float) -> None:
+        self.stages.append(
+            Stage(
+                name=name,
+                objective=self.problem.objective,
+                value=self.incumbent.value,
+                lower_bound=None,
+                status=SolveStatus.HEURISTIC,
+                seconds=self.clock.seconds - began,
+            )
+        )
 
     def _must_walk(self) -> bool:
         """Whether layers or homes matter, or there is room for replicas."""
         workload = self.problem.workload
         assert workload is not None
         if any(isinstance(trace, CountTrace) for trace in workload.traces):
+            return False
+        if self.config.stay is not None:  # lining up layers would move everything
             return False
         homes = workload.cost.homes is not Homes.UNIFORM
         moves = workload.cost.wire is not Wire.ALLGATHER
@@ -224,17 +308,19 @@ class _Run:
         enough = -(-problem.num_experts // problem.topology.num_ranks)
         return problem.equal_slots and problem.slots_per_rank > enough
 
-    def _offer_walks(self, tokens: TokenRounds, rank_of: RankOf) -> None:
-        """Layers lined up where homes follow, and copies in the spare slots."""
-        workload = self.problem.workload
+    def _walks(self, tokens: TokenRounds, rank_of: RankOf) -> list[Placement]:
+        """Where a walk may begin: layers lined up, copies in the spare slots."""
+        workload, topology = self.problem.workload, self.problem.topology
         assert workload is not None
+        starts = [place_or_none(self.problem, rank_of), self.incumbent.placement]
         if workload.cost.homes is Homes.FOLLOW:
-            for ranks in (rank_of, balanced_rank_of(self.problem)):
-                aligned = tokens.align(ranks)
-                self.incumbent.offer(place_or_none(self.problem, aligned))
+            for group in {topology.ranks_per_node, topology.num_ranks}:
+                aligned = tokens.align(rank_of, group)
+                starts.append(place_or_none(self.problem, aligned))
+        placements = [placement for placement in starts if placement is not None]
         if tokens.replicas:
-            filled = spread_replicas(self.problem, self.incumbent.placement)
-            self.incumbent.offer(filled)
+            placements += [spread_replicas(self.problem, each) for each in placements]
+        return placements
 
     def _rounds(
         self,
@@ -287,78 +373,3 @@ def start_ranks(problem: PlacementProblem) -> list[RankOf]:
         asked = replace(problem, objective=Objective.LINK_TRAFFIC)
         starts.append(align_layers(asked, balanced))
     return starts
-
-
-@dataclass(kw_only=True)
-class LayerRounds:
-    """Annealing of every layer for itself; the best of each layer is kept."""
-
-    problem: PlacementProblem
-    options: SolverOptions
-    profile: SearchProfile
-    start: RankOf
-    runner: Interruptible
-    rank_of: RankOf = field(init=False)
-    cost: NDArray[np.float64] = field(init=False)
-    _members: RankOf = field(init=False)
-    _scenarios: Scenarios = field(init=False)
-    _rounds: int = 0
-
-    def __post_init__(self) -> None:
-        workload = self.problem.workload
-        assert workload is not None
-        self._scenarios = make_scenarios(workload, self.profile.scenario_tokens)
-        self._members = members(self.problem, self.start)
-        self.rank_of = self.start
-        self.cost = np.full(self.problem.num_layers, np.inf)
-
-    def round(self, proposals: int, seconds: float) -> bool:
-        """Anneal all layers from the start; whether any of them is better now."""
-        self._rounds += 1
-        seed = self.options.seed * 1_000_003 + self._rounds
-
-        found, cost = self.runner.run(
-            lambda stop: self.anneal(self._members, proposals, seconds, seed, stop)
-        )
-        better = cost < self.cost * (1 - 1e-12)
-        self.cost = np.where(better, cost, self.cost)
-        found = found[:, : self.problem.num_experts]
-        self.rank_of = np.where(better[:, None], found, self.rank_of)
-        return bool(better.any())
-
-    def anneal(
-        self,
-        start: RankOf,
-        proposals: int,
-        seconds: float,
-        seed: int,
-        stop: NDArray[np.int32],
-    ) -> tuple[RankOf, NDArray[np.float64]]:
-        """Ranks of `members` after annealing, [L, P], and search costs, [L]."""
-        problem, scenarios = self.problem, self._scenarios
-        workload = problem.workload
-        assert workload is not None
-        topology, wire = problem.topology, workload.cost.wire
-        speeds = workload.cost.rank_speeds or (1.0,) * topology.num_ranks
-        found: tuple[RankOf, NDArray[np.float64]] = _core.search_layers(
-            scenarios.topk_ids,
-            scenarios.begin,
-            scenarios.load,
-            scenarios.active,
-            scenarios.row_scale,
-            scenarios.weight,
-            np.array(speeds, np.float64),
-            search_weights(problem, self.profile),
-            topology.ranks_per_node,
-            wire is Wire.DEDUP,
-            wire is Wire.ALLGATHER,
-            start,
-            proposals,
-            HOT,
-            COLD,
-            seed,
-            self.options.threads,
-            seconds,
-            stop,
-        )
-        return found

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Slots = NDArray[np.int32]
 
+WARM, COOL = 0.1, 0.01
+"""Temperatures, in units of the median |change| of a random move."""
 MAX_WALKED_TOKENS = 6_144
 """Tokens that are walked; a move costs time in proportion."""
 SWEEPS = 8
@@ -132,14 +134,29 @@ class TokenRounds:
         )
         return found
 
-    def align(self, rank_of: Slots) -> Slots:
+    def score(self, placement: Placement) -> float:
+        """Search cost of a placement, on the sampled tokens."""
+        if self.runner.interrupted:
+            return float("inf")
+        _, cost = self.anneal(
+            placement.slot_experts,
+            0,
+            float("inf"),
+            0,
+            np.zeros(1, np.int32),
+            hot=WARM,
+            cold=WARM,
+            sweeps=1,
+        )
+        return float(cost.sum())
+
+    def align(self, rank_of: Slots, group: int) -> Slots:
         """Name whole clusters anew, layer by layer, so that tokens stay where they are.
 
-        Exact for each layer given the one before it and the clusters: nodes first, then
-        ranks inside them.
+        Clusters of ``group`` neighbouring ranks stay together (a node's, or all).
+        Exact for each layer given the one before it: groups first, then ranks inside.
         """
         num_ranks = self.problem.topology.num_ranks
-        per_node = self.problem.topology.ranks_per_node
         ids = self._scenarios.topk_ids
         aligned: Slots = rank_of.copy()
         homes = self._homes
@@ -149,7 +166,7 @@ class TokenRounds:
             ranks = np.where(valid, rank_of[layer][chosen], -1)
             if layer:
                 kept = _kept(homes, ranks, num_ranks)
-                new_name = _name_clusters(kept, per_node)
+                new_name = _name_clusters(kept, group)
                 aligned[layer] = new_name[rank_of[layer]]
                 ranks = np.where(valid, new_name[ranks], -1)
             homes = np.where(ranks[:, 0] >= 0, ranks[:, 0], homes).astype(np.int32)
