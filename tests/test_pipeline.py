@@ -236,3 +236,19 @@ def test_demo_trace_is_a_real_one_that_can_be_planned():
     assert trace.num_sequences >= 20
     report = plan_trace(trace, Topology(num_ranks=8, ranks_per_node=4), options())
     assert report.score_tokens + report.plan_tokens == trace.num_tokens
+
+
+def test_a_lower_bound_comes_as_the_last_stage_when_asked_for(trace):
+    news = []
+    report = plan_trace(
+        trace, FOUR, options("joint", prove_seconds=3.0), progress=news.append
+    )
+    solution = report.result.solution
+    stage = solution.stages[-1]
+    assert stage.name == "lower bound"
+    assert 0 < stage.lower_bound == solution.lower_bound <= solution.value
+    assert "certify" in {event.stage for event in news}
+    plain = plan_trace(trace, FOUR, options("joint")).result.solution
+    assert plain.lower_bound is None
+    with pytest.raises(InvalidProblemError, match="prove_seconds must be >= 0 s"):
+        options(prove_seconds=-1.0)

@@ -5,6 +5,7 @@ python benchmarks/planning/calibration.py
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import numpy as np
@@ -20,7 +21,7 @@ RECORDED = {
     ),
     "gpt-oss-20b, mmlu": ("gpt-oss-20b-fingerprinting/mmlu.npz", "gpt-oss"),
 }
-TOKENS = 30_000
+TOKENS = 20_000
 
 
 def figures(trace):
@@ -42,20 +43,23 @@ def figures(trace):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--presets", nargs="*", default=list(TOPIC_PRESETS))
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
     env = report.environment("")
     rows, content = [], {}
     real = {}
     for label, (file, preset) in RECORDED.items():
         path = report.traces_folder() / file
         real[preset] = (label, figures(read_trace(path)))
-    for name, routing in TOPIC_PRESETS.items():
-        began = time.monotonic()
-        drawn = [
-            topic_trace(routing, num_tokens=TOKENS, seed=seed) for seed in range(3)
-        ]
-        seconds = (time.monotonic() - began) / 3
-        values = [figures(trace) for trace in drawn]
-        del drawn
+    for name in args.presets:
+        routing, values, seconds = TOPIC_PRESETS[name], [], 0.0
+        for seed in range(args.seeds):
+            began = time.monotonic()
+            trace = topic_trace(routing, num_tokens=TOKENS, seed=seed)
+            seconds += (time.monotonic() - began) / args.seeds
+            values.append(figures(trace))
         label, recorded = real.get(name, ("", {}))
         shape = f"{routing.num_layers} x {routing.num_experts}, k {routing.top_k}"
         for figure in values[0]:
@@ -72,8 +76,8 @@ def main():
         print(name, f"{seconds:.1f} s", values[0], recorded, flush=True)
     lines = report.head("The generator beside the recordings it was fitted to", env)
     lines += [
-        f"Medians over layers; generated: median (smallest-largest) of three seeds, "
-        f"{TOKENS:,} tokens.",
+        f"Medians over layers; generated: median (smallest-largest) of "
+        f"{args.seeds} seeds, {TOKENS:,} tokens.",
         "",
     ]
     header = ["preset", "layers x experts", "figure", "generated", "recorded"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner._checks import is_number, one_of
+from moetuner.bounds import certify
 from moetuner.cost import CostModel, Wire
 from moetuner.errors import (
     InvalidProblemError,
@@ -24,7 +25,14 @@ from moetuner.evaluation import (
     gain_interval,
 )
 from moetuner.problem import Objective, PlacementProblem
-from moetuner.solver import Solution, Solver, SolverOptions, get_solver
+from moetuner.solver import (
+    ProgressEvent,
+    Solution,
+    Solver,
+    SolverOptions,
+    Stage,
+    get_solver,
+)
 from moetuner.solver.history import History
 from moetuner.solver.joint import JointConfig, JointSolver
 from moetuner.solver.profile import Favour
@@ -68,6 +76,9 @@ class PlanOptions:
         Batches that are planned for and scored, see `moetuner.workload.Workload`.
     favour, stay, move_seconds
         Of the solver ``joint`` alone, see `moetuner.solver.joint.JointConfig`.
+    prove_seconds
+        For a lower bound of the modelled time, see `moetuner.bounds.certify`, where the
+        solver minimises that and has no bound of its own; 0 leaves it out.
 
     Raises
     ------
@@ -88,6 +99,7 @@ class PlanOptions:
     favour: Favour = Favour.TIME
     stay: Placement | None = None
     move_seconds: float = 0.0
+    prove_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         check_batch_tokens("PlanOptions", self.batch_tokens)
@@ -103,6 +115,10 @@ class PlanOptions:
         if not is_number(self.move_seconds) or not 0 <= self.move_seconds < math.inf:
             raise InvalidProblemError(
                 f"PlanOptions: move_seconds must be >= 0 s, got {self.move_seconds!r}"
+            )
+        if not is_number(self.prove_seconds) or not 0 <= self.prove_seconds < math.inf:
+            raise InvalidProblemError(
+                f"PlanOptions: prove_seconds must be >= 0 s, got {self.prove_seconds!r}"
             )
         if not math.isfinite(self.solver_options.time_limit):
             raise InvalidProblemError(
@@ -246,6 +262,7 @@ def plan_trace(
     result = _with_source(result, trace, sha256, options, history.points())
     if on_solved is not None:
         on_solved(result.placement)
+    result = _proven(problem, result, options, progress)
     solutions = {
         name: _with_source(
             get_solver(name).solve(balance, options.solver_options),
@@ -322,6 +339,50 @@ def paired_gain(
     if not known[0] or known.sum() < 2:
         return None
     return gain_interval(baseline[known], candidate[known])
+
+
+def _proven(
+    problem: PlacementProblem,
+    solution: Solution,
+    options: PlanOptions,
+    progress: ProgressCallback | None,
+) -> Solution:
+    """The solution with a lower bound, and how it was found as a last stage."""
+    timed = problem.objective is Objective.MODELLED_TIME
+    if not (timed and options.prove_seconds and solution.lower_bound is None):
+        return solution
+
+    def show(done: int, total: int, bound: float) -> None:
+        if progress:
+            progress(
+                ProgressEvent(
+                    solver="certify",
+                    stage="certify",
+                    done=done,
+                    total=total,
+                    incumbent=solution.value,
+                    bound=bound,
+                )
+            )
+
+    proof = certify(
+        problem,
+        solution.placement,
+        time_limit=options.prove_seconds,
+        threads=options.solver_options.threads,
+        progress=show,
+    )
+    stage = Stage(
+        name="lower bound",
+        objective=problem.objective,
+        value=solution.value,
+        lower_bound=proof.lower_bound,
+        status=solution.status,
+        seconds=proof.seconds,
+    )
+    return replace(
+        solution, lower_bound=proof.lower_bound, stages=(*solution.stages, stage)
+    )
 
 
 def _with_source(

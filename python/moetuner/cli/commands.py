@@ -89,6 +89,9 @@ def plan(
     moves: Annotated[
         Path | None, typer.Option(help="With --from: JSON file of the moves, in order")
     ] = None,
+    prove: Annotated[
+        float, typer.Option(help="Seconds for a lower bound of the result; 0: none")
+    ] = 10.0,
     free_sizes: Annotated[
         bool,
         typer.Option(
@@ -145,6 +148,7 @@ def plan(
         favour=favour,
         stay=None if from_placement is None else read_placement(from_placement),
         move_seconds=move_cost * 1e-6,
+        prove_seconds=prove,
     )
     _run_plan(routing, topology, options, out, plot, page, as_json, quiet, moves)
 
