@@ -29,7 +29,6 @@ from moetuner import read_placement
 from moetuner.ops import check_overflow
 from moetuner.trace import Trace
 from run import nccl_version, summary
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import environment
@@ -203,7 +202,7 @@ def captured(run):
     with torch.cuda.graph(graph):
         kept = run()
 
-    def replay(graph=graph, kept=kept):
+    def replay(graph=graph, kept=(run, kept)):  # what the graph reads and writes
         graph.replay()
 
     return replay
@@ -293,9 +292,7 @@ def main() -> None:
     torch.cuda.set_device(local)
     dist.init_process_group("nccl", device_id=torch.device("cuda", local))
     results = []
-    # cuDNN's attention met an illegal instruction here (torch 2.11, grouped queries).
-    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    with torch.no_grad(), sdpa_kernel(backends):
+    with torch.no_grad():
         for model in MODELS:
             results += run_model(model, options)
     if dist.get_rank() == 0:

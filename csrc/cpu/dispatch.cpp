@@ -12,7 +12,9 @@ std::int32_t slot_of(const RouteArgs<Id>& args, std::int64_t token, std::int64_t
   const Id expert = args.topk_ids[token * args.top_k + k];
   if (expert < 0 || expert >= args.num_experts) return -1;
   const std::int32_t count = args.num_candidates[expert];
-  return count > 0 ? args.candidates[expert * args.max_candidates + token % count] : -1;
+  if (count < 1 || count > args.max_candidates) return -1;
+  const std::int32_t slot = args.candidates[expert * args.max_candidates + token % count];
+  return slot < args.num_slots() ? slot : -1;
 }
 
 template <typename Id>

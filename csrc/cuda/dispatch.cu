@@ -26,7 +26,9 @@ __device__ std::int32_t slot_of(const RouteArgs<Id>& args,
   const Id expert = args.topk_ids[choice];
   if (expert < 0 || expert >= args.num_experts) return -1;
   const std::int32_t count = args.num_candidates[expert];
-  return count > 0 ? args.candidates[expert * args.max_candidates + token % count] : -1;
+  if (count < 1 || count > args.max_candidates) return -1;
+  const std::int32_t slot = args.candidates[expert * args.max_candidates + token % count];
+  return slot < args.num_ranks * args.slots_per_rank ? slot : -1;
 }
 
 /// What a block counts, in shared memory.

@@ -103,6 +103,17 @@ def test_dispatch_refuses_by_name(given, change, error, message):
         dispatch(**given | change)
 
 
+def test_table_entries_out_of_range_are_padding(given):
+    """They cannot be checked on the host without waiting, and must not be followed."""
+    given["candidates"][2] = E + 5
+    given["num_candidates"][3] = 7
+    given["counters"] = torch.zeros(1 + 1 + 1 + E, dtype=torch.int64)
+    sent = dispatch(**given)
+    kept = int(((given["topk_ids"] != 2) & (given["topk_ids"] != 3)).sum())
+    assert int(sent.end_offsets[-1]) == len(sent.rows) == kept
+    assert int(given["counters"][3:].sum()) == kept
+
+
 def test_combine_refuses_what_another_dispatch_made(given):
     sent = dispatch(**given)
     with pytest.raises(ValueError, match="splits say that 9 rows were received, got 8"):

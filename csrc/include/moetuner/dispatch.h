@@ -17,7 +17,7 @@ namespace moetuner {
 ///
 /// T tokens, K experts per token, E experts with R slots at most, G ranks with S slots each,
 /// D = min(K, G), N nodes. Token t takes slot candidates[e, t % num_candidates[e]] of expert e. Ids
-/// outside [0, E) are padding.
+/// outside [0, E) are padding, and so are choices whose table entries are out of range.
 template <typename Id>
 struct RouteArgs {
   const Id* topk_ids;                  // [T, K]
