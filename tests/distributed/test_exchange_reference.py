@@ -23,7 +23,7 @@ def _equal_the_twins(rank, num_ranks):
             leaves = [leaf.requires_grad_() for leaf in (x, weights)]
             tables = slots.candidates, slots.num_candidates, slots.slots_per_rank
             sent = send(x, ids, weights, *tables, group)
-            out = back(run_experts(slots, rank, sent), *sent[2:6], group)
+            out = back(run_experts(slots, sent), *sent[2:6], group)
             toward = torch.linspace(-1, 1, out.numel()).view_as(out)
             grads = torch.autograd.grad(out, leaves, toward)
             results.append((sent, out, grads))
