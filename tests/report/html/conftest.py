@@ -100,6 +100,7 @@ def demo():
     """The shipped trace of a real model, planned by a solver that tells its course."""
     trace = demo_trace()
     options = PlanOptions(
+        solver="ilp2",
         cost=CostModel(shape=shape_for_model(trace.metadata.model)),
         solver_options=SolverOptions(time_limit=4, threads=2),
     )
