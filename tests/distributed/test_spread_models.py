@@ -16,8 +16,9 @@ from moetuner.nn import (  # noqa: E402
     logical_order,
     record_run,
 )
-from moetuner.pipeline import PlanOptions, plan_trace  # noqa: E402
+from moetuner.pipeline import plan_trace  # noqa: E402
 from moetuner.placement import Placement, contiguous_rank_of  # noqa: E402
+from moetuner.plan_options import PlanOptions  # noqa: E402
 from moetuner.topology import Topology  # noqa: E402
 from moetuner.verification import verify  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
