@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from engine_files import FOLDER
-from moetuner.cli.exchange import parse_layers
+from moetuner.cli.engines import parse_layers
 from moetuner.errors import InvalidTraceError
 from moetuner.placement_file import read_placement
 from moetuner.trace import CountTrace, read_trace
