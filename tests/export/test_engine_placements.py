@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -366,3 +367,25 @@ def test_repeats_become_empty_slots():
     slots = np.array([[0, 0, 1, 1, 2, 1]])
     read = to_placement(SlotMap(slots=slots), ReadOptions(num_ranks=2), "test")
     assert read.slot_experts.tolist() == [[0, -1, 1, 1, 2, -1]]
+
+
+@pytest.mark.parametrize("engine", [Engine.SGLANG, Engine.VLLM, Engine.VLLM_ASCEND])
+def test_the_command_holds_any_file_name(placement, tmp_path, engine):
+    out = tmp_path / 'it\'s my "file".json'
+    exported = export_placement(
+        placement, out, engine, options=ExportOptions(num_layers=4)
+    )
+    (word,) = (word for word in shlex.split(exported.command) if "my" in word)
+    if word.startswith("{"):
+        content = json.loads(word)
+        content = content.get("eplb_config", content)
+        (word,) = (text for text in content.values() if isinstance(text, str))
+    assert word == str(out)
+
+
+def test_no_layer_asked_for_is_refused(placement, tmp_path):
+    export_placement(placement, tmp_path / "x.yaml", Engine.TRTLLM)
+    with pytest.raises(InvalidPlacementError, match="no layer is asked for"):
+        read_engine_placement(
+            tmp_path / "x.yaml", options=ReadOptions(num_ranks=2, layers=())
+        )

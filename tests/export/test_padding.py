@@ -13,7 +13,20 @@ def test_a_spare_slot_repeats_its_ranks_busiest_expert(placement):
     load = np.array([[9, 1, 5, 5], [1, 2, 3, 4]])
     filled = fill_slots(placement, load=load)
     assert filled.num_added == 2
-    assert filled.slots.tolist() == [[1, 0, 3, 2, 2, 0], [2, 2, 0, 1, 3, 2]]
+    # at the second layer expert 2 is busier, but rank 1 holds it too
+    assert filled.slots.tolist() == [[1, 0, 3, 2, 2, 0], [2, 0, 0, 1, 3, 2]]
+
+
+def test_a_spare_slot_leaves_shared_experts_as_they_are():
+    """Expert 0 is on both ranks, half its tokens on each: so it stays."""
+    plan = Placement(
+        slot_experts=np.array([[0, 1, -1, 0, 2, -1]], np.int32),
+        layer_ids=np.array([0], np.int32),
+        num_experts=3,
+        topology=Topology(num_ranks=2, ranks_per_node=2),
+    )
+    filled = fill_slots(plan, load=np.array([[99, 1, 1]]))
+    assert filled.slots.tolist() == [[0, 1, 1, 0, 2, 2]]
 
 
 def test_without_repeats_it_takes_an_expert_of_another_rank(placement):

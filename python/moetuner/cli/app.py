@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from moetuner.cli import commands, exchange
+from moetuner.cli import commands, engines
 from moetuner.cli.certify import certify
 from moetuner.cli.messages import fail
 from moetuner.cli.report import report
@@ -74,9 +74,9 @@ for _command in (
     commands.demo,
 ):
     app.command()(_command)
-app.command("import")(exchange.import_)
-app.command()(exchange.export)
-app.command("import-placement")(exchange.import_placement)
+app.command("import")(engines.import_)
+app.command()(engines.export)
+app.command("import-placement")(engines.import_placement)
 
 
 def main() -> None:

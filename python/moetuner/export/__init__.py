@@ -7,6 +7,9 @@ not switched on: each export also says the command line that loads it and what i
 from __future__ import annotations
 
 import enum
+import json
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,12 +115,25 @@ def export_placement(
     added = int((placement.slot_experts < 0).sum())
     return Exported(
         engine=engine,
-        command=written.command.replace("{path}", str(out)),
+        command=_with_path(written.command, str(out)),
         notes=written.notes,
         num_replicas=added,
         extra_bytes=(
             None if options.expert_bytes is None else added * options.expert_bytes
         ),
+    )
+
+
+def _with_path(command: str, path: str) -> str:
+    """The command with the file's name, written as its place in there asks."""
+    inner = json.dumps(path, ensure_ascii=False)[1:-1]
+    spelled = {
+        "{path}": shlex.quote(path),
+        "{json}": inner.replace("'", "'\\''"),
+        "{string}": inner,
+    }
+    return re.sub(
+        "|".join(map(re.escape, spelled)), lambda m: spelled[m.group()], command
     )
 
 

@@ -57,7 +57,9 @@ class Written:
     data
         Its bytes.
     command
-        Command line, or part of one, that loads it; ``{path}`` stands for the file.
+        Command line, or part of one, that loads it. The file stands in it as a word of
+        the shell ``{path}``, within JSON in single quotes ``{json}``, or within a
+        Python string in double quotes ``{string}``.
     notes
         What must be switched on for it to matter, and what it cannot say.
     """
@@ -123,7 +125,8 @@ def to_placement(read: SlotMap, options: ReadOptions, source: str) -> Placement:
     num_ranks = read.num_ranks if read.num_ranks is not None else options.num_ranks
     if num_ranks is None:
         raise InvalidPlacementError(
-            f"{source}: the file does not say how many ranks there are; say num_ranks"
+            f"{source}: the file does not say how many ranks there are; say num_ranks "
+            f"(--ranks)"
         )
     if options.num_ranks not in (None, num_ranks):
         raise InvalidPlacementError(
@@ -143,6 +146,8 @@ def to_placement(read: SlotMap, options: ReadOptions, source: str) -> Placement:
     if read.layer_ids is not None:
         layer_ids = read.layer_ids
     if options.layers is not None:
+        if not options.layers:
+            raise InvalidPlacementError(f"{source}: no layer is asked for")
         rows = _rows_of(options.layers, layer_ids, read.layer_ids is None, source)
         slots, layer_ids = slots[rows], np.array(options.layers, np.int32)
     if num_ranks < 1 or slots.shape[1] % num_ranks:

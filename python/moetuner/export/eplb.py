@@ -40,7 +40,7 @@ def write_eplb(placement: Placement, options: ExportOptions) -> Written:
         data=save(tensors),
         command=(
             "from safetensors.torch import load_file; phy2log, log2phy, logcnt = "
-            'map(load_file("{path}").get, ("phy2log", "log2phy", "logcnt"))'
+            'map(load_file("{string}").get, ("phy2log", "log2phy", "logcnt"))'
         ),
         notes=("rows are the MoE layers in order; -1 in log2phy is no slot",),
     )

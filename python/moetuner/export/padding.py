@@ -50,8 +50,9 @@ def fill_slots(
         first. None takes the one with the fewest copies, then the first.
     repeats
         Whether a rank may hold an expert twice. Then a spare slot repeats an expert of
-        its own rank, which sends no token anywhere else than the plan does. Otherwise
-        it takes an expert of another rank, and with it a share of its tokens.
+        its own rank, one without copies elsewhere if there is one: that sends no token
+        anywhere else than the plan does. Otherwise it takes an expert of another rank,
+        and with it a share of its tokens.
 
     Raises
     ------
@@ -89,7 +90,10 @@ def _fill_rank(
     for slot in np.flatnonzero(held == EMPTY):
         own = np.unique(held[held != EMPTY])
         if repeats and own.size:
-            legal = own
+            here = np.bincount(held[held != EMPTY], minlength=len(copies))
+            alone = own[here[own] == copies[own]]
+            # A further copy of what other ranks hold too would draw tokens from them.
+            legal = alone if alone.size else own
         else:
             legal = np.setdiff1d(np.arange(len(copies)), own)
         if not legal.size:

@@ -56,7 +56,7 @@ def write_vllm(placement: Placement, options: ExportOptions) -> Written:
         data=json_bytes([json.dumps(row) for row in slots.tolist()]),
         command=(
             "vllm serve MODEL --enable-expert-parallel --enable-eplb --eplb-config "
-            f'\'{{"{key}": "{{path}}", "num_redundant_experts": {num_redundant}}}\''
+            f'\'{{"{key}": "{{json}}", "num_redundant_experts": {num_redundant}}}\''
         ),
         notes=(
             *notes,

@@ -52,7 +52,7 @@ def write_vllm_ascend(placement: Placement, options: ExportOptions) -> Written:
         data=json_bytes(layers, start, "]}"),
         command=(
             "vllm serve MODEL --enable-expert-parallel --additional-config "
-            '\'{"eplb_config": {"expert_map_path": "{path}"}}\''
+            '\'{"eplb_config": {"expert_map_path": "{json}"}}\''
         ),
         notes=(
             "layers are counted among the MoE layers; the model's own numbers are lost",

@@ -177,13 +177,37 @@ def test_eplb_averages_keep_their_proportions(importing, tmp_path):
         (np.array([[2**60, 1]]), "counts must be 0"),
         (np.zeros((2, 3)), "counted nothing"),
         (np.zeros((2, 0)), r"\[2, 0\]"),
-        (np.zeros(3), r"may hold a request's"),
+        (np.zeros(3), r"wanted a request's"),
     ],
 )
 def test_eplb_weights_are_checked(importing, tmp_path, load, message):
     np.save(tmp_path / "a.npy", load)
     with pytest.raises(InvalidTraceError, match=message):
         importing(tmp_path / "a.npy")
+
+
+def test_eplb_scales_all_groups_alike(importing, tmp_path):
+    """Also when some of them happen to be whole numbers, or to be tiny."""
+    loads = [np.full((2, 4), 100.0), np.full((2, 4), 0.5), np.full((2, 4), 1.25)]
+    for unit in (1.0, 1e-310, 1e306):
+        for day, load in enumerate(loads):
+            np.save(tmp_path / f"{day}.npy", load * unit)
+        counts = importing(*(tmp_path / f"{day}.npy" for day in range(3))).counts
+        sums = counts.sum(axis=(1, 2))
+        np.testing.assert_allclose(sums / sums[0], [1, 0.005, 0.0125], rtol=1e-6)
+    np.save(tmp_path / "stack.npy", np.stack(loads))
+    stack = importing(tmp_path / "stack.npy", format="eplb").counts.sum(axis=(1, 2))
+    np.testing.assert_allclose(stack / stack[0], [1, 0.005, 0.0125], rtol=1e-6)
+
+
+def test_eplb_half_precision_adds_up(importing, tmp_path):
+    np.save(tmp_path / "a.npy", np.full((1, 4), 60000, np.float16))
+    assert importing(tmp_path / "a.npy").counts.tolist() == [[[60000] * 4]]
+
+
+def test_eplb_placement_is_no_load(importing):
+    with pytest.raises(InvalidTraceError, match="import-placement"):
+        importing(FOLDER / "exports/eplb.safetensors")
 
 
 def test_long_stacks_of_weights_are_folded(importing, tmp_path):
@@ -247,7 +271,7 @@ def test_what_is_no_recording_says_so(importing, tmp_path, rng):
         "text": "no recording that moetuner knows",
         "plan.json": "a placement, not a recording",
         "lines.jsonl": "neither 'routed_experts'",
-        "empty": "no recording that moetuner knows",
+        "empty": "an empty file",
         "folder": "a folder without meta_info.json",
         "ids.npy": "--format routed-arrays or --format eplb",
     }.items():
@@ -274,6 +298,51 @@ def test_options_are_checked(importing):
     ):
         with pytest.raises(InvalidTraceError, match=message):
             importing(path, **options)
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "flag"),
+    [
+        ("load.npy", {"num_layers": 3}, "--num-layers"),
+        ("load.npy", {"slot_experts": {}}, "--placement"),
+        ("vllm/request0.npy", {"top_k": 4}, "--top-k"),
+        ("trtllm_counts", {"layers": (1, 2)}, "--layers"),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(importing, file, options, flag):
+    with pytest.raises(InvalidTraceError, match=f"{flag} means nothing"):
+        importing(FOLDER / file, **options)
+
+
+def test_more_experts_per_token_than_experts_are_refused(importing, tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2, 4), np.int64))
+    with pytest.raises(InvalidTraceError, match="top_k is 5"):
+        importing(tmp_path / "a.npy", top_k=5)
+
+
+def test_a_folder_of_two_kinds_is_refused(tmp_path):
+    (tmp_path / "meta_info.json").touch()
+    (tmp_path / "router_trace_rank0.jsonl").touch()
+    with pytest.raises(InvalidTraceError, match="trtllm and megatron in one folder"):
+        detect_format(tmp_path)
+
+
+def test_counts_of_archives_are_of_as_many_experts_as_told(importing, tmp_path):
+    np.savez(tmp_path / "a.npz", counts=np.ones((1, 2, 4), np.int64))
+    with pytest.raises(InvalidTraceError, match="num_experts is 8"):
+        importing(tmp_path / "a.npz", num_experts=8)
+
+
+def test_megatron_ranks_without_tokens_are_no_repeats(importing, tmp_path):
+    files = [
+        megatron(
+            tmp_path / f"router_trace_rank{rank}.jsonl",
+            {"rank": rank, "top_indices": [[rank, 2]], "topk": 2},
+            {"rank": rank, "top_indices": [], "topk": 2, "step": 1},
+        )
+        for rank in range(2)
+    ]
+    assert importing(*files).home_rank.tolist() == [0, 1]
 
 
 def test_counts_are_a_trace_file_of_their_own(importing, tmp_path):

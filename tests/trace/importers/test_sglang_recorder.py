@@ -58,6 +58,27 @@ def test_the_same_tokens_on_all_ranks_count_once(importing, tmp_path):
     trace = importing(*files)
     assert trace.num_tokens == 2
     assert trace.home_rank is None
+    assert sum("count once" in note for note in importing.notes) == 1
+
+
+def test_ranks_without_tokens_are_no_repeats(importing, tmp_path):
+    empty = {"topk_ids_of_layer": torch.empty(2, 0, 2, dtype=torch.int32)}
+    files = [
+        dump(
+            tmp_path / f"{rank}.pt",
+            record(1, rank, [[[0, 1]], [[2, 3]]], input_ids=[rank]),
+            record(2, rank, **empty),
+        )
+        for rank in range(2)
+    ]
+    assert importing(*files).home_rank.tolist() == [0, 1]
+
+
+def test_dumps_with_different_maps_say_so(importing, tmp_path):
+    one = dump(tmp_path / "a.pt", record(1, 0, [[[0, 1]], [[2, 3]]]))
+    two = dump(tmp_path / "b.pt", record(2, 0, [[[0, 1]], [[2, 3]]]), map=MAP[::-1])
+    importing(one, two)
+    assert any("experts moved" in note for note in importing.notes)
 
 
 def test_idle_ranks_and_empty_passes_are_nothing(importing, tmp_path):

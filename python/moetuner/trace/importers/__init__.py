@@ -66,8 +66,18 @@ IMPORTERS: dict[RecordingFormat, Importer] = {
     RecordingFormat.EPLB: read_eplb_weights,
     RecordingFormat.NPZ: read_npz_recording,
 }
+_USED = {  # what recordings may leave open, by the names of `ImportOptions`
+    RecordingFormat.SGLANG_RECORDER: {"num_experts", "top_k", "layers"},
+    RecordingFormat.ROUTED_RESPONSES: {"num_experts", "num_layers", "top_k", "layers"},
+    RecordingFormat.ROUTED_ARRAYS: {"num_experts", "layers"},
+    RecordingFormat.TRTLLM: {"num_experts", "slot_experts"},
+    RecordingFormat.MEGATRON: {"num_experts"},
+    RecordingFormat.EPLB: {"num_experts", "top_k", "layers"},
+    RecordingFormat.NPZ: {"num_experts"},
+}
 _START_BYTES = 1 << 16
 _FOLDERS = {  # what a folder of recordings has in it
+    "meta_info.json": RecordingFormat.TRTLLM,
     "expert_distribution_recorder_*.pt": RecordingFormat.SGLANG_RECORDER,
     "router_trace_rank*.jsonl": RecordingFormat.MEGATRON,
 }
@@ -129,6 +139,7 @@ def import_recording(
         raise InvalidTraceError("import: wanted at least one file, got none")
     given = [Path(path) for path in paths]
     kind = format or _common_format(given)
+    _check_used(kind, options)
     found = IMPORTERS[kind](_files(given, kind), options)
     if not isinstance(found, Tokens):
         found = replace(found, metadata=named(found.metadata, options))
@@ -154,6 +165,17 @@ def import_recording(
         )
 
 
+def _check_used(kind: RecordingFormat, options: ImportOptions) -> None:
+    """Refuse options that would be passed over."""
+    for name in ("num_experts", "num_layers", "top_k", "layers", "slot_experts"):
+        if name not in _USED[kind] and getattr(options, name) is not None:
+            flag = {"slot_experts": "placement"}.get(name, name).replace("_", "-")
+            raise InvalidTraceError(
+                f"import: --{flag} means nothing for a {kind.value} recording: leave "
+                f"it out"
+            )
+
+
 def detect_format(path: str | os.PathLike[str]) -> RecordingFormat:
     """The kind of a recording, told by its content.
 
@@ -164,11 +186,14 @@ def detect_format(path: str | os.PathLike[str]) -> RecordingFormat:
     """
     path = Path(path)
     if path.is_dir():
-        if (path / "meta_info.json").is_file():
-            return RecordingFormat.TRTLLM
-        for pattern, kind in _FOLDERS.items():
-            if any(path.glob(pattern)):
-                return kind
+        kinds = [kind for glob, kind in _FOLDERS.items() if any(path.glob(glob))]
+        if len(kinds) > 1:
+            names = " and ".join(kind.value for kind in kinds)
+            raise InvalidTraceError(
+                f"{path}: recordings of {names} in one folder; --format takes one"
+            )
+        if kinds:
+            return kinds[0]
         raise InvalidTraceError(
             f"{path}: a folder without meta_info.json (TensorRT-LLM), "
             f"router_trace_rank*.jsonl (Megatron) or expert_distribution_recorder_*.pt "
@@ -184,6 +209,8 @@ def detect_format(path: str | os.PathLike[str]) -> RecordingFormat:
         return _safetensors_format(path)
     if start.lstrip().startswith((b"{", b"[")):
         return _json_format(path, start)
+    if not start:
+        raise InvalidTraceError(f"{path}: an empty file")
     raise InvalidTraceError(
         f"{path}: no recording that moetuner knows (starts with {start[:8]!r}); "
         f"--format forces one"
@@ -205,6 +232,11 @@ def _npy_format(path: Path) -> RecordingFormat:
         return RecordingFormat.EPLB
     if len(array.shape) == 3 and array.dtype in ("u1", "u2"):
         return RecordingFormat.ROUTED_ARRAYS
+    if len(array.shape) != 3:
+        raise InvalidTraceError(
+            f"{path}: an array {list(array.shape)}; wanted a request's experts "
+            f"[tokens, layers, top-k] or loads [layers, experts]"
+        )
     raise InvalidTraceError(
         f"{path}: an array {list(array.shape)} of {array.dtype} may hold a request's "
         f"experts [tokens, layers, top-k] or loads [groups, layers, experts]: say "

@@ -275,6 +275,10 @@ def count_trace(
             f"{counts.shape[2]}"
         )
     top_k = options.top_k or top_k
+    if top_k is not None and top_k > counts.shape[2]:
+        raise InvalidTraceError(
+            f"import: top_k is {top_k}, the counts are of {counts.shape[2]} experts"
+        )
     if top_k is None:
         options.note("top-k unknown: one token per assignment; --top-k says otherwise")
         top_k = 1
@@ -283,6 +287,14 @@ def count_trace(
         num_tokens=counts.sum(axis=2).max(axis=1) // top_k,
         layer_ids=layer_ids,
         metadata=named(TraceMetadata(), options, source),
+    )
+
+
+def note_repeats(options: ImportOptions) -> None:
+    """Say what is left out of a recording in which ranks saw the same tokens."""
+    options.note(
+        "ranks recorded the very same tokens: these count once, and no home rank is "
+        "kept"
     )
 
 

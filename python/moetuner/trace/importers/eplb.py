@@ -35,11 +35,11 @@ SCALED_TOTAL = 2**40
 
 def read_eplb_weights(files: Sequence[Path], options: ImportOptions) -> CountTrace:
     """Loads [L, E] of one or more files; averages are scaled to whole numbers."""
-    tables: list[NDArray[np.int64]] = []
+    tables: list[NDArray[Any]] = []
     for done, path in enumerate(files):
         try:
             for array in _arrays(path):
-                tables += _tables(array, options)
+                tables += _tables(array)
         except InvalidTraceError as error:
             text = str(error)
             raise InvalidTraceError(
@@ -52,7 +52,7 @@ def read_eplb_weights(files: Sequence[Path], options: ImportOptions) -> CountTra
             f"EPLB weights: wanted matrices [layers, experts] of one shape, got "
             f"{[list(shape) for shape in shapes][:8]}"
         )
-    return count_trace(np.stack(tables), "EPLB weights", options)
+    return count_trace(_counts(tables, options), "EPLB weights", options)
 
 
 def _arrays(path: Path) -> Iterator[StoredArray | NDArray[Any]]:
@@ -67,15 +67,19 @@ def _arrays(path: Path) -> Iterator[StoredArray | NDArray[Any]]:
         found = content.values() if isinstance(content, dict) else [content]
         yield from (a for a in found if isinstance(a, StoredArray))
     elif start[8:] == b"{":
-        yield from open_safetensors(path).values()
+        arrays = open_safetensors(path)
+        if "phy2log" in arrays:
+            raise InvalidTraceError(
+                "EPLB's placement (phy2log), not loads: moetuner import-placement "
+                "reads it"
+            )
+        yield from arrays.values()
     else:
         raise InvalidTraceError("neither .npy, .npz, safetensors nor a torch file")
 
 
-def _tables(
-    array: StoredArray | NDArray[Any], options: ImportOptions
-) -> list[NDArray[np.int64]]:
-    """The array as matrices of counts; a long stack is folded in groups."""
+def _tables(array: StoredArray | NDArray[Any]) -> list[NDArray[Any]]:
+    """The array as matrices of loads; a long stack is folded in groups."""
     shape = array.shape
     if len(shape) not in (2, 3) or 0 in shape:
         raise InvalidTraceError(
@@ -83,7 +87,7 @@ def _tables(
         )
     if len(shape) == 2:
         whole = array.read() if isinstance(array, StoredArray) else array
-        return [_counts(whole, options)]
+        return [_loads(whole)]
     num_groups = min(shape[0], MAX_GROUPS)
     if 8 * num_groups * shape[1] * shape[2] > MAX_TABLE_BYTES:
         raise InvalidTraceError(f"weights {list(shape)} are too large a table")
@@ -94,18 +98,39 @@ def _tables(
             if isinstance(array, StoredArray)
             else array[index]
         )
-        if part.dtype.kind not in "iuf":
-            raise InvalidTraceError(f"weights must be numbers, got {part.dtype}")
-        groups[index * num_groups // shape[0]] += part
-    return [_counts(group, options) for group in groups]
+        groups[index * num_groups // shape[0]] += _loads(part)
+    return groups
 
 
-def _counts(weights: NDArray[Any], options: ImportOptions) -> NDArray[np.int64]:
-    if weights.dtype.kind == "f" and np.isfinite(weights).all() and weights.size:
-        if weights.min() < 0:
-            raise InvalidTraceError(f"weights must be >= 0, got {weights.min()}")
-        total = weights.sum(axis=1, dtype=np.float64).max()
-        if (weights != np.floor(weights)).any() or total > SCALED_TOTAL:
-            options.note("weights are averages: scaled to whole numbers")
-            return np.asarray(np.rint(weights * (SCALED_TOTAL / total)), np.int64)
-    return whole_counts(weights)
+def _loads(weights: NDArray[Any]) -> NDArray[Any]:
+    """The same, whole numbers as int64 and others as float64; refuses what is no load.
+
+    Half precision cannot hold its own sums.
+    """
+    if weights.dtype.kind not in "iuf":
+        raise InvalidTraceError(f"weights must be numbers, got {weights.dtype}")
+    if weights.dtype.kind != "f":
+        return whole_counts(weights)
+    weights = weights.astype(np.float64)
+    if not np.isfinite(weights).all():
+        raise InvalidTraceError("weights must be finite numbers")
+    if weights.size and weights.min() < 0:
+        raise InvalidTraceError(f"weights must be >= 0, got {weights.min()}")
+    return weights
+
+
+def _counts(tables: list[NDArray[Any]], options: ImportOptions) -> NDArray[np.int64]:
+    """Counts [Q, L, E] in the proportions of the loads, within and between groups."""
+    loads = np.stack(tables)
+    if loads.dtype.kind != "f":
+        return whole_counts(loads)
+    largest = float(loads.max())
+    if not np.isfinite(largest):
+        raise InvalidTraceError("weights must add up to finite numbers")
+    whole = largest <= SCALED_TOTAL and (loads == np.floor(loads)).all()
+    if whole and loads.sum(axis=2).max() <= SCALED_TOTAL:
+        return whole_counts(loads)
+    options.note("weights are averages: scaled to whole numbers")
+    shares = loads / largest  # whose sums neither overflow nor vanish
+    scaled = np.rint(shares * (SCALED_TOTAL / shares.sum(axis=2).max()))
+    return np.asarray(scaled, np.int64)

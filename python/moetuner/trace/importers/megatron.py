@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.importers.base import Tokens, as_ids
+from moetuner.trace.importers.base import Tokens, as_ids, note_repeats
 from moetuner.trace.importers.routed_experts import json_lines
 from moetuner.trace.model import MAX_EXPERTS, Trace
 
@@ -79,8 +79,12 @@ def _blocks(
             for layer in layers:
                 for ids in one.layers[layer]:
                     digest.update(ids.tobytes())
-            if digest.digest() in seen:
-                drop.add("home_rank")  # tensor-parallel ranks saw the same tokens
+            some = any(len(ids) for ids in one.layers[layers[0]])
+            if some and digest.digest() in seen:
+                # Tensor-parallel ranks saw the same tokens.
+                if "home_rank" not in drop:
+                    note_repeats(options)
+                drop.add("home_rank")
                 continue
             seen.add(digest.digest())
             for block in _micro_batches(one, layers, sequence, options):

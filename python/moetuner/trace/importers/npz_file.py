@@ -63,6 +63,11 @@ def read_npz_recording(
     if not has_tokens:
         counted = read_npz(path)
         assert not hasattr(counted, "topk_ids")
+        if options.num_experts not in (None, counted.num_experts):
+            raise InvalidTraceError(
+                f"import: num_experts is {options.num_experts}, the counts are of "
+                f"{counted.num_experts}"
+            )
         return counted
     return Tokens(
         blocks=_checked(path, options),

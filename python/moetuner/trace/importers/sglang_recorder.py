@@ -22,6 +22,7 @@ from moetuner.trace.importers.base import (
     counts_of,
     fold_counts,
     moe_layers,
+    note_repeats,
     routed_tokens,
 )
 from moetuner.trace.importers.stored import StoredArray
@@ -82,6 +83,13 @@ def read_sglang_recorder(
     if stats:
         total = sum(array.shape[0] for array in stats)
         return fold_counts(_stat(stats), total, "SGLang recorder, stat", options)
+    if passes and not all(
+        np.array_equal(passes[0].logical, p.logical) for p in passes[1:]
+    ):
+        options.note(
+            "dumps have different maps of slots: experts moved while this was "
+            "recorded, so counts and tokens between may be taken for other experts"
+        )
     passes.sort(key=lambda p: (p.forward_pass_id, p.rank))
     for before, after in pairwise(passes):
         if (before.forward_pass_id, before.rank) == (after.forward_pass_id, after.rank):
@@ -233,6 +241,8 @@ def _blocks(
         for one in ranks:
             if several and _is_repeat(one, seen):
                 # Without data-parallel attention all ranks see the same tokens.
+                if "home_rank" not in drop:
+                    note_repeats(options)
                 drop.add("home_rank")
                 continue
             first = sequences
@@ -256,8 +266,10 @@ def _blocks(
 
 def _is_repeat(one: _Pass, seen: set[bytes]) -> bool:
     """Whether another rank recorded the very same tokens in this forward pass."""
-    digest = hashlib.blake2b(one.inputs + one.positions.tobytes())
     assert one.ids is not None
+    if not one.ids.shape[1]:
+        return False
+    digest = hashlib.blake2b(one.inputs + one.positions.tobytes())
     rows = block_rows(one.ids.shape[0], one.ids.shape[2])
     for start in range(0, one.ids.shape[1], rows):
         digest.update(one.ids.read(start, start + rows, axis=1).tobytes())

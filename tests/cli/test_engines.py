@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from engine_files import FOLDER
-from moetuner.cli.exchange import parse_layers
+from moetuner.cli.engines import parse_layers
 from moetuner.errors import InvalidTraceError
 from moetuner.placement_file import read_placement
 from moetuner.trace import CountTrace, read_trace
@@ -113,8 +113,10 @@ def test_an_imported_placement_is_scored(folder):
           "--pull-request", 1], "must be one of"),
         (["export", FOLDER / "load.npy", "--to", "eplb", "-o", "out"], "not JSON"),
         (["import-placement", FOLDER / "exports/sglang.json", "-o", "out"],
-         "say num_ranks"),
+         "say num_ranks (--ranks)"),
         (["import-placement", FOLDER / "load.npy", "-o", "out"], "no placement file"),
+        (["import-placement", FOLDER / "exports/sglang.json", "-o", "out", "--ranks", 4,
+          "--layers", "5-3"], "'5-3' holds no layer"),
     ],
 )  # fmt: skip
 def test_failures_say_why_and_write_nothing(folder, monkeypatch, arguments, message):
@@ -152,6 +154,6 @@ def test_a_trace_of_other_layers_is_no_load(folder, ids):
 def test_layers_are_written_in_two_ways():
     assert parse_layers("3-6") == (3, 4, 5, 6)
     assert parse_layers("1, 3,5-7") == (1, 3, 5, 6, 7)
-    for text in ("", "a", "3-", "-3", "1,,2", "1-2-3", "٣", "100000"):
+    for text in ("", "a", "3-", "-3", "1,,2", "1-2-3", "3-1", "٣", "100000"):
         with pytest.raises(InvalidTraceError, match="--layers"):
             parse_layers(text)

@@ -254,5 +254,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise InvalidTraceError(
                 f"--layers: wanted numbers like 3-60 or 1,3,5, got {text!r:.40}"
             )
-        layers += range(int(numbers[0]), int(numbers[1]) + 1)
+        span = range(int(numbers[0]), int(numbers[1]) + 1)
+        if not span:
+            raise InvalidTraceError(f"--layers: {part.strip()!r} holds no layer")
+        layers += span
     return tuple(layers)
