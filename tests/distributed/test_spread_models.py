@@ -142,6 +142,9 @@ def _refused(rank, num_ranks):
         ours.parallelize(model, tuned, options=ExchangeOptions(residency="follow"))
     with pytest.raises(InvalidPlacementError, match="has no layer whose experts"):
         apply_placement(model, tuned)
+    ours.parallelize(model, tuned)
+    with pytest.raises(InvalidProblemError, match="spread over ranks already"):
+        ours.parallelize(model, _placements(model, num_ranks)["contiguous"])
 
 
 def test_what_does_not_fit_is_refused():
@@ -198,6 +201,8 @@ def _sharded_by_transformers(rank, num_ranks, folder):
             check()
             ours.parallelize(model, placements["tuned"])
             check()
+            with pytest.raises(InvalidProblemError, match="spread over ranks already"):
+                ours.parallelize(model, placements["contiguous"])
             with pytest.raises(InvalidPlacementError, match="for replicas, load"):
                 apply_placement(model, placements["replicated"])
             apply_placement(model, placements["contiguous"])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SHARDED = "moetuner_sharded"
+_PLACED = "moetuner_placed"
 
 
 def parallelize(
@@ -61,7 +62,8 @@ def parallelize(
         On every rank, when the placement is not for this group and model, or differs
         between ranks.
     InvalidProblemError
-        For ``residency=follow``: attention wants its own tokens.
+        For ``residency=follow``: attention wants its own tokens; and for a model that
+        this was called on before: give it another placement by `apply_placement`.
 
     Notes
     -----
@@ -76,12 +78,19 @@ def parallelize(
             "parallelize: attention wants its own tokens back: residency must be home"
         )
     layers = experts_of(model)
+    if any(_PLACED in vars(module) for module in layers.values()):
+        raise InvalidProblemError(
+            "parallelize: this model is spread over ranks already: give it another "
+            "placement with moetuner.nn.apply_placement"
+        )
     sharded = [module for module in layers.values() if _SHARDED in vars(module)]
     if sharded:
         for layer, module in layers.items():
             start: Sharded = vars(module)[_SHARDED]
             start.begin(_contiguous_like(placement), layer, options)
         apply_placement(model, placement)
+        for module in layers.values():
+            vars(module)[_PLACED] = True
         return
     group = group or dist.group.WORLD
     if group is None:
@@ -108,6 +117,7 @@ def parallelize(
             device = next(module.parameters()).device.type
             mesh = DeviceMesh.from_group(group, device)
         vars(module)[ATTRIBUTE] = exchanges[layer]
+        vars(module)[_PLACED] = True
         vars(module)["forward"] = exchanged_forward(module, exchanges[layer], mesh)
 
 
