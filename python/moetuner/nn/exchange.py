@@ -108,7 +108,8 @@ class Exchange(torch.nn.Module):
     ------
     InvalidPlacementError
         On every rank: when the placement does not fit the group or the model on any of
-        them, or they differ between ranks. One small exchange finds that out.
+        them, or when placement, layer, residency or capacity differ between ranks. One
+        small exchange finds that out.
 
     Notes
     -----
@@ -150,7 +151,10 @@ class Exchange(torch.nn.Module):
                 f"the placement has layers {placement.layer_ids.tolist()}: say which "
                 f"one this is, by layer="
             )
-        agree(placement, group, trouble or problem)
+        wanted = f"layer {self.layer}, {self.options.residency.value}"
+        if self.options.capacity is not None:
+            wanted += f", capacity {self.options.capacity}"
+        agree(placement, group, trouble or problem, wanted)
         self._set_tables(placement, torch.device(device or "cpu"))
 
     def set_placement(self, placement: Placement) -> None:
@@ -316,23 +320,34 @@ def misfit(
     return ""
 
 
-def agree(placement: Placement, group: dist.ProcessGroup, problem: str) -> None:
+def agree(
+    placement: Placement, group: dist.ProcessGroup, problem: str, wanted: str = ""
+) -> None:
     """Raise on every rank of the group when any has a problem, or tables differ.
+
+    `wanted` is what else must be the same on all ranks, in words.
 
     Raises
     ------
     InvalidPlacementError
         Naming the first rank that has one.
     """
-    said: list[tuple[str, str]] = [("", "")] * group.size()
-    dist.all_gather_object(said, (problem, fingerprint(placement)), group=group)
-    for rank, (trouble, _) in enumerate(said):
+    said: list[tuple[str, str, str]] = [("", "", "")] * group.size()
+    mine = (problem, fingerprint(placement), wanted)
+    dist.all_gather_object(said, mine, group=group)
+    for rank, (trouble, _, _) in enumerate(said):
         if trouble:
             raise InvalidPlacementError(f"exchange: rank {rank}: {trouble}")
-    for rank, (_, print_) in enumerate(said):
-        if print_ != said[0][1]:
+    _, first_print, first_wanted = said[0]
+    for rank, (_, print_, other) in enumerate(said):
+        if print_ != first_print:
             raise InvalidPlacementError(
                 f"exchange: rank {rank} has another placement than rank 0 "
-                f"(fingerprints {print_[:12]} and {said[0][1][:12]}): read the same "
+                f"(fingerprints {print_[:12]} and {first_print[:12]}): read the same "
                 f"file on every rank"
+            )
+        if other != first_wanted:
+            raise InvalidPlacementError(
+                f"exchange: rank {rank} says {other}, rank 0 says {first_wanted}: "
+                f"they must be the same on every rank"
             )
