@@ -234,6 +234,30 @@ def _counts(rank, num_ranks):
         assert 1 <= told.ranks_per_token <= num_ranks or not told.tokens
 
 
+def _records_only_what_a_trace_can_say(rank, num_ranks):
+    """Ids beyond int32 are padding; trouble of one rank is said on all."""
+    placement = make_placement("shuffled", num_ranks)
+    layers = placed_layers(whole_layers(), placement, rank)
+    ids = torch.tensor([[1, 2**32 + 1], [2**40, -(2**32)]])
+    with record_run(layers) as run:
+        for layer in layers:
+            layer.exchange(torch.ones(2, 16), ids, torch.ones(2, 2), layer.experts)
+    trace, record = run.trace(), gather_counts(layers)
+    assert trace.topk_ids[0].tolist() == [[1, -1]] * 2
+    assert verify(trace, placement, record) == []
+    with record_run(layers) as run:
+        for number, layer in enumerate(layers):
+            layer(torch.ones(2 + number * rank, 16))
+    with pytest.raises(InvalidTraceError, match="rank 1: layers saw different tokens"):
+        run.trace()
+    follow = ExchangeOptions(residency="follow")
+    layers = placed_layers(whole_layers(), placement, rank, options=follow)
+    with record_run(layers):
+        came = layers[0](torch.ones(1, 16))
+        with pytest.raises(InvalidTraceError, match="not at home at layer 4"):
+            layers[1](came.sums, came.keys)
+
+
 def _refusals(rank, num_ranks):
     whole = whole_layers()
     good = make_placement("contiguous", num_ranks)
@@ -289,6 +313,7 @@ def _everything(rank, num_ranks):
         _weight_gradients(rank, num_ranks)
         _stays_with_padding(rank, num_ranks)
         _refusals(rank, num_ranks)
+        _records_only_what_a_trace_can_say(rank, num_ranks)
 
 
 @pytest.mark.parametrize("num_ranks", WORLDS)

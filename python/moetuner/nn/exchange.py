@@ -14,7 +14,11 @@ import torch
 import torch.distributed as dist
 
 from moetuner._checks import one_of
-from moetuner.errors import InvalidPlacementError, InvalidProblemError
+from moetuner.errors import (
+    InvalidPlacementError,
+    InvalidProblemError,
+    InvalidTraceError,
+)
 from moetuner.nn.counts import ExchangeCounts
 from moetuner.nn.follow import Resident, follow_back, keys_of
 from moetuner.ops import Dispatched, check_overflow, combine, dispatch
@@ -203,7 +207,18 @@ class Exchange(torch.nn.Module):
         ----------
         keys
             int64 [T, 2], home rank and row of each token here; None: they are at home.
+
+        Raises
+        ------
+        InvalidTraceError
+            Under `record_run` when tokens are not at home: its trace has one line for
+            each token, which another rank began.
         """
+        if self.routing is not None and keys is not None:
+            raise InvalidTraceError(
+                f"record_run: tokens that follow their experts are not at home at "
+                f"layer {self.layer}: record with residency home"
+            )
         sent, done = self._run(x, topk_ids, topk_weights, run_experts)
         if keys is None:
             keys = keys_of(len(x), self.group_name, x.device)
@@ -247,7 +262,9 @@ class Exchange(torch.nn.Module):
         run_experts: RunExperts,
     ) -> tuple[Dispatched, torch.Tensor]:
         if self.routing is not None:
-            self.routing.append(topk_ids.detach().to(torch.int32, copy=True))
+            # Beyond int32 they are padding too, and would wrap around to experts.
+            ids = topk_ids.detach().clamp(-1, self.tables.num_experts)
+            self.routing.append(ids.to(torch.int32))
         self.row_bytes = x.shape[-1] * x.element_size()
         sent = dispatch(
             x.contiguous(),
