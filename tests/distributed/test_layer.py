@@ -296,6 +296,13 @@ def _refusals(rank, num_ranks):
             torch.zeros(2, 2),
             right.experts,
         )
+    with pytest.raises(InvalidProblemError, match="layer 3 returned 5 rows, wanted 6"):
+        right.exchange(
+            torch.zeros(3, 16),
+            torch.tensor([[0, 4]] * 3),
+            torch.zeros(3, 2),
+            lambda rows, _: rows[:-1],
+        )
     tight = layer(good, options=ExchangeOptions(capacity=1, max_rows=2))[0]
     tight(torch.randn(9, 16))
     with pytest.raises(ExchangeOverflowError, match="found no room"):
@@ -324,6 +331,9 @@ def test_the_layer_equals_one_rank_follows_counts_and_refuses(num_ranks):
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(InvalidProblemError, match="go together"):
         ExchangeOptions(capacity=3)
+    for sizes in ({"capacity": 0}, {"max_rows": -1}, {"capacity": 2.5}):
+        with pytest.raises(InvalidProblemError, match="must be a positive whole num"):
+            ExchangeOptions(**{"capacity": 3, "max_rows": 4} | sizes)
     with pytest.raises(InvalidProblemError, match="needs exact sizes"):
         ExchangeOptions(residency="follow", capacity=3, max_rows=4)
     with pytest.raises(InvalidProblemError, match="must be one of home, follow"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from moetuner._checks import one_of
+from moetuner._checks import is_whole, one_of
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
@@ -63,7 +63,7 @@ class ExchangeOptions:
     Raises
     ------
     InvalidProblemError
-        When they do not fit together.
+        When they do not fit together, or are no positive whole numbers.
     """
 
     residency: Residency = Residency.HOME
@@ -78,6 +78,13 @@ class ExchangeOptions:
                 f"ExchangeOptions: capacity and max_rows go together, got "
                 f"capacity={self.capacity}, max_rows={self.max_rows}"
             )
+        for name in ("capacity", "max_rows"):
+            value = getattr(self, name)
+            if value is not None and (not is_whole(value) or value < 1):
+                raise InvalidProblemError(
+                    f"ExchangeOptions: {name} must be a positive whole number, got "
+                    f"{value!r}"
+                )
         if residency is Residency.FOLLOW and self.capacity is not None:
             raise InvalidProblemError(
                 "ExchangeOptions: residency=follow needs exact sizes: leave out "
@@ -189,6 +196,11 @@ class Exchange(torch.nn.Module):
         -------
         torch.Tensor
             [T, H] of the dtype that the experts return.
+
+        Raises
+        ------
+        InvalidProblemError
+            When `run_experts` returns more or fewer rows.
         """
         sent, done = self._run(x, topk_ids, topk_weights, run_experts)
         return combine(done, *sent[2:6], self.group_name)
@@ -281,7 +293,14 @@ class Exchange(torch.nn.Module):
         )
         if sent.overflow is not None:
             self.overflow += sent.overflow
-        return sent, expert(run_experts, sent).contiguous()
+        done = expert(run_experts, sent).contiguous()
+        # Rows that are not there would count as padding. Compiled, that is unknown.
+        if not torch.compiler.is_compiling() and len(done) != len(sent.rows):
+            raise InvalidProblemError(
+                f"exchange: the experts of layer {self.layer} returned {len(done)} "
+                f"rows, wanted {len(sent.rows)}, one for each that they were given"
+            )
+        return sent, done
 
     def _set_tables(self, placement: Placement, device: torch.device) -> None:
         rank = group_named(self.group_name).rank()

@@ -83,11 +83,12 @@ def parallelize(
             "parallelize: this model is spread over ranks already: give it another "
             "placement with moetuner.nn.apply_placement"
         )
+    trouble = _other_layers(layers, placement)
     sharded = [module for module in layers.values() if _SHARDED in vars(module)]
     if sharded:
         for layer, module in layers.items():
             start: Sharded = vars(module)[_SHARDED]
-            start.begin(_contiguous_like(placement), layer, options)
+            start.begin(_contiguous_like(placement), layer, options, trouble)
         apply_placement(model, placement)
         for module in layers.values():
             vars(module)[_PLACED] = True
@@ -98,7 +99,6 @@ def parallelize(
             "parallelize: there is no process group: call "
             "torch.distributed.init_process_group first"
         )
-    trouble = _other_layers(layers, placement)
     exchanges = {}
     for layer, module in layers.items():
         exchanges[layer] = Exchange(
@@ -137,7 +137,13 @@ class Sharded:
         self._share = int(module.num_experts)  # type: ignore[arg-type]
         vars(module)[_SHARDED] = self
 
-    def begin(self, placement: Placement, layer: int, options: ExchangeOptions) -> None:
+    def begin(
+        self,
+        placement: Placement,
+        layer: int,
+        options: ExchangeOptions,
+        problem: str = "",
+    ) -> None:
         """Make the exchange, for experts in contiguous order."""
         experts = self._share * self._group.size()
         exchange = Exchange(
@@ -147,6 +153,7 @@ class Sharded:
             options=options,
             device=self._device_now(),
             num_experts=experts,
+            problem=problem,
         )
         vars(self._module)[ATTRIBUTE] = exchange
         self._forward = exchanged_forward(self._module, exchange, self._mesh)
