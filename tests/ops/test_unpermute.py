@@ -141,7 +141,7 @@ def test_gradients_equal_those_of_float64(device, dtype, weight_dtype, shape):
     for found, exact in zip(
         ours, gradients(reference.unpermute, wide=True), strict=True
     ):
-        # A weight's is a dot of up to 1160 products, one float32 rounding after another.
+        # A weight's is a dot of up to 1160 products, rounded one after another.
         assert_close(found, exact, found.dtype, slack=4.0)
     again = gradients(unpermute, wide=False)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
