@@ -7,7 +7,8 @@ import pytest
 from moetuner.comparison import compare_placements, comparison_of_plan
 from moetuner.cost import CostModel
 from moetuner.errors import InvalidPlacementError
-from moetuner.pipeline import PlanOptions, plan_trace
+from moetuner.pipeline import plan_trace
+from moetuner.plan_options import PlanOptions
 from moetuner.solver import SolverOptions
 from moetuner.topology import Topology
 from strategies import make_trace, random_ids

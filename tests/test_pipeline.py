@@ -13,7 +13,8 @@ from moetuner.errors import (
     SolverError,
 )
 from moetuner.evaluation import bootstrap_seconds, evaluate
-from moetuner.pipeline import PlanOptions, demo_trace, plan_trace
+from moetuner.pipeline import demo_trace, plan_trace
+from moetuner.plan_options import PlanOptions
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
 from moetuner.statistics import RoutingStatistics

@@ -85,6 +85,30 @@ def test_prediction_equals_a_count_token_by_token(topology, extra, seed):
     assert verify(trace, placement, record) == []
 
 
+def test_long_turns_take_no_more_memory(rng, monkeypatch):
+    """54 ranks, experts with 2, 3, 5, ... 53 replicas: turns of 3e19 rows."""
+    primes = [p for p in range(2, 54) if all(p % q for q in range(2, p))]
+    slots = [
+        [expert if rank < count else -1 for expert, count in enumerate(primes)]
+        for rank in range(54)
+    ]
+    placement = Placement(
+        slot_experts=np.array(slots, np.int32).reshape(1, -1),
+        layer_ids=np.zeros(1, np.int32),
+        num_experts=len(primes),
+        topology=Topology(num_ranks=54, ranks_per_node=54),
+    )
+    trace = make_run(rng, 54, len(primes), num_layers=1)
+    assert np.array_equal(predict(trace, placement), count(trace, placement))
+    for most in (1, 4, 30):
+        monkeypatch.setattr("moetuner.verification.MOST_ROWS", most)
+        assert np.array_equal(predict(trace, placement), count(trace, placement))
+        small = make_run(rng, 4)
+        topology = Topology(num_ranks=4, ranks_per_node=2)
+        replicated = random_placement(rng, small, topology, 2)
+        assert np.array_equal(predict(small, replicated), count(small, replicated))
+
+
 @pytest.fixture
 def run(rng):
     topology = Topology(num_ranks=4, ranks_per_node=2)

@@ -32,6 +32,13 @@ TRACES = {
         "deepseek-v2-lite",
     ),
     "gpt-oss mmlu": ("gpt-oss-20b-fingerprinting/mmlu.npz", "gpt-oss"),
+    # Nobody looked at these while the planner was made.
+    "V2-Lite translation": (
+        "deepseek-v2-lite-esft/translation.npz",
+        "deepseek-v2-lite",
+    ),
+    "gpt-oss gpqa": ("gpt-oss-20b-fingerprinting/gpqa.npz", "gpt-oss"),
+    "gpt-oss mmlu_pro": ("gpt-oss-20b-fingerprinting/mmlu_pro.npz", "gpt-oss"),
 }
 TWO_STAGE = "paper's two stages"
 PLANNERS = {

@@ -129,13 +129,22 @@ void check_sizes(const Inputs& in, std::int64_t num_ranks) {
                     num_ranks,
                     " ranks, got ",
                     in.ranks_per_node);
-  const std::int64_t destinations = std::min(in.topk_ids.size(1), num_ranks);
-  const std::int64_t sent = in.fixed() ? in.capacity * num_ranks : in.x.size(0) * destinations;
-  TORCH_CHECK_VALUE(sent <= kMaxRows && in.max_rows <= kMaxRows,
+  // Kernels count the choices of all tokens, here and where they arrive, in 32 bits.
+  const std::int64_t top_k = in.topk_ids.size(1);
+  TORCH_CHECK_VALUE(in.topk_ids.numel() <= kMaxRows && in.max_rows <= kMaxRows,
                     kOp,
                     ": ",
-                    std::max(sent, in.max_rows),
+                    std::max(in.topk_ids.numel(), in.max_rows),
                     " rows do not fit into the int32 maps");
+  TORCH_CHECK_VALUE(in.capacity <= kMaxRows / (num_ranks * top_k),
+                    kOp,
+                    ": capacity ",
+                    in.capacity,
+                    " of ",
+                    num_ranks,
+                    " ranks with ",
+                    top_k,
+                    " experts per token does not fit into the int32 maps");
   if (!in.counters) return;
   const std::int64_t slots = num_ranks * in.slots_per_rank;
   check_counter(
@@ -242,12 +251,12 @@ struct Counts {
   at::Tensor splits;             // [2, G]
   std::int64_t num_choices = 0;  // received
 
-  Counts(const Wire& wire, const at::Tensor& counts) {
+  Counts(const Wire& wire, const at::Tensor& counts, std::int64_t top_k) {
     wire.exchange_into(counts[1], counts[0], {}, {});
     const at::Tensor on_host = counts.cpu();
     splits = on_host.select(2, 0).to(at::kLong).contiguous();
     num_choices = on_host[1].select(1, 1).sum().item<std::int64_t>();
-    TORCH_CHECK_VALUE(splits[1].sum().item<std::int64_t>() <= kMaxRows && num_choices <= kMaxRows,
+    TORCH_CHECK_VALUE(splits[1].sum().item<std::int64_t>() <= kMaxRows / top_k,
                       kOp,
                       ": more rows arrive than fit into the int32 maps");
   }
@@ -329,7 +338,7 @@ Dispatched dispatch(Inputs in) {
   out.splits = at::empty({0}, at::TensorOptions().dtype(at::kLong));
   std::int64_t num_rows = in.max_rows;
   if (!in.fixed()) {
-    const Counts counts(wire, routed.counts);
+    const Counts counts(wire, routed.counts, in.topk_ids.size(1));
     out.splits = counts.splits;
     num_rows = counts.num_choices;
   }

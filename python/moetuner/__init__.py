@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from moetuner.errors import MoetunerError as MoetunerError
     from moetuner.evaluation import Evaluation as Evaluation
     from moetuner.evaluation import evaluate as evaluate
-    from moetuner.pipeline import PlanOptions as PlanOptions
     from moetuner.pipeline import PlanReport as PlanReport
     from moetuner.pipeline import demo_trace as demo_trace
     from moetuner.pipeline import plan_trace as plan_trace
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from moetuner.placement_file import read_placement as read_placement
     from moetuner.placement_file import write_placement as write_placement
     from moetuner.plan import PlacementTables as PlacementTables
+    from moetuner.plan_options import PlanOptions as PlanOptions
     from moetuner.problem import Objective as Objective
     from moetuner.problem import PlacementProblem as PlacementProblem
     from moetuner.report.html import write_report as write_report
@@ -75,7 +75,7 @@ _MODULE_OF = {
     "MoetunerError": "errors",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
-    "PlanOptions": "pipeline",
+    "PlanOptions": "plan_options",
     "PlanReport": "pipeline",
     "demo_trace": "pipeline",
     "plan_trace": "pipeline",

@@ -8,6 +8,7 @@ nodes, P slots, C = 1 + G + N + P columns, T tokens.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from moetuner.trace import Trace
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 FORMAT = "moetuner.counters"
 VERSION = "1"
+MOST_ROWS = 2**16
+"""Rows, padding too, that are predicted at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -218,8 +222,20 @@ def column_names(topology: Topology, num_slots: int) -> list[str]:
 
 def _predict_rank(trace: Trace, placement: Placement, rank: int) -> NDArray[np.int64]:
     """[L, C] of the tokens of one rank."""
+    num_tokens = np.full((trace.num_layers, 1), _count_of(trace, rank))
+    turn = _turn_length(placement, rank)
+    parts = [_rows_of(i, trace, placement, rank) for i in _by_row(trace, rank, turn)]
+    width = placement.topology.num_ranks + placement.topology.num_nodes
+    zeros = np.zeros((trace.num_layers, width + placement.num_slots), np.int64)
+    predicted: NDArray[np.int64] = np.hstack([num_tokens, sum(parts, zeros)])
+    return predicted
+
+
+def _rows_of(
+    ids: NDArray[np.int16], trace: Trace, placement: Placement, rank: int
+) -> NDArray[np.int64]:
+    """[L, C - 1] of tokens of one rank, whose index says whose turn it is."""
     topology = placement.topology
-    ids = _by_row(trace, rank, _turn_length(placement, rank))
     own = Trace(
         topk_ids=ids,
         num_experts=trace.num_experts,
@@ -231,12 +247,9 @@ def _predict_rank(trace: Trace, placement: Placement, rank: int) -> NDArray[np.i
     to_node = told.node_ingress[0]  # [L, N] of the other nodes
     own_node = told.distinct_nodes[0] - to_node.sum(axis=1)
     to_node[:, node] += own_node
-    tokens = np.full((trace.num_layers, 1), _count_of(trace, rank))
-    parts = [tokens, told.traffic[:, rank], to_node, told.slot_rows[0]]
-    predicted: NDArray[np.int64] = np.rint(np.concatenate(parts, axis=1)).astype(
-        np.int64
-    )
-    return predicted
+    parts = [told.traffic[:, rank], to_node, told.slot_rows[0]]
+    rows: NDArray[np.int64] = np.rint(np.concatenate(parts, axis=1)).astype(np.int64)
+    return rows
 
 
 def _count_of(trace: Trace, rank: int) -> int:
@@ -247,26 +260,35 @@ def _count_of(trace: Trace, rank: int) -> int:
 def _turn_length(placement: Placement, rank: int) -> int:
     """Rows after which every expert's turn among its replicas begins again."""
     turns = np.unique(PlacementTables.of(placement, rank).num_candidates)
-    return int(np.lcm.reduce(turns.astype(np.int64)))
+    return math.lcm(*turns.tolist())
 
 
-def _by_row(trace: Trace, rank: int, turn: int) -> NDArray[np.int16]:
+def _by_row(trace: Trace, rank: int, turn: int) -> Iterator[NDArray[np.int16]]:
     """Ids [T', L, K] of a rank's steps, one behind the other, in the order of rows.
 
     The evaluator takes turns among replicas by a token's index, the exchange by its row
-    in the step: each step is padded to whole turns, so that both are the same.
+    in the step: each step is padded to whole turns, so that both are the same. Turns
+    can be long, so not more steps come at once than `MOST_ROWS` hold; a step that comes
+    alone needs no padding.
     """
     assert trace.sequence is not None
     assert trace.position is not None
     mine = trace.home_rank == rank
     step, row = trace.sequence[mine], trace.position[mine].astype(np.int64)
     _, index, length = np.unique(step, return_inverse=True, return_counts=True)
+    turn = min(turn, MOST_ROWS)
     room = -(-length // turn) * turn
     start = np.cumsum(room) - room
     if (row >= length[index]).any() or len(np.unique(start[index] + row)) != len(row):
         raise InvalidTraceError(
             f"verify: the rows of a step of rank {rank} must be 0, 1, ... in position"
         )
-    ids = np.full((int(room.sum()), *trace.topk_ids.shape[1:]), -1, np.int16)
-    ids[start[index] + row] = trace.topk_ids[mine]
-    return ids
+    ids, place = trace.topk_ids[mine], start[index] + row
+    order = place.argsort()
+    batch = (start // MOST_ROWS)[index[order]]
+    for tokens in np.split(order, np.flatnonzero(np.diff(batch)) + 1):
+        if len(tokens):
+            at = place[tokens] - start[index[tokens[0]]]
+            told = np.full((int(at[-1]) + 1, *ids.shape[1:]), -1, np.int16)
+            told[at] = ids[tokens]
+            yield told

@@ -234,6 +234,30 @@ def _counts(rank, num_ranks):
         assert 1 <= told.ranks_per_token <= num_ranks or not told.tokens
 
 
+def _records_only_what_a_trace_can_say(rank, num_ranks):
+    """Ids beyond int32 are padding; trouble of one rank is said on all."""
+    placement = make_placement("shuffled", num_ranks)
+    layers = placed_layers(whole_layers(), placement, rank)
+    ids = torch.tensor([[1, 2**32 + 1], [2**40, -(2**32)]])
+    with record_run(layers) as run:
+        for layer in layers:
+            layer.exchange(torch.ones(2, 16), ids, torch.ones(2, 2), layer.experts)
+    trace, record = run.trace(), gather_counts(layers)
+    assert trace.topk_ids[0].tolist() == [[1, -1]] * 2
+    assert verify(trace, placement, record) == []
+    with record_run(layers) as run:
+        for number, layer in enumerate(layers):
+            layer(torch.ones(2 + number * rank, 16))
+    with pytest.raises(InvalidTraceError, match="rank 1: layers saw different tokens"):
+        run.trace()
+    follow = ExchangeOptions(residency="follow")
+    layers = placed_layers(whole_layers(), placement, rank, options=follow)
+    with record_run(layers):
+        came = layers[0](torch.ones(1, 16))
+        with pytest.raises(InvalidTraceError, match="not at home at layer 4"):
+            layers[1](came.sums, came.keys)
+
+
 def _refusals(rank, num_ranks):
     whole = whole_layers()
     good = make_placement("contiguous", num_ranks)
@@ -255,6 +279,12 @@ def _refusals(rank, num_ranks):
         MoELayer(whole[0][0], whole[0][1].take(np.arange(3)), few, layer=3)
     with pytest.raises(InvalidPlacementError, match="say which one this is, by layer="):
         MoELayer(whole[0][0], whole[0][1].take(np.arange(4)), good)
+    experts = whole[0][1].take(np.arange(4))
+    with pytest.raises(InvalidPlacementError, match="rank 1 says layer 4, home, rank"):
+        MoELayer(whole[0][0], experts, good, layer=3 + rank)
+    unequal = ExchangeOptions(capacity=2 + rank, max_rows=9)
+    with pytest.raises(InvalidPlacementError, match="capacity 3, rank 0 says layer 3"):
+        MoELayer(whole[0][0], experts, good, layer=3, options=unequal)
     count = 4 if rank else 8
     with pytest.raises(InvalidPlacementError, match=r"rank 0: experts.up is \[8, 48"):
         MoELayer(whole[0][0], whole[0][1].take(np.arange(count)), good, layer=3)
@@ -265,6 +295,13 @@ def _refusals(rank, num_ranks):
             torch.zeros(2, 2, dtype=torch.int64),
             torch.zeros(2, 2),
             right.experts,
+        )
+    with pytest.raises(InvalidProblemError, match="layer 3 returned 5 rows, wanted 6"):
+        right.exchange(
+            torch.zeros(3, 16),
+            torch.tensor([[0, 4]] * 3),
+            torch.zeros(3, 2),
+            lambda rows, _: rows[:-1],
         )
     tight = layer(good, options=ExchangeOptions(capacity=1, max_rows=2))[0]
     tight(torch.randn(9, 16))
@@ -283,6 +320,7 @@ def _everything(rank, num_ranks):
         _weight_gradients(rank, num_ranks)
         _stays_with_padding(rank, num_ranks)
         _refusals(rank, num_ranks)
+        _records_only_what_a_trace_can_say(rank, num_ranks)
 
 
 @pytest.mark.parametrize("num_ranks", WORLDS)
@@ -293,6 +331,9 @@ def test_the_layer_equals_one_rank_follows_counts_and_refuses(num_ranks):
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(InvalidProblemError, match="go together"):
         ExchangeOptions(capacity=3)
+    for sizes in ({"capacity": 0}, {"max_rows": -1}, {"capacity": 2.5}):
+        with pytest.raises(InvalidProblemError, match="must be a positive whole num"):
+            ExchangeOptions(**{"capacity": 3, "max_rows": 4} | sizes)
     with pytest.raises(InvalidProblemError, match="needs exact sizes"):
         ExchangeOptions(residency="follow", capacity=3, max_rows=4)
     with pytest.raises(InvalidProblemError, match="must be one of home, follow"):

@@ -170,12 +170,37 @@ def _refuses(rank, num_ranks):
     _as_placed(layers, whole, shuffled, rank)
 
 
+class _Nested(torch.nn.Module):
+    """Experts whose weights are in modules of their own."""
+
+    def __init__(self, experts):
+        super().__init__()
+        self.inner = experts
+
+    def forward(self, rows, end_offsets):
+        return self.inner(rows, end_offsets)
+
+
+def _refuses_what_it_cannot_move(rank, num_ranks):
+    """Silently wrong otherwise: tokens would go to slots whose weights stayed."""
+    before, after = (make_placement(kind, num_ranks) for kind in KINDS[:2])
+    layers = spread(whole_layers(), before, rank)
+    layers[1].experts = _Nested(layers[1].experts)
+    with pytest.raises(InvalidPlacementError, match=r"inner\.up of the experts of lay"):
+        apply_placement(layers, after)
+    layers[1].experts = layers[1].experts.inner
+    layers[1].experts.register_buffer("scale", torch.ones(4))
+    with pytest.raises(InvalidPlacementError, match="scale of the experts of layer 4"):
+        apply_placement(layers, after)
+
+
 def _everything(rank, num_ranks):
     _moves(rank, num_ranks)
     _saves_logical_order(rank, num_ranks)
     if num_ranks == 2:
         _peak(rank, num_ranks)
         _refuses(rank, num_ranks)
+        _refuses_what_it_cannot_move(rank, num_ranks)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])

@@ -8,16 +8,22 @@ transformers = pytest.importorskip("transformers", reason="Transformers is not t
 
 import moetuner.integrations.transformers as ours  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from moetuner.errors import InvalidPlacementError, InvalidProblemError  # noqa: E402
+from moetuner.errors import (  # noqa: E402
+    InvalidPlacementError,
+    InvalidProblemError,
+    InvalidTraceError,
+)
 from moetuner.nn import (  # noqa: E402
     ExchangeOptions,
     apply_placement,
+    contiguous_placement,
     gather_counts,
     logical_order,
     record_run,
 )
-from moetuner.pipeline import PlanOptions, plan_trace  # noqa: E402
+from moetuner.pipeline import plan_trace  # noqa: E402
 from moetuner.placement import Placement, contiguous_rank_of  # noqa: E402
+from moetuner.plan_options import PlanOptions  # noqa: E402
 from moetuner.topology import Topology  # noqa: E402
 from moetuner.verification import verify  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
@@ -133,6 +139,8 @@ def _refused(rank, num_ranks):
         num_experts=tuned.num_experts,
         topology=tuned.topology,
     )
+    with pytest.raises(InvalidTraceError, match=r"^Linear has no experts module"):
+        ours.parallelize(torch.nn.Linear(2, 2), tuned)
     with pytest.raises(InvalidPlacementError, match=r"another model.*layers \[0, 1\]"):
         ours.parallelize(model, fewer)
     other = _placements(make_model("Olmoe"), num_ranks)["tuned"]
@@ -142,6 +150,9 @@ def _refused(rank, num_ranks):
         ours.parallelize(model, tuned, options=ExchangeOptions(residency="follow"))
     with pytest.raises(InvalidPlacementError, match="has no layer whose experts"):
         apply_placement(model, tuned)
+    ours.parallelize(model, tuned)
+    with pytest.raises(InvalidProblemError, match="spread over ranks already"):
+        ours.parallelize(model, _placements(model, num_ranks)["contiguous"])
 
 
 def test_what_does_not_fit_is_refused():
@@ -196,8 +207,13 @@ def _sharded_by_transformers(rank, num_ranks, folder):
                 torch.testing.assert_close(told, wanted, **CLOSE)
 
             check()
+            more = contiguous_placement(9, eager.config.num_experts, num_ranks)
+            with pytest.raises(InvalidPlacementError, match="another model: it has la"):
+                ours.parallelize(model, more)
             ours.parallelize(model, placements["tuned"])
             check()
+            with pytest.raises(InvalidProblemError, match="spread over ranks already"):
+                ours.parallelize(model, placements["contiguous"])
             with pytest.raises(InvalidPlacementError, match="for replicas, load"):
                 apply_placement(model, placements["replicated"])
             apply_placement(model, placements["contiguous"])

@@ -25,11 +25,11 @@ def poisoned_memory():
         torch.use_deterministic_algorithms(False)
 
 
-def assert_close(ours, exact, dtype):
-    """`ours` against float64, within the table."""
+def assert_close(ours, exact, dtype, slack=1.0):
+    """`ours` against float64, within the table times `slack`."""
     scale = exact.abs().max().clamp(min=1e-30) if exact.numel() else 1.0
     error = ((ours.double() - exact) / scale).abs()
-    assert not error.numel() or float(error.max()) <= TOLERANCE[dtype]
+    assert not error.numel() or float(error.max()) <= slack * TOLERANCE[dtype]
 
 
 def distinct_ids(generator, num_tokens, top_k, num_experts, skew=0.0):

@@ -103,6 +103,28 @@ def test_dispatch_refuses_by_name(given, change, error, message):
         dispatch(**given | change)
 
 
+def test_more_choices_than_kernels_count_are_refused(given, tmp_path):
+    """Their counts would wrap around. A file with a hole takes no memory."""
+    most = 2**31 - 1
+    with pytest.raises(ValueError, match=f"capacity {most // K + 1} of 1 ranks with 3"):
+        dispatch(**given, capacity=most // K + 1, max_rows=1)
+    with pytest.raises(ValueError, match="capacity 4611686018427387904 of 1 ranks"):
+        dispatch(**given, capacity=2**62, max_rows=1)
+    with pytest.raises(ValueError, match="2147483648 rows do not fit"):
+        dispatch(**given, capacity=1, max_rows=2**31)
+    size = {"size": 2**31, "dtype": torch.int32}
+    ids = torch.from_file(str(tmp_path / "ids"), shared=True, **size).view(-1, 2**15)
+    with pytest.raises(ValueError, match="2147483648 rows do not fit"):
+        dispatch(
+            **given
+            | {
+                "x": torch.ones(len(ids), 1),
+                "topk_ids": ids,
+                "topk_weights": ids.view(torch.float32),
+            }
+        )
+
+
 def test_table_entries_out_of_range_are_padding(given):
     """They cannot be checked on the host without waiting, and must not be followed."""
     given["candidates"][2] = E + 5

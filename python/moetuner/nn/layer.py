@@ -90,7 +90,7 @@ class MoELayer(torch.nn.Module):
             group,
             layer=layer,
             options=options,
-            device=next(experts.parameters()).device,
+            device=next((p.device for p in experts.parameters()), None),
             num_experts=getattr(router, "num_experts", None),
             problem=wrong,
         )

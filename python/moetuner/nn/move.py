@@ -67,7 +67,8 @@ def apply_placement(model: torch.nn.Module, placement: Placement) -> Placement:
     ------
     InvalidPlacementError
         On every rank and before anything moves: as for `moetuner.nn.Exchange`, and
-        when weights have gradients, which would not move along.
+        when weights have gradients, or experts have parameters of submodules or
+        buffers with a row per slot: these would not move along.
 
     Notes
     -----
@@ -169,6 +170,12 @@ def _trouble(
         ) or wrong_rows(experts, exchange.slots_per_rank)
         if trouble:
             return trouble
+        stays = _what_stays(experts, exchange.slots_per_rank)
+        if stays:
+            return (
+                f"{stays} of the experts of layer {exchange.layer} would not move "
+                f"along: only their own parameters do; make it one"
+            )
         resized = placement.slots_per_rank != exchange.slots_per_rank
         if resized and any(isinstance(p, DTensor) for p in experts.parameters()):
             return (
@@ -184,6 +191,14 @@ def _trouble(
                     f"not move along: call zero_grad(set_to_none=True) first"
                 )
     return ""
+
+
+def _what_stays(experts: torch.nn.Module, num_slots: int) -> str:
+    """A tensor that may belong to slots but is no parameter of the experts' own."""
+    own = dict(experts.named_parameters(recurse=False))
+    held = [n for n, _ in experts.named_parameters() if n not in own]
+    held += [n for n, b in experts.named_buffers() if b.dim() and len(b) == num_slots]
+    return held[0] if held else ""
 
 
 def _sources(

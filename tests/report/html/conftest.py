@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from moetuner.comparison import comparison_of_plan
 from moetuner.cost import CostModel, shape_for_model
-from moetuner.pipeline import PlanOptions, demo_trace, plan_trace
+from moetuner.pipeline import demo_trace, plan_trace
+from moetuner.plan_options import PlanOptions
 from moetuner.solver import SolverOptions
 from moetuner.topology import Topology
 from strategies import make_trace, random_ids

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from moetuner.comparison import compare_placements, comparison_of_plan
 from moetuner.cost import CostModel, Homes, Wire
-from moetuner.pipeline import PlanOptions, plan_trace
+from moetuner.pipeline import plan_trace
 from moetuner.placement import ProgressPoint
+from moetuner.plan_options import PlanOptions
 from moetuner.report.html import render_page, write_report
 from moetuner.report.quantities import (
     flow_levels,

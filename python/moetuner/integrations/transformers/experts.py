@@ -88,12 +88,12 @@ def experts_of(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
             layer = int(numbers[-1]) if numbers else 0
             if layer in found:
                 raise InvalidTraceError(
-                    f"record: {name} is a second experts module of layer {layer}"
+                    f"{name} is a second experts module of layer {layer}"
                 )
             found[layer] = module
     if not found:
         raise InvalidTraceError(
-            f"record: {type(model).__name__} has no experts module that Transformers "
+            f"{type(model).__name__} has no experts module that Transformers "
             f"can run by an experts_implementation"
         )
     return found

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SHARDED = "moetuner_sharded"
+_PLACED = "moetuner_placed"
 
 
 def parallelize(
@@ -61,7 +62,8 @@ def parallelize(
         On every rank, when the placement is not for this group and model, or differs
         between ranks.
     InvalidProblemError
-        For ``residency=follow``: attention wants its own tokens.
+        For ``residency=follow``: attention wants its own tokens; and for a model that
+        this was called on before: give it another placement by `apply_placement`.
 
     Notes
     -----
@@ -76,12 +78,20 @@ def parallelize(
             "parallelize: attention wants its own tokens back: residency must be home"
         )
     layers = experts_of(model)
+    if any(_PLACED in vars(module) for module in layers.values()):
+        raise InvalidProblemError(
+            "parallelize: this model is spread over ranks already: give it another "
+            "placement with moetuner.nn.apply_placement"
+        )
+    trouble = _other_layers(layers, placement)
     sharded = [module for module in layers.values() if _SHARDED in vars(module)]
     if sharded:
         for layer, module in layers.items():
             start: Sharded = vars(module)[_SHARDED]
-            start.begin(_contiguous_like(placement), layer, options)
+            start.begin(_contiguous_like(placement), layer, options, trouble)
         apply_placement(model, placement)
+        for module in layers.values():
+            vars(module)[_PLACED] = True
         return
     group = group or dist.group.WORLD
     if group is None:
@@ -89,7 +99,6 @@ def parallelize(
             "parallelize: there is no process group: call "
             "torch.distributed.init_process_group first"
         )
-    trouble = _other_layers(layers, placement)
     exchanges = {}
     for layer, module in layers.items():
         exchanges[layer] = Exchange(
@@ -108,6 +117,7 @@ def parallelize(
             device = next(module.parameters()).device.type
             mesh = DeviceMesh.from_group(group, device)
         vars(module)[ATTRIBUTE] = exchanges[layer]
+        vars(module)[_PLACED] = True
         vars(module)["forward"] = exchanged_forward(module, exchanges[layer], mesh)
 
 
@@ -127,7 +137,13 @@ class Sharded:
         self._share = int(module.num_experts)  # type: ignore[arg-type]
         vars(module)[_SHARDED] = self
 
-    def begin(self, placement: Placement, layer: int, options: ExchangeOptions) -> None:
+    def begin(
+        self,
+        placement: Placement,
+        layer: int,
+        options: ExchangeOptions,
+        problem: str = "",
+    ) -> None:
         """Make the exchange, for experts in contiguous order."""
         experts = self._share * self._group.size()
         exchange = Exchange(
@@ -137,6 +153,7 @@ class Sharded:
             options=options,
             device=self._device_now(),
             num_experts=experts,
+            problem=problem,
         )
         vars(self._module)[ATTRIBUTE] = exchange
         self._forward = exchanged_forward(self._module, exchange, self._mesh)

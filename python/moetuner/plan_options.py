@@ -1,0 +1,100 @@
+"""What a plan is asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from moetuner._checks import is_number, one_of
+from moetuner.cost import CostModel
+from moetuner.errors import InvalidProblemError
+from moetuner.solver import SolverOptions
+from moetuner.solver.profile import Favour
+from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind, check_batch_tokens
+
+if TYPE_CHECKING:
+    from moetuner.placement import Placement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanOptions:
+    """What `plan_trace` is asked.
+
+    Parameters
+    ----------
+    solver
+        Name in `moetuner.solver.SOLVERS`.
+    solver_options
+        Time limit, seed, threads.
+    cost
+        Machine, model shape, wire and homes that placements are scored with.
+    slots_per_rank
+        Slots per rank and layer; 0 means just enough.
+    equal_slots, memory_slack
+        See `PlacementProblem`.
+    plan_fraction
+        Share of the tokens to plan on; the rest scores.
+    batch_tokens, batch_kind
+        Batches that are planned for and scored, see `moetuner.workload.Workload`.
+    favour, stay, move_seconds
+        Of the solver ``joint`` alone, see `moetuner.solver.joint.JointConfig`.
+    prove_seconds
+        For a lower bound of the modelled time, see `moetuner.bounds.certify`, where the
+        solver minimises that and has no bound of its own; 0 leaves it out.
+
+    Raises
+    ------
+    InvalidProblemError
+        When the time limit is not finite, the fraction not in (0, 1), or
+        ``memory_slack`` given for equal slots.
+    """
+
+    solver: str = "joint"
+    solver_options: SolverOptions = field(default_factory=SolverOptions)
+    cost: CostModel = field(default_factory=CostModel)
+    slots_per_rank: int = 0
+    equal_slots: bool = True
+    memory_slack: int | None = None
+    plan_fraction: float = 0.5
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    batch_kind: BatchKind = BatchKind.SEQUENCES
+    favour: Favour = Favour.TIME
+    stay: Placement | None = None
+    move_seconds: float = 0.0
+    prove_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_batch_tokens("PlanOptions", self.batch_tokens)
+        kind = one_of(BatchKind, self.batch_kind, "PlanOptions: batch_kind")
+        object.__setattr__(self, "batch_kind", kind)
+        favour = one_of(Favour, self.favour, "PlanOptions: favour")
+        object.__setattr__(self, "favour", favour)
+        if self.solver != "joint" and (self.stay or favour is not Favour.TIME):
+            raise InvalidProblemError(
+                f"PlanOptions: favour and stay are for the solver joint, got "
+                f"{self.solver}"
+            )
+        if not is_number(self.move_seconds) or not 0 <= self.move_seconds < math.inf:
+            raise InvalidProblemError(
+                f"PlanOptions: move_seconds must be >= 0 s, got {self.move_seconds!r}"
+            )
+        if not is_number(self.prove_seconds) or not 0 <= self.prove_seconds < math.inf:
+            raise InvalidProblemError(
+                f"PlanOptions: prove_seconds must be >= 0 s, got {self.prove_seconds!r}"
+            )
+        if not math.isfinite(self.solver_options.time_limit):
+            raise InvalidProblemError(
+                f"PlanOptions: time_limit must be finite, got "
+                f"{self.solver_options.time_limit}"
+            )
+        if self.memory_slack is not None and self.equal_slots:
+            raise InvalidProblemError(
+                "PlanOptions: memory_slack is about free cluster sizes; it needs "
+                "equal_slots=False (--free-sizes)"
+            )
+        if not 0 < self.plan_fraction < 1:
+            raise InvalidProblemError(
+                f"PlanOptions: plan_fraction must be in (0, 1), got "
+                f"{self.plan_fraction}"
+            )
