@@ -93,6 +93,20 @@ def test_placements_of_different_splits_or_machines_are_refused(trace):
         compare_placements(trace, pair, CostModel())
 
 
+def test_a_placement_of_another_model_is_named(trace):
+    """Also where its machine would be too large for the model of the trace."""
+    own = plan(trace).result.placement
+    ids = random_ids(np.random.default_rng(0), 100, 3, 64, 2)
+    large = make_trace(ids, 64, sequence=(np.arange(100) // 20).astype(np.int32))
+    other = plan(large, topology=Topology(num_ranks=32, ranks_per_node=4), solver="lpt")
+    for placements in (
+        {"theirs": other.result.placement},
+        {"theirs": other.result.placement, "own": own},
+    ):
+        with pytest.raises(InvalidPlacementError, match="theirs: placement is for ano"):
+            compare_placements(trace, placements, CostModel())
+
+
 @pytest.mark.parametrize("options", [{}, {"plan_fraction": "0.5", "seed": 0}])
 def test_a_planned_part_that_nobody_knows_is_not_guessed(trace, options):
     placement = plan(trace).result.placement

@@ -20,6 +20,7 @@ from moetuner.pipeline import BASELINES, num_tokens, paired_gain
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
 from moetuner.statistics import RoutingStatistics
+from moetuner.tally import check_same_model
 from moetuner.trace import CountTrace, Trace, split_by_sequence
 from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
@@ -154,7 +155,7 @@ def compare_placements(
     """
     sha256 = trace.sha256()
     result = next(iter(placements))
-    _check_alike(placements)
+    _check_alike(trace, placements)
     split = _find_split(trace, sha256, placements)
     score = trace if split is None else split.score
     baselines = _baselines(score, split, placements[result], cost, seed)
@@ -191,7 +192,14 @@ def compare_placements(
     )
 
 
-def _check_alike(placements: Mapping[str, Placement]) -> None:
+def _check_alike(
+    trace: Trace | CountTrace, placements: Mapping[str, Placement]
+) -> None:
+    for name, placement in placements.items():
+        try:
+            check_same_model(trace, placement)
+        except InvalidPlacementError as error:
+            raise InvalidPlacementError(f"{name}: {error}") from error
     (first, one), *others = placements.items()
     for name, other in others:
         if other.topology != one.topology:

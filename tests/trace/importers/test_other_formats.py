@@ -333,6 +333,15 @@ def test_counts_of_archives_are_of_as_many_experts_as_told(importing, tmp_path):
         importing(tmp_path / "a.npz", num_experts=8)
 
 
+def test_tokens_without_any_expert_are_padding(importing, tmp_path):
+    rows = [[0, 1], [-1, -1], [2, -1]]
+    path = megatron(tmp_path / "a.jsonl", {"top_indices": rows})
+    assert importing(path).topk_ids.tolist() == [[[0, 1]], [[2, -1]]]
+    ids = np.array(rows, np.int32)
+    folder = statistics(tmp_path / "s", {"1_3": ids}, name="rank0_raw.safetensors")
+    assert importing(folder).topk_ids.tolist() == [[[0, 1]], [[2, -1]]]
+
+
 def test_megatron_ranks_without_tokens_are_no_repeats(importing, tmp_path):
     files = [
         megatron(

@@ -183,6 +183,11 @@ def moe_layers(ids_TLK: NDArray[np.int16], options: ImportOptions) -> NDArray[np
     return layers
 
 
+def only_routed(ids_TLK: NDArray[np.int16]) -> NDArray[np.int16]:
+    """The tokens that have an expert at some layer; the others are padding."""
+    return np.ascontiguousarray(ids_TLK[(ids_TLK > PADDING).any(axis=(1, 2))])
+
+
 def routed_tokens(
     ids_TLK: NDArray[np.int16], layers: NDArray[np.int32], num_experts: int | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.int16]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.importers.base import Tokens, as_ids, note_repeats
+from moetuner.trace.importers.base import Tokens, as_ids, note_repeats, only_routed
 from moetuner.trace.importers.routed_experts import json_lines
 from moetuner.trace.model import MAX_EXPERTS, Trace
 
@@ -108,7 +108,7 @@ def _micro_batches(
             raise InvalidTraceError(
                 f"step {one.step} of rank {one.rank}: layers differ in tokens or top-k"
             )
-        ids = np.ascontiguousarray(np.stack(parts, axis=1))
+        ids = only_routed(np.stack(parts, axis=1))
         yield Trace(
             topk_ids=ids,
             num_experts=options.num_experts or MAX_EXPERTS,

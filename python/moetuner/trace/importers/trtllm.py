@@ -26,6 +26,7 @@ from moetuner.trace.importers.base import (
     block_rows,
     count_trace,
     counts_of,
+    only_routed,
 )
 from moetuner.trace.importers.stored import open_safetensors
 from moetuner.trace.model import MAX_EXPERTS, PADDING, CountTrace, Trace
@@ -224,7 +225,7 @@ def _blocks(
                 logical.ids(layer, as_ids(arrays[layer].read(start, start + rows)))
                 for layer in layers
             ]
-            ids = np.ascontiguousarray(np.stack(parts, axis=1))
+            ids = only_routed(np.stack(parts, axis=1))
             yield Trace(
                 topk_ids=ids,
                 num_experts=logical.num_experts,
