@@ -6,7 +6,7 @@ Legend: E experts, G ranks, S slots per rank, P = G * S slots.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -132,13 +132,14 @@ def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[No
         apply_placement(model, former)
 
 
-def _logical_rank_of(placement: Placement) -> NDArray[np.int64]:
+def _logical_rank_of(placement: Placement) -> NDArray[np.integer[Any]]:
     """[L, E] ranks of the experts as they lie without a placement."""
     layers, experts = placement.num_layers, placement.num_experts
     if experts < placement.topology.num_ranks:  # replicas are on the others
-        return np.tile(np.arange(experts, dtype=np.int64), (layers, 1))
-    ranks = contiguous_rank_of(layers, experts, placement.topology.num_ranks)
-    return ranks.astype(np.int64)
+        return np.arange(experts)[None].repeat(layers, axis=0)
+    num_ranks = placement.topology.num_ranks
+    ranks: NDArray[np.int32] = contiguous_rank_of(layers, experts, num_ranks)
+    return ranks
 
 
 def placed_layers(model: torch.nn.Module) -> list[Placed]:
