@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -16,12 +17,17 @@ from layers import placed_layers as spread  # noqa: E402
 from moetuner.errors import InvalidPlacementError  # noqa: E402
 from moetuner.nn import (  # noqa: E402
     ExpertOptions,
+    Experts,
+    MoELayer,
+    TopKRouter,
     apply_placement,
     contiguous_placement,
     logical_order,
 )
 from moetuner.nn.move import placed_layers  # noqa: E402
+from moetuner.placement import Placement  # noqa: E402
 from moetuner.plan import fingerprint  # noqa: E402
+from moetuner.topology import Topology  # noqa: E402
 from ranks import TIMEOUT, _one_rank, run_on_ranks  # noqa: E402
 from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
@@ -170,6 +176,26 @@ def _refuses(rank, num_ranks):
     _as_placed(layers, whole, shuffled, rank)
 
 
+def _saves_fewer_experts_than_ranks(rank, num_ranks):
+    """Two experts, each on every second rank."""
+    placement = Placement(
+        slot_experts=np.tile(np.array([1, 0], np.int32), num_ranks // 2)[None],
+        layer_ids=np.zeros(1, np.int32),
+        num_experts=2,
+        topology=Topology(num_ranks=num_ranks, ranks_per_node=num_ranks),
+    )
+    torch.manual_seed(0)
+    whole = Experts(2, 16, 24)
+    experts = whole.take(placement.slot_experts[0, rank : rank + 1])
+    layer = MoELayer(TopKRouter(16, 2, 2), experts, placement)
+    with logical_order(layer):
+        here = [rank] if rank < 2 else [-1]
+        assert torch.equal(layer.experts.up, whole.take(np.array(here)).up)
+    with logical_order(layer, whole=True):
+        assert torch.equal(layer.experts.up, whole.up)
+    assert torch.equal(layer.experts.up, experts.up)
+
+
 class _Nested(torch.nn.Module):
     """Experts whose weights are in modules of their own."""
 
@@ -197,6 +223,8 @@ def _refuses_what_it_cannot_move(rank, num_ranks):
 def _everything(rank, num_ranks):
     _moves(rank, num_ranks)
     _saves_logical_order(rank, num_ranks)
+    if num_ranks == 4:
+        _saves_fewer_experts_than_ranks(rank, num_ranks)
     if num_ranks == 2:
         _peak(rank, num_ranks)
         _refuses(rank, num_ranks)

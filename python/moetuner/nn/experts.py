@@ -103,8 +103,9 @@ class Experts(torch.nn.Module):
     Notes
     -----
     ``up`` is [S, 2 I, H] with SWIGLU, [S, I, H] else; ``down`` is [S, H, I]; biases
-    ``up_bias`` and ``down_bias`` are their first two axes. On CUDA in bfloat16, H and I
-    must be multiples of 8.
+    ``up_bias`` and ``down_bias`` are their first two axes. `grouped_mm` wants
+    H and I in multiples of 16 bytes on every device: 8 values in bfloat16 and float16,
+    4 in float32.
     """
 
     up: torch.nn.Parameter

@@ -6,7 +6,7 @@ Legend: E experts, G ranks, S slots per rank, P = G * S slots.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -96,7 +96,8 @@ def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[No
     """Put experts back to where they would be without a placement, for a while.
 
     Every rank of the group enters and leaves this together. Rank r then holds the r-th
-    block of neighbouring experts, so that ``state_dict``, a checkpoint or
+    block of neighbouring experts (where there are more ranks than experts, the last
+    ranks hold none), so that ``state_dict``, a checkpoint or
     ``save_pretrained`` sees the logical order.
 
     Parameters
@@ -115,9 +116,7 @@ def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[No
     layers = placed_layers(model)
     one = layers[0][1].placement
     plain = Placement.from_rank_of(
-        contiguous_rank_of(one.num_layers, one.num_experts, one.topology.num_ranks),
-        layer_ids=one.layer_ids,
-        topology=one.topology,
+        _logical_rank_of(one), layer_ids=one.layer_ids, topology=one.topology
     )
     former = apply_placement(model, plain)
     shares: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
@@ -131,6 +130,16 @@ def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[No
         for parameter, share in shares:
             parameter.data = share
         apply_placement(model, former)
+
+
+def _logical_rank_of(placement: Placement) -> NDArray[np.integer[Any]]:
+    """[L, E] ranks of the experts as they lie without a placement."""
+    layers, experts = placement.num_layers, placement.num_experts
+    if experts < placement.topology.num_ranks:  # replicas are on the others
+        return np.arange(experts)[None].repeat(layers, axis=0)
+    num_ranks = placement.topology.num_ranks
+    ranks: NDArray[np.int32] = contiguous_rank_of(layers, experts, num_ranks)
+    return ranks
 
 
 def placed_layers(model: torch.nn.Module) -> list[Placed]:
