@@ -73,7 +73,7 @@ def _one_rank(rank, num_ranks, device, folder, function, args):
         raise
     dist.barrier()  # nobody leaves while another still listens
     dist.destroy_process_group()
-    # Gloo's threads, ended by the interpreter's own exit, abort the process now and then.
+    # At the interpreter's own exit Gloo's threads abort the process now and then.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
