@@ -14,8 +14,6 @@ Legend: B sequences, S their length, T = B x S tokens of a rank, L layers, H hid
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -28,10 +26,9 @@ from methods import Layer, Moetuner
 from moetuner import read_placement
 from moetuner.ops import check_overflow
 from moetuner.trace import Trace
-from run import nccl_version, summary
+from run import join_group, leave_group, summary
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import environment
 
 HEAD = 64
 CONTEXT = 1024  # tokens that a decoded one attends to
@@ -288,24 +285,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=21)
     options = parser.parse_args()
-    local = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
-    torch.cuda.set_device(local)
-    dist.init_process_group("nccl", device_id=torch.device("cuda", local))
+    join_group()
     results = []
     with torch.no_grad():
         for model in MODELS:
             results += run_model(model, options)
-    if dist.get_rank() == 0:
-        about = environment() | {
-            "command": " ".join(["torchrun", "...", *sys.argv]),
-            "ranks": dist.get_world_size(),
-            "devices": torch.cuda.device_count(),
-            "nccl": ".".join(map(str, nccl_version())),
-        }
-        text = json.dumps({"environment": about, "results": results}, indent=1)
-        options.out.write_text(text + "\n")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_group(options.out, results)
 
 
 if __name__ == "__main__":

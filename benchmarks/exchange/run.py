@@ -187,6 +187,28 @@ def nccl_version() -> list[int]:
     return [version.value // 10000, version.value // 100 % 100, version.value % 100]
 
 
+def join_group() -> None:
+    """This process becomes a rank of the machine that torchrun started it on."""
+    local = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    torch.cuda.set_device(local)
+    dist.init_process_group("nccl", device_id=torch.device("cuda", local))
+
+
+def leave_group(out: Path, results: list[dict[str, object]]) -> None:
+    """Rank 0 writes the results, with what made them."""
+    if dist.get_rank() == 0:
+        about = environment() | {
+            "command": " ".join(["torchrun", "...", *sys.argv]),
+            "ranks": dist.get_world_size(),
+            "devices": torch.cuda.device_count(),
+            "nccl": ".".join(map(str, nccl_version())),
+        }
+        text = json.dumps({"environment": about, "results": results}, indent=1)
+        out.write_text(text + "\n")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plans", type=Path, default=Path())
@@ -196,9 +218,7 @@ def main() -> None:
     parser.add_argument("--case", action="append", help="only these, by name")
     parser.add_argument("--grid", action="store_true", help="tokens x hidden instead")
     options = parser.parse_args()
-    local = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
-    torch.cuda.set_device(local)
-    dist.init_process_group("nccl", device_id=torch.device("cuda", local))
+    join_group()
     results = []
     for case in GRID if options.grid else CASES:
         if options.case and case.name not in options.case:
@@ -207,18 +227,7 @@ def main() -> None:
         if dist.get_rank() == 0:
             for r in results[-6:]:
                 print(r["case"], r["method"], r["rows"], r["exchange"], flush=True)
-    if dist.get_rank() == 0:
-        about = environment() | {
-            "command": " ".join(["torchrun", "...", *sys.argv]),
-            "ranks": dist.get_world_size(),
-            "devices": torch.cuda.device_count(),
-            "nccl": ".".join(map(str, nccl_version())),
-        }
-        options.out.write_text(
-            json.dumps({"environment": about, "results": results}, indent=1) + "\n"
-        )
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_group(options.out, results)
 
 
 if __name__ == "__main__":

@@ -23,4 +23,9 @@ inline bool needs_gradient(const std::optional<at::Tensor>& tensor) {
          tensor->_fw_grad(/*level=*/0).defined();
 }
 
+/// A saved tensor as an optional argument: absent where none was saved.
+inline std::optional<at::Tensor> given(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+}
+
 }  // namespace moetuner

@@ -175,9 +175,6 @@ class Combine : public torch::autograd::Function<Combine> {
                           const OptionalTensor&);
     static const auto op = find_op<Signature>("moetuner::combine_backward");
     const auto saved = context->get_saved_variables();
-    const auto given = [](const at::Tensor& tensor) {
-      return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
-    };
     const auto [grad_rows, grad_weights] = op.call(grads[0].contiguous(),
                                                    saved[0],
                                                    saved[1],

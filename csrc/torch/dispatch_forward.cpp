@@ -6,7 +6,6 @@
 #include "wire.h"
 
 #include <algorithm>
-#include <limits>
 
 #ifdef MOETUNER_WITH_CUDA
 #include <c10/core/DeviceGuard.h>
@@ -17,20 +16,23 @@
 // sends shares of equal size and looks at nothing.
 //
 //     route     slots and ranks of each token
-//     pack      rows to the wire, one for each (token, rank), by rank: `permute` with ranks as
-//     experts send      rows, and the slots and weights of their tokens unpack    slots that are
-//     here place     rows to the experts: `permute` again
+//
+//     pack      rows to the wire by rank, one for each (token, rank): `permute`, ranks as experts
+//
+//     send      rows, and the slots and weights of their tokens
+//
+//     place     slots that are here, and rows to them: `permute` again
 
 namespace moetuner {
 namespace {
 
 constexpr const char* kOp = kDispatchOp;
-constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();
 
 using Inputs = DispatchInputs;
 
 /// Where the twins run.
 struct Cpu {
+  static void check_limits(const Inputs&, std::int64_t) {}
   template <typename Id>
   static void route(const RouteArgs<Id>& args) {
     cpu::route(args);
@@ -41,6 +43,29 @@ struct Cpu {
 
 #ifdef MOETUNER_WITH_CUDA
 struct Cuda {
+  static void check_limits(const Inputs& in, std::int64_t num_ranks) {
+    TORCH_CHECK_VALUE(in.slots_per_rank <= cuda::kMaxPermuteExperts,
+                      kOp,
+                      ": slots_per_rank must be at most ",
+                      cuda::kMaxPermuteExperts,
+                      " on CUDA, got ",
+                      in.slots_per_rank);
+    TORCH_CHECK_VALUE(num_ranks * (in.slots_per_rank + 3) <= cuda::kMaxRouteSlots,
+                      kOp,
+                      ": at most ",
+                      cuda::kMaxRouteSlots,
+                      " slots, ranks and nodes together on CUDA, got ",
+                      num_ranks,
+                      " ranks of ",
+                      in.slots_per_rank,
+                      " slots");
+    TORCH_CHECK_VALUE(in.topk_ids.size(1) <= cuda::kMaxPermuteTopK,
+                      kOp,
+                      ": topk_ids may have at most ",
+                      cuda::kMaxPermuteTopK,
+                      " experts per token on CUDA, got ",
+                      in.topk_ids.size(1));
+  }
   template <typename Id>
   static void route(const RouteArgs<Id>& args) {
     cuda::route(args, c10::cuda::getCurrentCUDAStream());
@@ -79,25 +104,10 @@ void check_table(const char* name, const at::Tensor& table, std::int64_t dim, co
   check_device(kOp, name, table, "x", x);
 }
 
-void check_tokens(const Inputs& in) {
+void check(const Inputs& in) {
   const auto& [x, ids, weights, candidates, num_candidates, slots, group, ranks, counters, c, m] =
       in;
-  TORCH_CHECK_VALUE(x.dim() == 2, kOp, ": x must be [tokens, hidden], got ", x.sizes());
-  const auto type = x.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf ||
-                       type == at::kFloat8_e4m3fn || type == at::kFloat8_e5m2,
-                   kOp,
-                   ": x must be float32, bfloat16, float16, float8_e4m3fn or float8_e5m2, got ",
-                   type);
-  check_contiguous(kOp, "x", x);
-  check_ids(kOp, "topk_ids", ids);
-  check_device(kOp, "topk_ids", ids, "x", x);
-  TORCH_CHECK_VALUE(ids.size(0) == x.size(0),
-                    kOp,
-                    ": topk_ids must have ",
-                    x.size(0),
-                    " tokens like x, got ",
-                    ids.size(0));
+  check_tokens(kOp, x, ids);
   TORCH_CHECK_VALUE(weights.sizes() == ids.sizes(),
                     kOp,
                     ": topk_weights must be ",
@@ -323,11 +333,12 @@ void place(const Inputs& in,
 
 template <typename Device>
 Dispatched dispatch(Inputs in) {
-  check_tokens(in);
+  check(in);
   const Wire wire(kOp, in.group_name);
   const std::int64_t num_ranks = wire.num_ranks();
   if (in.ranks_per_node == 0) in.ranks_per_node = num_ranks;
   check_sizes(in, num_ranks);
+  Device::check_limits(in, num_ranks);
   const Routed routed = route<Device>(in, num_ranks);
   Travelling sent;
   const Permuted packed = pack<Device>(in, routed, num_ranks, sent);
@@ -356,28 +367,6 @@ Dispatched dispatch(Inputs in) {
 #ifdef MOETUNER_WITH_CUDA
 Dispatched dispatch_cuda(const Inputs& in) {
   const c10::DeviceGuard guard(in.x.device());
-  TORCH_CHECK_VALUE(in.slots_per_rank <= cuda::kMaxPermuteExperts,
-                    kOp,
-                    ": slots_per_rank must be at most ",
-                    cuda::kMaxPermuteExperts,
-                    " on CUDA, got ",
-                    in.slots_per_rank);
-  const std::int64_t ranks = Wire(kOp, in.group_name).num_ranks();
-  TORCH_CHECK_VALUE(ranks * (in.slots_per_rank + 3) <= cuda::kMaxRouteSlots,
-                    kOp,
-                    ": at most ",
-                    cuda::kMaxRouteSlots,
-                    " slots, ranks and nodes together on CUDA, got ",
-                    ranks,
-                    " ranks of ",
-                    in.slots_per_rank,
-                    " slots");
-  TORCH_CHECK_VALUE(in.topk_ids.dim() != 2 || in.topk_ids.size(1) <= cuda::kMaxPermuteTopK,
-                    kOp,
-                    ": topk_ids may have at most ",
-                    cuda::kMaxPermuteTopK,
-                    " experts per token on CUDA, got ",
-                    in.topk_ids.size(1));
   return dispatch<Cuda>(in);
 }
 #endif

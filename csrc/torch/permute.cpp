@@ -7,7 +7,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <limits>
 #include <tuple>
 
 #ifdef MOETUNER_WITH_CUDA
@@ -42,29 +41,9 @@ struct Inputs {
   std::int64_t num_ids() const { return expert_map ? expert_map->size(0) : num_experts; }
 };
 
-constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();  // of the row_map
-
-bool is_row_type(at::ScalarType type) {
-  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf ||
-         type == at::kFloat8_e4m3fn || type == at::kFloat8_e5m2;
-}
-
 void check(const Inputs& in) {
   const auto& [x, topk_ids, num_experts, expert_map, alignment, scales, counters] = in;
-  TORCH_CHECK_VALUE(x.dim() == 2, kOp, ": x must be [tokens, hidden], got ", x.sizes());
-  TORCH_CHECK_TYPE(is_row_type(x.scalar_type()),
-                   kOp,
-                   ": x must be float32, bfloat16, float16, float8_e4m3fn or float8_e5m2, got ",
-                   x.scalar_type());
-  check_contiguous(kOp, "x", x);
-  check_ids(kOp, "topk_ids", topk_ids);
-  check_device(kOp, "topk_ids", topk_ids, "x", x);
-  TORCH_CHECK_VALUE(topk_ids.size(0) == x.size(0),
-                    kOp,
-                    ": topk_ids must have ",
-                    x.size(0),
-                    " tokens like x, got ",
-                    topk_ids.size(0));
+  check_tokens(kOp, x, topk_ids);
   TORCH_CHECK_VALUE(num_experts > 0, kOp, ": num_experts must be positive, got ", num_experts);
   TORCH_CHECK_VALUE(alignment > 0, kOp, ": alignment must be positive, got ", alignment);
   TORCH_CHECK_VALUE(

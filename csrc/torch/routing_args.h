@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include <limits>
 #include <optional>
 
 // Checks and packing of what every op that reads routing takes. `op` is named in each error.
@@ -68,6 +69,29 @@ inline void check_ids(const char* op, const char* name, const at::Tensor& ids) {
                     " experts per token, got ",
                     ids.size(1));
   check_contiguous(op, name, ids);
+}
+
+/// Of an int32 map of rows.
+constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();
+
+/// Rows `x` [tokens, hidden] of a dtype that travels, and `topk_ids` of the same tokens beside it.
+inline void check_tokens(const char* op, const at::Tensor& x, const at::Tensor& topk_ids) {
+  TORCH_CHECK_VALUE(x.dim() == 2, op, ": x must be [tokens, hidden], got ", x.sizes());
+  const auto type = x.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf ||
+                       type == at::kFloat8_e4m3fn || type == at::kFloat8_e5m2,
+                   op,
+                   ": x must be float32, bfloat16, float16, float8_e4m3fn or float8_e5m2, got ",
+                   type);
+  check_contiguous(op, "x", x);
+  check_ids(op, "topk_ids", topk_ids);
+  check_device(op, "topk_ids", topk_ids, "x", x);
+  TORCH_CHECK_VALUE(topk_ids.size(0) == x.size(0),
+                    op,
+                    ": topk_ids must have ",
+                    x.size(0),
+                    " tokens like x, got ",
+                    topk_ids.size(0));
 }
 
 inline void check_counter(const char* op,

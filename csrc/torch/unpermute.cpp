@@ -247,9 +247,6 @@ class Unpermute : public torch::autograd::Function<Unpermute> {
                           const OptionalTensor&);
     static const auto op = find_op<Signature>("moetuner::unpermute_backward");
     const auto saved = context->get_saved_variables();
-    const auto given = [](const at::Tensor& tensor) {
-      return tensor.defined() ? OptionalTensor(tensor) : OptionalTensor();
-    };
     variable_list result(4);
     if (!grads[0].defined()) return result;
     const auto [grad_rows, grad_weights] = op.call(grads[0].contiguous(),

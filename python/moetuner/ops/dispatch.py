@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from moetuner.errors import ExchangeOverflowError
+from moetuner.ops._collectives import group_named
 from moetuner.ops._ranges import ranged
 
 
@@ -222,7 +223,7 @@ def _fake_parts(
     num_rows: int | torch.SymInt,
 ) -> Parts:
     num_tokens, top_k = topk_ids.shape
-    destinations = min(top_k, group_size(group_name))
+    destinations = min(top_k, group_named(group_name).size())
     return (
         x.new_empty(num_rows, x.shape[1]),
         x.new_empty(slots_per_rank, dtype=torch.int32),
@@ -248,7 +249,9 @@ def _fake(
     context = torch.library.get_ctx()
     num_received, num_rows = context.new_dynamic_size(), context.new_dynamic_size()
     parts = _fake_parts(x, topk_ids, slots_per_rank, group_name, num_received, num_rows)
-    splits = torch.empty(2, group_size(group_name), dtype=torch.int64, device="cpu")
+    splits = torch.empty(
+        2, group_named(group_name).size(), dtype=torch.int64, device="cpu"
+    )
     return (*parts, splits)
 
 
@@ -267,14 +270,7 @@ def _fake_fixed(
     ranks_per_node: int = 0,
     counters: torch.Tensor | None = None,
 ) -> Parts:
-    received = capacity * group_size(group_name)
+    received = capacity * group_named(group_name).size()
     parts = _fake_parts(x, topk_ids, slots_per_rank, group_name, received, max_rows)
     splits = torch.empty(0, dtype=torch.int64, device="cpu")
     return (*parts, splits, x.new_empty(1, dtype=torch.int32))
-
-
-def group_size(group_name: str) -> int:
-    """Ranks of the group of that name."""
-    import torch.distributed.distributed_c10d as c10d
-
-    return int(c10d._resolve_process_group(group_name).size())  # type: ignore[attr-defined,arg-type,unused-ignore]

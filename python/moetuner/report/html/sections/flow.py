@@ -12,9 +12,10 @@ from moetuner.report.html.charts import Part, column_chart
 from moetuner.report.html.colors import PARTS, scale_around
 from moetuner.report.html.content import Pair, figure, grid, note, section
 from moetuner.report.html.frame import key
-from moetuner.report.html.heatmap import Axis, color_bar, heatmap
+from moetuner.report.html.heatmap import color_bar
 from moetuner.report.html.markup import join
-from moetuner.report.html.pooling import node_lines, pooled, rank_labels
+from moetuner.report.html.pooling import pooled
+from moetuner.report.html.rank_maps import RankTables, rank_maps
 from moetuner.report.quantities import FLOW_LEVELS, flow_levels, rank_flows
 
 if TYPE_CHECKING:
@@ -100,41 +101,19 @@ def _columns(shares: Floats, names: list[str], name: str) -> Markup:
 def _maps(
     comparison: Comparison, pair: Pair, flows: list[Floats], numbers: Numbers
 ) -> Markup:
-    topology = comparison.topology
-    ranks = rank_labels(topology.num_ranks)
     tables = [pooled(_even(f), 0, 1) for f in flows]
     scale = scale_around(
         1.0, *tables, label="flow / an even share, all steps", least=0.25
     )
-    lines = node_lines(topology.num_ranks, topology.ranks_per_node)
-    maps = [
-        figure(
-            c.name,
-            heatmap(
-                table,
-                scale,
-                x=Axis(name="rank a layer later", labels=ranks, lines=lines),
-                y=Axis(name="rank", labels=ranks, lines=lines),
-                name=f"{c.name}: flow from rank to rank, all layer steps together",
-                lookup=f"flows 1 {len(ranks)} 0 {2 + i}",
-            ),
-            color=color,
-        )
-        for i, (c, table, color) in enumerate(
-            zip(pair.both(), tables, pair.colors(), strict=True)
-        )
-    ]
-    table = numbers.table(
-        "flows",
-        "Flow from rank to rank over an even share",
-        ("rank", "rank a layer later", *(c.name for c in pair.both())),
-        (
-            (a, b, *(float(table[i, j]) for table in tables))
-            for i, a in enumerate(ranks)
-            for j, b in enumerate(ranks)
-        ),
+    names = RankTables(
+        key="flows",
+        title="Flow from rank to rank over an even share",
+        what="flow from rank to rank, all layer steps together",
+        row="rank",
+        column="rank a layer later",
     )
-    return join([color_bar(scale, *tables, words="white: 1"), grid(*maps), table])
+    shown = rank_maps(names, comparison.topology, pair, tables, scale, numbers)
+    return join([color_bar(scale, *tables, words="white: 1"), *shown])
 
 
 def _even(flows: Floats) -> Floats:

@@ -8,9 +8,10 @@ import numpy as np
 
 from moetuner.cost import Homes, Wire
 from moetuner.report.html.colors import scale_around
-from moetuner.report.html.content import Pair, figure, grid, section
-from moetuner.report.html.heatmap import Axis, color_bar, heatmap
-from moetuner.report.html.pooling import node_lines, pooled, rank_labels
+from moetuner.report.html.content import Pair, section
+from moetuner.report.html.heatmap import color_bar
+from moetuner.report.html.pooling import pooled
+from moetuner.report.html.rank_maps import RankTables, rank_maps
 from moetuner.report.quantities import traffic_per_token
 
 if TYPE_CHECKING:
@@ -36,47 +37,23 @@ _HOMES = {
 def traffic(comparison: Comparison, numbers: Numbers) -> Markup:
     """Heat maps of dispatch rows on one scale."""
     pair = Pair.of(comparison)
-    topology = comparison.topology
-    ranks = rank_labels(topology.num_ranks)
     tables = [pooled(traffic_per_token(c.evaluation), 0, 1) for c in pair.both()]
     scale = scale_around(
         _mean(tables), *tables, label="rows per token of an even share", least=0.25
     )
-    lines = node_lines(topology.num_ranks, topology.ranks_per_node)
-    maps = [
-        figure(
-            c.name,
-            heatmap(
-                table,
-                scale,
-                x=Axis(name="computing rank", labels=ranks, lines=lines),
-                y=Axis(name="home rank", labels=ranks, lines=lines),
-                name=f"{c.name}: rows from home to computing rank",
-                lookup=f"traffic 1 {len(ranks)} 0 {2 + i}",
-            ),
-            color=color,
-        )
-        for i, (c, table, color) in enumerate(
-            zip(pair.both(), tables, pair.colors(), strict=True)
-        )
-    ]
-    table = numbers.table(
-        "traffic",
-        "Rows per token from home to computing rank, mean over layers",
-        ("home rank", "computing rank", *(c.name for c in pair.both())),
-        (
-            (home, rank, *(float(table[i, j]) for table in tables))
-            for (i, home) in enumerate(ranks)
-            for (j, rank) in enumerate(ranks)
-        ),
+    names = RankTables(
+        key="traffic",
+        title="Rows per token from home to computing rank, mean over layers",
+        what="rows from home to computing rank",
+        row="home rank",
+        column="computing rank",
     )
     return section(
         "traffic",
         "Traffic between ranks",
         _lead(pair, comparison.cost),
         color_bar(scale, *tables, words="white: the mean; grey: crosses no link"),
-        grid(*maps),
-        table,
+        *rank_maps(names, comparison.topology, pair, tables, scale, numbers),
     )
 
 
