@@ -58,10 +58,11 @@ def test_a_layer_opens_and_closes_its_ranges(device, tool, tmp_path, monkeypatch
 
 
 def _nvtx_headers():
-    toolkits = [os.environ.get("CUDA_HOME", "/usr/local/cuda")]
+    """Of a CUDA toolkit, installed or from wheels beside torch."""
+    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"]
     if nvcc := shutil.which("nvcc"):
-        toolkits.append(Path(nvcc).resolve().parents[1])
-    folders = [Path(toolkit) / "include" for toolkit in toolkits]
+        folders.append(Path(nvcc).resolve().parents[1] / "include")
+    folders += Path(torch.__file__).parents[1].glob("nvidia/*/include")
     return next((f for f in folders if (f / "nvtx3/nvToolsExt.h").exists()), None)
 
 
