@@ -30,7 +30,7 @@ from methods import Layer, Moetuner
 from moetuner import read_placement
 from moetuner.ops import check_overflow
 from prediction import predicted_step
-from run import join_group, leave_group, summary
+from run import join_group, summary, write_results
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
@@ -249,7 +249,8 @@ class Step:
         return torch.stack(every)[:, :, 1 : 1 + num_ranks].sum(1).numpy()
 
 
-def run_model(model: Model, options) -> list[dict[str, object]]:
+def run_model(model: Model, options, results: list[dict[str, object]]) -> None:
+    """Adds to the results, and writes them, phase by phase."""
     num_ranks = dist.get_world_size()
     most = num_ranks * max(phase.num_tokens for phase in PHASES)
     held_out = read_held_out(model.trace, most)
@@ -258,13 +259,12 @@ def run_model(model: Model, options) -> list[dict[str, object]]:
         for name in PLACEMENTS
     }
     network = Network(model, held_out.num_layers, held_out.num_experts)
-    results = []
     for phase in PHASES:
         tokens = tokens_of_ranks(held_out, num_ranks, phase.num_tokens)
         results += run_phase(network, phase, tokens, placements, options.repeats)
+        write_results(options.out, results)
         gc.collect()
         torch.cuda.empty_cache()  # for NCCL, which takes its own
-    return results
 
 
 def run_phase(
@@ -316,16 +316,16 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="only these, by name")
     options = parser.parse_args()
     join_group()
-    results = []
+    results: list[dict[str, object]] = []
     # Not cuDNN's attention: with grouped queries it met an illegal instruction once.
     backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     with torch.no_grad(), sdpa_kernel(backends):
         for model in MODELS:
             if not options.model or model.name in options.model:
-                results += run_model(model, options)
+                run_model(model, options, results)
                 gc.collect()
                 torch.cuda.empty_cache()
-    leave_group(options.out, results)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

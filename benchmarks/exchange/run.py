@@ -254,8 +254,8 @@ def join_group() -> None:
     dist.init_process_group("nccl", device_id=torch.device("cuda", local))
 
 
-def leave_group(out: Path, results: list[dict[str, object]]) -> None:
-    """Rank 0 writes the results, with what made them."""
+def write_results(out: Path, results: list[dict[str, object]]) -> None:
+    """Rank 0 writes what there is so far, with what made it."""
     if dist.get_rank() == 0:
         about = environment() | {
             "command": " ".join(["torchrun", "...", *sys.argv]),
@@ -266,7 +266,6 @@ def leave_group(out: Path, results: list[dict[str, object]]) -> None:
         text = json.dumps({"environment": about, "results": results}, indent=1)
         out.write_text(text + "\n")
     dist.barrier()
-    dist.destroy_process_group()
 
 
 def main() -> None:
@@ -284,7 +283,8 @@ def main() -> None:
         if options.case and case.name not in options.case:
             continue
         results += run_case(case, options)
-    leave_group(options.out, results)
+        write_results(options.out, results)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
