@@ -8,8 +8,8 @@ tokens, each held where its first expert of the layer before is under that place
 and left where that of this layer is. All methods must make the same sums; where the
 planning core is installed, rows from rank to rank must equal the evaluator's.
 
-PLANS holds ``NAME-joint-RANKS.json`` and, by `moetuner plan --homes follow`,
-``NAME-joint-follow-RANKS.json``, planned on the other half of each real trace.
+PLANS holds ``NAME-joint-RANKS.json`` and, from `moetuner plan --homes follow --favour
+copies`, ``NAME-joint-follow-RANKS.json``, planned on the other half of each real trace.
 """
 
 from __future__ import annotations
