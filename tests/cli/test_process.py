@@ -99,6 +99,26 @@ def test_signal_keeps_the_best_placement(folder, hard, number, solver):
     assert all(gone(worker) for worker in workers)
 
 
+@pytest.mark.parametrize("homes", ["uniform", "follow"])
+def test_ctrl_c_keeps_what_the_joint_search_has(folder, rng, homes):
+    trace = folder.trace(random_ids(rng, 3000, 12, 64, 4), 64, ranked=True)
+    process = start(
+        plan_command(
+            *(trace, folder.out, "--json", "--homes", homes, "--prove", "0"),
+            solver="joint",
+        )
+    )
+    line = process.stderr.readline()  # the model is unknown: said before the solve
+    assert "not in the table" in line
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == 0, errors
+    assert "note: interrupted" in errors
+    assert json.loads(output)["placements"][-1]["status"] == "interrupted"
+    assert read_placement(folder.out).provenance.status == "interrupted"
+
+
 def test_signal_reaches_a_job_that_a_shell_put_in_the_background(folder, hard):
     process = start(
         plan_command(hard, folder.out),

@@ -35,18 +35,23 @@ class Interruptible:
     def run(self, call: Callable[[NDArray[np.int32]], Result]) -> Result:
         """What ``call(stop)`` returns; it must end soon once stop[0] is not zero."""
         outcome: list[Any] = []
+        done = threading.Event()
 
         def work() -> None:
             try:
                 outcome.append((call(self.stop), None))
             except BaseException as error:
                 outcome.append((None, error))
+            finally:
+                done.set()
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        while thread.is_alive():
+        threading.Thread(target=work, daemon=True).start()
+        # Not Thread.join: interrupted, it takes the thread for ended (Python < 3.13).
+        while True:
             try:
-                thread.join(_POLL)
+                while not done.wait(_POLL):
+                    pass
+                break
             except KeyboardInterrupt:
                 self.stop[0] = 1
         result, error = outcome[0]

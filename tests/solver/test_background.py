@@ -1,0 +1,32 @@
+"""Calls into the core that Ctrl-C ends early."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from moetuner.solver.background import Interruptible
+
+
+def wait_for_stop(stop):
+    while not stop[0]:
+        time.sleep(0.01)
+    time.sleep(0.3)  # a core looks at `stop` now and then
+    return "what it had"
+
+
+def test_ctrl_c_stops_the_call_and_waits_for_what_it_has():
+    runner = Interruptible()
+    press = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    press.start()
+    assert runner.run(wait_for_stop) == "what it had"
+    press.join()
+    assert runner.interrupted
+
+
+def test_an_error_of_the_call_comes_through():
+    runner = Interruptible()
+    with pytest.raises(ZeroDivisionError):
+        runner.run(lambda stop: 1 // int(stop[0]))
+    assert not runner.interrupted
