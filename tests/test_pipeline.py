@@ -264,3 +264,56 @@ def test_a_lower_bound_comes_as_the_last_stage_when_asked_for(trace):
     assert plain.lower_bound is None
     with pytest.raises(InvalidProblemError, match="prove_seconds must be >= 0 s"):
         options(prove_seconds=-1.0)
+
+
+def two_domains(rng):
+    """Recordings of one router whose hot experts differ."""
+    found = []
+    for hot in (0, 8):
+        ids = random_ids(rng, 600, 3, 16, 2, skew=2.0)
+        ids = np.where(ids >= 0, (ids + hot) % 16, ids).astype(np.int16)
+        sequence = (np.arange(600) // 20).astype(np.int32)
+        found.append(make_trace(ids, 16, sequence=sequence))
+    return found
+
+
+def test_every_recording_is_scored_on_its_own_held_out_part(rng):
+    first, second = two_domains(rng)
+    wanted = options("joint", weights=(3, 1))
+    report = plan_trace(first, FOUR, wanted, others=(second,))
+    (domain,) = report.domains
+    split = split_by_sequence(second, wanted.plan_fraction, 0)
+    assert domain.trace_sha256 == second.sha256()
+    assert domain.plan_tokens + domain.score_tokens == second.num_tokens
+    assert list(domain.evaluations) == [each.name for each in report.candidates]
+    score = evaluate(split.score, report.result.placement, wanted.cost)
+    assert domain.evaluations["joint"].batch_seconds_mean == score.batch_seconds_mean
+    origin = report.result.placement.provenance.options
+    assert origin["other_traces"] == [second.sha256()]
+    assert origin["weights"] == [3, 1]
+
+
+@pytest.mark.parametrize("worst_case", [False, True])
+def test_the_plan_is_for_all_recordings_as_they_count(rng, worst_case):
+    traces = two_domains(rng)
+    wanted = options("joint", worst_case=worst_case)
+    report = plan_trace(traces[0], FOUR, wanted, others=traces[1:])
+    means = [
+        evaluate(
+            split_by_sequence(trace, wanted.plan_fraction, 0).plan,
+            report.result.placement,
+            wanted.cost,
+        ).batch_seconds_mean
+        for trace in traces
+    ]
+    value = report.result.solution.value
+    assert value == pytest.approx(max(means) if worst_case else np.mean(means))
+
+
+def test_recordings_of_other_models_and_wrong_weights_are_refused(rng):
+    first, second = two_domains(rng)
+    longer = make_trace(random_ids(rng, 600, 4, 16, 2), 16, sequence=first.sequence)
+    with pytest.raises(InvalidTraceError, match="different models"):
+        plan_trace(first, FOUR, options(), others=(longer,))
+    with pytest.raises(InvalidProblemError, match="2 positive numbers"):
+        plan_trace(first, FOUR, options(weights=(1,)), others=(second,))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moetuner._checks import is_number, is_whole
+from moetuner.domains import num_tokens
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation import (
     Evaluation,
@@ -16,7 +17,7 @@ from moetuner.evaluation import (
     bootstrap_seconds,
     evaluate,
 )
-from moetuner.pipeline import BASELINES, num_tokens, paired_gain
+from moetuner.pipeline import BASELINES, paired_gain
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
 from moetuner.statistics import RoutingStatistics
@@ -218,7 +219,10 @@ def _find_split(
     found: dict[tuple[float, int], str] = {}
     for name, placement in placements.items():
         origin = placement.provenance
-        if origin.trace_sha256 != sha256:
+        others = origin.options.get("other_traces")
+        if sha256 != origin.trace_sha256 and not (
+            isinstance(others, list) and sha256 in others
+        ):
             continue
         fraction, seed = origin.options.get("plan_fraction"), origin.options.get("seed")
         if (

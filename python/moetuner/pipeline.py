@@ -10,9 +10,10 @@ import numpy as np
 
 from moetuner.bounds import certify
 from moetuner.cost import CostModel, Wire
+from moetuner.domains import Domain, num_tokens, score_domain, split_all, workload_of
 from moetuner.errors import (
+    InvalidPlacementError,
     InvalidProblemError,
-    InvalidTraceError,
     MissingStatisticsError,
 )
 from moetuner.evaluation import (
@@ -34,13 +35,10 @@ from moetuner.solver import (
 from moetuner.solver.history import History
 from moetuner.solver.joint import JointConfig, JointSolver
 from moetuner.solver.profile import Favour
-from moetuner.trace import CountTrace, Trace, read_trace, split_by_sequence
-from moetuner.workload import (
-    Workload,
-)
+from moetuner.trace import CountTrace, Trace, read_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from moetuner.placement import Placement, ProgressPoint
     from moetuner.solver import ProgressCallback
@@ -74,7 +72,10 @@ class PlanReport:
     options: PlanOptions
     topology: Topology
     plan_tokens: int
+    """Of the first recording, as are the scored ones."""
     score_tokens: int
+    domains: tuple[Domain, ...] = ()
+    """Every recording after the first."""
 
     @property
     def result(self) -> Candidate:
@@ -114,16 +115,23 @@ def plan_trace(
     topology: Topology,
     options: PlanOptions = PlanOptions(),
     *,
+    others: Sequence[Trace | CountTrace] = (),
     progress: ProgressCallback | None = None,
     on_solved: Callable[[Placement], None] | None = None,
 ) -> PlanReport:
     """Split `trace`, solve on one part, score everything on the other.
+
+    With `others`, recordings of the same model, the plan is for all of them: each is
+    split alike, and the objective counts them as ``options`` says. Candidates are
+    scored on what is held out of `trace`, and `PlanReport.domains` on each other one's.
 
     `on_solved` gets the result's placement before the scoring begins, so that it can
     be kept whatever happens later.
 
     Raises
     ------
+    InvalidPlacementError
+        When the placement in use does not answer the problem.
     InvalidProblemError
         When the topology or the options do not fit the trace's experts.
     InvalidTraceError
@@ -131,7 +139,8 @@ def plan_trace(
     MissingStatisticsError
         When the solver or the wire needs more than a count-only source has.
     """
-    if isinstance(trace, CountTrace) and options.cost.wire is not Wire.ALLGATHER:
+    counted = any(isinstance(each, CountTrace) for each in (trace, *others))
+    if counted and options.cost.wire is not Wire.ALLGATHER:
         raise MissingStatisticsError(
             f"plan: wire={options.cost.wire.value} needs the experts of each token; "
             f"this source only counted loads, so only wire=allgather can be scored"
@@ -142,36 +151,30 @@ def plan_trace(
             f"experts, got {options.slots_per_rank}"
         )
     solver = _solver_of(options)
-    split = split_by_sequence(trace, options.plan_fraction, options.solver_options.seed)
-    for name, part in (("planning", split.plan), ("held-out", split.score)):
-        if not _num_choices(part):
-            raise InvalidTraceError(
-                f"plan: no token of the {name} part chose an expert (all padding); "
-                f"record more, or change --split or --seed"
-            )
+    traces = (trace, *others)
+    splits = split_all(traces, options)
+    split = splits[0]
     problem = PlacementProblem.from_workload(
-        Workload(
-            traces=(split.plan,),
-            cost=options.cost,
-            batch_tokens=options.batch_tokens,
-            batch_kind=options.batch_kind,
-        ),
+        workload_of(splits, options),
         topology,
         objective=solver.objectives[0],
         slots_per_rank=options.slots_per_rank,
         equal_slots=options.equal_slots,
         memory_slack=options.memory_slack,
     )
+    if options.stay is not None:
+        _check_stay(problem, options.stay)
     # Baselines keep to equal slots: that is how they are used.
     balance = replace(problem, objective=Objective.MAX_LOAD, equal_slots=True)
     # What cannot be scored (no recorded homes, say) shows before a long solve.
     blocks = get_solver(BASELINES[0]).solve(balance, options.solver_options)
-    _score(split.score, blocks.placement, options)
+    for each in splits:
+        _score(each.score, blocks.placement, options)
     # Then the asked-for solver: it may refuse, and nothing else is worth waiting.
     history = History(forward=progress)
     result = solver.solve(problem, options.solver_options, progress=history)
     sha256 = trace.sha256()
-    result = _with_source(result, trace, sha256, options, history.points())
+    result = _with_source(result, trace, sha256, options, history.points(), others)
     if on_solved is not None:
         on_solved(result.placement)
     result = _proven(problem, result, options, progress)
@@ -189,6 +192,7 @@ def plan_trace(
             trace,
             sha256,
             replace(simple, solver=name),
+            others=others,
         )
         for name in BASELINES
         if name != options.solver
@@ -215,13 +219,29 @@ def plan_trace(
         )
         for name, seconds in times.items()
     )
+    placements = {each.name: each.placement for each in candidates}
     return PlanReport(
         candidates=candidates,
         options=options,
         topology=topology,
         plan_tokens=num_tokens(split.plan),
         score_tokens=num_tokens(split.score),
+        domains=tuple(
+            score_domain(number, each, part, placements, options)
+            for number, (each, part) in enumerate(
+                zip(others, splits[1:], strict=True), start=2
+            )
+        ),
     )
+
+
+def _check_stay(problem: PlacementProblem, stay: Placement) -> None:
+    try:
+        problem.check(stay)
+    except InvalidPlacementError as error:
+        raise InvalidPlacementError(
+            f"plan: stay (--from), the placement in use: {error}"
+        ) from error
 
 
 def _solver_of(options: PlanOptions) -> Solver:
@@ -311,6 +331,7 @@ def _with_source(
     sha256: str,
     options: PlanOptions,
     progress: tuple[ProgressPoint, ...] = (),
+    others: Sequence[Trace | CountTrace] = (),
 ) -> Solution:
     """The solution with model, trace, options and its course in its provenance."""
     provenance = replace(
@@ -331,6 +352,9 @@ def _with_source(
             "batch_kind": options.batch_kind.value,
             "favour": options.favour.value,
             "move_seconds": options.move_seconds,
+            "other_traces": [each.sha256() for each in others],
+            "weights": list(options.weights),
+            "worst_case": options.worst_case,
             "wire": options.cost.wire.value,
             "homes": options.cost.homes.value,
             "hardware": options.cost.hardware.name,
@@ -341,17 +365,3 @@ def _with_source(
     return replace(
         solution, placement=replace(solution.placement, provenance=provenance)
     )
-
-
-def num_tokens(trace: Trace | CountTrace) -> int:
-    """Tokens of a trace, or of all groups of a count-only source."""
-    if isinstance(trace, CountTrace):
-        return int(trace.num_tokens.sum())
-    return trace.num_tokens
-
-
-def _num_choices(trace: Trace | CountTrace) -> int:
-    """(token, layer, expert) choices that are not padding."""
-    if isinstance(trace, CountTrace):
-        return int(trace.counts.sum())
-    return int((trace.topk_ids >= 0).sum())

@@ -37,6 +37,9 @@ class PlanOptions:
         Share of the tokens to plan on; the rest scores.
     batch_tokens, batch_kind
         Batches that are planned for and scored, see `moetuner.workload.Workload`.
+    weights, worst_case
+        What several recordings count for, the first one first, or that the slowest
+        alone counts, see `moetuner.workload.Workload`.
     favour, stay, move_seconds
         Of the solver ``joint`` alone, see `moetuner.solver.joint.JointConfig`.
     prove_seconds
@@ -46,8 +49,8 @@ class PlanOptions:
     Raises
     ------
     InvalidProblemError
-        When the time limit is not finite, the fraction not in (0, 1), or
-        ``memory_slack`` given for equal slots.
+        When the time limit is not finite, the fraction not in (0, 1), ``stay`` holds
+        replicas, or ``memory_slack`` is given for equal slots.
     """
 
     solver: str = "joint"
@@ -59,6 +62,8 @@ class PlanOptions:
     plan_fraction: float = 0.5
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     batch_kind: BatchKind = BatchKind.SEQUENCES
+    weights: tuple[float, ...] = ()
+    worst_case: bool = False
     favour: Favour = Favour.TIME
     stay: Placement | None = None
     move_seconds: float = 0.0
@@ -74,6 +79,11 @@ class PlanOptions:
             raise InvalidProblemError(
                 f"PlanOptions: favour and stay are for the solver joint, got "
                 f"{self.solver}"
+            )
+        if self.stay is not None and self.stay.has_replicas:
+            raise InvalidProblemError(
+                "PlanOptions: stay (--from) must hold every expert once, but it holds "
+                "replicas; plan anew, or start from a placement without"
             )
         if not is_number(self.move_seconds) or not 0 <= self.move_seconds < math.inf:
             raise InvalidProblemError(

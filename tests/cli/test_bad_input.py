@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from moetuner.placement_file import read_placement
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,54 @@ def test_plan_never_replaces_its_own_trace(folder, ids):
     for option in ("--out", "--plot", "--report"):
         assert folder.plan(trace, option, trace).exit_code == 2
     assert trace.read_bytes() == before
+
+
+def test_moves_go_to_a_file_of_their_own(folder, ids):
+    trace, old = folder.trace(ids), folder.path / "old.json"
+    folder.plan(trace, "--out", old)
+    before, text = trace.read_bytes(), old.read_bytes()
+    for moves, taken in ((trace, "that is the trace"), (folder.out, "that is --out")):
+        result = folder.plan(trace, "--from", old, "--moves", moves, solver="joint")
+        assert result.exit_code == 2
+        assert taken in result.stderr
+    assert not folder.out.exists()
+    assert (trace.read_bytes(), old.read_bytes()) == (before, text)
+
+
+def test_what_is_about_several_traces_needs_several(folder, ids):
+    trace = folder.trace(ids)
+    for arguments in (
+        ("--worst-case",),
+        ("--weight", 1),
+        ("--also", trace, "--weight", 1),
+        ("--also", trace, "--weight", 1, "--weight", -1),
+        ("--also", trace, "--worst-case", "--weight", 1, "--weight", 1),
+        ("--also", "missing.npz"),
+    ):
+        result = folder.plan(trace, *arguments)
+        assert result.exit_code == 2, arguments
+        assert result.stderr.splitlines()[-1].startswith("error: ")
+    also = folder.trace(ids, name="also.safetensors")
+    result = folder.plan(trace, "--also", also, "--moves", also, "--from", trace)
+    assert result.exit_code == 2
+    assert not folder.out.exists()
+
+
+def test_a_placement_in_use_must_answer_the_problem(folder, ids):
+    trace, old = folder.trace(ids), folder.path / "old.json"
+    folder.plan(trace, "--out", old, "--wire", "dedup")
+    result = folder.plan(trace, "--from", old, ranks=2, solver="joint")
+    assert result.exit_code == 2
+    assert "--from" in result.stderr
+    folder.plan(trace, "--out", old, "--slots-per-rank", 5, solver="eplb")
+    assert read_placement(old).has_replicas
+    result = folder.plan(
+        trace, "--from", old, "--slots-per-rank", 5, "--move-cost", 1, solver="joint"
+    )
+    assert result.exit_code == 2
+    assert "--from" in result.stderr
+    assert "replicas" in result.stderr
+    assert not folder.out.exists()
 
 
 BAD_FILES = {

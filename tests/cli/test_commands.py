@@ -53,6 +53,53 @@ def test_plan_scores_each_baseline_and_the_result_once(folder, ids, solver):
         assert has_gain == (placement["name"] != "contiguous")
 
 
+def test_eplb_fills_spare_slots_with_replicas(folder, ids):
+    folder.plan(folder.trace(ids), "--slots-per-rank", 5, solver="eplb")
+    placement = read_placement(folder.out)
+    assert placement.has_replicas
+    assert (placement.slot_experts >= 0).all()
+
+
+def test_moves_lead_from_the_placement_in_use_to_the_plan(folder, ids):
+    trace = folder.trace(ids)
+    old, moves = folder.path / "old.json", folder.path / "moves.json"
+    folder.plan(trace, "--out", old, solver="random")
+    arguments = ("--from", old, "--moves", moves, "--move-cost")
+    counts = []
+    for cost in (0, 1e9):
+        assert folder.plan(trace, *arguments, cost, solver="joint").exit_code == 0
+        rank = read_placement(old).rank_of().copy()
+        steps = json.loads(moves.read_text())["moves"]
+        for step in steps:
+            assert rank[step["layer"], step["expert"]] == step["source"]
+            rank[step["layer"], step["expert"]] = step["target"]
+            if step["exchanged"] is not None:
+                assert rank[step["layer"], step["exchanged"]] == step["target"]
+                rank[step["layer"], step["exchanged"]] = step["source"]
+            assert (np.bincount(rank[step["layer"]]) <= 4).all()
+        np.testing.assert_array_equal(rank, read_placement(folder.out).rank_of())
+        counts.append(len(steps))
+    assert counts[0] > counts[1] == 0
+
+
+def test_a_plan_for_several_traces_scores_and_names_each(folder, ids, rng):
+    first = folder.trace(ids)
+    second = folder.trace(random_ids(rng, 400, 3, 16, 2), name="second.safetensors")
+    arguments = ("--also", second, "--weight", 2, "--weight", 1)
+    report = folder.plan_json(first, *arguments, solver="joint")
+    (other,) = report["others"]
+    names = [placement["name"] for placement in report["placements"]]
+    assert [placement["name"] for placement in other["placements"]] == names
+    assert other["plan_tokens"] + other["score_tokens"] == 400
+    assert report["options"]["weights"] == [2, 1]
+    table = folder.plan(first, "--also", second, "--worst-case", solver="joint")
+    assert f"trace 2: planned on {other['plan_tokens']} tokens too" in table.stdout
+    page = folder.path / "report.html"
+    assert folder.run("report", second, folder.out, "--out", page).exit_code == 0
+    page = page.read_text()
+    assert f"Planned on {other['plan_tokens']} tokens of this recording" in page
+
+
 def test_plan_writes_the_placement_with_the_resolved_options(folder, ids):
     report = folder.plan_json(folder.trace(ids), "--seed", 3)
     content = json.loads(folder.out.read_text())

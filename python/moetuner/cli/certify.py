@@ -53,7 +53,7 @@ def certify(
     from moetuner.workload import Workload
 
     routing, plan = read_trace(trace), read_placement(placement)
-    wire = wire or default_wire(routing, quiet)
+    wire = wire or default_wire([routing], quiet)
     cost = cost_model(
         routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
     )

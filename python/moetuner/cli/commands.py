@@ -35,6 +35,8 @@ from moetuner.solver.profile import Favour
 from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moetuner.placement import Placement
     from moetuner.topology import Topology
     from moetuner.trace import CountTrace, Trace
@@ -72,6 +74,18 @@ def plan(
     ] = 0,
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
     split: Annotated[float, typer.Option(help="Share of tokens to plan on")] = 0.5,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(help="One more trace that the plan is for; may be repeated"),
+    ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="What each trace counts for, in order  [default: alike]"),
+    ] = None,
+    worst_case: Annotated[
+        bool,
+        typer.Option("--worst-case", help="Of the traces, the slowest one counts"),
+    ] = False,
     slots_per_rank: Annotated[
         int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
     ] = 0,
@@ -120,18 +134,22 @@ def plan(
     """Plan on one part of a trace, score on the other, write the placement."""
     from moetuner.placement_file import read_placement
     from moetuner.plan_options import PlanOptions
-    from moetuner.report.outputs import check_outputs, check_writable
+    from moetuner.report.outputs import check_outputs
     from moetuner.solver import SolverOptions
     from moetuner.trace import read_trace
 
-    check_outputs(trace, out, plot, page)
+    more = also or []
+    check_outputs([trace, *more], out, plot, page, moves)
+    if worst_case and weight:
+        raise InvalidProblemError("--worst-case has no use for --weight")
+    if not more and (worst_case or weight):
+        raise InvalidProblemError("--weight and --worst-case need --also")
     if from_placement is None and (moves is not None or move_cost):
         raise InvalidProblemError("--moves and --move-cost need --from")
-    if moves is not None:
-        check_writable(moves)
     topology = topology_of(ranks, ranks_per_node, quiet)
     routing = read_trace(trace)
-    wire = wire or default_wire(routing, quiet)
+    others = [read_trace(path) for path in more]
+    wire = wire or default_wire([routing, *others], quiet)
     cost = cost_model(
         routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
     )
@@ -145,12 +163,16 @@ def plan(
         plan_fraction=split,
         batch_tokens=batch_tokens,
         batch_kind=batch_kind,
+        weights=tuple(weight or ()),
+        worst_case=worst_case,
         favour=favour,
         stay=None if from_placement is None else read_placement(from_placement),
         move_seconds=move_cost * 1e-6,
         prove_seconds=prove,
     )
-    _run_plan(routing, topology, options, out, plot, page, as_json, quiet, moves)
+    _run_plan(
+        routing, topology, options, out, plot, page, as_json, quiet, moves, others
+    )
 
 
 def evaluate(
@@ -174,7 +196,7 @@ def evaluate(
     from moetuner.trace import read_trace
 
     routing = read_trace(trace)
-    wire = wire or default_wire(routing, quiet)
+    wire = wire or default_wire([routing], quiet)
     cost = cost_model(
         routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
     )
@@ -293,6 +315,7 @@ def _run_plan(
     as_json: bool,
     quiet: bool,
     moves: Path | None = None,
+    others: Sequence[Trace | CountTrace] = (),
 ) -> None:
     from moetuner.comparison import comparison_of_plan
     from moetuner.pipeline import plan_trace
@@ -318,7 +341,10 @@ def _run_plan(
         with ProgressLine() as line:
             progress = None if quiet else line.update
             report = plan_trace(
-                trace, topology, options, progress=progress, on_solved=keep
+                *(trace, topology, options),
+                others=others,
+                progress=progress,
+                on_solved=keep,
             )
         if report.result.solution.status is SolveStatus.INTERRUPTED:
             note(f"interrupted: {out} holds the best placement found so far", quiet)

@@ -23,6 +23,8 @@ from moetuner.solver import SOLVERS
 from moetuner.workload import BatchKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moetuner.topology import Topology
     from moetuner.trace import CountTrace, Trace
 
@@ -113,11 +115,11 @@ def topology_of(ranks: int, ranks_per_node: int | None, quiet: bool) -> Topology
     )
 
 
-def default_wire(trace: Trace | CountTrace, quiet: bool) -> Wire:
-    """What a trace is scored with when nobody says: the best wire that it allows."""
+def default_wire(traces: Sequence[Trace | CountTrace], quiet: bool) -> Wire:
+    """What traces are scored with when nobody says: the best wire that all allow."""
     from moetuner.trace import CountTrace
 
-    if not isinstance(trace, CountTrace):
+    if not any(isinstance(trace, CountTrace) for trace in traces):
         return Wire.DEDUP
     note("this source only counted loads: scored with wire=allgather", quiet)
     return Wire.ALLGATHER

@@ -66,7 +66,7 @@ def report(
     if plots is not None:
         check_folder(plots)
     routing = read_trace(trace)
-    wire = wire or default_wire(routing, quiet)
+    wire = wire or default_wire([routing], quiet)
     cost = cost_model(
         routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
     )

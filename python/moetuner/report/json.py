@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
+    from moetuner.domains import Domain
     from moetuner.pipeline import Candidate, PlanReport
 
 
@@ -23,6 +24,20 @@ def plan_json(report: PlanReport) -> dict[str, Any]:
         "plan_tokens": report.plan_tokens,
         "score_tokens": report.score_tokens,
         "placements": [_candidate(candidate) for candidate in report.candidates],
+        "others": [_domain(domain) for domain in report.domains],
+    }
+
+
+def _domain(domain: Domain) -> dict[str, Any]:
+    return {
+        "name": domain.name,
+        "trace_sha256": domain.trace_sha256,
+        "plan_tokens": domain.plan_tokens,
+        "score_tokens": domain.score_tokens,
+        "placements": [
+            {"name": name, **evaluation.to_json()}
+            for name, evaluation in domain.evaluations.items()
+        ],
     }
 
 

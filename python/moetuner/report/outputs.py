@@ -15,10 +15,21 @@ if TYPE_CHECKING:
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def check_outputs(trace: Path, out: Path, plot: Path | None, page: Path | None) -> None:
+def check_outputs(
+    traces: Sequence[Path],
+    out: Path,
+    plot: Path | None,
+    page: Path | None,
+    moves: Path | None = None,
+) -> None:
     """Find out before a minute of solving that a result has nowhere to go."""
-    taken = {trace.resolve(): "the trace"}
-    for name, path in (("--out", out), ("--plot", plot), ("--report", page)):
+    taken = {trace.resolve(): "the trace" for trace in traces}
+    for name, path in (
+        ("--out", out),
+        ("--moves", moves),
+        ("--plot", plot),
+        ("--report", page),
+    ):
         if path is None:
             continue
         check_writable(path)

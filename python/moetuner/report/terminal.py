@@ -29,6 +29,12 @@ def print_plan(report: PlanReport) -> None:
     print_content(LEGEND)
     names = [candidate.name for candidate in report.candidates]
     print_content(batch_table(names, [each.evaluation for each in report.candidates]))
+    for domain in report.domains:
+        print_content(
+            f"{domain.name}: planned on {domain.plan_tokens:,} tokens too, scored on "
+            f"{domain.score_tokens:,} others"
+        )
+        print_content(batch_table(names, [domain.evaluations[name] for name in names]))
     print_content(verdict(report))
 
 

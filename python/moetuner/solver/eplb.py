@@ -68,7 +68,10 @@ class EplbSolver:
 
     config: EplbConfig = EplbConfig()
     name: str = "eplb"
-    objectives: tuple[Objective, ...] = tuple(Objective)
+    objectives: tuple[Objective, ...] = (
+        Objective.MODELLED_TIME,  # the one that allows replicas, so the one for plans
+        *(o for o in Objective if o is not Objective.MODELLED_TIME),
+    )
 
     def solve(
         self,
