@@ -37,7 +37,7 @@ HOT, COLD = 0.3, 0.01
 """Temperatures, in units of the median |change| of a random swap."""
 SWEEPS = 8, 64
 """Fewest and most turns of even and odd layers in a round."""
-SWEEP_PROPOSALS = 1_000
+SWEEP_PROPOSALS = 4_000
 """Proposals per layer and sweep, between those two."""
 
 
