@@ -7,6 +7,7 @@ Legend: T tokens, L layers, E experts, K top-k, n items.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -194,8 +195,9 @@ class Cutter:
                 constant += self._add_copies(ids, home, uniform, seconds, weight)
                 continue
             if uniform:
-                visits.append(
-                    Visits(items=ids[some], weight=seconds * level.leaves, free=0)
+                _add(
+                    visits,
+                    Visits(items=ids[some], weight=seconds * level.leaves, free=0),
                 )
                 continue
             known = some & (home >= 0)
@@ -203,8 +205,8 @@ class Cutter:
                 sets = ids[known]  # the home is the first of them
             else:
                 sets = np.column_stack([ids[known], home[known]])
-            visits.append(Visits(items=sets, weight=seconds, free=1))
-            visits.append(Visits(items=ids[some & (home < 0)], weight=seconds, free=1))
+            _add(visits, Visits(items=sets, weight=seconds, free=1))
+            _add(visits, Visits(items=ids[some & (home < 0)], weight=seconds, free=1))
         return constant
 
     def _homes(
@@ -258,3 +260,12 @@ class Cutter:
         if anchors:
             group[-groups.num_groups :] = np.arange(groups.num_groups)
         return np.asarray(group[:, None] == group, np.float64)
+
+
+def _add(visits: list[Visits], more: Visits) -> None:
+    """Append `more`, or add its weight where the same sets are there already."""
+    for i, known in enumerate(visits):
+        if known.free == more.free and np.array_equal(known.items, more.items):
+            visits[i] = replace(known, weight=known.weight + more.weight)
+            return
+    visits.append(more)
