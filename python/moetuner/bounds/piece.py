@@ -63,6 +63,11 @@ class Piece:
     visits: tuple[Visits, ...] = ()
     together: Floats | None = None
 
+    @property
+    def searched(self) -> bool:
+        """Whether there is anything beyond counting."""
+        return self.groups is not None
+
     def bound(
         self, deadline: float, max_iterations: int, book: RuleBook | None = None
     ) -> float:
