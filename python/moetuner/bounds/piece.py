@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-_ROUND = 10
-"""Iterations between two choices of rules."""
+_ROUND = 5
+"""Iterations between two choices of rules; the bound is evaluated less often."""
 _TRIAL = 60
 """Iterations that every option is given."""
-_LEARN_EVERY = 2
-_DAMPING = 0.8
+_LEARN_EVERY = 4
+_DAMPING = 0.9
 _SMALL_GAIN, _PATIENCE = 2e-5, 4
 _MIX = 0.5
 
@@ -125,10 +125,11 @@ class _Search:
             and self.stale < _PATIENCE
         ):
             relaxation.improve(until, relaxation.iterations + _ROUND)
-            found = self.constant - relaxation.bound
-            gained = found > self.best + _SMALL_GAIN * abs(self.best)
-            self.stale = 0 if gained else self.stale + 1
-            self.best = max(self.best, found)
+            if np.isfinite(relaxation.bound):
+                found = self.constant - relaxation.bound
+                gained = found > self.best + _SMALL_GAIN * abs(self.best)
+                self.stale = 0 if gained else self.stale + 1
+                self.best = max(self.best, found)
             self.rounds += 1
             if relaxation.shared is None:
                 return
