@@ -109,6 +109,17 @@ def test_provenance_names_solver_trace_and_resolved_options(trace):
         assert provenance.options["slots_per_rank"] == slots
 
 
+def test_what_joint_alone_takes_is_not_asked_of_the_baselines(trace):
+    blocks = plan_trace(trace, FOUR, options("contiguous")).candidates[0].placement
+    wanted = options("joint", favour="copies", stay=blocks, move_seconds=1e-9)
+    recorded = {
+        candidate.name: candidate.placement.provenance.options["favour"]
+        for candidate in plan_trace(trace, FOUR, wanted).candidates
+    }
+    others = dict.fromkeys(("contiguous", "random", "lpt"), "time")
+    assert recorded == {"joint": "copies", **others}
+
+
 def test_the_gain_is_that_of_the_scores_and_lies_in_its_interval(trace):
     report = plan_trace(trace, FOUR, options())
     before = report.baseline.evaluation.modelled_seconds

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from moetuner.nn import grouped_linear
+from moetuner.nn import grouped_linear, return_home
+from moetuner.nn.follow import follow_back
 from moetuner.ops import combine, dispatch, unpermute
 
 
@@ -30,12 +31,21 @@ class Layer:
 
 @dataclass
 class Method:
-    """`dispatch` -> rows and ends; `combine` -> [T, H]. State passes through `self`."""
+    """`dispatch` -> rows and ends; `combine` -> sums. State passes through `self`."""
 
     layer: Layer
     name: str = ""
-    rows_sent: int = 0  # to other ranks by this one, in the last call
+    inputs: tuple[torch.Tensor, ...] = ()
+    """x [., H], ids int64 [., K] and weights [., K] of the tokens that are here."""
+    rows_sent: int = 0
+    """To other ranks by this one, in the last call."""
+    rows_back: int | None = None
+    """Afterwards, for this rank's tokens; None: as many as were sent."""
     state: dict[str, Any] = field(default_factory=dict)
+
+    def at_home(self, out: Any) -> torch.Tensor:
+        """What `combine` made, as [T, H] of the tokens that began here."""
+        return out
 
 
 class PerExpert(Method):
@@ -115,8 +125,13 @@ class AllGather(Method):
 class Moetuner(Method):
     """dispatch and combine on the layer's slots; with sizes, the fixed form."""
 
-    def __init__(self, layer, name, sizes=None):
-        super().__init__(layer, name)
+    homes = "recorded"  # the evaluator's word for where tokens are
+    form = ""
+
+    def __init__(self, layer, placement="", inputs=(), sizes=None):
+        form = ", fixed" if sizes else self.form
+        super().__init__(layer, f"moetuner, {placement}{form}", inputs)
+        self.placement = placement  # its name
         num_ranks = dist.get_world_size()
         self.sizes = sizes or {}
         slots = layer.slot_experts
@@ -149,9 +164,42 @@ class Moetuner(Method):
     def combine(self, done):
         return combine(done, *self.sent[2:6], self.group)
 
-    def count_rows_sent(self, x, ids, weights):
-        """Rows to other ranks of one call, by the counters."""
+    def count_rows(self):
+        """Rows of one call by the counters: to each rank, int64 [G] on the CPU."""
         before = self.counters.clone()
-        self.dispatch(x, ids, weights)
-        rows = (self.counters - before)[1 : 1 + dist.get_world_size()]
+        self.dispatch(*self.inputs)
+        rows = (self.counters - before)[1 : 1 + dist.get_world_size()].cpu()
         self.rows_sent = int(rows.sum() - rows[dist.get_rank()])
+        return rows
+
+
+class Follow(Moetuner):
+    """Tokens are, and end, where their first expert is: of the layer before, of this.
+
+    ``keys`` int64 [U, 2] say where the tokens here began, as `moetuner.nn` has them.
+    """
+
+    homes = "follow"
+    form = ", follow"
+
+    def __init__(self, layer, placement, inputs, keys, num_tokens):
+        super().__init__(layer, placement, inputs)
+        self.keys, self.num_tokens = keys, num_tokens
+
+    def dispatch(self, x, ids, weights):
+        self.here = x, ids
+        return super().dispatch(x, ids, weights)
+
+    def combine(self, done):
+        x, ids = self.here
+        tables = (self.candidates, self.num_candidates, self.layer.slots_per_rank)
+        return follow_back(x, ids, self.keys, self.sent, done, tables, self.group)
+
+    def at_home(self, out):
+        return return_home(out.sums, out.keys, self.num_tokens, self.group)
+
+    def count_rows(self):
+        rows = super().count_rows()
+        # A part from each rank that a token visits, but the one where it ends.
+        self.rows_back = int(rows.sum()) - len(self.keys)
+        return rows

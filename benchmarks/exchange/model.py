@@ -8,27 +8,34 @@ one half of the trace; the tokens are of the other. The placements take turns. W
 planning core is installed, rank 0 adds what the evaluator says of the same tokens:
 rows, which must be equal, and seconds.
 
-Legend: B sequences, S their length, T = B x S tokens of a rank, L layers, H hidden.
+Of Mixtral only loads were recorded, per question: `counted.draw_tokens` says what is
+real about its routing and what is not.
+
+Legend: B sequences, S their length, T = B x S tokens of a rank, K top-k, L layers, H
+hidden.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import gc
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from cases import read_held_out
+from cases import read_held_out, tokens_of_ranks
 from methods import Layer, Moetuner
 from moetuner import read_placement
 from moetuner.ops import check_overflow
-from moetuner.trace import Trace
-from run import join_group, leave_group, summary
+from prediction import predicted_step
+from run import join_group, summary, write_results
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if TYPE_CHECKING:
+    from moetuner import Placement
+    from moetuner.trace import Trace
 
 HEAD = 64
 CONTEXT = 1024  # tokens that a decoded one attends to
@@ -54,8 +61,15 @@ class Model(NamedTuple):
 MODELS = [
     Model("gpt-oss", "gpt-oss-20b-fingerprinting/mmlu.npz", 2880, 2880),
     Model("deepseek-v2-lite", "deepseek-v2-lite-esft/law.npz", 2048, 1408),
+    Model(
+        "mixtral-8x7b",
+        "mixtral-8x7b-mmlu-ajtejankar/per_question_counts.npz",
+        4096,
+        14336,
+    ),
 ]
 PLACEMENTS = ("contiguous", "lpt", "joint")
+PARTS = ("model", "experts")  # that are timed
 
 
 class Phase(NamedTuple):
@@ -69,6 +83,10 @@ class Phase(NamedTuple):
     def num_tokens(self):
         return self.batch * self.length
 
+    @property
+    def decodes(self):
+        return self.length == 1
+
 
 PHASES = [Phase("prefill", 4, 1024), Phase("decode", 128, 1)]
 
@@ -80,23 +98,23 @@ class Network:
         self.model = model
         self.num_experts = num_experts
         rng = torch.Generator(device="cuda").manual_seed(0)
-        shape = {"device": "cuda", "dtype": torch.bfloat16, "generator": rng}
-        hidden, scale = model.hidden, model.hidden**-0.5
+
+        def weight(*shape: int) -> torch.Tensor:
+            made = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
+            return made.normal_(std=shape[-1] ** -0.5, generator=rng)
+
+        hidden, inner = model.hidden, model.inner
         self.attention = [
             (
-                torch.randn((model.heads + 2 * model.kv_heads) * HEAD, hidden, **shape)
-                * scale,
-                torch.randn(hidden, hidden, **shape) * scale,
+                weight((model.heads + 2 * model.kv_heads) * HEAD, hidden),
+                weight(hidden, hidden),
             )
             for _ in range(num_layers)
         ]
         size = num_experts // dist.get_world_size()
         # The weights of this rank's slots, the same numbers whoever the experts are.
         self.weights = [
-            (
-                torch.randn(size, 2 * model.inner, hidden, **shape) * scale,
-                torch.randn(size, hidden, model.inner, **shape) * model.inner**-0.5,
-            )
+            (weight(size, 2 * inner, hidden), weight(size, hidden, inner))
             for _ in range(num_layers)
         ]
 
@@ -104,15 +122,16 @@ class Network:
         size = self.num_experts // dist.get_world_size()
         return [
             Moetuner(
-                Layer(torch.from_numpy(row.astype(np.int64)), size, *own), "", sizes
+                Layer(torch.from_numpy(row.astype(np.int64)), size, *own), sizes=sizes
             )
             for row, own in zip(slots, self.weights, strict=True)
         ]
 
-    def forward(self, phase: Phase, x, cache, ids, weights, layers) -> torch.Tensor:
-        for number, moe in enumerate(layers):
-            x = x + self.attend(phase, number, x, cache)
-            x = x + self.think(moe, x, ids[number], weights)
+    def forward(self, phase: Phase, given: Inputs, layers) -> torch.Tensor:
+        x = given.x
+        for number, (moe, ids) in enumerate(zip(layers, given.ids, strict=True)):
+            x = x + self.attend(phase, number, x, given.cache)
+            x = x + self.think(moe, x, ids, given.weights)
         return x
 
     def think(self, moe: Moetuner, x, ids, weights) -> torch.Tensor:
@@ -139,143 +158,153 @@ def _norm(x):
     return torch.nn.functional.rms_norm(x, x.shape[-1:])
 
 
+class Inputs(NamedTuple):
+    """What a step reads; the same for all placements, so that graphs share it."""
+
+    x: torch.Tensor  # [T, H]
+    cache: list[torch.Tensor] | None
+    ids: list[torch.Tensor]  # of each layer, int64 [T, K]
+    weights: torch.Tensor  # [T, K]
+
+    @classmethod
+    def of(cls, model: Model, phase: Phase, tokens: Trace) -> Inputs:
+        chosen = torch.from_numpy(tokens.topk_ids[tokens.home_rank == dist.get_rank()])
+        ids = [layer.contiguous().cuda() for layer in chosen.long().unbind(1)]
+        rng = torch.Generator(device="cuda").manual_seed(dist.get_rank())
+        shape = {"device": "cuda", "dtype": torch.bfloat16, "generator": rng}
+        x = torch.randn(phase.num_tokens, model.hidden, **shape)
+        cache = None
+        if phase.decodes:
+            past = (phase.batch, model.kv_heads, CONTEXT, HEAD)
+            cache = [torch.randn(past, **shape) for _ in "kv"]
+        weights = torch.full(ids[0].shape, 1 / tokens.top_k, device="cuda")
+        return cls(x, cache, ids, weights)
+
+
 class Step:
     """One step of a phase under one placement, from a CUDA graph where it decodes.
 
     ``model`` is all of it, ``experts`` the exchange and the experts of all layers.
+    ``counters`` [L, ...] are those of one run of ``model``.
     """
 
-    def __init__(self, network: Network, phase: Phase, slots, ids, weights) -> None:
-        num_tokens, model = phase.num_tokens, network.model
-        decodes = phase.length == 1
+    def __init__(self, network: Network, phase: Phase, slots, given: Inputs) -> None:
         sizes = None
-        if decodes:
-            room = dist.get_world_size() * num_tokens * ids[0].shape[1]
-            sizes = {"capacity": num_tokens, "max_rows": room}
-        layers = network.place(slots, sizes)
-        rng = torch.Generator(device="cuda").manual_seed(dist.get_rank())
-        shape = {"device": "cuda", "dtype": torch.bfloat16, "generator": rng}
-        x = torch.randn(num_tokens, model.hidden, **shape)
-        cache = None
-        if decodes:
-            past = (phase.batch, model.kv_heads, CONTEXT, HEAD)
-            cache = [torch.randn(past, **shape) for _ in "kv"]
-
-        def experts():
-            for number, moe in enumerate(layers):
-                network.think(moe, x, ids[number], weights)
-
-        self.runs = {
-            "model": lambda: network.forward(phase, x, cache, ids, weights, layers),
-            "experts": experts,
-        }
-        self.runs["model"]()  # makes the communicator, loads kernels
-        for layer in layers:
+        if phase.decodes:
+            room = dist.get_world_size() * given.ids[0].numel()
+            sizes = {"capacity": phase.num_tokens, "max_rows": room}
+        self.layers = network.place(slots, sizes)
+        self.network, self.phase, self.given = network, phase, given
+        self.graphs: dict[str, tuple[torch.cuda.CUDAGraph, object]] = {}
+        self.run("model")  # makes the communicator, loads kernels
+        for layer in self.layers:
             layer.counters.zero_()
-        self.runs["model"]()
-        self.counters = torch.stack([layer.counters for layer in layers]).cpu()
-        if decodes:
-            for layer in layers:
+        self.run("model")
+        self.counters = torch.stack([layer.counters for layer in self.layers]).cpu()
+        if phase.decodes:
+            for layer in self.layers:
                 check_overflow(layer.sent.overflow)
-            self.runs = {name: captured(run) for name, run in self.runs.items()}
+            for part in PARTS:
+                self.capture(part)
 
-    def milliseconds(self, name: str) -> float:
+    def run(self, part: str) -> object:
+        if part in self.graphs:
+            return self.graphs[part][0].replay()
+        if part == "model":
+            return self.network.forward(self.phase, self.given, self.layers)
+        for moe, ids in zip(self.layers, self.given.ids, strict=True):
+            self.network.think(moe, self.given.x, ids, self.given.weights)
+        return None
+
+    def capture(self, part: str) -> None:
+        """From now on `run` replays a graph.
+
+        What it reads belongs to this object: inputs, weights, tables, counters. Memory
+        made inside belongs to the graph.
+        """
+        self.run(part)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            made = self.run(part)
+        self.graphs[part] = graph, made
+
+    def milliseconds(self, part: str) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         dist.barrier()
         torch.cuda.synchronize()
         start.record()
-        self.runs[name]()
+        self.run(part)
         end.record()
         torch.cuda.synchronize()
         found = torch.tensor(start.elapsed_time(end), device="cuda")
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return float(found)
 
-
-def captured(run):
-    """The same from a CUDA graph."""
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = run()
-
-    def replay(graph=graph, kept=(run, kept)):  # what the graph reads and writes
-        graph.replay()
-
-    return replay
+    def traffic(self) -> np.ndarray:
+        """Rows from rank to rank, all layers together, int64 [G, G]."""
+        num_ranks = dist.get_world_size()
+        every = [torch.empty(0)] * num_ranks
+        dist.all_gather_object(every, self.counters)
+        return torch.stack(every)[:, :, 1 : 1 + num_ranks].sum(1).numpy()
 
 
-def predicted(model, held_out, tokens, placement) -> dict[str, object] | None:
-    """The evaluator on the same tokens, each rank's at its home; or None."""
-    try:
-        from moetuner.evaluation import evaluate
-    except ImportError:
-        return None
-    from moetuner.cost import CostModel, Homes, shape_for_model
-
-    homes = np.repeat(np.arange(len(tokens), dtype=np.int16), len(tokens[0]))
-    part = Trace(
-        topk_ids=held_out.topk_ids[np.concatenate(tokens)],
-        num_experts=held_out.num_experts,
-        layer_ids=held_out.layer_ids,
-        home_rank=homes,
-    )
-    cost = CostModel(shape=shape_for_model(model), homes=Homes.RECORDED)
-    found = evaluate(part, placement, cost)
-    return {
-        "milliseconds": found.modelled_seconds * 1e3,
-        "exchange_milliseconds": (found.dispatch_seconds + found.combine_seconds) * 1e3,
-        "traffic": found.traffic.tolist(),
+def run_model(model: Model, options, results: list[dict[str, object]]) -> None:
+    """Adds to the results, and writes them, phase by phase."""
+    num_ranks = dist.get_world_size()
+    most = num_ranks * max(phase.num_tokens for phase in PHASES)
+    held_out = read_held_out(model.trace, most)
+    placements = {
+        name: read_placement(options.plans / f"{model.name}-{name}-{num_ranks}.json")
+        for name in PLACEMENTS
     }
-
-
-def run_model(model: Model, options) -> list[dict[str, object]]:
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    held_out = read_held_out(model.trace)
     network = Network(model, held_out.num_layers, held_out.num_experts)
-    results = []
     for phase in PHASES:
-        first = np.arange(num_ranks)[:, None] * phase.num_tokens
-        tokens = (first + np.arange(phase.num_tokens)) % held_out.num_tokens
-        ids = held_out.topk_ids[tokens[rank]].astype(np.int64)
-        ids = [
-            torch.from_numpy(np.ascontiguousarray(ids[:, n])).cuda()
-            for n in range(held_out.num_layers)
-        ]
-        weights = torch.full(ids[0].shape, 1 / ids[0].shape[1], device="cuda")
-        placements, steps = {}, {}
-        for name in PLACEMENTS:
-            file = options.plans / f"{model.name}-{name}-{num_ranks}.json"
-            placements[name] = read_placement(file)
-            steps[name] = Step(
-                network, phase, placements[name].slot_experts, ids, weights
-            )
-        if rank == 0:
-            print(model.name, phase.name, "is ready", flush=True)
-        samples = {name: {"model": [], "experts": []} for name in steps}
-        for _ in range(options.repeats):
-            for name, step in steps.items():
-                for part, times in samples[name].items():
-                    times.append(step.milliseconds(part))
+        tokens = tokens_of_ranks(held_out, num_ranks, phase.num_tokens)
+        results += run_phase(network, phase, tokens, placements, options.repeats)
+        write_results(options.out, results)
+        gc.collect()
+        torch.cuda.empty_cache()  # for NCCL, which takes its own
+
+
+def run_phase(
+    network: Network,
+    phase: Phase,
+    tokens: Trace,
+    placements: dict[str, Placement],
+    repeats: int,
+) -> list[dict[str, object]]:
+    model, rank = network.model, dist.get_rank()
+    given = Inputs.of(model, phase, tokens)
+    steps = {
+        name: Step(network, phase, placement.slot_experts, given)
+        for name, placement in placements.items()
+    }
+    if rank == 0:
+        used = torch.cuda.max_memory_allocated() / 1e9
+        print(model.name, phase.name, f"is ready, {used:.1f} GB at most", flush=True)
+    samples = {name: {part: [] for part in PARTS} for name in steps}
+    for _ in range(repeats):
         for name, step in steps.items():
-            every = [torch.empty_like(step.counters) for _ in range(num_ranks)]
-            dist.all_gather_object(every, step.counters)
-            traffic = torch.stack(every)[:, :, 1 : 1 + num_ranks].sum(1)
-            result = {
-                "shape": model.name,
-                "phase": phase.name,
-                "tokens_per_rank": phase.num_tokens,
-                "placement": name,
-                **{part: summary(times) for part, times in samples[name].items()},
-                "traffic": traffic.tolist(),
-            }
-            if rank == 0:
-                said = predicted(model.name, held_out, tokens, placements[name])
-                assert said is None or np.array_equal(said["traffic"], traffic), name
-                result["predicted"] = said
-            results.append(result)
-        del steps
-        torch.cuda.empty_cache()
+            for part, times in samples[name].items():
+                times.append(step.milliseconds(part))
+    results = []
+    for name, step in steps.items():
+        traffic = step.traffic()
+        result = {
+            "shape": model.name,
+            "phase": phase.name,
+            "tokens_per_rank": phase.num_tokens,
+            "placement": name,
+            **{part: summary(times) for part, times in samples[name].items()},
+            "traffic": traffic.tolist(),
+        }
+        if rank == 0:
+            said = predicted_step(model.name, tokens, placements[name])
+            assert said is None or np.array_equal(said["traffic"], traffic), name
+            result["predicted"] = said
+            print(name, *(result[part] for part in PARTS), flush=True)
+        results.append(result)
     return results
 
 
@@ -284,13 +313,19 @@ def main() -> None:
     parser.add_argument("--plans", type=Path, default=Path())
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--model", action="append", help="only these, by name")
     options = parser.parse_args()
     join_group()
-    results = []
-    with torch.no_grad():
+    results: list[dict[str, object]] = []
+    # Not cuDNN's attention: with grouped queries it met an illegal instruction once.
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with torch.no_grad(), sdpa_kernel(backends):
         for model in MODELS:
-            results += run_model(model, options)
-    leave_group(options.out, results)
+            if not options.model or model.name in options.model:
+                run_model(model, options, results)
+                gc.collect()
+                torch.cuda.empty_cache()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes a Markdown table of a result file of `run.py`.
+"""Makes a Markdown table of a result file of `run.py` or `model.py`.
 
 python benchmarks/exchange/table.py FILE.json > FILE.md
 """
@@ -8,43 +8,86 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections import defaultdict
 from pathlib import Path
+
+EXCHANGE = """
+Milliseconds on the slowest rank, medians (interquartile); real traces: means over their
+layers. *exchange*: dispatch and combine, no experts; *replayed*: the same from a CUDA
+graph. Rows that leave a rank, all ranks together, on the way to the experts and back;
+MB of those to the experts."""
+FOLLOW = """
+*follow*: the same tokens, each held by the rank of its first expert of the layer
+before, and left at that of this layer, under that placement. Nothing returns home
+between layers, so attention has to accept tokens in any order, as where it is
+tensor-parallel and gathers them anyway; ranks hold unequal numbers of tokens."""
+MODELS = """
+Milliseconds of one step on the slowest rank, medians (interquartile): the whole model,
+and its exchanges and experts alone, which is what the cost model predicts. Rows that
+leave a rank, all layers and ranks together."""
 
 
 def main() -> None:
     found = json.loads(Path(sys.argv[1]).read_text())
-    print("# Exchange between ranks\n")
+    results = found["results"]
+    models = "phase" in results[0]
+    print("# Whole models\n" if models else "# Exchange between ranks\n")
     for name, value in found["environment"].items():
         print(f"- {name}: {value}")
-    print(
-        "\nMilliseconds on the slowest rank, medians (interquartile); real traces: "
-        "means over their layers. *exchange*: dispatch and combine, no experts; "
-        "*replayed*: the same from a CUDA graph. Rows that leave a rank, all ranks "
-        "together."
-    )
-    groups: dict[str, dict[str, list[dict]]] = {}
-    for result in found["results"]:
-        groups.setdefault(result["case"], {}).setdefault(result["method"], []).append(
-            result
-        )
-    for case, methods in groups.items():
+    (_models if models else _exchange)(results)
+
+
+def _exchange(results: list[dict]) -> None:
+    print(EXCHANGE)
+    if any(result["method"].endswith("follow") for result in results):
+        print(FOLLOW)
+    for case, own in _grouped(results, "case").items():
         print(f"\n## {case}\n")
-        print("| method | rows | MB | exchange | replayed | layer |")
-        print("|---|---|---|---|---|---|")
-        for method, results in methods.items():
+        print("| method | rows | back | MB | exchange | replayed | layer |")
+        print("|---|---|---|---|---|---|---|")
+        for method, layers in _grouped(own, "method").items():
             cells = [method]
-            for name, scale in (("rows", 1), ("bytes", 1e-6)):
-                mean = statistics.mean(r[name] for r in results) * scale
+            for name, scale in (("rows", 1), ("rows_back", 1), ("bytes", 1e-6)):
+                mean = statistics.mean(r.get(name, r["rows"]) for r in layers) * scale
                 cells.append(f"{mean:,.0f}")
-            cells += [_time(results, s) for s in ("exchange", "replayed", "layer")]
+            cells += [_mean_time(layers, s) for s in ("exchange", "replayed", "layer")]
             print("| " + " | ".join(cells) + " |")
 
 
-def _time(results: list[dict], step: str) -> str:
-    if step not in results[0]:
+def _models(results: list[dict]) -> None:
+    print(MODELS)
+    for shape, own in _grouped(results, "shape").items():
+        print(f"\n## {shape}\n")
+        print(
+            "| phase | placement | rows | model | exchanges and experts | predicted |"
+        )
+        print("|---|---|---|---|---|---|")
+        for r in own:
+            tokens = f"{r['phase']}, {r['tokens_per_rank']} per rank"
+            rows = sum(
+                count
+                for source, row in enumerate(r["traffic"])
+                for target, count in enumerate(row)
+                if source != target
+            )
+            said = r["predicted"]["milliseconds"] if r.get("predicted") else None
+            cells = [tokens, r["placement"], f"{rows:,.0f}"]
+            cells += [_mean_time([r], part) for part in ("model", "experts")]
+            print("| " + " | ".join([*cells, f"{said:.3g}" if said else "-"]) + " |")
+
+
+def _grouped(results: list[dict], key: str) -> dict[str, list[dict]]:
+    groups = defaultdict(list)
+    for result in results:
+        groups[result[key]].append(result)
+    return groups
+
+
+def _mean_time(results: list[dict], part: str) -> str:
+    if part not in results[0]:
         return "-"
-    medians = [r[step]["median_ms"] for r in results]
-    spread = statistics.mean(r[step]["iqr_ms"] for r in results)
+    medians = [r[part]["median_ms"] for r in results]
+    spread = statistics.mean(r[part]["iqr_ms"] for r in results)
     return f"{statistics.mean(medians):.3g} ({spread:.2g})"
 
 

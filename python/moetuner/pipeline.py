@@ -33,6 +33,7 @@ from moetuner.solver import (
 )
 from moetuner.solver.history import History
 from moetuner.solver.joint import JointConfig, JointSolver
+from moetuner.solver.profile import Favour
 from moetuner.trace import CountTrace, Trace, read_trace, split_by_sequence
 from moetuner.workload import (
     Workload,
@@ -174,12 +175,20 @@ def plan_trace(
     if on_solved is not None:
         on_solved(result.placement)
     result = _proven(problem, result, options, progress)
+    simple = replace(
+        options,
+        solver=BASELINES[0],
+        equal_slots=True,
+        memory_slack=None,
+        favour=Favour.TIME,
+        stay=None,
+    )
     solutions = {
         name: _with_source(
             get_solver(name).solve(balance, options.solver_options),
             trace,
             sha256,
-            replace(options, solver=name, equal_slots=True, memory_slack=None),
+            replace(simple, solver=name),
         )
         for name in BASELINES
         if name != options.solver
