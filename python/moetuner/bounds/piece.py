@@ -107,7 +107,7 @@ class _Search:
     ) -> None:
         assert piece.groups is not None
         self.piece, self.option, self.book = piece, option, book
-        self.guess, self.rounds, self.stale = piece.guess(), 0, 0
+        self.guess, self.rounds, self.stale = piece.guess().astype(np.float32), 0, 0
         self.constant, weight = self._weigh()
         self.relaxation = KeptWeight(weight=weight, groups=piece.groups)
         self.best = self.constant - self.relaxation.quick()

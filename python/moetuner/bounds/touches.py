@@ -35,6 +35,8 @@ _MOST_WAYS = 25_000
 _MOST_RULES = 300
 _MOST_TRIES, _LEAST_TRIES = 20, 2
 """Linear programs per lesson; fewer after lessons that taught little."""
+_WORTH = 2e-3
+"""What a new rule gains for the set that it was made for, at least."""
 _VIOLATED = 1e-9
 _MOST_ADDED = 40
 """Ways that a linear program takes in at a time."""
@@ -86,12 +88,14 @@ class Touches:
         tries = min(self._tries, len(together), room)
         if self._ways is None or self.size < 3 or tries < 1:
             return
-        before = len(self.rules)
+        learnt = 0
         for index in self._rng.choice(len(together), tries, replace=False):
-            rule = self._solve(together[index].astype(np.float64))
-            if rule is not None and np.abs(self.rules - rule).max(axis=1).min() > 1e-6:
+            pairs = together[index].astype(np.float64)
+            best = float((self.rules[:, 0] + self.rules[:, 1:] @ pairs).max())
+            rule = self._solve(pairs)
+            if rule is not None and rule[0] + rule[1:] @ pairs > best * (1 + _WORTH):
                 self.rules = np.vstack([self.rules, rule])
-        learnt = len(self.rules) - before
+                learnt += 1
         change = self._tries * 2 if 4 * learnt > tries else self._tries // 2
         self._tries = min(max(change, _LEAST_TRIES), _MOST_TRIES)
 

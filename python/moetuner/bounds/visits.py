@@ -111,9 +111,13 @@ def _order(
 
     Rules learnt from one set fit another when items of like company stand alike.
     """
-    company = together[sets[:, :, None], sets[:, None, :]].sum(axis=2)
-    order = np.argsort(-company, axis=1, kind="stable")
-    sets = np.take_along_axis(sets, order, axis=1).astype(np.int64)
+    flat, n = together.ravel(), len(together)
+    sets = sets.astype(np.int64)
     first, second = np.triu_indices(sets.shape[1], 1)
-    cells = sets[:, first] * len(together) + sets[:, second]
-    return cells, together.ravel()[cells]
+    chances = flat.take(sets[:, first] * n + sets[:, second])
+    ends = np.zeros((first.size, sets.shape[1]), chances.dtype)
+    ends[np.arange(first.size), first] = ends[np.arange(first.size), second] = 1
+    order = np.argsort(-(chances @ ends), axis=1, kind="stable")
+    sets = np.take_along_axis(sets, order, axis=1)
+    cells = sets[:, first] * n + sets[:, second]
+    return cells, flat.take(cells)
