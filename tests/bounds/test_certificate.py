@@ -1,13 +1,16 @@
 """Bounds against the truth, and what they promise."""
 
+import itertools
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moetuner.bounds import certify, pool
-from moetuner.bounds.pieces import Cutter
+from moetuner.bounds import certify, pieces, pool
+from moetuner.bounds.visits import RuleBook
+from moetuner.bounds.whole import few_enough, visits
 from moetuner.cost import HARDWARE, CostModel, Homes, Wire
 from moetuner.errors import InvalidProblemError
 from moetuner.placement import Placement
@@ -19,21 +22,24 @@ from strategies import make_trace, random_ids, random_placement
 from tiny import SHAPES, tiny_problems
 
 
-def bound_here(problem, known=None, replicas=None):
-    """`certify` without child processes."""
+def bound_here(problem, known=None, replicas=None, whole=True):
+    """`certify` without child processes, with or without pricing whole groups."""
     if replicas is None:
         slots = problem.slots_per_rank * problem.topology.num_ranks
         replicas = slots > problem.num_experts
-    pieces = Cutter(problem, replicas=replicas, known=known).pieces()
-    return sum(piece.bound(np.inf, 60) for piece in pieces)
+    few = few_enough if whole else lambda *_: False
+    with mock.patch.object(pieces, "few_enough", few):
+        parts = pieces.Cutter(problem, replicas=replicas, known=known).pieces()
+    book = RuleBook()
+    return sum(part.bound(np.inf, 60, book) for part in parts)
 
 
 @given(tiny_problems())
 def test_no_placement_beats_the_bound(case):
     problem, _ = case
     best = get_solver("oracle").solve(problem)
-    for known in (None, best.placement):
-        bound = bound_here(problem, known, replicas=False)
+    for known, whole in itertools.product((None, best.placement), (True, False)):
+        bound = bound_here(problem, known, replicas=False, whole=whole)
         assert bound <= best.value * (1 + 1e-9) + 1e-18
 
 
@@ -60,7 +66,46 @@ def test_pairs_that_belong_together_are_seen(rng):
         Topology(num_ranks=3, ranks_per_node=3),
     )
     best = get_solver("oracle").solve(problem)
-    assert bound_here(problem, best.placement) == pytest.approx(best.value, rel=1e-4)
+    for whole in (True, False):
+        bound = bound_here(problem, best.placement, whole=whole)
+        assert bound == pytest.approx(best.value, rel=1e-4)
+
+
+@pytest.mark.parametrize("wire", list(Wire))
+def test_whole_groups_see_that_batches_peak_in_different_experts(rng, wire):
+    """Nine experts, of which every batch likes three of its own; three ranks.
+
+    Pooled, all are alike; batch by batch the experts of one should be apart.
+    """
+    choices = [rng.permuted(np.tile(np.arange(9), (300, 1)), axis=1)[:, :2]]
+    for batch in range(3):
+        liked = rng.permuted(np.tile(np.arange(3) + 3 * batch, (300, 1)), axis=1)
+        choices.append(np.where(rng.random((300, 2)) < 0.8, liked[:, :2], -1))
+    ids = np.concatenate(choices)[:, None].astype(np.int16)
+    cost = CostModel(shape=SHAPES[0], wire=wire)
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(make_trace(ids, 9),), cost=cost, batch_tokens=300),
+        Topology(num_ranks=3, ranks_per_node=3),
+    )
+    best = get_solver("oracle").solve(problem)
+    bound = bound_here(problem)
+    assert bound <= best.value * (1 + 1e-9)
+    gaps = [1 - each / best.value for each in (bound, bound_here(problem, whole=False))]
+    assert gaps[0] < 0.01
+    assert gaps[0] <= gaps[1]
+
+
+def test_visits_of_sets_are_counted(rng):
+    tokens = rng.integers(-1, 6, (200, 3))
+    sets = np.array(list(itertools.combinations(range(7), 3)))
+    expected = [np.isin(tokens, chosen).any(axis=1).sum() for chosen in sets]
+    assert visits(tokens, sets).tolist() == expected
+
+
+def test_where_there_are_too_many_sets_none_is_priced():
+    assert few_enough(8, 4, 20)
+    assert not few_enough(8, 8, 20)  # 4.4e9 sets
+    assert not few_enough(8, 4, 2000)  # of so many batches
 
 
 @settings(max_examples=25)
@@ -111,7 +156,7 @@ def test_children_find_what_is_found_here_and_more_time_never_hurts(rng, homes):
         problem,
         placement,
         max_iterations=60,
-        threads=2,
+        threads=1,  # what one piece teaches another depends on the order
         progress=lambda *news: seen.append(news),
     )
     here = bound_here(problem, placement)

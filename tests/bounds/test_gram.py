@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moetuner.bounds.balance import fullest_group, least_remote
 from moetuner.bounds.gram import Groups, KeptWeight
-from moetuner.bounds.visits import Visits, turan_pairs, visit_lines
+from moetuner.bounds.touches import Touches, turan_pairs, visit_lines, ways
+from moetuner.bounds.visits import RuleBook, Visits
 
 GROUPS = [
     Groups(num_groups=2, sizes=(3,)),
@@ -95,15 +96,59 @@ def test_turan_counts_the_pairs_of_even_groups(size, groups):
     assert turan_pairs(size, groups) == cut
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 1))
-def test_visits_are_bounded_whatever_lines_are_taken(seed, free):
+@pytest.mark.parametrize("shape", [(4, 2, 3), (5, 3, 2), (6, 6, 6), (7, 4, 7)])
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_learnt_rules_hold_for_every_way_and_lines_are_not_lost(shape, seed):
+    size, num_groups, capacity = shape
+    touches = Touches(size=size, num_groups=num_groups, capacity=capacity)
+    lines = len(touches.rules)
+    visited, kept = ways(*shape)
+    rng = np.random.default_rng(seed)
+    # Chances of being together that some mixture of ways has.
+    chances = rng.dirichlet(np.ones(5), 30) @ kept[rng.integers(0, len(kept), 5)]
+    touches.learn(chances)
+    values = touches.rules[:, 0] + kept @ touches.rules[:, 1:].T
+    assert (values <= visited[:, None] + 1e-9).all()
+    by_lines = (touches.rules[:lines, 0] + chances @ touches.rules[:lines, 1:].T).max(1)
+    best = touches.best(chances)
+    assert (best[:, 0] + (best[:, 1:] * chances).sum(1) >= by_lines - 1e-9).all()
+
+
+def test_a_rule_is_learnt_where_lines_miss():
+    """Three items of four always together: two groups, of which lines see 1.75."""
+    touches = Touches(size=4, num_groups=4, capacity=4)
+    together = np.array([[1, 1, 0, 1, 0, 0.0]])  # pairs 01 02 03 12 13 23
+    assert (touches.rules[:, 0] + together @ touches.rules[:, 1:].T).max() == 1.75
+    touches.learn(together)
+    best = touches.best(together)
+    assert (best[:, 0] + (best[:, 1:] * together).sum(1)).max() == pytest.approx(2)
+
+
+def test_ways_are_all_ways_once():
+    """Bell numbers, and what is left of them where groups are few or small."""
+    assert [len(ways(size, size, size)[0]) for size in range(1, 7)] == [
+        *(1, 2, 5, 15, 52, 203)
+    ]
+    assert len(ways(4, 2, 4)[0]) == 8
+    assert len(ways(4, 4, 2)[0]) == 10
+    assert ways(12, 12, 12) is None
+    visited, kept = ways(3, 3, 3)
+    assert sorted(zip(visited, kept.sum(1), strict=True)) == [
+        *((1, 3), (2, 1), (2, 1), (2, 1), (3, 0))
+    ]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 1), st.booleans())
+def test_visits_are_bounded_whatever_rules_are_taken(seed, free, learn):
     rng = np.random.default_rng(seed)
     groups = Groups(num_groups=3, sizes=(2,))
     items = np.stack([rng.permutation(6)[:4] for _ in range(5)])
     items[:, 1:][rng.random((5, 3)) < 0.3] = -1
     visits = Visits(items=items, weight=0.5, free=free)
     guess = rng.random((6, 6))
-    constant, kept = visits.kept(6, 3, 2, (guess + guess.T) / 2)
+    guess = (guess + guess.T) / 2
+    constant, kept = visits.kept(3, 2, guess, RuleBook(), learn=learn)
     for labels in all_partitions(groups):
         truth = 0.0
         for row in items:

@@ -111,17 +111,21 @@ class Counting:
             share.links = rows_of_own_rank(rows, seconds)
         return share
 
-    def _compute(self, rows: Floats, weight: float, share: LayerShare) -> None:
-        """Fill in the compute part."""
-        shape, hardware, level = self.cost.shape, self.cost.hardware, self.level
+    def per_row_and_expert(self) -> tuple[float, float]:
+        """Seconds of compute per row, and per active expert, at speed 1."""
+        shape, hardware = self.cost.shape, self.cost.hardware
         per_row = shape.flops_per_row / hardware.matmul_rate
-        per_expert = shape.expert_bytes / hardware.memory_bandwidth
-        num_ranks = self.problem.topology.num_ranks
+        return per_row, shape.expert_bytes / hardware.memory_bandwidth
+
+    def compute_floor(self, rows: Floats) -> Floats:
+        """Seconds of compute of each batch at least, by counting, [Q]."""
+        level, num_ranks = self.level, self.problem.topology.num_ranks
+        per_row, per_expert = self.per_row_and_expert()
         slots = level.slots // level.ranks_per_group
         active = (rows > 0).sum(axis=1)
         mean = rows.sum(axis=1) / num_ranks * per_row / self.mean_speed
         fullest = fullest_group(rows, num_ranks, slots, level.spare)
-        counted = np.maximum.reduce(
+        floor: Floats = np.maximum.reduce(
             [
                 mean,
                 fullest * per_row / self.top_speed,
@@ -129,6 +133,15 @@ class Counting:
                 active / num_ranks * per_expert / self.mean_speed,
             ]
         )
+        return floor
+
+    def _compute(self, rows: Floats, weight: float, share: LayerShare) -> None:
+        """Fill in the compute part."""
+        level, num_ranks = self.level, self.problem.topology.num_ranks
+        per_row, _ = self.per_row_and_expert()
+        slots = level.slots // level.ranks_per_group
+        mean = rows.sum(axis=1) / num_ranks * per_row / self.mean_speed
+        counted = self.compute_floor(rows)
         share.compute_least = weight * float(counted.sum())
         searched = np.zeros(len(rows), bool)
         if self.mean_speed == self.top_speed and level.equal and num_ranks > 1:
@@ -163,7 +176,7 @@ class Counting:
         ids = trace.topk_ids[:, layer]
         for part, per_row in (("dispatch", level.dispatch), ("combine", level.combine)):
             uniform = self.uniform(part, layer)
-            least = self._least_rows(ids, batches, rows, uniform)
+            least = self.least_rows(ids, batches, rows, uniform)
             latency = level.latency * self._crosses(ids, batches, rows, uniform)
             base = weight * float(latency.sum())
             setattr(share, f"{part}_base", base)
@@ -190,7 +203,7 @@ class Counting:
         seconds = price(tally_batches(trace, blocks, self.cost, batches), self.cost)
         return {"dispatch": seconds.dispatch, "combine": seconds.combine}
 
-    def _least_rows(
+    def least_rows(
         self,
         ids: NDArray[np.int16],
         batches: NDArray[np.int32],

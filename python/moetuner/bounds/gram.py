@@ -101,6 +101,13 @@ class KeptWeight:
     iterations: int = 0
     shared: Any = None
     """Latest Y [n, n] of the relaxation, or None."""
+    _multiplier: Any = None
+    _rho: float = 0.0
+    _scale: float = 0.0
+
+    def reweigh(self, weight: Floats) -> None:
+        """Go on with another K, from where the search stands."""
+        self.weight, self.bound = weight, np.inf
 
     def quick(self) -> float:
         """Bound without iterating: each item keeps its heaviest possible partners."""
@@ -119,42 +126,53 @@ class KeptWeight:
 
     def improve(self, until: float = np.inf, max_iterations: int = 400) -> float:
         """Iterate until ``time.time()`` is `until`, or the bound falls no more."""
-        groups = self.groups
-        scale = float(np.abs(self.weight).max())
-        if not scale:
+        if not self.weight.any():
             return self.quick()
-        n = groups.num_items
-        dtype = np.float32 if n >= _SINGLE_FROM else np.float64
-        weight = (self.weight / scale).astype(dtype)
-        most = groups.ceiling().astype(dtype)
-        z = np.full((n, n), 1 / groups.num_groups, dtype)
-        np.fill_diagonal(z, 1)
-        u = np.zeros((n, n), dtype)
-        rho = float(np.linalg.norm(weight)) / max(float(np.linalg.norm(z)), 1e-12)
+        if self.shared is None:
+            self._begin()
+        most = self.groups.ceiling().astype(self.shared.dtype)
+        weight = (self.weight / self._scale).astype(self.shared.dtype)
         stale, best = 0, np.inf
         while self.iterations < max_iterations and time.time() < until:
-            y = self._spectral(z - u + weight / rho)
-            mixed = _RELAXATION * y + (1 - _RELAXATION) * z
-            before, z = z, np.clip(mixed + u, 0, most)
-            np.fill_diagonal(z, 1)
-            u += mixed - z
-            self.iterations += 1
-            primal = float(np.linalg.norm(y - z))
-            dual = float(np.linalg.norm(z - before))
+            self._step(weight, most)
             if self.iterations % _CHECK_EVERY == 0:
-                self.shared = z
-                now = self._evaluate(rho * scale * u.astype(np.float64))
+                now = self._evaluate(
+                    self._rho * self._scale * self._multiplier.astype(np.float64)
+                )
                 stale = 0 if now < best - 1e-5 * abs(best) else stale + 1
                 best = min(best, now)
                 if stale >= 3:
                     break
-            if self.iterations % 5 == 0 and self.iterations < 100:
-                factor = np.sqrt(primal / max(dual, 1e-12))
-                factor = float(np.clip(factor, 0.5, 2.0))
-                rho *= factor
-                u /= factor
         self.bound = min(self.bound, best)
         return self.bound
+
+    def _begin(self) -> None:
+        n = self.groups.num_items
+        dtype = np.float32 if n >= _SINGLE_FROM else np.float64
+        self._scale = float(np.abs(self.weight).max())
+        self.shared = np.full((n, n), 1 / self.groups.num_groups, dtype)
+        np.fill_diagonal(self.shared, 1)
+        self._multiplier = np.zeros((n, n), dtype)
+        norm = float(np.linalg.norm(self.weight)) / self._scale
+        self._rho = norm / max(float(np.linalg.norm(self.shared)), 1e-12)
+
+    def _step(self, weight: NDArray[Any], most: NDArray[Any]) -> None:
+        """Project on the spectral set, then on the box; the multiplier answers."""
+        before, u = self.shared, self._multiplier
+        y = self._spectral(before - u + weight / self._rho)
+        mixed = _RELAXATION * y + (1 - _RELAXATION) * before
+        z = np.clip(mixed + u, 0, most)
+        np.fill_diagonal(z, 1)
+        u += mixed - z
+        self.shared = z
+        self.iterations += 1
+        if self.iterations % 5 == 0 and self.iterations < 100:
+            primal = float(np.linalg.norm(y - z))
+            dual = float(np.linalg.norm(z - before))
+            factor = np.sqrt(primal / max(dual, 1e-12))
+            factor = float(np.clip(factor, 0.5, 2.0))
+            self._rho *= factor
+            u /= factor
 
     def _evaluate(self, d: Floats) -> float:
         """The formula at D, in double precision, rounding allowed for."""
@@ -187,7 +205,9 @@ class KeptWeight:
         """Nearest Y = J / P + M with M as above."""
         groups = self.groups
         centred = _centre((x + x.T) / 2, groups)
-        push = 1e3 * (1 + float(np.abs(centred).max()) * groups.num_items)
+        # Block indicators must stay out: far enough below, but not so far that single
+        # precision is lost on them.
+        push = float(np.linalg.norm(centred)) + 2 * groups.kappa
         for block in groups.blocks():
             centred[block, block] -= push / (block.stop - block.start)
         values, vectors = eigh(

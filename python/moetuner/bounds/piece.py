@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner.bounds.gram import Groups, KeptWeight
+from moetuner.bounds.visits import RuleBook
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-_PASSES = 5
-_SMALL_GAIN = 5e-4
-_DAMPING = 0.8
+_ROUND = 5
+"""Iterations between two choices of rules; the bound is evaluated less often."""
+_TRIAL = 60
+"""Iterations that every option is given."""
+_LEARN_EVERY = 4
+_DAMPING = 0.9
+_SMALL_GAIN, _PATIENCE = 2e-5, 4
+_MIX = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -57,63 +63,93 @@ class Piece:
     visits: tuple[Visits, ...] = ()
     together: Floats | None = None
 
-    def bound(self, deadline: float, max_iterations: int) -> float:
+    @property
+    def searched(self) -> bool:
+        """Whether there is anything beyond counting."""
+        return self.groups is not None
+
+    def bound(
+        self, deadline: float, max_iterations: int, book: RuleBook | None = None
+    ) -> float:
         """Best lower bound found until ``time.time()`` is `deadline`, in seconds.
 
-        Every option is searched once, the best one then again and again: lines of
-        `Visits` and the relaxation's Y answer each other, Y damped, until neither
-        gains.
+        Every option is searched a little, the best one then to the end. What `book`
+        has learnt from other pieces is a help, never a condition.
         """
         if self.groups is None:
             return self.least
-        guess = self._guess()
-        found = []
-        for i, option in enumerate(self.options):
-            left = max(deadline - time.time(), 0)
-            until = time.time() + left / (len(self.options) - i + bool(self.visits))
-            found.append((*self._search(option, guess, until, max_iterations), option))
-        best, shared, option = max(found, key=lambda each: each[0])
-        guess = shared if shared is not None else guess
-        for attempt in range(1, _PASSES if self.visits else 1):
-            left = max(deadline - time.time(), 0)
-            if not left:
-                break
-            until = time.time() + left / (_PASSES - attempt)
-            again, shared = self._search(option, guess, until, max_iterations)
-            gained, best = again - best, max(best, again)
-            if shared is None or gained < _SMALL_GAIN * abs(best):
-                break
-            guess = guess + (shared - guess) / (1 + attempt) ** _DAMPING
-        return max(best, self.least)
+        book = RuleBook() if book is None else book
+        searches = [_Search(self, option, book) for option in self.options]
+        for i, search in enumerate(searches if len(searches) > 1 else []):
+            left = max(deadline - time.time(), 0) / (len(searches) - i + 1)
+            search.run(time.time() + left, min(_TRIAL, max_iterations))
+        best = max(searches, key=lambda search: search.best)
+        best.run(deadline, max_iterations)
+        return max(best.best, self.least)
 
-    def _search(
-        self,
-        option: tuple[float, Floats],
-        guess: Floats,
-        until: float,
-        max_iterations: int,
-    ) -> tuple[float, Floats | None]:
-        """(bound, Y of the relaxation) with every choice of lines made by `guess`."""
-        assert self.groups is not None
-        n, (constant, weight) = self.groups.num_items, option
-        weight = weight.copy()
-        for visits in self.visits:
-            more, kept = visits.kept(
-                n, self.groups.num_groups, self.groups.kappa, guess
-            )
-            constant += more
-            weight += kept
-        search = KeptWeight(weight=weight, groups=self.groups)
-        search.quick()
-        search.improve(until, max_iterations)
-        shared = search.shared
-        return constant - search.bound, (
-            None if shared is None else shared.astype(np.float64)
-        )
-
-    def _guess(self) -> Floats:
+    def guess(self) -> Floats:
         """Pairs as in the known placement, half; as in a random one, half."""
         assert self.groups is not None
         n, chance = self.groups.num_items, 1 / self.groups.num_groups
         random = np.full((n, n), chance) + (1 - chance) * np.eye(n)
         return random if self.together is None else (random + self.together) / 2
+
+
+class _Search:
+    """One option of a piece: rules of `Visits` and the relaxation's Y in turn.
+
+    Rules are the best ones for a guess of Y; the guess follows the Y that answers them,
+    damped ever more, while the relaxation goes on from where it stands.
+    """
+
+    def __init__(
+        self, piece: Piece, option: tuple[float, Floats], book: RuleBook
+    ) -> None:
+        assert piece.groups is not None
+        self.piece, self.option, self.book = piece, option, book
+        self.guess, self.rounds, self.stale = piece.guess().astype(np.float32), 0, 0
+        self.constant, weight = self._weigh()
+        self.relaxation = KeptWeight(weight=weight, groups=piece.groups)
+        self.best = self.constant - self.relaxation.quick()
+
+    def run(self, until: float, max_iterations: int) -> None:
+        """Go on until ``time.time()`` is `until`, or nothing is gained any more."""
+        relaxation = self.relaxation
+        if not self.piece.visits:
+            relaxation.improve(until, max_iterations)
+            self.best = self.constant - relaxation.bound
+            return
+        while (
+            relaxation.iterations < max_iterations
+            and time.time() < until
+            and self.stale < _PATIENCE
+        ):
+            relaxation.improve(until, relaxation.iterations + _ROUND)
+            if np.isfinite(relaxation.bound):
+                found = self.constant - relaxation.bound
+                gained = found > self.best + _SMALL_GAIN * abs(self.best)
+                self.stale = 0 if gained else self.stale + 1
+                self.best = max(self.best, found)
+            self.rounds += 1
+            if relaxation.shared is None:
+                return
+            step = (relaxation.shared - self.guess) / (1 + self.rounds) ** _DAMPING
+            self.guess = self.guess + step
+            constant, weight = self._weigh()
+            mix = (2 / (2 + self.rounds)) ** _MIX
+            self.constant += mix * (constant - self.constant)
+            relaxation.reweigh(relaxation.weight + mix * (weight - relaxation.weight))
+
+    def _weigh(self) -> tuple[float, Floats]:
+        """(constant, K) with every choice of rules made by the guess."""
+        groups, (constant, weight) = self.piece.groups, self.option
+        assert groups is not None
+        weight = weight.copy()
+        learn = self.rounds % _LEARN_EVERY == 0
+        for visits in self.piece.visits:
+            more, kept = visits.kept(
+                groups.num_groups, groups.kappa, self.guess, self.book, learn
+            )
+            constant += more
+            weight += kept
+        return constant, weight

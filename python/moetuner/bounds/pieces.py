@@ -7,14 +7,16 @@ Legend: T tokens, L layers, E experts, K top-k, n items.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetuner.bounds.counting import Counting, LayerShare
+from moetuner.bounds.counting import Counting, LayerShare, expert_rows
 from moetuner.bounds.gram import Groups
 from moetuner.bounds.piece import Piece
 from moetuner.bounds.visits import Visits
+from moetuner.bounds.whole import Maxima, WholeGroups, few_enough
 from moetuner.cost import CostModel, Homes, Wire
 from moetuner.trace import Trace
 
@@ -40,7 +42,7 @@ class Cutter:
         self.level = self.counting.level
         self.known = known if known is None or not known.has_replicas else None
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[Piece | WholeGroups]:
         """Pieces whose bounds add up to one of the objective.
 
         On one node compute and links look at the same groups, the ranks, and stay
@@ -49,11 +51,13 @@ class Cutter:
         num_layers = self.problem.num_layers
         shares = [self.counting.shares(layer) for layer in range(num_layers)]
         apart = self.level.ranks_per_group > 1
-        pieces = []
+        pieces: list[Piece | WholeGroups] = []
         if apart:
             pieces += [
                 self._compute_piece(layer, share) for layer, share in enumerate(shares)
             ]
+        if self._whole():
+            return [self._whole_piece(*pair) for pair in enumerate(shares)]
         if self.cost.homes is not Homes.FOLLOW or num_layers == 1:
             return pieces + [
                 self._links_piece(f"{layer}", layer, [(layer, 1.0)], shares, apart)
@@ -65,6 +69,68 @@ class Cutter:
             name = f"{layer - 1}-{layer}"
             pieces.append(self._links_piece(name, layer, own, shares, apart))
         return pieces
+
+    def _whole(self) -> bool:
+        """Whether all sets of experts that a rank can hold are priced one by one."""
+        level, tokens = self.level, self.cost.wire is not Wire.ALLGATHER
+        maxima = sum(
+            int(batches.max(initial=0)) + 1 for batches in self.workload.batches
+        )
+        return (
+            level.equal
+            and level.ranks_per_group == 1
+            and self.cost.homes is Homes.UNIFORM
+            and few_enough(level.num_groups, level.slots, maxima * (1 + tokens))
+        )
+
+    def _whole_piece(self, layer: int, shares: list[LayerShare]) -> WholeGroups:
+        level, counting = self.level, self.counting
+        parts = ("compute", "dispatch", "combine")
+        least = sum(
+            getattr(share, f"{part}_least") for share in shares for part in parts
+        )
+        per_row, per_expert = counting.per_row_and_expert()
+        maxima = []
+        for trace, batches, weight in zip(
+            self.workload.traces,
+            self.workload.batches,
+            counting.weights(),
+            strict=True,
+        ):
+            rows = expert_rows(trace, batches, layer)
+            per_visit = level.leaves * (level.dispatch + level.combine)
+            tokens: list[NDArray[Any]] = []
+            link_floor = np.zeros(0)
+            if self.cost.wire is not Wire.ALLGATHER:
+                assert isinstance(trace, Trace)
+                ids = trace.topk_ids[:, layer]
+                floor = counting.least_rows(ids, batches, rows, True)
+                link_floor = floor * (level.dispatch + level.combine)
+                tokens = [ids[batches == batch] for batch in range(len(rows))]
+                if self.cost.wire is Wire.PER_EXPERT:  # a row of its own for each
+                    tokens = [of[of >= 0][:, None] for of in tokens]
+            maxima.append(
+                Maxima(
+                    rows=rows,
+                    compute_floor=counting.compute_floor(rows),
+                    per_row=per_row / counting.top_speed,
+                    per_expert=per_expert / counting.top_speed,
+                    tokens=tuple(tokens),
+                    link_floor=link_floor,
+                    per_visit=per_visit,
+                    weight=weight,
+                )
+            )
+        known = self.known.rank_of()[layer] if self.known else None
+        return WholeGroups(
+            name=f"{layer}",
+            least=least,
+            constant=sum(share.dispatch_base + share.combine_base for share in shares),
+            num_groups=level.num_groups,
+            slots=level.slots,
+            maxima=tuple(maxima),
+            known=known,
+        )
 
     def _compute_piece(self, layer: int, shares: list[LayerShare]) -> Piece:
         least = sum(share.compute_least for share in shares)
@@ -194,8 +260,9 @@ class Cutter:
                 constant += self._add_copies(ids, home, uniform, seconds, weight)
                 continue
             if uniform:
-                visits.append(
-                    Visits(items=ids[some], weight=seconds * level.leaves, free=0)
+                _add(
+                    visits,
+                    Visits(items=ids[some], weight=seconds * level.leaves, free=0),
                 )
                 continue
             known = some & (home >= 0)
@@ -203,8 +270,8 @@ class Cutter:
                 sets = ids[known]  # the home is the first of them
             else:
                 sets = np.column_stack([ids[known], home[known]])
-            visits.append(Visits(items=sets, weight=seconds, free=1))
-            visits.append(Visits(items=ids[some & (home < 0)], weight=seconds, free=1))
+            _add(visits, Visits(items=sets, weight=seconds, free=1))
+            _add(visits, Visits(items=ids[some & (home < 0)], weight=seconds, free=1))
         return constant
 
     def _homes(
@@ -258,3 +325,12 @@ class Cutter:
         if anchors:
             group[-groups.num_groups :] = np.arange(groups.num_groups)
         return np.asarray(group[:, None] == group, np.float64)
+
+
+def _add(visits: list[Visits], more: Visits) -> None:
+    """Append `more`, or add its weight where the same sets are there already."""
+    for i, known in enumerate(visits):
+        if known.free == more.free and np.array_equal(known.items, more.items):
+            visits[i] = replace(known, weight=known.weight + more.weight)
+            return
+    visits.append(more)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from moetuner.bounds.piece import Piece
+    from moetuner.bounds.whole import WholeGroups
 
 # The child imports from where we do: `-m` would look in the working directory first.
 _WORKER = (
@@ -32,7 +33,7 @@ _ONE_THREAD = dict.fromkeys(
 
 
 def bound_pieces(
-    pieces: Sequence[Piece],
+    pieces: Sequence[Piece | WholeGroups],
     *,
     deadline: float,
     threads: int = 0,
@@ -45,7 +46,7 @@ def bound_pieces(
     the same after Ctrl-C, which goes no further.
     """
     bounds = [piece.least for piece in pieces]
-    searched = [i for i, piece in enumerate(pieces) if piece.groups is not None]
+    searched = [i for i, piece in enumerate(pieces) if piece.searched]
     width = min(threads or os.cpu_count() or 1, len(searched))
     if not width:
         return bounds
@@ -105,7 +106,10 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def _ask(
-    child: subprocess.Popen[bytes], piece: Piece, seconds: float, max_iterations: int
+    child: subprocess.Popen[bytes],
+    piece: Piece | WholeGroups,
+    seconds: float,
+    max_iterations: int,
 ) -> float | None:
     assert child.stdin is not None
     assert child.stdout is not None

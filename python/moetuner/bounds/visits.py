@@ -1,31 +1,46 @@
-"""How many groups a set of items visits at least, as a linear function of pairs.
+"""How many groups sets of items visit at least, as a linear function of pairs.
 
-A set of k items in d groups has at most as many pairs in different groups as the
-Turan graph T(k, d). So (pairs cut, groups visited) lies above the convex lower hull of
-the points (|T(k, d)|, d), d = 1..P: each of its lines is a valid lower bound
+Each set takes the best rule of `moetuner.bounds.touches` by a guess of who is together;
+which rule is taken for which set is free, every choice is a valid bound.
 
-    visited >= intercept + slope * cut,      cut = k (k - 1) / 2 - pairs kept together
-
-and which line is taken for which set is free; the best one depends on the cut that one
-expects. Lines with few groups are left out where the set cannot fit into them.
-
-Legend: T sets, w longest set, n items.
+Legend: T sets, w longest set, n items, k items of a set, p = k (k - 1) / 2 pairs.
 """
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_array
+
+from moetuner.bounds.touches import Touches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+
+_CHUNK = 8192
+"""Sets at a time: their tables stay in the cache."""
+_SAMPLE = 500
+"""Sets that new rules are made for are among so many, evenly chosen."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class RuleBook:
+    """`Touches` by (size, groups, capacity): what one search learnt serves the next."""
+
+    books: dict[tuple[int, int, int], Touches] = field(default_factory=dict)
+
+    def of(self, size: int, num_groups: int, capacity: int) -> Touches:
+        """Rules for sets of `size`."""
+        capacity, num_groups = min(capacity, size), min(num_groups, size)
+        key = (size, num_groups, capacity)
+        if key not in self.books:
+            self.books[key] = Touches(
+                size=size, num_groups=num_groups, capacity=capacity
+            )
+        return self.books[key]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,70 +62,62 @@ class Visits:
     free: int
 
     def kept(
-        self, num_items: int, num_groups: int, capacity: int, together: Floats
+        self,
+        num_groups: int,
+        capacity: int,
+        together: NDArray[np.floating],
+        book: RuleBook,
+        learn: bool = False,
     ) -> tuple[float, Floats]:
         """(constant, K): sum of weight * (visited - free) >= constant - <K, Y>.
 
         Parameters
         ----------
-        num_items, num_groups, capacity
-            Items n, groups P, items that one group can hold of a set.
+        num_groups, capacity
+            Groups P, items that one group can hold of a set.
         together
-            float64 [n, n], how likely pairs share a group: only the choice of lines
+            float [n, n], how likely pairs share a group: only the choice of rules
             depends on it.
+        book
+            Rules to choose from.
+        learn
+            Whether to make new rules for some sets of each size.
         """
         sizes = (self.items >= 0).sum(axis=1)
-        member = self._incidence(num_items)
-        # Pairs kept, by the guess: s' Y s, less the items themselves.
-        guess = (member @ together) * member
-        pairs = (np.asarray(guess.sum(axis=1)).ravel() - sizes) / 2
-        constant, slopes = 0.0, np.zeros(len(sizes))
+        n, constant = len(together), -float(self.free) * int((sizes > 0).sum())
+        pairs_kept = np.zeros(n * n)
         for size in np.unique(sizes[sizes > 0]).tolist():
-            of_size = sizes == size
-            lines = visit_lines(size, num_groups, capacity)
-            total = size * (size - 1) / 2
-            values = lines[:, 0] + lines[:, 1] * (total - pairs[of_size])[:, None]
-            chosen = lines[values.argmax(axis=1)]
-            constant += float((chosen[:, 0] + chosen[:, 1] * total - self.free).sum())
-            slopes[of_size] = chosen[:, 1]
-        weighted = member.multiply(np.sqrt(slopes)[:, None]).tocsr()
-        pairs_kept = (weighted.T @ weighted).toarray() * (self.weight / 2)
-        np.fill_diagonal(pairs_kept, 0)
-        return constant * self.weight, pairs_kept
-
-    def _incidence(self, num_items: int) -> csr_array:
-        there = self.items >= 0
-        rows = np.repeat(np.arange(len(self.items)), there.sum(axis=1))
-        columns = self.items[there].astype(np.int64)
-        shape = (len(self.items), num_items)
-        return csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
+            of_size = self.items[sizes == size]
+            sets = of_size[of_size >= 0].reshape(-1, size)
+            rules = book.of(size, num_groups, capacity)
+            if learn:
+                some = sets[:: max(len(sets) // _SAMPLE, 1)]
+                rules.learn(_order(some, together)[1])
+            for start in range(0, len(sets), _CHUNK):
+                cells, chances = _order(sets[start : start + _CHUNK], together)
+                chosen = rules.best(chances)
+                constant += float(chosen[:, 0].sum())
+                pairs_kept += np.bincount(
+                    cells.ravel(), -chosen[:, 1:].ravel(), minlength=n * n
+                )
+        kept = pairs_kept.reshape(n, n) * (self.weight / 2)
+        return constant * self.weight, kept + kept.T
 
 
-@cache
-def visit_lines(size: int, num_groups: int, capacity: int) -> Floats:
-    """Lines (intercept, slope) of the hull for sets of `size`, float64 [lines, 2]."""
-    most = min(size, num_groups)
-    least = min(-(-size // capacity), most)
-    points = [(turan_pairs(size, groups), groups) for groups in range(least, most + 1)]
-    hull: list[tuple[int, int]] = []
-    for point in points:
-        while len(hull) > 1 and _above(hull[-2], hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    lines = [(float(least), 0.0)]
-    for (cut, groups), (more_cut, more) in itertools.pairwise(hull):
-        slope = (more - groups) / (more_cut - cut)
-        lines.append((groups - slope * cut, slope))
-    return np.array(lines)
+def _order(
+    sets: NDArray[np.integer[Any]], together: NDArray[np.floating]
+) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    """(cells of Y, flat, [T, p]; their values), the most sociable items first.
 
-
-def turan_pairs(size: int, num_groups: int) -> int:
-    """Most pairs in different groups that `size` items in `num_groups` can have."""
-    small, extra = divmod(size, num_groups)
-    kept = num_groups * small * (small - 1) // 2 + extra * small
-    return size * (size - 1) // 2 - kept
-
-
-def _above(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> bool:
-    """Whether `b` is on or above the line from `a` to `c`."""
-    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
+    Rules learnt from one set fit another when items of like company stand alike.
+    """
+    flat, n = together.ravel(), len(together)
+    sets = sets.astype(np.int64)
+    first, second = np.triu_indices(sets.shape[1], 1)
+    chances = flat.take(sets[:, first] * n + sets[:, second])
+    ends = np.zeros((first.size, sets.shape[1]), chances.dtype)
+    ends[np.arange(first.size), first] = ends[np.arange(first.size), second] = 1
+    order = np.argsort(-(chances @ ends), axis=1, kind="stable")
+    sets = np.take_along_axis(sets, order, axis=1)
+    cells = sets[:, first] * n + sets[:, second]
+    return cells, flat.take(cells)
