@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import report
@@ -25,6 +26,8 @@ from moetuner.cost import CostModel, Homes, Wire, shape_for_model
 from moetuner.evaluation import evaluate
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
+from moetuner.solver.joint import JointConfig, JointSolver
+from moetuner.solver.profile import Favour
 from moetuner.topology import Topology
 from moetuner.trace import TOPIC_PRESETS, topic_trace
 from moetuner.workload import Workload
@@ -39,6 +42,8 @@ MODELS = [
     ("deepseek-v3", 32),
     ("deepseek-v3", 64),
 ]
+# A proof is about this trace's batches, so the plan is too.
+TRACE_ALONE = JointSolver(config=JointConfig(favour=Favour.TRACE))
 LARGEST = [("96x512", 64), ("96x512", 256)]
 CASES = {"models": MODELS, "largest": LARGEST, "all": MODELS + LARGEST}
 
@@ -72,7 +77,8 @@ def run_case(args, preset, ranks):
     staged = two_stage(problem, options)
     staged_value = problem.objective_value(staged.placement)
     solver = "exact" if problem.num_experts <= 8 else "joint"
-    solution = get_solver(solver).solve(problem, options)
+    method = TRACE_ALONE if solver == "joint" else get_solver(solver)
+    solution = method.solve(problem, options)
     if solver == "exact" and solution.status is SolveStatus.OPTIMAL:
         bound = counted = solution.lower_bound
         prove_seconds = 0.0
@@ -202,7 +208,9 @@ def main():
     parser.add_argument("--cases", default="all", choices=CASES)
     parser.add_argument("--only", nargs="*", help="presets to keep")
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of each case")
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
+    parser.add_argument("--no-plot", action="store_true", help="without matplotlib")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--batch-tokens", type=int, default=2048)
@@ -217,13 +225,18 @@ def main():
         print(json.dumps(run_case(args, args.single[0], int(args.single[1]))))
         return
     env, found = report.environment(args.note), []
-    for preset, ranks in CASES[args.cases]:
-        if args.only and preset not in args.only:
-            continue
-        found.append(run_apart(args, preset, ranks))
-        print(found[-1], flush=True)
-        content = {"environment": env, "cases": found}
-        report.write(args.name, content, lines_of(args, env, found))
+    wanted = [
+        (preset, ranks)
+        for preset, ranks in CASES[args.cases]
+        if not args.only or preset in args.only
+    ]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for case in pool.map(lambda which: run_apart(args, *which), wanted):
+            found.append(case)
+            print(case, flush=True)
+            content = {"environment": env, "cases": found}
+            report.write(args.name, content, lines_of(args, env, found))
+    if not args.no_plot:
         plot(args, found)
 
 

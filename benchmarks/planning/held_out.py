@@ -10,6 +10,7 @@ paper's two stages (CBC) get the seconds of `--ilp-seconds`, the joint planner t
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -69,35 +70,70 @@ SCORES = {
 }
 
 
-def score_planners(args, trace, model, homes, seed):
-    """Scores of each planner for one split, by name."""
-    split = split_by_sequence(trace, 0.5, seed)
+def score(args, label, homes, seed, name):
+    """Scores of one planner on one split, by field; None where it is left out."""
+    solver, objective, extra = PLANNERS[name]
+    if solver == "ilp2" and seed >= args.ilp_seeds:
+        return None
+    file, model = TRACES[label]
+    split = split_by_sequence(read_trace(report.traces_folder() / file), 0.5, seed)
     cost = CostModel(shape=MODEL_SHAPES[model], homes=homes)
     topology = Topology(num_ranks=args.ranks, ranks_per_node=args.ranks_per_node)
     workload = Workload(traces=(split.plan,), cost=cost, batch_tokens=args.batch_tokens)
     problem = PlacementProblem.from_workload(workload, topology)
-    scores = {}
-    for name in args.planners:
-        solver, objective, extra = PLANNERS[name]
-        seconds = args.ilp_seconds if solver == "ilp2" else args.seconds
-        if solver == "ilp2" and seed >= args.ilp_seeds:
-            continue
-        options = SolverOptions(time_limit=seconds, seed=seed, threads=args.threads)
-        asked = replace(
-            problem,
-            objective=objective,
-            slots_per_rank=problem.slots_per_rank + extra,
-        )
-        method = FEW_COPIES if name == "joint, few copies" else get_solver(solver)
-        solution = method.solve(asked, options)
-        found = evaluate(
-            split.score, solution.placement, cost, batch_tokens=args.batch_tokens
-        )
-        scores[name] = {field: getattr(found, field) for field in SCORES}
-        scores[name]["seconds"] = solution.seconds
-        batch_ms = found.batch_seconds_mean * 1e3
-        print(f"  {name}: {batch_ms:.3f} ms, {solution.seconds:.1f} s", flush=True)
+    asked = replace(
+        problem, objective=objective, slots_per_rank=problem.slots_per_rank + extra
+    )
+    seconds = args.ilp_seconds if solver == "ilp2" else args.seconds
+    options = SolverOptions(time_limit=seconds, seed=seed, threads=args.threads)
+    method = FEW_COPIES if name == "joint, few copies" else get_solver(solver)
+    solution = method.solve(asked, options)
+    found = evaluate(
+        split.score, solution.placement, cost, batch_tokens=args.batch_tokens
+    )
+    scores = {field: getattr(found, field) for field in SCORES}
+    scores["seconds"] = solution.seconds
+    batch_ms = found.batch_seconds_mean * 1e3
+    print(
+        f"{label}, {homes.value}, {seed}, {name}: {batch_ms:.3f} ms, "
+        f"{solution.seconds:.1f} s",
+        flush=True,
+    )
     return scores
+
+
+def cases_of(args):
+    """(trace, homes) that are asked for and make sense."""
+    for label in args.traces:
+        trace = read_trace(report.traces_folder() / TRACES[label][0])
+        for homes in map(Homes, args.homes):
+            # Without weights nobody knows the first expert.
+            if homes is not Homes.FOLLOW or trace.ranked:
+                yield label, homes
+
+
+def score_all(args, cases):
+    """By case, for each seed, the scores of the planners."""
+    tasks = [
+        (label, homes, seed, name)
+        for label, homes in cases
+        for seed in range(args.seeds)
+        for name in args.planners
+    ]
+    with ProcessPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(score, args, *task) for task in tasks]
+        found = dict(zip(tasks, [future.result() for future in futures], strict=True))
+    return {
+        case: [
+            {
+                name: scores
+                for name in args.planners
+                if (scores := found[(*case, seed, name)]) is not None
+            }
+            for seed in range(args.seeds)
+        ]
+        for case in cases
+    }
 
 
 def relative(runs, name, others):
@@ -159,7 +195,8 @@ def main():
     parser.add_argument("--ilp-seconds", type=float, default=60)
     parser.add_argument("--ilp-seeds", type=int, default=1, help="0: leave CBC out")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of each planner")
+    parser.add_argument("--jobs", type=int, default=1, help="planners at a time")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--ranks-per-node", type=int, default=4)
     parser.add_argument("--batch-tokens", type=int, default=2048)
@@ -172,38 +209,30 @@ def main():
     parser.add_argument("--note", default="")
     args = parser.parse_args()
     env = report.environment(args.note)
-    cases, body, verdicts = {}, [], []
-    for label in args.traces:
-        file, model = TRACES[label]
-        trace = read_trace(report.traces_folder() / file)
-        for homes in map(Homes, args.homes):
-            if homes is Homes.FOLLOW and not trace.ranked:
-                continue  # without weights nobody knows the first expert
-            title = f"{label}, homes {homes.value}"
-            print(title, flush=True)
-            runs = [
-                score_planners(args, trace, model, homes, seed)
-                for seed in range(args.seeds)
-            ]
-            cases[title] = runs
-            body += section(title, runs)
-            verdicts += verdict(title, runs)
-            title = (
-                f"Held-out halves of real traces: {args.ranks} ranks in nodes of "
-                f"{args.ranks_per_node}, dedup"
-            )
-            lines = report.head(title, env)
-            lines += [
-                f"Median (smallest-largest) over {args.seeds} splits and seeds; joint "
-                f"{args.seconds:g} s, CBC {args.ilp_seconds:g} s (first "
-                f"{args.ilp_seeds} seeds), {args.threads} threads.",
-                "",
-                "## Joint against the others: mean time of a held-out batch, %",
-                "",
-            ]
-            header = ["case", "chain", "paper's two stages", "closest", "below all?"]
-            lines += report.table(header, verdicts) + body
-            report.write(args.name, {"environment": env, "cases": cases}, lines)
+    results = score_all(args, list(cases_of(args)))
+    title = (
+        f"Held-out halves of real traces: {args.ranks} ranks in nodes of "
+        f"{args.ranks_per_node}, dedup"
+    )
+    lines = report.head(title, env)
+    lines += [
+        f"Median (smallest-largest) over {args.seeds} splits and seeds; joint "
+        f"{args.seconds:g} s, CBC {args.ilp_seconds:g} s (first {args.ilp_seeds} "
+        f"seeds), {args.threads} threads, {args.jobs} at a time.",
+        "",
+        "## Joint against the others: mean time of a held-out batch, %",
+        "",
+    ]
+    named = {
+        f"{label}, homes {homes.value}": runs
+        for (label, homes), runs in results.items()
+    }
+    header = ["case", "chain", "paper's two stages", "closest", "below all?"]
+    verdicts = [row for title, runs in named.items() for row in verdict(title, runs)]
+    lines += report.table(header, verdicts)
+    for title, runs in named.items():
+        lines += section(title, runs)
+    report.write(args.name, {"environment": env, "cases": named}, lines)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 #include "scenario_costs.h"
 
-#include "clones.h"
+#include "vectorized.h"
 
 #include <algorithm>
 
 namespace moetuner {
 namespace {
+
+MOETUNER_INLINE inline double larger(double a, double b) { return a > b ? a : b; }
+
+MOETUNER_INLINE inline double smaller(double a, double b) { return a < b ? a : b; }
 
 /// Rows of one node's ranks, [m, S] each, and what their maxima are, [S] each.
 struct NodeRows {
@@ -18,7 +22,6 @@ struct NodeRows {
   std::int64_t size;
   double row_compute;
   double expert_compute;
-  double senders;
   double* compute;
   double* peak;
   double* links;
@@ -27,57 +30,66 @@ struct NodeRows {
   double* least;
 };
 
-MOETUNER_CLONES
 void find_maxima(const NodeRows& node) {
   const std::int64_t size = node.size;
+  std::fill_n(node.compute, size, 0.0);
+  std::fill_n(node.peak, size, 0.0);
+  std::fill_n(node.links, size, 0.0);
+  std::fill_n(node.least, size, 1e300);
+  std::fill_n(node.squares, size, 0.0);
+  std::fill_n(node.hits_sum, size, 0.0);
   for (std::int64_t i = 0; i < node.num_ranks; ++i) {
-    const std::int32_t* __restrict load = node.load + i * size;
-    const std::int32_t* __restrict active = node.active + i * size;
-    const std::int32_t* __restrict hits = node.hits + i * size;
-    const double* __restrict scale = node.row_scale;
-    double* __restrict compute = node.compute;
-    double* __restrict peak = node.peak;
-    double* __restrict squares = node.squares;
-    double* __restrict sum = node.hits_sum;
-    double* __restrict most = node.links;
-    double* __restrict least = node.least;
     const double slow = 1.0 / node.rank_speed[i];
-    const double arithmetic = slow * node.row_compute;
-    const double reading = slow * node.expert_compute;
-    const bool first = i == 0;
-    for (std::int64_t s = 0; s < size; ++s) {
-      const double rows = load[s];
-      const double scaled = rows * scale[s];
-      const double arrive = hits[s];
-      const double by_rows = scaled * arithmetic;
-      const double by_experts = active[s] * reading;
-      const double seconds = by_rows > by_experts ? by_rows : by_experts;
-      const double full = scaled * slow;
-      compute[s] = first || seconds > compute[s] ? seconds : compute[s];
-      peak[s] = first || full > peak[s] ? full : peak[s];
-      most[s] = first || arrive > most[s] ? arrive : most[s];
-      least[s] = first || arrive < least[s] ? arrive : least[s];
-      squares[s] = (first ? 0.0 : squares[s]) + rows * rows;
-      sum[s] = (first ? 0.0 : sum[s]) + arrive;
-    }
-  }
-  // Uniform homes, in rows x ranks: see LayerTally::add_expected.
-  const double others = static_cast<double>(node.num_ranks - 1);
-  for (std::int64_t s = 0; s < size; ++s) {
-    const double ingress = others * node.links[s];
-    const double egress = node.hits_sum[s] - node.least[s];
-    node.links[s] = node.senders * (ingress > egress ? ingress : egress) * node.row_scale[s];
+    vectorized([&node, size, i, slow]() MOETUNER_INLINE {
+      const std::int32_t* __restrict load = node.load + i * size;
+      const std::int32_t* __restrict active = node.active + i * size;
+      const std::int32_t* __restrict hits = node.hits + i * size;
+      const double* __restrict scale = node.row_scale;
+      double* __restrict compute = node.compute;
+      double* __restrict peak = node.peak;
+      double* __restrict squares = node.squares;
+      double* __restrict sum = node.hits_sum;
+      double* __restrict most = node.links;
+      double* __restrict least = node.least;
+      const double arithmetic = slow * node.row_compute;
+      const double reading = slow * node.expert_compute;
+      for (std::int64_t s = 0; s < size; ++s) {
+        const double rows = load[s];
+        squares[s] += rows * rows;
+      }
+      for (std::int64_t s = 0; s < size; ++s) {
+        const double scaled = load[s] * scale[s];
+        compute[s] = larger(compute[s], larger(scaled * arithmetic, active[s] * reading));
+      }
+      for (std::int64_t s = 0; s < size; ++s) {
+        peak[s] = larger(load[s] * scale[s] * slow, peak[s]);
+      }
+      for (std::int64_t s = 0; s < size; ++s) most[s] = larger(hits[s], most[s]);
+      for (std::int64_t s = 0; s < size; ++s) least[s] = smaller(hits[s], least[s]);
+      for (std::int64_t s = 0; s < size; ++s) sum[s] += hits[s];
+    });
   }
 }
 
-MOETUNER_CLONES
 void raise(double* __restrict most, const double* __restrict values, std::int64_t size) {
-  for (std::int64_t s = 0; s < size; ++s) most[s] = values[s] > most[s] ? values[s] : most[s];
+  vectorized([=]() MOETUNER_INLINE {
+    for (std::int64_t s = 0; s < size; ++s) most[s] = values[s] > most[s] ? values[s] : most[s];
+  });
 }
 
-MOETUNER_CLONES
 void add(double* __restrict sums, const double* __restrict values, std::int64_t size) {
-  for (std::int64_t s = 0; s < size; ++s) sums[s] += values[s];
+  vectorized([=]() MOETUNER_INLINE {
+    for (std::int64_t s = 0; s < size; ++s) sums[s] += values[s];
+  });
+}
+
+void add_extremes(
+    double* sums, double* most, double* least, const std::int32_t* counts, std::int64_t size) {
+  vectorized([=]() MOETUNER_INLINE {
+    for (std::int64_t s = 0; s < size; ++s) sums[s] += counts[s];
+    for (std::int64_t s = 0; s < size; ++s) most[s] = larger(counts[s], most[s]);
+    for (std::int64_t s = 0; s < size; ++s) least[s] = smaller(counts[s], least[s]);
+  });
 }
 
 }  // namespace
@@ -100,6 +112,15 @@ void ScenarioCosts::clear() {
   std::fill(total_.begin(), total_.end(), 0.0);
 }
 
+void ScenarioCosts::refresh_all() {
+  mean_load_.assign(static_cast<std::size_t>(size_), 0.0);
+  for (std::int64_t rank = 0; rank < args_.num_ranks; ++rank) {
+    for (std::int64_t s = 0; s < size_; ++s) mean_load_[s] += load(rank)[s];
+  }
+  for (double& rows : mean_load_) rows /= static_cast<double>(args_.num_ranks);
+  for (std::int64_t node = 0; node < num_nodes_; ++node) refresh(node);
+}
+
 void ScenarioCosts::refresh(std::int64_t node) {
   const std::int64_t first = node * args_.ranks_per_node;
   const std::int64_t row = node * size_;
@@ -112,23 +133,40 @@ void ScenarioCosts::refresh(std::int64_t node) {
                .size = size_,
                .row_compute = args_.weights.row_compute,
                .expert_compute = args_.weights.expert_compute,
-               .senders = args_.dedup ? static_cast<double>(num_nodes_) : 1.0,
                .compute = compute_.data() + row,
                .peak = peak_.data() + row,
                .links = links_.data() + row,
                .squares = squares_.data() + row,
                .hits_sum = hits_sum_.data() + row,
                .least = scratch_.data()});
+  double* links = links_.data() + row;
+  if (args_.home != nullptr) {
+    for (std::int64_t s = 0; s < size_; ++s) {
+      links[s] *= args_.row_scale[s] * static_cast<double>(args_.num_ranks);
+    }
+    return;
+  }
+  // Uniform homes, in rows x ranks: see LayerTally::add_expected.
+  const double senders = args_.dedup ? static_cast<double>(num_nodes_) : 1.0;
+  const double others = static_cast<double>(args_.ranks_per_node - 1);
+  for (std::int64_t s = 0; s < size_; ++s) {
+    const double ingress = others * links[s];
+    const double egress = hits_sum_[row + s] - scratch_[s];
+    links[s] = senders * std::max(ingress, egress) * args_.row_scale[s];
+  }
 }
 
 double ScenarioCosts::price() {
-  const SearchWeights& w = args_.weights;
   double* compute = scratch_.data();
   double* peak = compute + size_;
   double* links = peak + size_;
   double* squares = links + size_;
   double* rank_hits = squares + size_;
-  std::fill(compute, compute + 5 * size_, 0.0);
+  double* node_hits = rank_hits + size_;
+  double* most = node_hits + size_;
+  double* least = most + size_;
+  std::fill(compute, least, 0.0);
+  std::fill_n(least, size_, 1e300);
   for (std::int64_t node = 0; node < num_nodes_; ++node) {
     const std::int64_t row = node * size_;
     raise(compute, compute_.data() + row, size_);
@@ -136,38 +174,32 @@ double ScenarioCosts::price() {
     raise(links, links_.data() + row, size_);
     add(squares, squares_.data() + row, size_);
     add(rank_hits, hits_sum_.data() + row, size_);
+    add_extremes(node_hits, most, least, node_hits_.data() + row, size_);
   }
+  const SearchWeights& w = args_.weights;
   const auto num_ranks = static_cast<double>(args_.num_ranks);
+  const auto per_node = static_cast<double>(args_.ranks_per_node);
+  const double away = num_ranks - per_node;
+  const bool homes = args_.home != nullptr;
+  const double unit = homes ? 1.0 / kLinkRow : 1.0;
   double seconds = 0.0;
   for (std::int64_t s = 0; s < size_; ++s) {
-    std::int64_t all = 0;
-    std::int32_t most = 0;
-    std::int32_t least = INT32_MAX;
-    for (std::int64_t node = 0; node < num_nodes_; ++node) {
-      const std::int32_t hits = node_hits_[node * size_ + s];
-      all += hits;
-      most = std::max(most, hits);
-      least = std::min(least, hits);
-    }
     const double scale = args_.row_scale[s];
-    double rows = 0.0;  // all rows of the scenario are there whoever holds them
-    for (std::int64_t rank = 0; w.smooth_variance > 0 && rank < args_.num_ranks; ++rank) {
-      rows += load_[rank * size_ + s];
-    }
-    const double mean = rows / num_ranks;
+    const double link_scale = scale * unit;
+    // A rank's rows have the same mean whoever holds what.
+    const double mean = mean_load_[s];
     const double variance = mean > 0 ? (squares[s] / num_ranks - mean * mean) / mean : 0.0;
     double here = compute[s] + w.smooth_peak * peak[s] + w.smooth_variance * variance * scale;
     if (!args_.gather) {
-      const bool between = num_nodes_ > 1 && all > 0;
-      const double node_rows = static_cast<double>(std::max(
-                                   (args_.num_ranks - args_.ranks_per_node) * std::int64_t{most},
-                                   (all - least) * args_.ranks_per_node)) *
-                               scale / num_ranks;
-      const double rank_rows = links[s] / num_ranks;
+      const bool between = num_nodes_ > 1 && node_hits[s] > 0;
+      const double node_rows =
+          (homes ? most[s]
+                 : std::max(away * most[s], (node_hits[s] - least[s]) * per_node) / num_ranks) *
+          link_scale;
+      const double rank_rows = links[s] * unit / num_ranks;
       here += std::max(rank_rows * w.rank_row, between ? node_rows * w.node_row : 0.0);
       here += between ? w.node_latency : rank_rows > 0 ? w.rank_latency : 0.0;
-      here +=
-          scale * (w.smooth_rank_hit * rank_hits[s] + w.smooth_node_hit * static_cast<double>(all));
+      here += link_scale * (w.smooth_rank_hit * rank_hits[s] + w.smooth_node_hit * node_hits[s]);
     }
     seconds += args_.weight[s] * here;
   }

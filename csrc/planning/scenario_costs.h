@@ -7,6 +7,9 @@
 
 namespace moetuner {
 
+/// What a row on a link counts where tokens have homes: it may be saved in one direction alone.
+constexpr std::int32_t kLinkRow = 64;
+
 /// Rows of a layer on every rank and node, for every scenario, and their price.
 ///
 /// Arrays are [place, S], so that loops over scenarios run over neighbours in memory. Whoever
@@ -25,6 +28,7 @@ class ScenarioCosts {
 
   /// The maxima over the ranks of a node, anew.
   void refresh(std::int64_t node);
+  void refresh_all();
 
   /// Search cost of the layer, in seconds.
   double price();
@@ -41,11 +45,12 @@ class ScenarioCosts {
   const SearchArgs& args_;
   const std::int64_t size_;  // S
   const std::int64_t num_nodes_;
-  std::vector<double> mean_load_;        // [S], rows per rank
-  std::vector<std::int32_t> load_;       // [G, S], rows
-  std::vector<std::int32_t> active_;     // [G, S], experts with a row
-  std::vector<std::int32_t> hits_;       // [G, S], rows that arrive
-  std::vector<std::int32_t> node_hits_;  // [N, S]
+  std::vector<double> mean_load_;     // [S], rows per rank
+  std::vector<std::int32_t> load_;    // [G, S], rows
+  std::vector<std::int32_t> active_;  // [G, S], experts with a row
+  std::vector<std::int32_t> hits_;    // [G, S], rows on its links, both ways; times kLinkRow where
+                                      // tokens have homes
+  std::vector<std::int32_t> node_hits_;  // [N, S], the same
   std::vector<double> total_;            // [G], weighted rows of all scenarios
   // Of each node, [N, S]:
   std::vector<double> compute_;   // seconds of the slowest rank
@@ -53,7 +58,7 @@ class ScenarioCosts {
   std::vector<double> links_;     // rows on the busiest rank link, times G
   std::vector<double> squares_;   // sum of squared rows
   std::vector<double> hits_sum_;  // sum of rows that arrive
-  std::vector<double> scratch_;   // [6, S]
+  std::vector<double> scratch_;   // [8, S]
   std::int64_t saved_ranks_[2] = {0, 0};
   double saved_total_[2] = {0.0, 0.0};
   std::vector<std::int32_t> saved_counts_;

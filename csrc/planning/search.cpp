@@ -19,11 +19,14 @@ constexpr double kNeighbourShare = 0.6;    // proposals that pair experts of lik
 
 class Anneal {
  public:
-  Anneal(const SearchArgs& args, std::int64_t layer)
+  Anneal(const SearchArgs& args,
+         std::int64_t layer,
+         std::uint64_t seed,
+         const Surroundings& around = {})
       : args_(args),
         layer_(layer),
-        search_(args, layer),
-        random_(seed_of(args.seed, layer)),
+        search_(args, layer, around),
+        random_(seed),
         by_load_(static_cast<std::size_t>(args.num_slots)),
         place_(static_cast<std::size_t>(args.num_slots)) {
     std::iota(by_load_.begin(), by_load_.end(), 0);
@@ -47,6 +50,33 @@ class Anneal {
     args_.cost[layer_] = best_cost_;
   }
 
+  /// Goes on at one temperature, in units of `unit()`, from where the layer is to where it gets.
+  void step(std::int64_t proposals, double temperature, const StopClock& clock) {
+    for (std::int64_t i = 0; i < proposals; ++i) {
+      if (i % kClockEvery == 0 && clock.stopped()) break;
+      if (!try_pair(temperature)) break;
+    }
+    const auto& ranks = search_.ranks();
+    std::copy(ranks.begin(), ranks.end(), args_.rank_of + layer_ * args_.num_slots);
+  }
+
+  double own_cost() const { return search_.own_cost(); }
+
+  /// Median |change| of random swaps: the unit of temperature.
+  double unit() {
+    std::vector<double> changes;
+    std::int64_t a = 0;
+    std::int64_t b = 0;
+    for (std::int64_t i = 0; i < kTrials; ++i) {
+      if (!draw_pair(a, b)) continue;
+      changes.push_back(std::abs(search_.propose(a, b) - search_.cost()));
+      search_.reject();
+    }
+    if (changes.empty()) return 0.0;
+    std::nth_element(changes.begin(), changes.begin() + changes.size() / 2, changes.end());
+    return changes[changes.size() / 2];
+  }
+
  private:
   /// A pair on different ranks, at least one of them an expert; false when none was found.
   bool draw_pair(std::int64_t& a, std::int64_t& b) {
@@ -66,53 +96,44 @@ class Anneal {
     return false;
   }
 
-  /// Median |change| of random swaps: the unit of temperature.
-  double unit() {
-    std::vector<double> changes;
-    std::int64_t a = 0;
-    std::int64_t b = 0;
-    for (std::int64_t i = 0; i < kTrials; ++i) {
-      if (!draw_pair(a, b)) continue;
-      changes.push_back(std::abs(search_.propose(a, b) - search_.cost()));
-      search_.reject();
-    }
-    if (changes.empty()) return 0.0;
-    std::nth_element(changes.begin(), changes.begin() + changes.size() / 2, changes.end());
-    return changes[changes.size() / 2];
-  }
-
   void cool(const StopClock& clock) {
     const double base = unit();
     const double ratio = args_.end_temperature / args_.start_temperature;
     double temperature = 0.0;
-    std::int64_t a = 0;
-    std::int64_t b = 0;
     for (std::int64_t i = 0; i < args_.proposals; ++i) {
       if (i % kClockEvery == 0) {
         if (clock.stopped()) return;
         const double done = static_cast<double>(i) / static_cast<double>(args_.proposals);
         temperature = base * args_.start_temperature * std::pow(ratio, done);
       }
-      if (!draw_pair(a, b)) return;
-      const double change = search_.propose(a, b) - search_.cost();
-      if (change <= 0 || random_.unit() < std::exp(-change / temperature)) {
-        search_.accept();
-        keep_best();
-      } else {
-        search_.reject();
-      }
+      if (!try_pair(temperature)) return;
+      keep_best();
     }
   }
 
-  /// Every pair, until none helps.
+  /// Draws a pair and swaps it if luck and temperature allow; false when none was found.
+  bool try_pair(double temperature) {
+    std::int64_t a = 0;
+    std::int64_t b = 0;
+    if (!draw_pair(a, b)) return false;
+    const double change = search_.propose(a, b) - search_.cost();
+    const bool take =
+        change <= 0 || (temperature > 0 && random_.unit() < std::exp(-change / temperature));
+    take ? search_.accept() : search_.reject();
+    return true;
+  }
+
+  /// Every pair, until none helps or as many were tried as the cooling took.
   void descend(const StopClock& clock) {
     const double least = 1e-12 * search_.cost();
-    for (bool better = true; better;) {
+    std::int64_t left = args_.proposals;
+    for (bool better = true; better && left > 0;) {
       better = false;
-      for (std::int64_t a = 0; a < args_.num_experts; ++a) {
-        if (clock.stopped()) return;
+      for (std::int64_t a = 0; a < args_.num_experts && left > 0; ++a) {
+        if (clock.stopped()) break;
         for (std::int64_t b = a + 1; b < args_.num_slots; ++b) {
           if (search_.ranks()[a] == search_.ranks()[b]) continue;
+          --left;
           if (search_.propose(a, b) < search_.cost() - least) {
             search_.accept();
             better = true;
@@ -122,6 +143,7 @@ class Anneal {
         }
       }
       keep_best();
+      if (clock.stopped()) return;
     }
   }
 
@@ -141,12 +163,66 @@ class Anneal {
   double best_cost_ = 0.0;
 };
 
+/// Homes [L + 1, T] under the ranks as they are.
+std::vector<std::int32_t> walk(const SearchArgs& args) {
+  const auto tokens = static_cast<std::size_t>(args.num_tokens);
+  std::vector<std::int32_t> homes(static_cast<std::size_t>(args.num_layers + 1) * tokens);
+  std::copy_n(args.home, args.num_tokens, homes.begin());
+  for (std::int64_t layer = 0; layer < args.num_layers; ++layer) {
+    const std::int32_t* home = homes.data() + layer * args.num_tokens;
+    const std::int32_t* rank_of = args.rank_of + layer * args.num_slots;
+    for (std::int64_t t = 0; t < args.num_tokens; ++t) {
+      const std::int16_t id = args.topk_ids[(t * args.num_layers + layer) * args.top_k];
+      const bool moves = id >= 0 && id < args.num_experts;
+      homes[(layer + 1) * args.num_tokens + t] = moves ? rank_of[id] : home[t];
+    }
+  }
+  return homes;
+}
+
+/// Homes that follow couple layers: even ones and odd ones take turns.
+void search_chain(const SearchArgs& args, const StopClock& clock) {
+  constexpr std::int64_t phases = 2;
+  std::vector<double> unit(static_cast<std::size_t>(args.num_layers), -1.0);
+  std::vector<std::int32_t> homes;
+  const auto around = [&](std::int64_t layer) {
+    const bool coupled = layer + 1 < args.num_layers;
+    return Surroundings{homes.data() + layer * args.num_tokens,
+                        coupled ? args.rank_of + (layer + 1) * args.num_slots : nullptr};
+  };
+  for (std::int64_t sweep = 0; sweep < args.sweeps && !clock.stopped(); ++sweep) {
+    const double done =
+        args.sweeps > 1 ? static_cast<double>(sweep) / static_cast<double>(args.sweeps - 1) : 1.0;
+    const double warmth =
+        args.start_temperature * std::pow(args.end_temperature / args.start_temperature, done);
+    for (std::int64_t phase = 0; phase < phases && !clock.stopped(); ++phase) {
+      homes = walk(args);
+      const std::int64_t count = (args.num_layers - phase + phases - 1) / phases;
+      parallel_for(count, args.num_threads, [&](std::int64_t i) {
+        const std::int64_t layer = phase + i * phases;
+        Anneal anneal(
+            args, layer, seed_of(args.seed, sweep * args.num_layers + layer), around(layer));
+        if (unit[layer] < 0) unit[layer] = anneal.unit();
+        anneal.step(args.proposals / args.sweeps, warmth * unit[layer], clock);
+        args.cost[layer] = anneal.own_cost();
+      });
+    }
+  }
+  // Odd layers moved after even ones had been priced, and the other way round if it was cut short.
+  homes = walk(args);
+  const std::int64_t step = clock.stopped() ? 1 : phases;
+  parallel_for((args.num_layers + step - 1) / step, args.num_threads, [&](std::int64_t i) {
+    args.cost[i * step] = LayerSearch(args, i * step, around(i * step)).own_cost();
+  });
+}
+
 }  // namespace
 
 void search_layers(const SearchArgs& args) {
   const StopClock clock(args.seconds, args.stop);
+  if (args.home != nullptr && args.follow) return search_chain(args, clock);
   parallel_for(args.num_layers, args.num_threads, [&](std::int64_t layer) {
-    Anneal(args, layer).run(clock);
+    Anneal(args, layer, seed_of(args.seed, layer), {.home = args.home}).run(clock);
   });
 }
 

@@ -1,46 +1,61 @@
 #include "token_sets.h"
 
-#include "clones.h"
-
-#include <algorithm>
-#include <bit>
+#include "vectorized.h"
 
 namespace moetuner {
 namespace {
 
 using Word = TokenSets::Word;
 
-MOETUNER_CLONES
-void count_after_swap(const Word* once,
-                      const Word* twice,
-                      const Word* out,
-                      const Word* in,
-                      const std::vector<std::int64_t>& begin,
-                      std::int32_t* hits) {
-  for (std::size_t s = 0; s + 1 < begin.size(); ++s) {
-    std::int64_t count = 0;
-    for (std::int64_t w = begin[s]; w < begin[s + 1]; ++w) {
-      count += std::popcount((once[w] & (twice[w] | ~out[w])) | in[w]);
+struct Swap {
+  const Word* once;
+  const Word* twice;
+  const Word* out;
+  const Word* in;
+};
+
+MOETUNER_INLINE inline Word after(const Swap& swap, std::int64_t w) {
+  return (swap.once[w] & (swap.twice[w] | ~swap.out[w])) | swap.in[w];
+}
+
+void count_all(const Swap& swap, const std::vector<std::int64_t>& begin, std::int32_t* found) {
+  vectorized([&]() MOETUNER_INLINE {
+    for (std::size_t s = 0; s + 1 < begin.size(); ++s) {
+      std::int64_t count = 0;
+      for (std::int64_t w = begin[s]; w < begin[s + 1]; ++w) {
+        count += __builtin_popcountll(after(swap, w));
+      }
+      found[s] = static_cast<std::int32_t>(count);
     }
-    hits[s] = static_cast<std::int32_t>(count);
-  }
+  });
 }
 
-MOETUNER_CLONES
-void count_bits(const Word* words, const std::vector<std::int64_t>& begin, std::int32_t* hits) {
-  for (std::size_t s = 0; s + 1 < begin.size(); ++s) {
-    std::int64_t count = 0;
-    for (std::int64_t w = begin[s]; w < begin[s + 1]; ++w) count += std::popcount(words[w]);
-    hits[s] = static_cast<std::int32_t>(count);
-  }
+void count_but_kept(const Swap& swap,
+                    const TokenSets::Rows& rows,
+                    const std::vector<std::int64_t>& begin,
+                    std::int32_t* found) {
+  vectorized([&]() MOETUNER_INLINE {
+    for (std::size_t s = 0; s + 1 < begin.size(); ++s) {
+      std::int64_t count = 0;
+      std::int64_t kept = 0;
+      for (std::int64_t w = begin[s]; w < begin[s + 1]; ++w) {
+        const Word tokens = after(swap, w);
+        count += __builtin_popcountll(tokens);
+        kept += __builtin_popcountll(tokens & rows.kept[w]);
+      }
+      found[s] = static_cast<std::int32_t>(count) * rows.per_token -
+                 static_cast<std::int32_t>(kept) * rows.per_kept;
+    }
+  });
 }
 
-MOETUNER_CLONES
 void add_member(Word* once, Word* twice, const Word* member, std::int64_t count) {
-  for (std::int64_t w = 0; w < count; ++w) {
-    twice[w] |= once[w] & member[w];
-    once[w] |= member[w];
-  }
+  vectorized([&]() MOETUNER_INLINE {
+    for (std::int64_t w = 0; w < count; ++w) {
+      twice[w] |= once[w] & member[w];
+      once[w] |= member[w];
+    }
+  });
 }
 
 }  // namespace
@@ -64,15 +79,14 @@ void TokenSets::fill(Place& place, const std::vector<std::int32_t>& members) con
   }
 }
 
-void TokenSets::hits_after_swap(const Place& place,
+void TokenSets::rows_after_swap(const Place& place,
                                 std::int64_t out,
                                 std::int64_t in,
-                                std::int32_t* hits) const {
-  count_after_swap(place.once.data(), place.twice.data(), row(out), row(in), begin_, hits);
-}
-
-void TokenSets::hits(const Place& place, std::int32_t* hits) const {
-  count_bits(place.once.data(), begin_, hits);
+                                const Rows& rows,
+                                std::int32_t* found) const {
+  const Swap swap{place.once.data(), place.twice.data(), row(out), row(in)};
+  if (rows.kept == nullptr) return count_all(swap, begin_, found);
+  count_but_kept(swap, rows, begin_, found);
 }
 
 }  // namespace moetuner

@@ -31,19 +31,32 @@ class TokenSets {
 
   void fill(Place& place, const std::vector<std::int32_t>& members) const;
 
-  /// Tokens of each scenario with an expert of the place, when `out` leaves and `in` comes.
-  void hits_after_swap(const Place& place,
+  /// Rows on the links of a place: `per_token` for each of its tokens, `per_kept` less for each of
+  /// them that is in `kept` (null: none).
+  struct Rows {
+    std::int32_t per_token = 1;
+    std::int32_t per_kept = 0;
+    const Word* kept = nullptr;
+  };
+
+  /// Rows of each scenario at the place, when `out` leaves and `in` comes.
+  void rows_after_swap(const Place& place,
                        std::int64_t out,
                        std::int64_t in,
-                       std::int32_t* hits) const;
+                       const Rows& rows,
+                       std::int32_t* found) const;
 
-  void hits(const Place& place, std::int32_t* hits) const;
+  /// Rows of each scenario at the place as it is.
+  void rows(const Place& place, const Rows& rows, std::int32_t* found) const {
+    rows_after_swap(place, num_experts_, num_experts_, rows, found);
+  }
 
- private:
+  /// Tokens that chose the expert.
   const Word* row(std::int64_t expert) const {
     return bits_.data() + (expert < num_experts_ ? expert : num_experts_) * num_words();
   }
 
+ private:
   std::int64_t num_experts_;
   std::vector<std::int64_t> begin_;  // [S + 1], first word of each scenario
   std::vector<Word> bits_;           // [E + 1, words]; the last row is empty

@@ -7,11 +7,20 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <string>
 
 namespace moetuner::python {
 namespace {
 
 namespace py = pybind11;
+
+void check_values(const std::string& where, const Array<std::int32_t>& ranks, std::int64_t count) {
+  for (py::ssize_t i = 0; i < ranks.size(); ++i) {
+    check(ranks.data()[i] >= 0 && ranks.data()[i] < count,
+          where + " holds " + std::to_string(ranks.data()[i]) + ", outside 0.." +
+              std::to_string(count - 1));
+  }
+}
 
 void check_arguments(const SearchArgs& args, const Array<std::int32_t>& rank_of) {
   check_ranks("search_layers", args.num_ranks, args.ranks_per_node);
@@ -20,11 +29,7 @@ void check_arguments(const SearchArgs& args, const Array<std::int32_t>& rank_of)
         "search_layers: rank_of must be [" + std::to_string(args.num_layers) +
             " layers, slots], slots a multiple of num_ranks and enough for the experts, got " +
             shape_of(rank_of));
-  for (py::ssize_t i = 0; i < rank_of.size(); ++i) {
-    check(rank_of.data()[i] >= 0 && rank_of.data()[i] < args.num_ranks,
-          "search_layers: rank_of holds " + std::to_string(rank_of.data()[i]) + ", outside 0.." +
-              std::to_string(args.num_ranks - 1));
-  }
+  check_values("search_layers: rank_of", rank_of, args.num_ranks);
 }
 
 py::tuple search_layers(const Array<std::int16_t>& topk_ids,
@@ -47,7 +52,11 @@ py::tuple search_layers(const Array<std::int16_t>& topk_ids,
                         std::uint64_t seed,
                         int num_threads,
                         double seconds,
-                        const Array<std::int32_t>& stop) {
+                        const Array<std::int32_t>& stop,
+                        const std::optional<Array<std::int32_t>>& home,
+                        bool follow,
+                        double dispatch_share,
+                        std::int64_t sweeps) {
   check_rank("search_layers: topk_ids", topk_ids, 3);
   check_rank("search_layers: load", load, 3);
   check_rank("search_layers: rank_of", rank_of, 2);
@@ -86,6 +95,15 @@ py::tuple search_layers(const Array<std::int16_t>& topk_ids,
     args.stay_rank = stay_rank->data();
   }
   args.move_seconds = move_seconds;
+  if (home.has_value()) {
+    check(dedup && home->ndim() == 1 && home->size() == topk_ids.shape(0) && sweeps >= 1,
+          "search_layers: home must be [tokens], with dedup and a sweep, got " + shape_of(*home));
+    check_values("search_layers: home", *home, rank_speed.size());
+    args.home = home->data();
+  }
+  args.follow = follow;
+  args.dispatch_share = dispatch_share;
+  args.sweeps = sweeps;
   args.proposals = proposals;
   args.start_temperature = start_temperature;
   args.end_temperature = end_temperature;
@@ -131,7 +149,11 @@ void bind_search(py::module_& module) {
              py::arg("seed"),
              py::arg("num_threads"),
              py::arg("seconds"),
-             py::arg("stop").noconvert());
+             py::arg("stop").noconvert(),
+             py::arg("home").noconvert() = py::none(),
+             py::arg("follow") = false,
+             py::arg("dispatch_share") = 1.0,
+             py::arg("sweeps") = 1);
 }
 
 }  // namespace moetuner::python

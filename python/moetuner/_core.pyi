@@ -72,6 +72,10 @@ def search_layers(
     num_threads: int,
     seconds: float,
     stop: NDArray[np.int32],
+    home: NDArray[np.int32] | None = None,
+    follow: bool = False,
+    dispatch_share: float = 1.0,
+    sweeps: int = 1,
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]: ...
 def search_tokens(
     topk_ids: NDArray[np.int16],

@@ -311,18 +311,6 @@ def test_the_walk_does_not_depend_on_threads(rng):
     assert solution.value < min(starts)
 
 
-@given(problems(homes=(Homes.FOLLOW,)))
-def test_lining_up_layers_keeps_clusters_and_nodes(case):
-    problem, _ = case
-    start = start_ranks(problem)[0]
-    per_node = problem.topology.ranks_per_node
-    aligned = walk_of(problem).align(start, per_node)
-    for before, after in zip(start, aligned, strict=True):
-        for unit in (1, per_node):
-            pairs = np.unique(np.stack([before // unit, after // unit]), axis=1)
-            assert np.unique(pairs[0]).size == pairs.shape[1]
-
-
 def test_spare_slots_take_replicas_that_pay(rng):
     problem = modelled(big_problem(rng))
     compute_bound = replace(
@@ -381,7 +369,7 @@ def test_trials_choose_a_profile_from_planning_data_alone(rng):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"favour": "speed"}, InvalidProblemError, "one of time, copies"),
+        ({"favour": "speed"}, InvalidProblemError, "one of time, copies, trace"),
         ({"move_seconds": -1}, SolverError, "move_seconds must be >= 0 s"),
         ({"move_seconds": float("nan")}, SolverError, "move_seconds must be >= 0 s"),
         ({"rounds": -1}, SolverError, "rounds must be a whole number >= 0"),

@@ -23,7 +23,11 @@ struct SearchWeights {
   double smooth_node_hit;  // one (token, distinct node)
 };
 
-/// Annealed swaps in every layer for itself: uniform homes do not couple layers.
+/// Annealed swaps in every layer; uniform homes do not couple layers.
+///
+/// Tokens with a home need no row to it. With `follow` a token goes on from the rank of its first
+/// expert: even layers, then odd ones are searched while their neighbours stand still, `sweeps`
+/// times, ever cooler.
 ///
 /// T tokens sorted by scenario, L layers, K experts per token, P slots of which some hold the
 /// number of no expert (>= E: empty slots), G ranks, S scenarios. Rows of scenario s count
@@ -50,7 +54,12 @@ struct SearchArgs {
   const std::int32_t* stay_rank;  // [L, E], where experts are now; null: nowhere
   double move_seconds;            // what every expert that is elsewhere then adds
 
-  std::int64_t proposals;    // per layer
+  const std::int32_t* home;  // [T], rank of each token at the first layer; null: uniform homes
+  bool follow;
+  double dispatch_share;  // of a row's bytes, on the way out; for homes that follow
+  std::int64_t sweeps;    // with homes
+
+  std::int64_t proposals;    // per layer while it cools, and at most as many afterwards
   double start_temperature;  // share of the median |change| of a random swap
   double end_temperature;
   std::uint64_t seed;
@@ -62,7 +71,8 @@ struct SearchArgs {
   double* cost;           // [L], search cost of rank_of
 };
 
-/// Improves every layer of `rank_of`; never returns a worse search cost than it was given.
+/// Improves every layer of `rank_of`. With uniform homes it never returns a worse search cost than
+/// it was given.
 ///
 /// The result depends on the arguments alone, not on the threads, as long as neither `seconds` nor
 /// `stop` ends it.

@@ -76,7 +76,10 @@ def plan(
         int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
     ] = 0,
     favour: Annotated[
-        Favour, typer.Option(help="joint: shortest time, or few copies at even loads")
+        Favour,
+        typer.Option(
+            help="joint: time of other tokens, few copies, time of this trace"
+        ),
     ] = Favour.TIME,
     from_placement: Annotated[
         Path | None,

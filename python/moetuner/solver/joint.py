@@ -16,7 +16,7 @@ import numpy as np
 from moetuner._checks import is_number, is_whole, one_of
 from moetuner.bounds import counting_bound
 from moetuner.cost import Homes, Wire
-from moetuner.errors import InvalidPlacementError, SolverError
+from moetuner.errors import SolverError
 from moetuner.placement import contiguous_rank_of
 from moetuner.problem import Objective
 from moetuner.solver.background import Interruptible
@@ -30,9 +30,10 @@ from moetuner.solver.base import (
     Stage,
     check_objective,
     finish,
-    place,
 )
 from moetuner.solver.chain import align_layers
+from moetuner.solver.follow_rounds import FollowRounds
+from moetuner.solver.incumbent import Incumbent, place_or_none
 from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
 from moetuner.solver.profile import TIME_PROFILES, Favour, choose_profile
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moetuner.cost import CostModel
     from moetuner.placement import Placement
     from moetuner.problem import PlacementProblem
     from moetuner.solver.scenarios import SearchProfile
@@ -51,15 +53,22 @@ if TYPE_CHECKING:
     RankOf = NDArray[np.int32]
 
 FIRST_PROPOSALS = 1_000
-"""Proposals per layer of the first round; every later round has twice as many."""
+"""Proposals per layer of the first round; others have `GROWTH` times more."""
+GROWTH = 4
+"""Every round has so many times as many, and the last one all that there is time for.
+"""
+SURE = 0.95
+"""Share of the time left that a round is made for."""
 FIRST_MOVES = 250
 """The same of the walk along tokens, which starts from what is good already."""
 TRIAL_SHARE = 0.15
 """Share of the time for choosing a profile; where it is too little, none is chosen."""
 LEAST_TRIAL_TIME = 10.0
 """Time limit in seconds below which none is tried, and no bound is counted."""
-LAYERED_SHARE = 0.35
-"""Share of the time for layers by themselves where tokens are walked afterwards."""
+LAYERED_SHARE = 0.25
+"""Share of the time for layers by themselves where they are searched together later."""
+FOLLOW_SHARE = 0.4
+"""Share of what is left for layers together where tokens are walked afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +97,7 @@ class JointConfig:
     stay: Placement | None = None
     move_seconds: float = 0.0
     rounds: int = 0
-    patience: int = 6
+    patience: int = 3
 
     def __post_init__(self) -> None:
         favour = one_of(Favour, self.favour, "JointConfig: favour")
@@ -161,47 +170,6 @@ class JointSolver:
 
 
 @dataclass(kw_only=True)
-class Incumbent:
-    """The best placement so far, by the problem's own objective and what moves cost."""
-
-    problem: PlacementProblem
-    config: JointConfig
-    placement: Placement = field(init=False)
-    value: float = np.inf
-    bound: float | None = None
-    floor: float = np.inf
-    """Value of the quick methods, which no other placement may exceed."""
-
-    def value_of(self, placement: Placement) -> float:
-        """The objective, and the cost of the moves."""
-        value = self.problem.objective_value(placement)
-        if self.config.stay is not None:
-            moved = placement.rank_of() != self.config.stay.rank_of()
-            value += self.config.move_seconds * int(moved.sum())
-        return value
-
-    def offer(self, placement: Placement | None) -> None:
-        """Take `placement` when there is one and it is better."""
-        if placement is not None and (value := self.value_of(placement)) < self.value:
-            self.placement, self.value = placement, value
-
-    def prefer(self, placement: Placement | None) -> None:
-        """Take what a search prefers, for it looks further than at the value alone."""
-        if placement is not None and (value := self.value_of(placement)) <= self.floor:
-            self.placement, self.value = placement, value
-
-
-def place_or_none(problem: PlacementProblem, rank_of: RankOf) -> Placement | None:
-    """The placement of `rank_of` [L, E] when it answers the problem."""
-    try:
-        placement = place(problem, rank_of)
-        problem.check(placement)
-    except InvalidPlacementError:
-        return None
-    return placement
-
-
-@dataclass(kw_only=True)
 class _Run:
     """One solve: first layer by layer, then along the tokens where that matters."""
 
@@ -215,7 +183,11 @@ class _Run:
     stages: list[Stage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.incumbent = Incumbent(problem=self.problem, config=self.config)
+        self.incumbent = Incumbent(
+            problem=self.problem,
+            stay=self.config.stay,
+            move_seconds=self.config.move_seconds,
+        )
 
     def search(self) -> SolveStatus:
         """Both phases; the status says what ended the last one."""
@@ -231,7 +203,7 @@ class _Run:
             stay=stay,
             move_seconds=self.config.move_seconds,
         )
-        walk = self._must_walk()
+        walk, follow = self._must_walk(), self._follows()
 
         def anneal(proposals: int, seconds: float) -> bool:
             better = layers.round(proposals, seconds)
@@ -239,9 +211,14 @@ class _Run:
                 self.incumbent.prefer(place_or_none(self.problem, layers.rank_of))
             return better
 
-        began, share = self.clock.seconds, LAYERED_SHARE if walk else 1.0
+        began, share = self.clock.seconds, LAYERED_SHARE if walk or follow else 1.0
         status = self._rounds("layers", FIRST_PROPOSALS, share, anneal)
         self._add_stage("layers", began)
+        rank_of = layers.rank_of
+        if follow and not self.runner.interrupted:
+            status, rank_of = self._follow(
+                profile, rank_of, FOLLOW_SHARE if walk else 1.0
+            )
         if not walk or self.runner.interrupted:
             return status
         tokens = TokenRounds(
@@ -251,7 +228,7 @@ class _Run:
             runner=self.runner,
             replicas=self._has_spare_slots(),
         )
-        best = min(self._walks(tokens, layers.rank_of), key=tokens.score)
+        best = min(self._walks(tokens, rank_of), key=tokens.score)
         least = tokens.score(best)
         self.incumbent.prefer(best)
 
@@ -269,6 +246,29 @@ class _Run:
         status = self._rounds("tokens", FIRST_MOVES, 1.0, walk_tokens)
         self._add_stage("tokens", began)
         return status
+
+    def _follow(
+        self, profile: SearchProfile, rank_of: RankOf, share: float
+    ) -> tuple[SolveStatus, RankOf]:
+        """Layers lined up and annealed together; the status and the ranks [L, E]."""
+        rounds = FollowRounds(
+            problem=self.problem,
+            options=self.options,
+            profile=profile,
+            runner=self.runner,
+            layered=rank_of,
+        )
+
+        def anneal(proposals: int, seconds: float) -> bool:
+            better = rounds.round(proposals, seconds)
+            if better:
+                self.incumbent.prefer(place_or_none(self.problem, rounds.rank_of))
+            return better
+
+        began = self.clock.seconds
+        status = self._rounds("follow", FIRST_PROPOSALS, share, anneal)
+        self._add_stage("follow", began)
+        return status, rounds.rank_of
 
     def _choose_profile(self) -> SearchProfile:
         began, seconds = self.clock.seconds, TRIAL_SHARE * self.clock.left
@@ -300,17 +300,29 @@ class _Run:
             )
         )
 
+    def _follows(self) -> bool:
+        """Whether layers matter to each other, searched as sets of tokens."""
+        cost = self._cost()
+        follow = cost.homes is Homes.FOLLOW and cost.wire is Wire.DEDUP
+        return follow and self._may_walk()
+
     def _must_walk(self) -> bool:
-        """Whether layers or homes matter, or there is room for replicas."""
+        """Whether there is room for replicas, or homes matter to each row by itself."""
+        cost = self._cost()
+        alone = cost.homes is not Homes.UNIFORM and cost.wire is Wire.PER_EXPERT
+        return (alone or self._has_spare_slots()) and self._may_walk()
+
+    def _may_walk(self) -> bool:
+        """Whether tokens are known, and layers may be lined up anew."""
         workload = self.problem.workload
         assert workload is not None
-        if any(isinstance(trace, CountTrace) for trace in workload.traces):
-            return False
-        if self.config.stay is not None:  # lining up layers would move everything
-            return False
-        homes = workload.cost.homes is not Homes.UNIFORM
-        moves = workload.cost.wire is not Wire.ALLGATHER
-        return (homes and moves) or self._has_spare_slots()
+        counted = any(isinstance(trace, CountTrace) for trace in workload.traces)
+        return not counted and self.config.stay is None  # else everything would move
+
+    def _cost(self) -> CostModel:
+        workload = self.problem.workload
+        assert workload is not None
+        return workload.cost
 
     def _has_spare_slots(self) -> bool:
         """Whether ranks were given more slots than the experts need."""
@@ -319,14 +331,8 @@ class _Run:
         return problem.equal_slots and problem.slots_per_rank > enough
 
     def _walks(self, tokens: TokenRounds, rank_of: RankOf) -> list[Placement]:
-        """Where a walk may begin: layers lined up, copies in the spare slots."""
-        workload, topology = self.problem.workload, self.problem.topology
-        assert workload is not None
+        """Where a walk may begin, with copies in the spare slots."""
         starts = [place_or_none(self.problem, rank_of), self.incumbent.placement]
-        if workload.cost.homes is Homes.FOLLOW:
-            for group in {topology.ranks_per_node, topology.num_ranks}:
-                aligned = tokens.align(rank_of, group)
-                starts.append(place_or_none(self.problem, aligned))
         placements = [placement for placement in starts if placement is not None]
         if tokens.replicas:
             placements += [spread_replicas(self.problem, each) for each in placements]
@@ -339,7 +345,7 @@ class _Run:
         share: float,
         anneal: Callable[[int, float], bool],
     ) -> SolveStatus:
-        """Rounds of twice the length each, as long as the next one fits."""
+        """Rounds of growing length, as long as the next one fits."""
         idle = done = 0
         end = self.clock.seconds + share * self.clock.left
         while idle < self.config.patience:
@@ -365,10 +371,15 @@ class _Run:
             if self.runner.interrupted:
                 return SolveStatus.INTERRUPTED
             took, left = self.clock.seconds - began, end - self.clock.seconds
-            if self.config.rounds or 2 * took <= left:
-                proposals *= 2
-            elif took > left:
+            fits = SURE * proposals * left / max(took, 1e-9)
+            if self.config.rounds:
+                fits = np.inf
+            if 2 * fits < proposals:
                 return SolveStatus.TIME_LIMIT
+            # A long last round is worth more than many short ones.
+            proposals = (
+                int(fits) if fits < 2 * GROWTH * proposals else GROWTH * proposals
+            )
         return SolveStatus.HEURISTIC
 
 

@@ -35,10 +35,21 @@ class Favour(str, enum.Enum):
     """The mean time of batches that were not planned on."""
     COPIES = "copies"
     """Few ranks per token at even loads, for links slower than the model's."""
+    TRACE = "trace"
+    """The time of the trace's own batches and next to nothing beside it: for proofs.
+    Other batches take longer than with `TIME`."""
 
 
 COPIES_PROFILE = SearchProfile(
     scenario_tokens=POOLED, peak=0.0, pooled=6.0, rank_copies=8.0, node_copies=2.0
+)
+TRACE_PROFILE = SearchProfile(
+    scenario_tokens=0,
+    peak=0.1,
+    pooled=0.0,
+    variance=0.3,
+    rank_copies=0.3,
+    node_copies=1.0,
 )
 TIME_PROFILES = (
     SearchProfile(),
@@ -63,8 +74,8 @@ def choose_profile(
     Gives up, for the first candidate, when the trials would take longer than `seconds`
     or the traces cannot be cut in two.
     """
-    if favour is Favour.COPIES:
-        return COPIES_PROFILE
+    if favour is not Favour.TIME:
+        return COPIES_PROFILE if favour is Favour.COPIES else TRACE_PROFILE
     workload = problem.workload
     assert workload is not None
     try:
@@ -80,7 +91,9 @@ def choose_profile(
     for profile in TIME_PROFILES:
         totals.append(
             sum(
-                _trial(problem, halves[i], halves[1 - i], profile, options, runner)
+                _trial(
+                    problem, halves[i], halves[1 - i], profile, options, runner, seconds
+                )
                 for i in range(2)
             )
         )
@@ -97,6 +110,7 @@ def _trial(
     profile: SearchProfile,
     options: SolverOptions,
     runner: Interruptible,
+    seconds: float,
 ) -> float:
     """Seconds on `score` of a brief search on `plan`."""
     part = PlacementProblem.from_workload(
@@ -109,5 +123,5 @@ def _trial(
         start=balanced_rank_of(part),
         runner=runner,
     )
-    rounds.round(TRIAL_PROPOSALS, seconds=float("inf"))
+    rounds.round(TRIAL_PROPOSALS, seconds)
     return score.seconds(place(part, rounds.rank_of))

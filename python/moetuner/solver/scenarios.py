@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetuner.cost import Wire
+from moetuner.cost import Homes, Wire
 from moetuner.trace import CountTrace, Trace
 from moetuner.workload import Workload, batch_index
 
@@ -218,6 +218,34 @@ def search_weights(problem: PlacementProblem, profile: SearchProfile) -> Floats:
             copies * profile.node_copies * node_row / topology.num_nodes,
         ]
     )
+
+
+def walk_weights(problem: PlacementProblem, profile: SearchProfile) -> Floats:
+    """`search_weights`, copies counted as remote ranks and nodes of a walk."""
+    weights = search_weights(problem, profile)
+    topology = problem.topology
+    # A distinct rank is remote for all homes but one, a distinct node likewise.
+    weights[9] *= topology.num_ranks / max(topology.num_ranks - 1, 1)
+    weights[10] *= topology.num_nodes / max(topology.num_nodes - 1, 1)
+    return weights
+
+
+def first_homes(problem: PlacementProblem, scenarios: Scenarios) -> NDArray[np.int32]:
+    """Where tokens are at the first layer, int32 [T]: recorded, or by turns."""
+    workload = problem.workload
+    assert workload is not None
+    if workload.cost.homes is Homes.RECORDED:
+        assert scenarios.home_rank is not None
+        return scenarios.home_rank.astype(np.int32)
+    return (scenarios.token % problem.topology.num_ranks).astype(np.int32)
+
+
+def of_nodes(weights: Floats, ranks_per_node: int) -> Floats:
+    """`search_weights` for nodes in place of ranks: ``ranks_per_node`` as fast."""
+    found: Floats = weights.copy()
+    found[[0, 1, 6, 7, 8]] /= ranks_per_node  # rows and experts that it computes
+    found[[2, 4, 9]] = 0.0  # what moves inside it
+    return found
 
 
 def members(problem: PlacementProblem, rank_of: NDArray[Any]) -> NDArray[np.int32]:

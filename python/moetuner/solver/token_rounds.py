@@ -1,4 +1,4 @@
-"""Rounds of the search that walks tokens: homes that follow or are recorded, replicas.
+"""Rounds of the search that walks tokens: replicas, or homes and a row per expert.
 
 Legend: T tokens, L layers, E experts, G ranks, N nodes, P slots.
 """
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 import moetuner._core as _core
 from moetuner.cost import Homes, Wire
@@ -17,8 +16,9 @@ from moetuner.placement import EMPTY
 from moetuner.solver.scenarios import (
     Scenarios,
     SearchProfile,
+    first_homes,
     make_scenarios,
-    search_weights,
+    walk_weights,
 )
 
 if TYPE_CHECKING:
@@ -60,11 +60,7 @@ class TokenRounds:
         self._scenarios = make_scenarios(
             workload, self.profile.scenario_tokens, MAX_WALKED_TOKENS
         )
-        tokens, num_ranks = self._scenarios.token, self.problem.topology.num_ranks
-        self._homes = (tokens % num_ranks).astype(np.int32)
-        if workload.cost.homes is Homes.RECORDED:
-            assert self._scenarios.home_rank is not None
-            self._homes = self._scenarios.home_rank.astype(np.int32)
+        self._homes = first_homes(self.problem, self._scenarios)
 
     def round(
         self,
@@ -149,71 +145,6 @@ class TokenRounds:
             sweeps=1,
         )
         return float(cost.sum())
-
-    def align(self, rank_of: Slots, group: int) -> Slots:
-        """Name whole clusters anew, layer by layer, so that tokens stay where they are.
-
-        Clusters of ``group`` neighbouring ranks stay together (a node's, or all).
-        Exact for each layer given the one before it: groups first, then ranks inside.
-        """
-        num_ranks = self.problem.topology.num_ranks
-        ids = self._scenarios.topk_ids
-        aligned: Slots = rank_of.copy()
-        homes = self._homes
-        for layer in range(len(rank_of)):
-            chosen = ids[:, layer].astype(np.int64)
-            valid = chosen >= 0
-            ranks = np.where(valid, rank_of[layer][chosen], -1)
-            if layer:
-                kept = _kept(homes, ranks, num_ranks)
-                new_name = _name_clusters(kept, group)
-                aligned[layer] = new_name[rank_of[layer]]
-                ranks = np.where(valid, new_name[ranks], -1)
-            homes = np.where(ranks[:, 0] >= 0, ranks[:, 0], homes).astype(np.int32)
-        return aligned
-
-
-def walk_weights(problem: PlacementProblem, profile: SearchProfile) -> Floats:
-    """`search_weights`, copies counted as remote ranks and nodes of a walk."""
-    weights = search_weights(problem, profile)
-    topology = problem.topology
-    # A distinct rank is remote for all homes but one, a distinct node likewise.
-    weights[9] *= topology.num_ranks / max(topology.num_ranks - 1, 1)
-    weights[10] *= topology.num_nodes / max(topology.num_nodes - 1, 1)
-    return weights
-
-
-def _kept(
-    homes: NDArray[np.int32], ranks: NDArray[np.int64], num_ranks: int
-) -> NDArray[np.int64]:
-    """Tokens [home, cluster] that find an expert of the cluster, each once."""
-    ordered = np.sort(ranks, axis=1)
-    first = np.ones(ordered.shape, bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    cell = homes[:, None].astype(np.int64) * num_ranks + ordered
-    count = np.bincount(cell[first & (ordered >= 0)], minlength=num_ranks**2)
-    return count.reshape(num_ranks, num_ranks).astype(np.int64)
-
-
-def _name_clusters(kept: NDArray[np.int64], per_node: int) -> NDArray[np.int32]:
-    """New rank of each cluster; clusters of a node stay together."""
-    num_ranks = len(kept)
-    nodes = num_ranks // per_node
-    by_node = kept.reshape(nodes, per_node, nodes, per_node)
-    inside = np.empty((nodes, nodes), np.int64)
-    names = np.empty((nodes, nodes, per_node), np.int64)
-    for node in range(nodes):
-        for group in range(nodes):
-            block = by_node[node, :, group]
-            rank, cluster = linear_sum_assignment(block, maximize=True)
-            names[node, group, cluster] = rank
-            inside[node, group] = block.sum() + block[rank, cluster].sum()
-    new_name = np.empty(num_ranks, np.int32)
-    chosen, groups = linear_sum_assignment(inside, maximize=True)
-    for node, group in zip(chosen.tolist(), groups.tolist(), strict=True):
-        first = group * per_node
-        new_name[first : first + per_node] = node * per_node + names[node, group]
-    return new_name
 
 
 def spread_replicas(problem: PlacementProblem, placement: Placement) -> Placement:
