@@ -49,10 +49,9 @@ class WayBack(NamedTuple):
         """
         if self.ready is not None:
             self.ready.synchronize()
-        *ends, stayed = self.counts.tolist()
-        lanes = torch.tensor(ends).view(2, -1)
-        lanes[:, 1:] -= lanes[:, :-1].clone()
-        leaving, coming = lanes.view(2, -1, 2).sum(2)
+        ends, stayed = self.counts[:-1].view(2, -1), int(self.counts[-1])
+        lanes = ends.diff(prepend=ends.new_zeros(2, 1))
+        leaving, coming = lanes.view(2, -1, 2).sum(dim=2)
         moved = int(lanes[1, 2 * rank])  # each has a part of its own rank
         return leaving, coming, moved + stayed, stayed
 
@@ -73,7 +72,7 @@ def find_way_back(
     candidates, num_candidates, slots_per_rank = tables
     first = slots_of(topk_ids[:, :1], candidates, num_candidates)
     stays = first < 0
-    lane = torch.where(stays, 2 * rank + 1, first // slots_per_rank * 2).int()
+    lane = (2 * (first // slots_per_rank)).masked_fill_(stays, 2 * rank + 1).int()
 
     visits = _visits(sent)
     lanes = 2 * visits + stays  # -1 stays below 0
@@ -83,27 +82,28 @@ def find_way_back(
     mine = torch.cat(note, dim=1)
     arrived = _send_notes(mine, visits, sent, group)
     known = torch.cat([arrived, mine])
-    moved, stayed = arrived[:, _LANE] == 2 * rank, lane.flatten() == 2 * rank + 1
-    here = torch.cat([moved, stayed])
+    elsewhere = torch.cat([arrived[:, _LANE] != 2 * rank, ~stays[:, 0]])
 
-    which = known[:, _LANES : _LANES + lanes.shape[1]]
-    which = torch.where(here[:, None], which, -1).contiguous()
-    coming = permute(which.view(torch.float32), which, 2 * num_ranks)
+    into = known[:, _LANES : _LANES + lanes.shape[1]]
+    into = into.clone(memory_format=torch.contiguous_format)
+    into.masked_fill_(elsewhere[:, None], -1)
+    coming = permute(into.view(torch.float32), into, 2 * num_ranks)
     out = arrived[:, _LANE : _LANE + 1].contiguous()
     leaving = permute(sent.recv_weights, out, 2 * num_ranks)
     leaving_map = permute(sent.recv_map.view(torch.float32), out, 2 * num_ranks).rows
-    staying = stayed.sum(dim=0, keepdim=True, dtype=torch.int32)
+    staying = stays.sum(dim=0, dtype=torch.int32)
     counts = torch.cat([leaving.end_offsets, coming.end_offsets, staying])
     counts, ready = _to_host(counts)
 
     homes = known[:, :_LANE].view(torch.int64)
-    code = torch.where(here, homes[:, 0] << _ROW_BITS | homes[:, 1], _NOWHERE)
+    code = homes[:, 0] << _ROW_BITS | homes[:, 1]
+    order = code.masked_fill_(elsewhere, _NOWHERE).argsort()
     return WayBack(
         leaving_map.view(torch.int32),
         leaving.rows,
         coming.row_map,
         homes,
-        code.argsort(),
+        order,
         counts,
         ready,
     )
@@ -116,7 +116,7 @@ def _visits(sent: Dispatched) -> torch.Tensor:
         ends = ends.pin_memory()  # from other memory the copy may wait for the device
     ends = ends.to(sent.send_map.device, non_blocking=True)
     rank = torch.bucketize(sent.send_map, ends, out_int32=True, right=True)
-    return torch.where(sent.send_map < 0, -1, rank)
+    return rank.masked_fill_(sent.send_map < 0, -1)
 
 
 def _send_notes(

@@ -20,7 +20,7 @@ def slots_of(
     inside = ids.clamp(0, len(num_candidates) - 1)
     token = torch.arange(len(ids), device=ids.device)[:, None]
     turn = token % num_candidates[inside]
-    return candidates[inside, turn].long().masked_fill(inside != ids, -1)
+    return candidates[inside, turn].long().masked_fill_(inside != ids, -1)
 
 
 def group_named(name: str) -> Any:
