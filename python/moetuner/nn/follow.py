@@ -1,8 +1,8 @@
 """Residency `follow`: a token's sum ends, and stays, where its first expert is.
 
-Every rank that ran experts of a token sends its part straight to that rank. A key is a
-token's home rank and its row there, packed in an int64. Legend: T tokens here before, U
-tokens here afterwards, K top-k, G ranks, D = min(K, G), N rows that arrived, H hidden.
+Every rank that ran experts of a token sends its part straight to that rank. Legend: T
+tokens here before, U tokens here afterwards, K top-k, G ranks, N rows that arrived, H
+hidden.
 """
 
 from __future__ import annotations
@@ -12,15 +12,9 @@ from typing import NamedTuple
 import torch
 
 from moetuner.errors import InvalidTraceError
-from moetuner.ops import Dispatched, unpermute
-from moetuner.ops._collectives import (
-    all_to_all_rows,
-    exchange_counts,
-    group_named,
-    slots_of,
-)
-
-_ROW_BITS = 32
+from moetuner.nn.way_back import find_way_back
+from moetuner.ops import Dispatched, permute, unpermute
+from moetuner.ops._collectives import all_to_all_rows, exchange_counts, group_named
 
 
 class Resident(NamedTuple):
@@ -53,39 +47,29 @@ def follow_back(
 ) -> Resident:
     """The way back of `dispatch`, but to the rank of each token's first expert.
 
-    A token whose first choice is padding stays where it is. **The host waits for the
-    counts.**
+    A token whose first choice is padding stays where it is. **The host waits once,
+    for the counts.**
     """
-    group = group_named(group_name)
-    candidates, num_candidates, slots_per_rank = tables
-    first = slots_of(topk_ids[:, :1], candidates, num_candidates).flatten()
-    stays = first < 0
-    goes_to = torch.where(stays, group.rank(), first // slots_per_rank)
-    code = (keys[:, 0] << _ROW_BITS) | keys[:, 1]
+    rank = group_named(group_name).rank()
+    way = find_way_back(topk_ids, keys, sent, tables, group_name)
+    parts = unpermute(done, way.leaving_map, way.leaving_weights)
+    leaving, coming, count, stayed = way.sizes(rank)
+    parts = all_to_all_rows(parts, leaving, coming, group_named(group_name))
+    here = way.order[:count]
+    sums = unpermute(parts, way.coming_map.index_select(0, here))
+    tokens = _tokens(x, sent, here, stayed)
+    return Resident(sums, tokens, way.keys.index_select(0, here))
 
-    # Who sent a row also says whose it is and where its token ends.
-    note = torch.stack([goes_to, code], dim=1)
-    token, column = (sent.send_map >= 0).nonzero(as_tuple=True)
-    wire = torch.empty(len(token), 2, dtype=torch.int64, device=x.device)
-    wire[sent.send_map[token, column].long()] = note[token]
-    note = all_to_all_rows(wire, sent.splits[0], sent.splits[1], group)
 
-    parts = unpermute(done, sent.recv_map, sent.recv_weights)  # [N, H]
-    order = note[:, 0].argsort(stable=True)
-    leaving = torch.bincount(note[:, 0], minlength=group.size())
-    coming = exchange_counts(leaving, group)
-    parts = all_to_all_rows(parts[order], leaving, coming, group)
-    owner = all_to_all_rows(note[order, 1], leaving, coming, group)
-
-    own = (note[:, 0] == group.rank()) & (sent.recv_map[:, 0] >= 0)
-    here = torch.cat([note[own, 1], code[stays]])
-    came = torch.cat([sent.rows[sent.recv_map[own, 0].long()], x[stays]])
-    by_key = here.argsort()
-    here = here[by_key]
-    width = min(topk_ids.shape[1], group.size())
-    sums = unpermute(parts, _lines_of(torch.searchsorted(here, owner), here, width))
-    back = torch.stack([here >> _ROW_BITS, here & ((1 << _ROW_BITS) - 1)], dim=1)
-    return Resident(sums, came[by_key], back)
+def _tokens(
+    x: torch.Tensor, sent: Dispatched, here: torch.Tensor, stayed: int
+) -> torch.Tensor:
+    """[U, H] of the input, by N rows that arrived and the T that were here."""
+    rows, row = sent.rows, sent.recv_map[:, 0]
+    if stayed:
+        kept = torch.arange(len(x), dtype=torch.int32, device=x.device) + len(rows)
+        rows, row = torch.cat([rows, x]), torch.cat([row, kept])
+    return rows.index_select(0, row.index_select(0, here))
 
 
 def return_home(
@@ -100,7 +84,8 @@ def return_home(
     num_tokens
         T, tokens that began here.
     group_name
-        As for the layer. Every rank calls this. **The host waits for the counts.**
+        As for the layer. Every rank calls this. **The host waits twice**: for the
+        counts, and to see whether all came.
 
     Returns
     -------
@@ -113,27 +98,28 @@ def return_home(
         When other tokens come home than began here.
     """
     group = group_named(group_name)
-    order = keys[:, 0].argsort(stable=True)
-    leaving = torch.bincount(keys[:, 0], minlength=group.size())
+    ranks = keys[:, :1].int()
+    sent = permute(ranks.view(torch.float32), ranks, group.size())
+    place = sent.row_map.flatten().long()
+    order = torch.empty_like(place).scatter_(0, place, _numbers(place))
+    leaving = sent.end_offsets.long().diff(prepend=place.new_zeros(1))
     coming = exchange_counts(leaving, group)
-    rows = all_to_all_rows(keys[order, 1], leaving, coming, group)
-    came = all_to_all_rows(values[order], leaving, coming, group)
-    expected = torch.arange(num_tokens, device=rows.device)
-    place = rows.argsort()
-    if not torch.equal(rows[place], expected):
-        raise InvalidTraceError(
-            f"return_home: {len(rows)} tokens came home, wanted each of the "
-            f"{num_tokens} that began here once"
-        )
-    return came[place]
+    leaving, coming = torch.stack([leaving, coming]).cpu()
+    rows = all_to_all_rows(keys[:, 1].index_select(0, order), leaving, coming, group)
+    came = all_to_all_rows(values.index_select(0, order), leaving, coming, group)
+    if len(rows) == num_tokens:
+        expected = _numbers(rows)
+        slot = rows.clamp(0, max(num_tokens - 1, 0))
+        place = torch.zeros_like(rows).scatter_(0, slot, expected)
+        out = came.index_select(0, place)
+        if torch.equal(rows.index_select(0, place), expected):
+            return out
+    raise InvalidTraceError(
+        f"return_home: {len(rows)} tokens came home, wanted each of the "
+        f"{num_tokens} that began here once"
+    )
 
 
-def _lines_of(token: torch.Tensor, here: torch.Tensor, width: int) -> torch.Tensor:
-    """int32 [U, D]: the rows of each token in the order they came, which is by rank."""
-    count = torch.bincount(token, minlength=len(here))
-    order = token.argsort(stable=True)
-    lines = torch.full((len(here), width), -1, dtype=torch.int32, device=token.device)
-    place = torch.arange(len(token), device=token.device)
-    start = (count.cumsum(0) - count)[token[order]]
-    lines[token[order], place - start] = order.int()
-    return lines
+def _numbers(like: torch.Tensor) -> torch.Tensor:
+    """0, 1, ... for each entry."""
+    return torch.arange(len(like), device=like.device)

@@ -17,11 +17,10 @@ def slots_of(
 ) -> torch.Tensor:
     """Slot of each choice, int64 [T, K]; -1: padding."""
     ids = topk_ids.long()
-    padding = (ids < 0) | (ids >= len(num_candidates))
-    ids = ids.masked_fill(padding, 0)
+    inside = ids.clamp(0, len(num_candidates) - 1)
     token = torch.arange(len(ids), device=ids.device)[:, None]
-    turn = token % num_candidates[ids].long()
-    return candidates[ids, turn].long().masked_fill(padding, -1)
+    turn = token % num_candidates[inside]
+    return candidates[inside, turn].long().masked_fill_(inside != ids, -1)
 
 
 def group_named(name: str) -> Any:
