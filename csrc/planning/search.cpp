@@ -54,7 +54,7 @@ class Anneal {
   void step(std::int64_t proposals, double temperature, const StopClock& clock) {
     for (std::int64_t i = 0; i < proposals; ++i) {
       if (i % kClockEvery == 0 && clock.stopped()) break;
-      if (!try_pair(temperature)) break;
+      try_pair(temperature);
     }
     const auto& ranks = search_.ranks();
     std::copy(ranks.begin(), ranks.end(), args_.rank_of + layer_ * args_.num_slots);
@@ -106,21 +106,20 @@ class Anneal {
         const double done = static_cast<double>(i) / static_cast<double>(args_.proposals);
         temperature = base * args_.start_temperature * std::pow(ratio, done);
       }
-      if (!try_pair(temperature)) return;
+      try_pair(temperature);
       keep_best();
     }
   }
 
-  /// Draws a pair and swaps it if luck and temperature allow; false when none was found.
-  bool try_pair(double temperature) {
+  /// Draws a pair and swaps it if luck and temperature allow.
+  void try_pair(double temperature) {
     std::int64_t a = 0;
     std::int64_t b = 0;
-    if (!draw_pair(a, b)) return false;
+    if (!draw_pair(a, b)) return;
     const double change = search_.propose(a, b) - search_.cost();
     const bool take =
         change <= 0 || (temperature > 0 && random_.unit() < std::exp(-change / temperature));
     take ? search_.accept() : search_.reject();
-    return true;
   }
 
   /// Every pair, until none helps or as many were tried as the cooling took.

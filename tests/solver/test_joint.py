@@ -419,6 +419,18 @@ def test_the_core_refuses_what_would_make_it_read_elsewhere(
         _core.search_layers(*arguments)
 
 
+def test_a_long_round_takes_its_time_on_two_ranks(rng):
+    """Half of the pairs are on one rank: a draw that finds none must not end it."""
+    problem = modelled(
+        random_problem(rng, 1, 8, Topology(num_ranks=2, ranks_per_node=2))
+    )
+    rounds = rounds_of(problem, SearchProfile())
+    start = members(problem, rounds.start)
+    began = time.monotonic()
+    rounds.anneal(start, 10**9, 0.5, 1, np.zeros(1, np.int32))
+    assert time.monotonic() - began >= 0.5
+
+
 def test_the_bound_that_is_shown_holds_for_the_optimum(rng):
     problem = modelled(
         random_problem(rng, 2, 5, Topology(num_ranks=2, ranks_per_node=1))

@@ -59,6 +59,7 @@ GROWTH = 4
 """
 SURE = 0.95
 """Share of the time left that a round is made for."""
+MOST_PROPOSALS = 10**9
 FIRST_MOVES = 250
 """The same of the walk along tokens, which starts from what is good already."""
 TRIAL_SHARE = 0.15
@@ -377,9 +378,8 @@ class _Run:
             if 2 * fits < proposals:
                 return SolveStatus.TIME_LIMIT
             # A long last round is worth more than many short ones.
-            proposals = (
-                int(fits) if fits < 2 * GROWTH * proposals else GROWTH * proposals
-            )
+            longer = min(GROWTH * proposals, MOST_PROPOSALS)
+            proposals = int(fits) if fits < 2 * longer else longer
         return SolveStatus.HEURISTIC
 
 
