@@ -15,7 +15,7 @@ from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver import layer_rounds as joint_rounds
 from moetuner.solver.background import Interruptible
 from moetuner.solver.base import Clock, place
-from moetuner.solver.joint import JointConfig, JointSolver, start_ranks
+from moetuner.solver.joint import JointConfig, JointSolver
 from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.profile import (
     COPIES_PROFILE,
@@ -24,6 +24,7 @@ from moetuner.solver.profile import (
     choose_profile,
 )
 from moetuner.solver.scenarios import POOLED, SearchProfile, members
+from moetuner.solver.starts import start_ranks
 from moetuner.solver.token_rounds import TokenRounds
 from moetuner.topology import Topology
 from moetuner.workload import Workload, price, tally_batches
