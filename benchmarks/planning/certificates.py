@@ -4,10 +4,10 @@
     python benchmarks/planning/certificates.py --homes follow --wire per_expert \
         --batch-tokens 0 --cases models --name planning-certificates-follow
 
-55 % of the seconds plan, the others prove. Instances are presets of the calibrated generator
-(docs/bounds.md says what is proven); values are modelled times of the planning trace
-itself, because a bound is about that. Each case runs in a process of its own, so that
-peak memory is its own, children included.
+55 % of the seconds plan, the others prove. Instances are presets of the calibrated
+generator (docs/bounds.md says what is proven); values are modelled times of the
+planning trace itself, because a bound is about that. Each case runs in a process of its
+own, so that peak memory is its own, children included.
 """
 
 from __future__ import annotations
