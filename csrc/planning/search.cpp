@@ -98,13 +98,12 @@ class Anneal {
 
   void cool(const StopClock& clock) {
     const double base = unit();
-    const double ratio = args_.end_temperature / args_.start_temperature;
     double temperature = 0.0;
     for (std::int64_t i = 0; i < args_.proposals; ++i) {
       if (i % kClockEvery == 0) {
         if (clock.stopped()) return;
         const double done = static_cast<double>(i) / static_cast<double>(args_.proposals);
-        temperature = base * args_.start_temperature * std::pow(ratio, done);
+        temperature = base * args_.temperature(done);
       }
       try_pair(temperature);
       keep_best();
@@ -190,10 +189,7 @@ void search_chain(const SearchArgs& args, const StopClock& clock) {
                         coupled ? args.rank_of + (layer + 1) * args.num_slots : nullptr};
   };
   for (std::int64_t sweep = 0; sweep < args.sweeps && !clock.stopped(); ++sweep) {
-    const double done =
-        args.sweeps > 1 ? static_cast<double>(sweep) / static_cast<double>(args.sweeps - 1) : 1.0;
-    const double warmth =
-        args.start_temperature * std::pow(args.end_temperature / args.start_temperature, done);
+    const double warmth = args.sweep_temperature(sweep);
     for (std::int64_t phase = 0; phase < phases && !clock.stopped(); ++phase) {
       homes = walk(args);
       const std::int64_t count = (args.num_layers - phase + phases - 1) / phases;

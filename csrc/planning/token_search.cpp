@@ -129,10 +129,7 @@ void search_tokens(const TokenSearchArgs& args) {
   std::vector<double> unit(static_cast<std::size_t>(args.num_layers), -1.0);
   const std::int64_t phases = args.follow ? 2 : 1;
   for (std::int64_t sweep = 0; sweep < args.sweeps && !clock.stopped(); ++sweep) {
-    const double done =
-        args.sweeps > 1 ? static_cast<double>(sweep) / static_cast<double>(args.sweeps - 1) : 1.0;
-    const double warmth =
-        args.start_temperature * std::pow(args.end_temperature / args.start_temperature, done);
+    const double warmth = args.sweep_temperature(sweep);
     for (std::int64_t phase = 0; phase < phases && !clock.stopped(); ++phase) {
       for (std::int64_t layer = 0; layer < args.num_layers; ++layer) walk_layer(args, layer, walk);
       const std::int64_t count = (args.num_layers - phase + phases - 1) / phases;

@@ -23,7 +23,6 @@ void check_values(const std::string& where, const Array<std::int32_t>& ranks, st
 }
 
 void check_arguments(const SearchArgs& args, const Array<std::int32_t>& rank_of) {
-  check_ranks("search_layers", args.num_ranks, args.ranks_per_node);
   check(rank_of.shape(0) == args.num_layers && args.num_slots >= args.num_experts &&
             args.num_slots % args.num_ranks == 0,
         "search_layers: rank_of must be [" + std::to_string(args.num_layers) +
@@ -57,37 +56,23 @@ py::tuple search_layers(const Array<std::int16_t>& topk_ids,
                         bool follow,
                         double dispatch_share,
                         std::int64_t sweeps) {
-  check_rank("search_layers: topk_ids", topk_ids, 3);
+  SearchArgs args{};
+  fill_task(args,
+            "search_layers",
+            {topk_ids, scenario_begin, row_scale, weight, rank_speed, weights, stop},
+            ranks_per_node);
   check_rank("search_layers: load", load, 3);
   check_rank("search_layers: rank_of", rank_of, 2);
-  check_scenarios("search_layers", scenario_begin, topk_ids.shape(0));
-  const py::ssize_t scenarios = scenario_begin.size() - 1;
-  check(load.shape(0) == scenarios && load.shape(1) == topk_ids.shape(1),
+  check(load.shape(0) == args.num_scenarios && load.shape(1) == args.num_layers,
         "search_layers: load must be [scenarios, layers, experts], got " + shape_of(load));
   check(shape_of(active) == shape_of(load),
         "search_layers: active must be " + shape_of(load) + " like load, got " + shape_of(active));
-  check(row_scale.ndim() == 1 && row_scale.size() == scenarios && weight.ndim() == 1 &&
-            weight.size() == scenarios && rank_speed.ndim() == 1 && stop.size() == 1,
-        "search_layers: row_scale and weight must be [scenarios], rank_speed [ranks], stop [1]");
-  SearchArgs args{};
-  args.topk_ids = topk_ids.data();
-  args.scenario_begin = scenario_begin.data();
   args.load = load.data();
   args.active = active.data();
-  args.row_scale = row_scale.data();
-  args.weight = weight.data();
-  args.rank_speed = rank_speed.data();
-  args.num_tokens = topk_ids.shape(0);
-  args.num_layers = topk_ids.shape(1);
-  args.top_k = topk_ids.shape(2);
   args.num_experts = load.shape(2);
   args.num_slots = rank_of.shape(1);
-  args.num_ranks = rank_speed.size();
-  args.ranks_per_node = ranks_per_node;
-  args.num_scenarios = scenarios;
   args.dedup = dedup;
   args.gather = gather;
-  args.weights = weights_of("search_layers", weights);
   if (stay_rank.has_value()) {
     check(stay_rank->ndim() == 2 && stay_rank->shape(0) == args.num_layers &&
               stay_rank->shape(1) == args.num_experts,
@@ -110,7 +95,6 @@ py::tuple search_layers(const Array<std::int16_t>& topk_ids,
   args.seed = seed;
   args.num_threads = num_threads;
   args.seconds = seconds;
-  args.stop = stop.data();
   check_arguments(args, rank_of);
   auto found = zeros<std::int32_t>({args.num_layers, args.num_slots});
   auto cost = zeros<double>({args.num_layers});

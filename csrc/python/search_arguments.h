@@ -1,6 +1,6 @@
 #pragma once
 
-#include "moetuner/search.h"
+#include "moetuner/search_task.h"
 #include "numpy_arrays.h"
 
 #include <string>
@@ -32,6 +32,52 @@ inline void check_scenarios(const std::string& where,
   for (pybind11::ssize_t s = 0; s < last; ++s) {
     check(begin.data()[s] <= begin.data()[s + 1], where + ": scenario_begin must not fall");
   }
+}
+
+/// The arrays of a task, checked, and the sizes that they tell.
+struct TaskArrays {
+  const Array<std::int16_t>& topk_ids;
+  const Array<std::int64_t>& scenario_begin;
+  const Array<double>& row_scale;
+  const Array<double>& weight;
+  const Array<double>& rank_speed;
+  const Array<double>& weights;
+  const Array<std::int32_t>& stop;
+};
+
+template <typename T>
+void check_vector(const std::string& where,
+                  const char* name,
+                  const Array<T>& array,
+                  std::int64_t size) {
+  check(array.ndim() == 1 && array.shape(0) == size,
+        where + ": " + name + " must be [" + std::to_string(size) + "], got " + shape_of(array));
+}
+
+inline void fill_task(SearchTask& task,
+                      const std::string& where,
+                      const TaskArrays& arrays,
+                      std::int64_t ranks_per_node) {
+  check_rank((where + ": topk_ids").c_str(), arrays.topk_ids, 3);
+  task.topk_ids = arrays.topk_ids.data();
+  task.num_tokens = arrays.topk_ids.shape(0);
+  task.num_layers = arrays.topk_ids.shape(1);
+  task.top_k = arrays.topk_ids.shape(2);
+  check_scenarios(where, arrays.scenario_begin, task.num_tokens);
+  task.scenario_begin = arrays.scenario_begin.data();
+  task.num_scenarios = arrays.scenario_begin.size() - 1;
+  check_vector(where, "row_scale", arrays.row_scale, task.num_scenarios);
+  check_vector(where, "weight", arrays.weight, task.num_scenarios);
+  check_vector(where, "rank_speed", arrays.rank_speed, arrays.rank_speed.size());
+  check_vector(where, "stop", arrays.stop, 1);
+  task.row_scale = arrays.row_scale.data();
+  task.weight = arrays.weight.data();
+  task.rank_speed = arrays.rank_speed.data();
+  task.weights = weights_of(where, arrays.weights);
+  task.stop = arrays.stop.data();
+  task.num_ranks = arrays.rank_speed.size();
+  task.ranks_per_node = ranks_per_node;
+  check_ranks(where, task.num_ranks, ranks_per_node);
 }
 
 }  // namespace moetuner::python

@@ -9,13 +9,6 @@ namespace {
 
 namespace py = pybind11;
 
-template <typename T>
-void check_vector(const char* name, const Array<T>& array, py::ssize_t size) {
-  check(array.ndim() == 1 && array.shape(0) == size,
-        std::string("search_tokens: ") + name + " must be [" + std::to_string(size) + "], got " +
-            shape_of(array));
-}
-
 /// Every expert has a slot in every layer, and no rank holds one twice.
 void check_slots(const TokenSearchArgs& args) {
   const std::int64_t per_rank = args.num_slots / args.num_ranks;
@@ -60,30 +53,23 @@ py::tuple search_tokens(const Array<std::int16_t>& topk_ids,
                         int num_threads,
                         double seconds,
                         const Array<std::int32_t>& stop) {
-  check_rank("search_tokens: topk_ids", topk_ids, 3);
+  TokenSearchArgs args{};
+  fill_task(args,
+            "search_tokens",
+            {topk_ids, scenario_begin, row_scale, weight, rank_speed, weights, stop},
+            ranks_per_node);
   check_rank("search_tokens: slot_experts", slot_experts, 2);
   check(wire >= 0 && wire <= 2, "search_tokens: wire must be 0..2, got " + std::to_string(wire));
   check(sweeps >= 1, "search_tokens: sweeps must be >= 1, got " + std::to_string(sweeps));
-  TokenSearchArgs args{};
-  args.topk_ids = topk_ids.data();
-  args.scenario_begin = scenario_begin.data();
-  args.row_scale = row_scale.data();
-  args.weight = weight.data();
-  args.rank_speed = rank_speed.data();
+  check_vector("search_tokens", "home", home, args.num_tokens);
+  check_vector("search_tokens", "token", token, args.num_tokens);
   args.home = home.data();
   args.token = token.data();
-  args.num_tokens = topk_ids.shape(0);
-  args.num_layers = topk_ids.shape(1);
-  args.top_k = topk_ids.shape(2);
   args.num_experts = num_experts;
   args.num_slots = slot_experts.shape(1);
-  args.num_ranks = rank_speed.size();
-  args.ranks_per_node = ranks_per_node;
-  args.num_scenarios = scenario_begin.size() - 1;
   args.wire = static_cast<Wire>(wire);
   args.follow = follow;
   args.replicas = replicas;
-  args.weights = weights_of("search_tokens", weights);
   args.dispatch_share = dispatch_share;
   args.proposals = proposals;
   args.sweeps = sweeps;
@@ -92,14 +78,6 @@ py::tuple search_tokens(const Array<std::int16_t>& topk_ids,
   args.seed = seed;
   args.num_threads = num_threads;
   args.seconds = seconds;
-  args.stop = stop.data();
-  check_vector("row_scale", row_scale, args.num_scenarios);
-  check_vector("weight", weight, args.num_scenarios);
-  check_vector("home", home, args.num_tokens);
-  check_vector("token", token, args.num_tokens);
-  check_vector("stop", stop, 1);
-  check_ranks("search_tokens", args.num_ranks, ranks_per_node);
-  check_scenarios("search_tokens", scenario_begin, args.num_tokens);
   check(slot_experts.shape(0) == args.num_layers && args.num_slots % args.num_ranks == 0,
         "search_tokens: slot_experts must be [layers, slots], slots a multiple of the ranks, got " +
             shape_of(slot_experts));

@@ -86,7 +86,7 @@ def certify(
     time_limit: float = 60.0,
     threads: int = 0,
     replicas: bool | None = None,
-    max_iterations: int = 400,
+    max_iterations: int = 2000,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Certificate:
     """Bound the modelled time of every placement that answers `problem` from below.

@@ -124,7 +124,7 @@ class KeptWeight:
         self.bound = min(self.bound, kept)
         return self.bound
 
-    def improve(self, until: float = np.inf, max_iterations: int = 400) -> float:
+    def improve(self, until: float = np.inf, max_iterations: int = 2000) -> float:
         """Iterate until ``time.time()`` is `until`, or the bound falls no more."""
         if not self.weight.any():
             return self.quick()

@@ -37,7 +37,7 @@ def bound_pieces(
     *,
     deadline: float,
     threads: int = 0,
-    max_iterations: int = 400,
+    max_iterations: int = 2000,
     on_bound: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Lower bound of each piece, found until ``time.monotonic()`` is `deadline`.
