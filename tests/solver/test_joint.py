@@ -46,14 +46,20 @@ TOPOLOGIES = [
 
 @st.composite
 def problems(
-    draw, max_experts=12, homes=(Homes.UNIFORM,), topologies=TOPOLOGIES, **options
+    draw,
+    max_experts=12,
+    homes=(Homes.UNIFORM,),
+    topologies=TOPOLOGIES,
+    num_layers=2,
+    **options,
 ):
     """A small problem with batches, on one or two link levels, with empty slots."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     topology = draw(st.sampled_from(topologies))
     num_experts = draw(st.integers(topology.num_ranks, max_experts))
     num_tokens = draw(st.sampled_from([1, 40, 150]))
-    ids = random_ids(rng, num_tokens, 2, num_experts, min(3, num_experts), 0.1, 2.0)
+    top_k = min(3, num_experts)
+    ids = random_ids(rng, num_tokens, num_layers, num_experts, top_k, 0.1, 2.0)
     trace = make_trace(
         ids,
         num_experts,
@@ -294,6 +300,28 @@ def test_changes_along_tokens_add_up_to_the_cost_computed_afresh(
     # Odd layers came last: even ones saw the odd ones' old places.
     layers = slice(1, None, 2) if problem.workload.cost.homes is Homes.FOLLOW else ...
     assert cost[layers] == pytest.approx(fresh[layers], rel=1e-9)
+
+
+def test_a_walk_with_free_sizes_leaves_no_rank_without_experts(rng):
+    """Swaps with empty slots may; the placement from before is kept then."""
+    ids = random_ids(rng, 100, 3, 9, 2, 0.1, 2.0)
+    cost = replace(TOY_COST, homes=Homes.FOLLOW, wire=Wire.PER_EXPERT)
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(make_trace(ids, 9, ranked=True),), cost=cost),
+        Topology(num_ranks=4, ranks_per_node=2),
+        equal_slots=False,
+    )
+    start = np.zeros((3, 9), np.int32)
+    start[:, -3:] = [1, 2, 3]
+    walk, begin = walk_of(problem), place(problem, start)
+    stop, bare = np.zeros(1, np.int32), 0
+    for seed in range(8):
+        slots, _ = walk.anneal(
+            begin.slot_experts, 500, 60.0, seed, stop, hot=1.0, cold=1.0
+        )
+        bare += replace(begin, slot_experts=slots).rank_sizes().min() == 0
+        problem.check(walk.round(begin, 500, 60.0, hot=1.0, cold=1.0))
+    assert bare
 
 
 def test_the_walk_does_not_depend_on_threads(rng):
