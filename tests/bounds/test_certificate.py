@@ -95,7 +95,9 @@ def test_whole_groups_see_that_batches_peak_in_different_experts(rng, wire):
     assert gaps[0] <= gaps[1]
 
 
-def test_visits_of_sets_are_counted(rng):
+@pytest.mark.parametrize("words_at_a_time", [1, 20, 1 << 18])
+def test_visits_of_sets_are_counted(rng, monkeypatch, words_at_a_time):
+    monkeypatch.setattr("moetuner.bounds.whole._CHUNK", words_at_a_time)
     tokens = rng.integers(-1, 6, (200, 3))
     sets = np.array(list(itertools.combinations(range(7), 3)))
     expected = [np.isin(tokens, chosen).any(axis=1).sum() for chosen in sets]
