@@ -93,7 +93,7 @@ def environment() -> dict[str, str]:
     """Hardware, versions, commit and command of a result file."""
     found = {
         "command": " ".join(["python", "-m", "pytest", *sys.argv[1:]]),
-        "commit": _output("git", "rev-parse", "HEAD"),
+        "commit": _commit(),
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),
         "python": sys.version.split()[0],
@@ -121,8 +121,15 @@ def _cpu() -> str:
     return names[0] if names else "unknown"
 
 
-def _output(*command: str) -> str:
+def _commit() -> str:
+    """What MOETUNER_COMMIT says, for a copy without its history, else git."""
+    if told := os.environ.get("MOETUNER_COMMIT"):
+        return told
     done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return done.stdout.strip() or os.environ.get("MOETUNER_COMMIT", "unknown")
+    return done.stdout.strip() or "unknown"

@@ -72,8 +72,8 @@ def _models(results: list[dict]) -> None:
             )
             said = r["predicted"]["milliseconds"] if r.get("predicted") else None
             cells = [tokens, r["placement"], f"{rows:,.0f}"]
-            cells += [_mean_time([r], part) for part in ("model", "experts")]
-            print("| " + " | ".join([*cells, f"{said:.3g}" if said else "-"]) + " |")
+            cells += [_mean_time([r], part, 4) for part in ("model", "experts")]
+            print("| " + " | ".join([*cells, f"{said:.4g}" if said else "-"]) + " |")
 
 
 def _grouped(results: list[dict], key: str) -> dict[str, list[dict]]:
@@ -83,12 +83,12 @@ def _grouped(results: list[dict], key: str) -> dict[str, list[dict]]:
     return groups
 
 
-def _mean_time(results: list[dict], part: str) -> str:
+def _mean_time(results: list[dict], part: str, digits: int = 3) -> str:
     if part not in results[0]:
         return "-"
     medians = [r[part]["median_ms"] for r in results]
     spread = statistics.mean(r[part]["iqr_ms"] for r in results)
-    return f"{statistics.mean(medians):.3g} ({spread:.2g})"
+    return f"{statistics.mean(medians):.{digits}g} ({spread:.2g})"
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from moetuner.solver import (
     ProgressEvent,
     Solution,
     Solver,
+    SolveStatus,
     Stage,
     get_solver,
 )
@@ -289,7 +290,8 @@ def _proven(
 ) -> Solution:
     """The solution with a lower bound, and how it was found as a last stage."""
     timed = problem.objective is Objective.MODELLED_TIME
-    if not (timed and options.prove_seconds and solution.lower_bound is None):
+    proven = solution.status is SolveStatus.OPTIMAL
+    if not timed or not options.prove_seconds or proven:
         return solution
 
     def show(done: int, total: int, bound: float) -> None:
@@ -312,17 +314,16 @@ def _proven(
         threads=options.solver_options.threads,
         progress=show,
     )
+    bound = max(proof.lower_bound, solution.lower_bound or 0.0)
     stage = Stage(
         name="lower bound",
         objective=problem.objective,
         value=solution.value,
-        lower_bound=proof.lower_bound,
+        lower_bound=bound,
         status=solution.status,
         seconds=proof.seconds,
     )
-    return replace(
-        solution, lower_bound=proof.lower_bound, stages=(*solution.stages, stage)
-    )
+    return replace(solution, lower_bound=bound, stages=(*solution.stages, stage))
 
 
 def _with_source(

@@ -169,6 +169,19 @@ def test_evaluate_counts_what_a_hand_counts(folder):
     assert score["remote_nodes_per_token"] == 0
 
 
+def test_a_slow_rank_takes_longer(folder, ids):
+    trace = folder.trace(ids)
+    folder.plan(trace, ranks=2, solver="contiguous")
+    seconds = [
+        json.loads(folder.run("evaluate", trace, folder.out, "--json", *more).stdout)[
+            0
+        ]["compute_seconds"]
+        for more in ((), ("--rank-speeds", "1,1"), ("--rank-speeds", "0.5,0.5"))
+    ]
+    assert seconds[0] == seconds[1]
+    assert np.allclose(2 * np.array(seconds[0]), seconds[2])
+
+
 def test_one_rank_and_uniform_router_promise_no_gain(folder, rng):
     uniform = random_ids(rng, 4000, 3, 16, 2, skew=0.0)
     trace = folder.trace(uniform)

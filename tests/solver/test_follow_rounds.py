@@ -11,8 +11,8 @@ from moetuner.solver import SolverOptions
 from moetuner.solver.background import Interruptible
 from moetuner.solver.base import place
 from moetuner.solver.follow_rounds import FollowRounds
-from moetuner.solver.joint import start_ranks
 from moetuner.solver.scenarios import members
+from moetuner.solver.starts import start_ranks
 from moetuner.topology import Topology
 from moetuner.workload import price, tally_batches
 from test_joint import NOTHING_MORE, anneal, problems, rounds_of

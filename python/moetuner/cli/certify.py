@@ -17,6 +17,7 @@ from moetuner.cli.options import (
     HomesOption,
     Json,
     Quiet,
+    RankSpeeds,
     TracePath,
     WireOption,
     cost_model,
@@ -34,6 +35,7 @@ def certify(
     wire: WireOption = None,
     homes: HomesOption = Homes.UNIFORM,
     hardware: HardwareOption = HardwareName["h100"],
+    rank_speeds: RankSpeeds = "",
     hidden_size: HiddenSize = None,
     expert_hidden_size: ExpertHiddenSize = None,
     batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
@@ -55,7 +57,14 @@ def certify(
     routing, plan = read_trace(trace), read_placement(placement)
     wire = wire or default_wire([routing], quiet)
     cost = cost_model(
-        routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
+        routing,
+        wire,
+        homes,
+        hardware.value,
+        hidden_size,
+        expert_hidden_size,
+        quiet,
+        rank_speeds,
     )
     check_same_model(routing, plan)
     workload = Workload(

@@ -18,6 +18,7 @@ from moetuner.cli.options import (
     HomesOption,
     Json,
     Quiet,
+    RankSpeeds,
     SolverName,
     TracePath,
     WireOption,
@@ -123,6 +124,7 @@ def plan(
     batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
     batch_kind: BatchKindOption = BatchKind.SEQUENCES,
     hardware: HardwareOption = HardwareName["h100"],
+    rank_speeds: RankSpeeds = "",
     hidden_size: HiddenSize = None,
     expert_hidden_size: ExpertHiddenSize = None,
     plot: Annotated[
@@ -154,7 +156,14 @@ def plan(
     others = [read_trace(path) for path in more]
     wire = wire or default_wire([routing, *others], quiet)
     cost = cost_model(
-        routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
+        routing,
+        wire,
+        homes,
+        hardware.value,
+        hidden_size,
+        expert_hidden_size,
+        quiet,
+        rank_speeds,
     )
     options = PlanOptions(
         solver=solver.value,
@@ -186,6 +195,7 @@ def evaluate(
     batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
     batch_kind: BatchKindOption = BatchKind.SEQUENCES,
     hardware: HardwareOption = HardwareName["h100"],
+    rank_speeds: RankSpeeds = "",
     hidden_size: HiddenSize = None,
     expert_hidden_size: ExpertHiddenSize = None,
     as_json: Json = False,
@@ -201,7 +211,14 @@ def evaluate(
     routing = read_trace(trace)
     wire = wire or default_wire([routing], quiet)
     cost = cost_model(
-        routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
+        routing,
+        wire,
+        homes,
+        hardware.value,
+        hidden_size,
+        expert_hidden_size,
+        quiet,
+        rank_speeds,
     )
     names, scores = [str(path) for path in placements], []
     for path in placements:

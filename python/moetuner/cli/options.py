@@ -62,6 +62,10 @@ ExpertHiddenSize = Annotated[
     typer.Option(help="Inner width of one expert, when unknown", min=1, max=2**24),
 ]
 
+RankSpeeds = Annotated[
+    str, typer.Option(help="How fast each rank computes: 1,1,0.5,...; empty: alike")
+]
+
 
 def cost_model(
     trace: Trace | CountTrace,
@@ -71,6 +75,7 @@ def cost_model(
     hidden_size: int | None = None,
     expert_hidden_size: int | None = None,
     quiet: bool = False,
+    rank_speeds: str = "",
 ) -> CostModel:
     """The cost model; sizes from the options, else the model's, else stated ones."""
     known = shape_for_model(trace.metadata.model)
@@ -91,7 +96,18 @@ def cost_model(
         ),
         wire=wire,
         homes=homes,
+        rank_speeds=speeds_of(rank_speeds),
     )
+
+
+def speeds_of(text: str) -> tuple[float, ...]:
+    """Numbers between commas."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise InvalidProblemError(
+            f"--rank-speeds must be numbers between commas, one per rank, got {text!r}"
+        ) from None
 
 
 def topology_of(ranks: int, ranks_per_node: int | None, quiet: bool) -> Topology:

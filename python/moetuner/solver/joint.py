@@ -17,7 +17,6 @@ from moetuner._checks import is_number, is_whole, one_of
 from moetuner.bounds import counting_bound
 from moetuner.cost import Homes, Wire
 from moetuner.errors import SolverError
-from moetuner.placement import contiguous_rank_of
 from moetuner.problem import Objective
 from moetuner.solver.background import Interruptible
 from moetuner.solver.base import (
@@ -31,13 +30,14 @@ from moetuner.solver.base import (
     check_objective,
     finish,
 )
-from moetuner.solver.chain import align_layers
 from moetuner.solver.follow_rounds import FollowRounds
 from moetuner.solver.incumbent import Incumbent, place_or_none
 from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
 from moetuner.solver.profile import TIME_PROFILES, Favour, choose_profile
+from moetuner.solver.starts import start_ranks
 from moetuner.solver.token_rounds import COOL, WARM, TokenRounds, spread_replicas
+from moetuner.solver.worst_case import solve_worst_case
 from moetuner.trace import CountTrace
 
 if TYPE_CHECKING:
@@ -134,6 +134,11 @@ class JointSolver:
     ) -> Solution:
         """See `moetuner.solver.Solver`."""
         check_objective(self, problem)
+        workload = problem.workload
+        if workload is not None and workload.worst_case and len(workload.traces) > 1:
+            return solve_worst_case(
+                self, problem, options, warm_start=warm_start, progress=progress
+            )
         run = _Run(
             config=self.config,
             problem=problem,
@@ -381,17 +386,3 @@ class _Run:
             longer = min(GROWTH * proposals, MOST_PROPOSALS)
             proposals = int(fits) if fits < 2 * longer else longer
         return SolveStatus.HEURISTIC
-
-
-def start_ranks(problem: PlacementProblem) -> list[RankOf]:
-    """Ranks [L, E] of the quick methods; the first one is always legal."""
-    topology = problem.topology
-    balanced = balanced_rank_of(replace(problem, objective=Objective.MAX_LOAD))
-    blocks = contiguous_rank_of(
-        problem.num_layers, problem.num_experts, topology.num_ranks
-    )
-    starts = [balanced, blocks]
-    if problem.statistics.transitions is not None:
-        asked = replace(problem, objective=Objective.LINK_TRAFFIC)
-        starts.append(align_layers(asked, balanced))
-    return starts

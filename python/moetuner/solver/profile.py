@@ -45,10 +45,9 @@ COPIES_PROFILE = SearchProfile(
 )
 TRACE_PROFILE = SearchProfile(
     scenario_tokens=0,
-    peak=0.1,
+    peak=0.05,
     pooled=0.0,
-    variance=0.3,
-    rank_copies=0.3,
+    rank_copies=0.1,
     node_copies=1.0,
 )
 TIME_PROFILES = (

@@ -75,7 +75,7 @@ def make_scenarios(
     """Cut a workload into scenarios of about ``scenario_tokens`` tokens.
 
     0, or as many as a batch has, takes the batches themselves; `POOLED` all tokens.
-    Traces count by their weights; with ``worst_case`` alike.
+    Traces count by their weights; with ``worst_case`` alike: see `solve_worst_case`.
     """
     parts = []
     for trace, weight, batches in zip(
