@@ -17,6 +17,7 @@ constexpr std::int64_t kTrials = 64;       // random swaps that set the temperat
 constexpr std::int64_t kClockEvery = 256;  // proposals between looks at the clock
 constexpr double kNeighbourShare = 0.6;    // proposals that pair experts of like load
 
+/// Annealing of one layer: pairs that are drawn change places, as luck and temperature allow.
 class Anneal {
  public:
   Anneal(const SearchArgs& args,
