@@ -17,6 +17,7 @@ constexpr std::int64_t kTrials = 64;       // random swaps that set the temperat
 constexpr std::int64_t kClockEvery = 256;  // proposals between looks at the clock
 constexpr double kNeighbourShare = 0.6;    // proposals that pair experts of like load
 
+/// Annealing of one layer: pairs that are drawn change places, as luck and temperature allow.
 class Anneal {
  public:
   Anneal(const SearchArgs& args,
@@ -60,8 +61,6 @@ class Anneal {
     std::copy(ranks.begin(), ranks.end(), args_.rank_of + layer_ * args_.num_slots);
   }
 
-  double own_cost() const { return search_.own_cost(); }
-
   /// Median |change| of random swaps: the unit of temperature.
   double unit() {
     std::vector<double> changes;
@@ -69,7 +68,8 @@ class Anneal {
     std::int64_t b = 0;
     for (std::int64_t i = 0; i < kTrials; ++i) {
       if (!draw_pair(a, b)) continue;
-      changes.push_back(std::abs(search_.propose(a, b) - search_.cost()));
+      const double change = std::abs(search_.propose(a, b) - search_.cost());
+      if (std::isfinite(change)) changes.push_back(change);  // speeds may be next to nothing
       search_.reject();
     }
     if (changes.empty()) return 0.0;
@@ -199,15 +199,13 @@ void search_chain(const SearchArgs& args, const StopClock& clock) {
             args, layer, seed_of(args.seed, sweep * args.num_layers + layer), around(layer));
         if (unit[layer] < 0) unit[layer] = anneal.unit();
         anneal.step(args.proposals / args.sweeps, warmth * unit[layer], clock);
-        args.cost[layer] = anneal.own_cost();
       });
     }
   }
-  // Odd layers moved after even ones had been priced, and the other way round if it was cut short.
+  // Layers moved after others had been priced.
   homes = walk(args);
-  const std::int64_t step = clock.stopped() ? 1 : phases;
-  parallel_for((args.num_layers + step - 1) / step, args.num_threads, [&](std::int64_t i) {
-    args.cost[i * step] = LayerSearch(args, i * step, around(i * step)).own_cost();
+  parallel_for(args.num_layers, args.num_threads, [&](std::int64_t layer) {
+    args.cost[layer] = LayerSearch(args, layer, around(layer)).own_cost();
   });
 }
 

@@ -81,8 +81,10 @@ py::tuple search_layers(const Array<std::int16_t>& topk_ids,
   }
   args.move_seconds = move_seconds;
   if (home.has_value()) {
-    check(dedup && home->ndim() == 1 && home->size() == topk_ids.shape(0) && sweeps >= 1,
-          "search_layers: home must be [tokens], with dedup and a sweep, got " + shape_of(*home));
+    check(dedup && home->ndim() == 1 && home->size() == topk_ids.shape(0) && sweeps >= 1 &&
+              args.top_k >= 1,
+          "search_layers: home must be [tokens], with dedup, a choice and a sweep, got " +
+              shape_of(*home));
     check_values("search_layers: home", *home, rank_speed.size());
     args.home = home->data();
   }

@@ -12,11 +12,12 @@ from moetuner.bounds import certify, pieces, pool
 from moetuner.bounds.visits import RuleBook
 from moetuner.bounds.whole import few_enough, visits
 from moetuner.cost import HARDWARE, CostModel, Homes, Wire
-from moetuner.errors import InvalidProblemError
+from moetuner.errors import InvalidProblemError, MissingStatisticsError
 from moetuner.placement import Placement
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import get_solver
 from moetuner.topology import Topology
+from moetuner.trace import CountTrace
 from moetuner.workload import Workload
 from strategies import make_trace, random_ids, random_placement
 from tiny import SHAPES, tiny_problems
@@ -95,7 +96,9 @@ def test_whole_groups_see_that_batches_peak_in_different_experts(rng, wire):
     assert gaps[0] <= gaps[1]
 
 
-def test_visits_of_sets_are_counted(rng):
+@pytest.mark.parametrize("words_at_a_time", [1, 20, 1 << 18])
+def test_visits_of_sets_are_counted(rng, monkeypatch, words_at_a_time):
+    monkeypatch.setattr("moetuner.bounds.whole._CHUNK", words_at_a_time)
     tokens = rng.integers(-1, 6, (200, 3))
     sets = np.array(list(itertools.combinations(range(7), 3)))
     expected = [np.isin(tokens, chosen).any(axis=1).sum() for chosen in sets]
@@ -184,3 +187,11 @@ def test_senseless_questions_are_refused(rng):
         certify(replace(problem, objective=Objective.MAX_LOAD))
     with pytest.raises(InvalidProblemError, match="time_limit must be > 0 s, got -1"):
         certify(problem, time_limit=-1)
+    counted = CountTrace(
+        counts=np.ones((1, 4, 16), np.int64),
+        num_tokens=np.ones(1, np.int64),
+        layer_ids=np.arange(4, dtype=np.int32),
+    )
+    workload = replace(problem.workload, traces=(counted,))
+    with pytest.raises(MissingStatisticsError, match="wire=dedup needs the experts"):
+        certify(replace(problem, workload=workload))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.bounds import certify
-from moetuner.cost import CostModel, Homes, Wire
+from moetuner.cost import HARDWARE, CostModel, Homes, ModelShape, Wire
 from moetuner.errors import SolverError
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
@@ -86,6 +86,10 @@ def mixtral_like(num_ranks, per_node, *, num_tokens=8192, **cost):
 @pytest.mark.parametrize(("ranks", "per_node"), [(4, 4), (8, 4), (8, 8), (4, 2)])
 def test_a_model_of_eight_experts_is_solved_in_seconds(ranks, per_node, homes):
     problem = mixtral_like(ranks, per_node, homes=homes)
+    if (ranks, per_node, homes) == (8, 4, Homes.FOLLOW):
+        with pytest.raises(SolverError, match="840 states x 48 renamings"):
+            EXACT.solve(problem)  # gateways tell ranks of a node apart
+        return
     began = time.monotonic()
     solution = EXACT.solve(problem, SolverOptions(threads=2))
     assert time.monotonic() - began < 30  # 10 s on two cores of its own
@@ -95,6 +99,24 @@ def test_a_model_of_eight_experts_is_solved_in_seconds(ranks, per_node, homes):
         assert get_solver(name).solve(problem).value >= solution.value * (1 - 1e-9)
     proof = certify(problem, solution.placement, time_limit=5, max_iterations=50)
     assert proof.lower_bound <= solution.value * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("wire", list(Wire))
+def test_names_inside_a_node_matter_where_rows_come_back_through_gateways(wire):
+    ids = random_ids(np.random.default_rng(0), 40, 1, 4, 2, skew=2.0)
+    fast = replace(HARDWARE["h100"], rank_latency=0.0, nic_bandwidth=1e12)
+    cost = CostModel(
+        hardware=fast,
+        shape=ModelShape(hidden_size=64, expert_hidden_size=8),
+        wire=wire,
+        homes=Homes.FOLLOW,
+    )
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(make_trace(ids, 4, ranked=True),), cost=cost, batch_tokens=0),
+        Topology(num_ranks=4, ranks_per_node=2),
+    )
+    truth = get_solver("oracle").solve(problem)
+    assert EXACT.solve(problem).value == pytest.approx(truth.value, rel=1e-9)
 
 
 def test_time_is_kept_and_then_no_bound_is_claimed():

@@ -33,8 +33,9 @@ def dedup(problem):
     return replace(problem, workload=replace(problem.workload, cost=cost))
 
 
-@given(problems(homes=(Homes.FOLLOW,)), st.sampled_from([0.0, 2.0]))
+@given(problems(homes=(Homes.FOLLOW,), num_layers=4), st.sampled_from([0.0, 2.0]))
 def test_moves_of_layers_together_add_up(case, weight):
+    """Padding too, over which a token goes on from where the layer before left it."""
     problem = dedup(case[0])
     profile = replace(NOTHING_MORE, peak=weight, pooled=weight, rank_copies=weight)
     rounds = follow_of(problem, profile)

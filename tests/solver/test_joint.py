@@ -45,14 +45,20 @@ TOPOLOGIES = [
 
 @st.composite
 def problems(
-    draw, max_experts=12, homes=(Homes.UNIFORM,), topologies=TOPOLOGIES, **options
+    draw,
+    max_experts=12,
+    homes=(Homes.UNIFORM,),
+    topologies=TOPOLOGIES,
+    num_layers=2,
+    **options,
 ):
     """A small problem with batches, on one or two link levels, with empty slots."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     topology = draw(st.sampled_from(topologies))
     num_experts = draw(st.integers(topology.num_ranks, max_experts))
     num_tokens = draw(st.sampled_from([1, 40, 150]))
-    ids = random_ids(rng, num_tokens, 2, num_experts, min(3, num_experts), 0.1, 2.0)
+    top_k = min(3, num_experts)
+    ids = random_ids(rng, num_tokens, num_layers, num_experts, top_k, 0.1, 2.0)
     trace = make_trace(
         ids,
         num_experts,

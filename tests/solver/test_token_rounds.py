@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.cost import Homes, Wire
+from moetuner.problem import PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
 from moetuner.solver.background import Interruptible
 from moetuner.solver.base import place
 from moetuner.solver.joint import JointConfig, JointSolver
 from moetuner.solver.starts import start_ranks
 from moetuner.solver.token_rounds import TokenRounds
-from strategies import random_placement
+from moetuner.topology import Topology
+from moetuner.workload import Workload
+from strategies import TOY_COST, make_trace, random_ids, random_placement
 from test_joint import (
     NOTHING_MORE,
     big_problem,
@@ -79,6 +82,28 @@ def test_changes_along_tokens_add_up_to_the_cost_computed_afresh(
     # Odd layers came last: even ones saw the odd ones' old places.
     layers = slice(1, None, 2) if problem.workload.cost.homes is Homes.FOLLOW else ...
     assert cost[layers] == pytest.approx(fresh[layers], rel=1e-9)
+
+
+def test_a_walk_with_free_sizes_leaves_no_rank_without_experts(rng):
+    """Swaps with empty slots may; the placement from before is kept then."""
+    ids = random_ids(rng, 100, 3, 9, 2, 0.1, 2.0)
+    cost = replace(TOY_COST, homes=Homes.FOLLOW, wire=Wire.PER_EXPERT)
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(make_trace(ids, 9, ranked=True),), cost=cost),
+        Topology(num_ranks=4, ranks_per_node=2),
+        equal_slots=False,
+    )
+    start = np.zeros((3, 9), np.int32)
+    start[:, -3:] = [1, 2, 3]
+    walk, begin = walk_of(problem), place(problem, start)
+    stop, bare = np.zeros(1, np.int32), 0
+    for seed in range(8):
+        slots, _ = walk.anneal(
+            begin.slot_experts, 500, 60.0, seed, stop, hot=1.0, cold=1.0
+        )
+        bare += replace(begin, slot_experts=slots).rank_sizes().min() == 0
+        problem.check(walk.round(begin, 500, 60.0, hot=1.0, cold=1.0))
+    assert bare
 
 
 def test_the_walk_does_not_depend_on_threads(rng):

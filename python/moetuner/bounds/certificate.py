@@ -115,6 +115,8 @@ def certify(
     ------
     InvalidProblemError
         When the objective is another, or the time limit is not positive.
+    MissingStatisticsError
+        When the wire needs tokens and a source only counted load.
     SolverError
         When a bound exceeds the value of `placement`: a defect of this package.
     """

@@ -19,6 +19,7 @@ from moetuner.bounds.balance import (
 )
 from moetuner.bounds.level import Level
 from moetuner.cost import CostModel, Homes, Wire
+from moetuner.errors import MissingStatisticsError
 from moetuner.placement import Placement, contiguous_rank_of
 from moetuner.trace import CountTrace, Trace
 from moetuner.workload import price, tally_batches
@@ -57,12 +58,25 @@ class LayerShare:
 
 
 class Counting:
-    """Counts what layers of one problem cost at least."""
+    """Counts what layers of one problem cost at least.
+
+    Raises
+    ------
+    MissingStatisticsError
+        When the wire needs tokens and a source only counted load.
+    """
 
     def __init__(self, problem: PlacementProblem, *, replicas: bool) -> None:
         assert problem.workload is not None
         self.problem, self.workload = problem, problem.workload
         self.cost: CostModel = problem.workload.cost
+        tokens = all(isinstance(trace, Trace) for trace in self.workload.traces)
+        if self.cost.wire is not Wire.ALLGATHER and not tokens:
+            raise MissingStatisticsError(
+                f"certify: wire={self.cost.wire.value} needs the experts of each "
+                f"token; a trace of the workload only counted load. Use "
+                f"wire=allgather, or record tokens."
+            )
         self.level = Level.of(problem, replicas)
         speeds = self.cost.rank_speeds or (1.0,) * problem.topology.num_ranks
         self.mean_speed, self.top_speed = float(np.mean(speeds)), max(speeds)

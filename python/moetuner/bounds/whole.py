@@ -41,7 +41,8 @@ _MOST_CELLS = 20_000_000
 _FIRST, _MORE = 25, 500
 """Sets per expert to begin with, and sets that join at a time."""
 _CLOSE = 1e-5
-_CHUNK = 4096
+_CHUNK = 1 << 18
+"""Words of 64 tokens that are counted at a time."""
 _ONES = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8))
 _ONES = _ONES.reshape(1 << 16, 16).sum(axis=1, dtype=np.uint8)
 """Ones in the binary digits of a number."""
@@ -234,13 +235,14 @@ def visits(tokens: NDArray[np.integer[Any]], sets: NDArray[np.int64]) -> Floats:
     bits = np.packbits(there, axis=1)
     bits = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
     counts = np.empty(len(sets))
-    for start in range(0, len(sets), _CHUNK):
-        some = sets[start : start + _CHUNK]
+    step = max(_CHUNK // max(bits.shape[1], 1), 1)
+    for start in range(0, len(sets), step):
+        some = sets[start : start + step]
         union = bits[some[:, 0]]
         for column in some.T[1:]:
             union |= bits[column]
         ones = _ONES[union.view(np.uint16)]
-        counts[start : start + _CHUNK] = ones.sum(axis=1, dtype=np.int64)
+        counts[start : start + step] = ones.sum(axis=1, dtype=np.int64)
     return counts
 
 

@@ -4,7 +4,9 @@ Names of ranks do not matter to a layer by itself, only to the step from one lay
 the next. So a state is a placement of one layer up to names (105 for 8 experts on 4
 ranks); between two states stands the cheapest of all renamings. The objective is a sum
 over layers and steps, hence the best path through the states is the optimum. States
-and steps are priced exactly, whatever the wire, the homes and the batches.
+and steps are priced exactly, whatever the wire, the homes and the batches. Where homes
+follow and rows pass gateways, ranks of a node may change names in all nodes alike only,
+so there are more states.
 
 Legend: L layers, E experts, P states, G ranks, B batches.
 """
@@ -32,7 +34,7 @@ from moetuner.solver.base import (
 )
 from moetuner.solver.layer_costs import Batches, LayerCosts
 from moetuner.solver.lpt import balanced_rank_of
-from moetuner.solver.partitions import partitions, renamings
+from moetuner.solver.partitions import one_of_each, partitions, renamings
 from moetuner.trace import CountTrace, Trace
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 MAX_EXPERTS = 12
 MAX_STATES = 3_000
 MAX_RENAMINGS = 50_000
+MAX_NAMED = 1_000_000
 MAX_STEPS = 20_000_000_000
 """Links that the arcs of all layers may look at."""
 
@@ -168,8 +171,11 @@ class _Search:
         if self.steps or homes is Homes.RECORDED:
             self.names = renamings(topology, MAX_RENAMINGS)
         if homes is Homes.RECORDED:  # names matter: every one is a state of its own
-            named = self.names[:, self.states].reshape(-1, problem.num_experts)
-            self.states = np.unique(named, axis=0)
+            self.states = self._named()
+        elif homes is Homes.FOLLOW and self._has_gateways():
+            self.states = self._named()
+            self.names = renamings(topology, MAX_RENAMINGS, alike=True)
+            self.states = one_of_each(self.states, self.names)
         if problem.objective is Objective.MODELLED_TIME:
             assert problem.workload is not None
             batches = Batches.of(problem.workload)
@@ -177,6 +183,28 @@ class _Search:
                 batches, self.states, topology, problem.workload.cost
             )
         self._check_size()
+
+    def _has_gateways(self) -> bool:
+        """Whether rows enter a node at the rank with their sender's place in its own.
+
+        Then a layer that its own ranks send rows back to is not the same when the ranks
+        of one node change names.
+        """
+        topology, workload = self.problem.topology, self.problem.workload
+        assert workload is not None
+        several = topology.num_nodes > 1 and topology.ranks_per_node > 1
+        return several and workload.cost.wire is not Wire.PER_EXPERT
+
+    def _named(self) -> NDArray[np.int32]:
+        """The states with all their names."""
+        count = len(self.names) * len(self.states)
+        if count > MAX_NAMED:
+            raise SolverError(
+                f"solver exact: {count} placements of a layer with all names of ranks, "
+                f"at most {MAX_NAMED} are tried"
+            )
+        named = self.names[:, self.states].reshape(-1, self.problem.num_experts)
+        return np.unique(named, axis=0)
 
     def _check_size(self) -> None:
         batches = 1 if self.costs is None else self.costs.batches.weight.size

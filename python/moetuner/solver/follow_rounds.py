@@ -45,8 +45,9 @@ SWEEP_PROPOSALS = 4_000
 class FollowRounds:
     """Annealing of all layers together; the best of all rounds is kept.
 
-    Rounds begin at `layered` with its clusters lined up, in two ways: nodes as they
-    are, or all ranks free. Each way has its turn, then the one that went better.
+    Rounds begin at `layered` with its clusters lined up, where nodes hold several ranks
+    in two ways: nodes as they are, or all ranks free. Each has its turn, then the one
+    that went better.
     """
 
     problem: PlacementProblem
@@ -67,7 +68,9 @@ class FollowRounds:
         assert workload is not None
         self._scenarios = make_scenarios(workload, self.profile.scenario_tokens)
         topology = self.problem.topology
-        groups = sorted({topology.ranks_per_node, topology.num_ranks})
+        groups = [topology.num_ranks]
+        if topology.num_nodes > 1 and topology.ranks_per_node > 1:
+            groups.insert(0, topology.ranks_per_node)
         self._starts = [self.align(self.layered, group) for group in groups]
         self._last = [-np.inf] * len(groups)
         self.rank_of = self.layered

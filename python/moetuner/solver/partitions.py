@@ -68,8 +68,13 @@ def partitions(
     return np.array(states, np.int32)
 
 
-def renamings(topology: Topology, limit: int) -> NDArray[np.int32]:
+def renamings(
+    topology: Topology, limit: int, *, alike: bool = False
+) -> NDArray[np.int32]:
     """Every new naming of ranks that keeps nodes together, int32 [renamings, G].
+
+    With ``alike``, ranks are named in the same order in all nodes: rows that enter a
+    node at the rank with their sender's place do so after it too.
 
     Raises
     ------
@@ -92,5 +97,18 @@ def renamings(topology: Topology, limit: int) -> NDArray[np.int32]:
         ]
         for nodes in itertools.permutations(range(num_nodes))
         for order in itertools.product(inside, repeat=num_nodes)
+        if not alike or len(set(order)) == 1
     ]
     return np.array(names, np.int32)
+
+
+def one_of_each(
+    states: NDArray[np.int32], names: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """One of the rows of `states` [P, E] for all that `names` [R, G] make alike."""
+    digits = names.shape[1] ** np.arange(states.shape[1], dtype=np.int64)
+    key = np.full(len(states), np.iinfo(np.int64).max)
+    for new in names.astype(np.int64):
+        key = np.minimum(key, new[states] @ digits)
+    found: NDArray[np.int32] = states[np.unique(key, return_index=True)[1]]
+    return found

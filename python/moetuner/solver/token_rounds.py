@@ -12,6 +12,7 @@ import numpy as np
 
 import moetuner._core as _core
 from moetuner.cost import Homes, Wire
+from moetuner.errors import InvalidPlacementError
 from moetuner.placement import EMPTY
 from moetuner.solver.scenarios import (
     Scenarios,
@@ -71,7 +72,11 @@ class TokenRounds:
         hot: float,
         cold: float,
     ) -> Placement:
-        """The placement after annealing from `start`; it may be a worse one."""
+        """The placement after annealing from `start`; it may be a worse one.
+
+        `start` itself where what was found does not answer the problem: with free sizes
+        a walk may leave a rank without experts.
+        """
         self._rounds += 1
         seed = self.options.seed * 1_000_003 + self._rounds
         slots, _ = self.runner.run(
@@ -79,7 +84,12 @@ class TokenRounds:
                 start.slot_experts, proposals, seconds, seed, stop, hot=hot, cold=cold
             )
         )
-        return replace(start, slot_experts=slots)
+        found = replace(start, slot_experts=slots)
+        try:
+            self.problem.check(found)
+        except InvalidPlacementError:
+            return start
+        return found
 
     def anneal(
         self,
