@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moetuner import _core
 from moetuner.cost import Homes, Wire
 from moetuner.errors import InvalidProblemError, SolverError
-from moetuner.problem import PlacementProblem
+from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver import layer_rounds as joint_rounds
 from moetuner.solver.background import Interruptible
@@ -23,7 +23,11 @@ from moetuner.solver.profile import (
     Favour,
     choose_profile,
 )
-from moetuner.solver.scenarios import POOLED, SearchProfile, members
+from moetuner.solver.scenarios import (
+    POOLED,
+    SearchProfile,
+    members,
+)
 from moetuner.solver.starts import start_ranks
 from moetuner.topology import Topology
 from moetuner.workload import Workload, price, tally_batches
@@ -293,6 +297,16 @@ def test_trials_choose_a_profile_from_planning_data_alone(rng):
 def test_senseless_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         JointConfig(**options)
+
+
+def test_a_placement_in_use_has_equal_slots(rng):
+    problem = replace(modelled(big_problem(rng)), equal_slots=False)
+    stay = get_solver("contiguous").solve(
+        replace(problem, equal_slots=True, objective=Objective.MAX_LOAD)
+    )
+    solver = JointSolver(config=JointConfig(stay=stay.placement))
+    with pytest.raises(SolverError, match="stay needs equal_slots"):
+        solver.solve(problem)
 
 
 def core_arguments(rounds):

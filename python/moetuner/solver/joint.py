@@ -35,7 +35,7 @@ from moetuner.solver.incumbent import Incumbent, place_or_none
 from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
 from moetuner.solver.profile import TIME_PROFILES, Favour, choose_profile
-from moetuner.solver.starts import start_ranks
+from moetuner.solver.starts import quick_placements
 from moetuner.solver.token_rounds import COOL, WARM, TokenRounds, spread_replicas
 from moetuner.solver.worst_case import solve_worst_case
 from moetuner.trace import CountTrace
@@ -137,7 +137,12 @@ class JointSolver:
         workload = problem.workload
         if workload is not None and workload.worst_case and len(workload.traces) > 1:
             return solve_worst_case(
-                self, problem, options, warm_start=warm_start, progress=progress
+                self,
+                problem,
+                options,
+                starts=[] if self.config.stay else quick_placements(problem),
+                warm_start=warm_start,
+                progress=progress,
             )
         run = _Run(
             config=self.config,
@@ -147,11 +152,13 @@ class JointSolver:
             clock=Clock(time_limit=options.time_limit),
         )
         if self.config.stay is not None:
+            if not problem.equal_slots:
+                raise SolverError("solver joint: stay needs equal_slots")
             problem.check(self.config.stay)
             run.incumbent.offer(self.config.stay)
         else:
-            for rank_of in start_ranks(problem):
-                run.incumbent.offer(place_or_none(problem, rank_of))
+            for placement in quick_placements(problem):
+                run.incumbent.offer(placement)
         run.incumbent.floor = run.incumbent.value
         run.incumbent.bound = self._bound(problem, options)
         status = SolveStatus.HEURISTIC
@@ -221,11 +228,11 @@ class _Run:
         status = self._rounds("layers", FIRST_PROPOSALS, share, anneal)
         self._add_stage("layers", began)
         rank_of = layers.rank_of
-        if follow and not self.runner.interrupted:
+        if follow and self._goes_on():
             status, rank_of = self._follow(
                 profile, rank_of, FOLLOW_SHARE if walk else 1.0
             )
-        if not walk or self.runner.interrupted:
+        if not walk or not self._goes_on():
             return status
         tokens = TokenRounds(
             problem=self.problem,
@@ -293,6 +300,9 @@ class _Run:
         )
         self._add_stage("choice of a profile", began)
         return profile
+
+    def _goes_on(self) -> bool:
+        return not self.runner.interrupted and self.clock.left > 0
 
     def _add_stage(self, name: str, began: float) -> None:
         self.stages.append(

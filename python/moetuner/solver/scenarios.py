@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 POOLED = -1
 """Scenario size that stands for all tokens of a trace in one scenario."""
 MAX_SEARCH_TOKENS = 65_536
-"""More tokens than these are sampled, evenly over the trace."""
+"""Of more tokens than these, some scenarios are looked at, evenly over the trace."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +81,8 @@ def make_scenarios(
     for trace, weight, batches in zip(
         workload.traces, workload.weights, workload.batches, strict=True
     ):
+        if not np.sum(trace.num_tokens):
+            continue
         share = 1 / len(workload.traces) if workload.worst_case else weight
         group, size = batches, 0.0
         whole = scenario_tokens == 0 or 0 < workload.batch_tokens <= scenario_tokens
@@ -130,20 +132,20 @@ def _scenarios_of(
         counts = np.zeros((num_scenarios, layers, experts), np.int64)
         np.add.at(counts, group, trace.counts)
         sizes = np.bincount(group, trace.num_tokens, num_scenarios)
-        rows = np.minimum(counts, 2**31 - 1).astype(np.int32)
+        # A rank's rows are added up in 32 bits.
+        unit = max(-(-int(counts.sum(axis=2).max(initial=0)) // 2**30), 1)
+        rows = (counts // unit).astype(np.int32)
         return Scenarios(
             topk_ids=np.empty((0, layers, 1), np.int16),
             begin=np.zeros(num_scenarios + 1, np.int64),
             load=rows,
             active=_active(rows, batch_size),
-            row_scale=_row_scale(batch_size or sizes, sizes),
+            row_scale=_row_scale(batch_size or sizes, sizes) * unit,
             weight=np.full(num_scenarios, weight / num_scenarios),
             token=np.empty(0, np.int64),
         )
-    order = np.argsort(group, kind="stable")
+    order = _sample(group, max_tokens)
     full = np.bincount(group)
-    if order.size > max_tokens:
-        order = order[np.arange(max_tokens) * order.size // max_tokens]
     group = group[order]
     # Sampling may leave a scenario without a token.
     kept, scenario = np.unique(group, return_inverse=True)
@@ -162,6 +164,23 @@ def _scenarios_of(
         token=order,
         home_rank=None if trace.home_rank is None else trace.home_rank[order],
     )
+
+
+def _sample(group: NDArray[np.int32], max_tokens: int) -> NDArray[np.int64]:
+    """Tokens by scenario, about ``max_tokens``: whole scenarios, evenly spread.
+
+    Parts of many would cost time for each, and peak for having few tokens.
+    """
+    chosen = np.arange(group.size)
+    num_scenarios = int(group.max(initial=0)) + 1
+    if group.size > max_tokens:
+        count = max(round(num_scenarios * max_tokens / group.size), 1)
+        kept = np.arange(count) * num_scenarios // count
+        chosen = np.flatnonzero(np.isin(group, kept))
+    order: NDArray[np.int64] = chosen[np.argsort(group[chosen], kind="stable")]
+    if order.size > max_tokens:
+        order = order[np.arange(max_tokens) * order.size // max_tokens]
+    return order
 
 
 def _row_scale(stands_for: Any, sizes: NDArray[Any]) -> Floats:
@@ -237,7 +256,8 @@ def first_homes(problem: PlacementProblem, scenarios: Scenarios) -> NDArray[np.i
     if workload.cost.homes is Homes.RECORDED:
         assert scenarios.home_rank is not None
         return scenarios.home_rank.astype(np.int32)
-    return (scenarios.token % problem.topology.num_ranks).astype(np.int32)
+    turns = np.arange(len(scenarios.token)) % problem.topology.num_ranks
+    return turns.astype(np.int32)
 
 
 def of_nodes(weights: Floats, ranks_per_node: int) -> Floats:

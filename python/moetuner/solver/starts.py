@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING
 from moetuner.placement import contiguous_rank_of
 from moetuner.problem import Objective
 from moetuner.solver.chain import align_layers
+from moetuner.solver.incumbent import place_or_none
 from moetuner.solver.lpt import balanced_rank_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from moetuner.placement import Placement
     from moetuner.problem import PlacementProblem
 
     RankOf = NDArray[np.int32]
+
+
+def quick_placements(problem: PlacementProblem) -> list[Placement]:
+    """Those of `start_ranks` that answer the problem."""
+    placements = [place_or_none(problem, rank_of) for rank_of in start_ranks(problem)]
+    return [placement for placement in placements if placement is not None]
 
 
 def start_ranks(problem: PlacementProblem) -> list[RankOf]:

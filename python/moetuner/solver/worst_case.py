@@ -24,6 +24,8 @@ from moetuner.solver.base import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moetuner.placement import Placement
     from moetuner.problem import PlacementProblem
 
@@ -38,10 +40,11 @@ def solve_worst_case(
     problem: PlacementProblem,
     options: SolverOptions,
     *,
+    starts: Sequence[Placement] = (),
     warm_start: Placement | None = None,
     progress: ProgressCallback | None = None,
 ) -> Solution:
-    """The best of some plans by `solver`, which takes weighted means."""
+    """The best of `starts` and some plans by `solver`, which takes weighted means."""
     workload = problem.workload
     assert workload is not None
     clock = Clock(time_limit=options.time_limit)
@@ -60,7 +63,8 @@ def solve_worst_case(
             break
         weights *= np.exp(RATE * (times / times.max() - 1))
         weights = np.maximum(weights / weights.sum(), 1e-6)
-    best = min(found, key=lambda each: problem.objective_value(each.placement))
+    placements = [*starts, *(each.placement for each in found)]
+    best = min(placements, key=problem.objective_value)
     # A mean is at most the maximum, so each plan's bound is one of the maximum too.
     bounds = [each.lower_bound for each in found if each.lower_bound is not None]
     status = found[-1].status
@@ -69,7 +73,7 @@ def solve_worst_case(
     return finish(
         solver,
         problem,
-        best.placement,
+        best,
         clock,
         status=status,
         lower_bound=max(bounds, default=None),
