@@ -16,6 +16,15 @@ def wait_for_stop(stop):
     return "what it had"
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises, also where whoever started the tests had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_stops_the_call_and_waits_for_what_it_has():
     runner = Interruptible()
     press = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
