@@ -1,13 +1,11 @@
 #include "moetuner/search.h"
 
+#include "annealing.h"
 #include "layer_search.h"
-#include "moetuner/parallel.h"
-#include "random_draws.h"
-#include "stop_clock.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 namespace moetuner {
@@ -68,13 +66,10 @@ class Anneal {
     std::int64_t b = 0;
     for (std::int64_t i = 0; i < kTrials; ++i) {
       if (!draw_pair(a, b)) continue;
-      const double change = std::abs(search_.propose(a, b) - search_.cost());
-      if (std::isfinite(change)) changes.push_back(change);  // speeds may be next to nothing
+      changes.push_back(search_.propose(a, b) - search_.cost());
       search_.reject();
     }
-    if (changes.empty()) return 0.0;
-    std::nth_element(changes.begin(), changes.begin() + changes.size() / 2, changes.end());
-    return changes[changes.size() / 2];
+    return median_change(std::move(changes));
   }
 
  private:
@@ -116,9 +111,7 @@ class Anneal {
     std::int64_t b = 0;
     if (!draw_pair(a, b)) return;
     const double change = search_.propose(a, b) - search_.cost();
-    const bool take =
-        change <= 0 || (temperature > 0 && random_.unit() < std::exp(-change / temperature));
-    take ? search_.accept() : search_.reject();
+    is_taken(change, temperature, random_) ? search_.accept() : search_.reject();
   }
 
   /// Every pair, until none helps or as many were tried as the cooling took.
@@ -161,12 +154,12 @@ class Anneal {
   double best_cost_ = 0.0;
 };
 
-/// Homes [L + 1, T] under the ranks as they are.
+/// Homes [L, T] under the ranks as they are.
 std::vector<std::int32_t> walk(const SearchArgs& args) {
   const auto tokens = static_cast<std::size_t>(args.num_tokens);
-  std::vector<std::int32_t> homes(static_cast<std::size_t>(args.num_layers + 1) * tokens);
+  std::vector<std::int32_t> homes(static_cast<std::size_t>(args.num_layers) * tokens);
   std::copy_n(args.home, args.num_tokens, homes.begin());
-  for (std::int64_t layer = 0; layer < args.num_layers; ++layer) {
+  for (std::int64_t layer = 0; layer + 1 < args.num_layers; ++layer) {
     const std::int32_t* home = homes.data() + layer * args.num_tokens;
     const std::int32_t* rank_of = args.rank_of + layer * args.num_slots;
     for (std::int64_t t = 0; t < args.num_tokens; ++t) {
@@ -180,7 +173,6 @@ std::vector<std::int32_t> walk(const SearchArgs& args) {
 
 /// Homes that follow couple layers: even ones and odd ones take turns.
 void search_chain(const SearchArgs& args, const StopClock& clock) {
-  constexpr std::int64_t phases = 2;
   std::vector<double> unit(static_cast<std::size_t>(args.num_layers), -1.0);
   std::vector<std::int32_t> homes;
   const auto around = [&](std::int64_t layer) {
@@ -188,20 +180,18 @@ void search_chain(const SearchArgs& args, const StopClock& clock) {
     return Surroundings{homes.data() + layer * args.num_tokens,
                         coupled ? args.rank_of + (layer + 1) * args.num_slots : nullptr};
   };
-  for (std::int64_t sweep = 0; sweep < args.sweeps && !clock.stopped(); ++sweep) {
-    const double warmth = args.sweep_temperature(sweep);
-    for (std::int64_t phase = 0; phase < phases && !clock.stopped(); ++phase) {
-      homes = walk(args);
-      const std::int64_t count = (args.num_layers - phase + phases - 1) / phases;
-      parallel_for(count, args.num_threads, [&](std::int64_t i) {
-        const std::int64_t layer = phase + i * phases;
+  take_turns(
+      args,
+      2,
+      clock,
+      [&] { homes = walk(args); },
+      [&](std::int64_t layer, std::int64_t sweep) {
         Anneal anneal(
             args, layer, seed_of(args.seed, sweep * args.num_layers + layer), around(layer));
         if (unit[layer] < 0) unit[layer] = anneal.unit();
-        anneal.step(args.proposals / args.sweeps, warmth * unit[layer], clock);
+        const double temperature = args.sweep_temperature(sweep) * unit[layer];
+        anneal.step(args.proposals / args.sweeps, temperature, clock);
       });
-    }
-  }
   // Layers moved after others had been priced.
   homes = walk(args);
   parallel_for(args.num_layers, args.num_threads, [&](std::int64_t layer) {

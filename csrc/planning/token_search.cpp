@@ -1,13 +1,11 @@
 #include "moetuner/token_search.h"
 
-#include "moetuner/parallel.h"
-#include "random_draws.h"
+#include "annealing.h"
 #include "replicas.h"
-#include "stop_clock.h"
 #include "token_layer.h"
 
 #include <algorithm>
-#include <cmath>
+#include <utility>
 #include <vector>
 
 namespace moetuner {
@@ -34,13 +32,10 @@ class LayerAnneal {
     Move move{};
     for (std::int64_t i = 0; i < kTrials; ++i) {
       if (!draw(move)) continue;
-      changes.push_back(std::abs(propose(move) - layer_.cost()));
+      changes.push_back(propose(move) - layer_.cost());
       layer_.reject();
     }
-    if (changes.empty()) return 0.0;
-    const auto middle = changes.begin() + static_cast<std::int64_t>(changes.size() / 2);
-    std::nth_element(changes.begin(), middle, changes.end());
-    return *middle;
+    return median_change(std::move(changes));
   }
 
   void run(std::int64_t proposals, double temperature, const StopClock& clock) {
@@ -48,9 +43,7 @@ class LayerAnneal {
     for (std::int64_t i = 0; i < proposals && !clock.stopped(); ++i) {
       if (!draw(move)) continue;
       const double change = propose(move) - layer_.cost();
-      const bool take =
-          change <= 0 || (temperature > 0 && random_.unit() < std::exp(-change / temperature));
-      take ? layer_.accept() : layer_.reject();
+      is_taken(change, temperature, random_) ? layer_.accept() : layer_.reject();
     }
   }
 
@@ -127,14 +120,16 @@ void search_tokens(const TokenSearchArgs& args) {
   walk.ranks.assign(static_cast<std::size_t>(args.num_layers * args.num_tokens * args.top_k), -1);
   std::copy_n(args.home, args.num_tokens, walk.home.begin());
   std::vector<double> unit(static_cast<std::size_t>(args.num_layers), -1.0);
-  const std::int64_t phases = args.follow ? 2 : 1;
-  for (std::int64_t sweep = 0; sweep < args.sweeps && !clock.stopped(); ++sweep) {
-    const double warmth = args.sweep_temperature(sweep);
-    for (std::int64_t phase = 0; phase < phases && !clock.stopped(); ++phase) {
-      for (std::int64_t layer = 0; layer < args.num_layers; ++layer) walk_layer(args, layer, walk);
-      const std::int64_t count = (args.num_layers - phase + phases - 1) / phases;
-      parallel_for(count, args.num_threads, [&](std::int64_t i) {
-        const std::int64_t layer = phase + i * phases;
+  take_turns(
+      args,
+      args.follow ? 2 : 1,
+      clock,
+      [&] {
+        for (std::int64_t layer = 0; layer < args.num_layers; ++layer) {
+          walk_layer(args, layer, walk);
+        }
+      },
+      [&](std::int64_t layer, std::int64_t sweep) {
         const bool coupled = args.follow && layer + 1 < args.num_layers;
         TokenLayer state(
             args,
@@ -143,13 +138,12 @@ void search_tokens(const TokenSearchArgs& args) {
             coupled ? walk.ranks.data() + (layer + 1) * args.num_tokens * args.top_k : nullptr);
         LayerAnneal anneal(args, state, seed_of(args.seed, sweep * args.num_layers + layer));
         if (unit[layer] < 0) unit[layer] = anneal.unit();
-        anneal.run(args.proposals / args.sweeps, warmth * unit[layer], clock);
+        const double temperature = args.sweep_temperature(sweep) * unit[layer];
+        anneal.run(args.proposals / args.sweeps, temperature, clock);
         std::copy(
             state.slots().begin(), state.slots().end(), args.slot_experts + layer * args.num_slots);
         args.cost[layer] = state.cost();
       });
-    }
-  }
 }
 
 }  // namespace moetuner

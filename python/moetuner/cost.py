@@ -156,6 +156,11 @@ class ModelShape:
         return self.expert_values * self.weight_bytes
 
     @property
+    def dispatch_share(self) -> float:
+        """Of the bytes that a row takes both ways, those on the way out."""
+        return self.dispatch_bytes / (self.dispatch_bytes + self.combine_bytes)
+
+    @property
     def flops_per_row(self) -> float:
         """Operations of one (token, expert): a multiply and an add per weight."""
         return 2.0 * self.expert_values
@@ -207,6 +212,10 @@ class CostModel:
         object.__setattr__(self, "rank_speeds", speeds)
         object.__setattr__(self, "wire", one_of(Wire, self.wire, "CostModel: wire"))
         object.__setattr__(self, "homes", one_of(Homes, self.homes, "CostModel: homes"))
+
+    def speeds(self, num_ranks: int) -> Floats:
+        """``rank_speeds``, spelt out where all ranks are alike, float64 [G]."""
+        return np.array(self.rank_speeds or (1.0,) * num_ranks, np.float64)
 
     def check_topology(self, topology: Topology) -> None:
         """Refuse a number of ranks that ``rank_speeds`` is not about."""

@@ -78,8 +78,8 @@ class Counting:
                 f"wire=allgather, or record tokens."
             )
         self.level = Level.of(problem, replicas)
-        speeds = self.cost.rank_speeds or (1.0,) * problem.topology.num_ranks
-        self.mean_speed, self.top_speed = float(np.mean(speeds)), max(speeds)
+        speeds = self.cost.speeds(problem.topology.num_ranks)
+        self.mean_speed, self.top_speed = float(speeds.mean()), float(speeds.max())
 
     def weights(self) -> list[float]:
         """What a batch of each trace counts for in the objective.

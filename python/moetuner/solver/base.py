@@ -72,6 +72,10 @@ class SolverOptions:
                     f"SolverOptions: {name} must be a whole number >= 0, got {value!r}"
                 )
 
+    def round_seed(self, number: int) -> int:
+        """A seed of its own for each round of a search."""
+        return self.seed * 1_000_003 + number
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:

@@ -80,7 +80,7 @@ class FollowRounds:
         self._rounds += 1
         turn = int(np.argmin(self._last))
         start = members(self.problem, self._starts[turn])
-        seed = self.options.seed * 1_000_003 + self._rounds
+        seed = self.options.round_seed(self._rounds)
         found, cost = self.runner.run(
             lambda stop: self.anneal(start, proposals, seconds, seed, stop)
         )

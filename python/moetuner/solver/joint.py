@@ -217,21 +217,18 @@ class _Run:
             move_seconds=self.config.move_seconds,
         )
         walk, follow = self._must_walk(), self._follows()
-
-        def anneal(proposals: int, seconds: float) -> bool:
-            better = layers.round(proposals, seconds)
-            if better:
-                self.incumbent.prefer(place_or_none(self.problem, layers.rank_of))
-            return better
-
-        began, share = self.clock.seconds, LAYERED_SHARE if walk or follow else 1.0
-        status = self._rounds("layers", FIRST_PROPOSALS, share, anneal)
-        self._add_stage("layers", began)
-        rank_of = layers.rank_of
+        share = LAYERED_SHARE if walk or follow else 1.0
+        status, rank_of = self._anneal("layers", layers, share)
         if follow and self._goes_on():
-            status, rank_of = self._follow(
-                profile, rank_of, FOLLOW_SHARE if walk else 1.0
+            together = FollowRounds(
+                problem=self.problem,
+                options=self.options,
+                profile=profile,
+                runner=self.runner,
+                layered=rank_of,
             )
+            share = FOLLOW_SHARE if walk else 1.0
+            status, rank_of = self._anneal("follow", together, share)
         if not walk or not self._goes_on():
             return status
         tokens = TokenRounds(
@@ -241,8 +238,10 @@ class _Run:
             runner=self.runner,
             replicas=self._has_spare_slots(),
         )
-        best = min(self._walks(tokens, rank_of), key=tokens.score)
-        least = tokens.score(best)
+        walks = self._walks(tokens, rank_of)
+        scores = [tokens.score(each) for each in walks]
+        least = min(scores)
+        best = walks[scores.index(least)]
         self.incumbent.prefer(best)
 
         def walk_tokens(proposals: int, seconds: float) -> bool:
@@ -255,22 +254,12 @@ class _Run:
             self.incumbent.prefer(best)
             return True
 
-        began = self.clock.seconds
-        status = self._rounds("tokens", FIRST_MOVES, 1.0, walk_tokens)
-        self._add_stage("tokens", began)
-        return status
+        return self._rounds("tokens", FIRST_MOVES, 1.0, walk_tokens)
 
-    def _follow(
-        self, profile: SearchProfile, rank_of: RankOf, share: float
+    def _anneal(
+        self, stage: str, rounds: LayerRounds | FollowRounds, share: float
     ) -> tuple[SolveStatus, RankOf]:
-        """Layers lined up and annealed together; the status and the ranks [L, E]."""
-        rounds = FollowRounds(
-            problem=self.problem,
-            options=self.options,
-            profile=profile,
-            runner=self.runner,
-            layered=rank_of,
-        )
+        """Rounds of layers, as a stage; its status and the ranks [L, E]."""
 
         def anneal(proposals: int, seconds: float) -> bool:
             better = rounds.round(proposals, seconds)
@@ -278,9 +267,7 @@ class _Run:
                 self.incumbent.prefer(place_or_none(self.problem, rounds.rank_of))
             return better
 
-        began = self.clock.seconds
-        status = self._rounds("follow", FIRST_PROPOSALS, share, anneal)
-        self._add_stage("follow", began)
+        status = self._rounds(stage, FIRST_PROPOSALS, share, anneal)
         return status, rounds.rank_of
 
     def _choose_profile(self) -> SearchProfile:
@@ -355,6 +342,19 @@ class _Run:
         return placements
 
     def _rounds(
+        self,
+        stage: str,
+        proposals: int,
+        share: float,
+        anneal: Callable[[int, float], bool],
+    ) -> SolveStatus:
+        """A stage of rounds; its status."""
+        began = self.clock.seconds
+        status = self._until_done(stage, proposals, share, anneal)
+        self._add_stage(stage, began)
+        return status
+
+    def _until_done(
         self,
         stage: str,
         proposals: int,

@@ -86,7 +86,7 @@ class LayerRounds:
         Ways take turns, until each had one; then the one that did better last time.
         """
         self._rounds += 1
-        seed = self.options.seed * 1_000_003 + self._rounds
+        seed = self.options.round_seed(self._rounds)
         way = min(self.ways(), key=lambda way: self._last.get(way, -np.inf))
 
         found, cost = self.runner.run(
@@ -201,11 +201,9 @@ def search(
     workload, topology = problem.workload, problem.topology
     assert workload is not None
     cost = workload.cost
-    speeds = np.array(cost.rank_speeds or (1.0,) * topology.num_ranks, np.float64)
-    per_node = topology.ranks_per_node
+    speeds, per_node = cost.speeds(topology.num_ranks), topology.ranks_per_node
     if nodes_alone:
         speeds, per_node = speeds.reshape(-1, per_node).mean(axis=1), 1
-    both = cost.shape.dispatch_bytes + cost.shape.combine_bytes
     found: tuple[RankOf, Floats] = _core.search_layers(
         scenarios.topk_ids,
         scenarios.begin,
@@ -229,7 +227,7 @@ def search(
         stop,
         home,
         cost.homes is Homes.FOLLOW,
-        cost.shape.dispatch_bytes / both,
+        cost.shape.dispatch_share,
         sweeps,
     )
     return found

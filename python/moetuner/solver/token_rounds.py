@@ -78,7 +78,7 @@ class TokenRounds:
         a walk may leave a rank without experts.
         """
         self._rounds += 1
-        seed = self.options.seed * 1_000_003 + self._rounds
+        seed = self.options.round_seed(self._rounds)
         slots, _ = self.runner.run(
             lambda stop: self.anneal(
                 start.slot_experts, proposals, seconds, seed, stop, hot=hot, cold=cold
@@ -111,18 +111,16 @@ class TokenRounds:
         workload = problem.workload
         assert workload is not None
         cost, topology = workload.cost, problem.topology
-        speeds = cost.rank_speeds or (1.0,) * topology.num_ranks
-        both = cost.shape.dispatch_bytes + cost.shape.combine_bytes
         found: tuple[Slots, Floats] = _core.search_tokens(
             scenarios.topk_ids,
             scenarios.begin,
             scenarios.row_scale,
             scenarios.weight,
-            np.array(speeds, np.float64),
+            cost.speeds(topology.num_ranks),
             self._homes,
             scenarios.token,
             walk_weights(problem, self.profile),
-            cost.shape.dispatch_bytes / both,
+            cost.shape.dispatch_share,
             problem.num_experts,
             topology.ranks_per_node,
             _WIRES[cost.wire],
