@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moetuner._checks import is_number, one_of
+from moetuner.baselines import Baselines
 from moetuner.cost import CostModel
 from moetuner.errors import InvalidProblemError
 from moetuner.solver import SolverOptions
@@ -40,6 +41,8 @@ class PlanOptions:
     weights, worst_case
         What several recordings count for, the first one first, or that the slowest
         alone counts, see `moetuner.workload.Workload`.
+    baselines
+        What stands beside the result, see `moetuner.baselines.Baselines`.
     favour, stay, move_seconds
         Of the solver ``joint`` alone, see `moetuner.solver.joint.JointConfig`.
     prove_seconds
@@ -64,6 +67,7 @@ class PlanOptions:
     batch_kind: BatchKind = BatchKind.SEQUENCES
     weights: tuple[float, ...] = ()
     worst_case: bool = False
+    baselines: Baselines = Baselines.QUICK
     favour: Favour = Favour.TIME
     stay: Placement | None = None
     move_seconds: float = 0.0
@@ -73,6 +77,8 @@ class PlanOptions:
         check_batch_tokens("PlanOptions", self.batch_tokens)
         kind = one_of(BatchKind, self.batch_kind, "PlanOptions: batch_kind")
         object.__setattr__(self, "batch_kind", kind)
+        baselines = one_of(Baselines, self.baselines, "PlanOptions: baselines")
+        object.__setattr__(self, "baselines", baselines)
         favour = one_of(Favour, self.favour, "PlanOptions: favour")
         object.__setattr__(self, "favour", favour)
         if self.solver != "joint" and (self.stay or favour is not Favour.TIME):

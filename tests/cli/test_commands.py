@@ -8,6 +8,7 @@ from moetuner import __version__
 from moetuner.placement_file import read_placement
 from strategies import random_ids
 
+QUICK = ("contiguous", "random", "lpt", "eplb", "affinity", "coactivation", "chain")
 SCORES = (
     "imbalance_mean",
     "imbalance_worst",
@@ -46,7 +47,7 @@ def test_plan_scores_each_baseline_and_the_result_once(folder, ids, solver):
     report = folder.plan_json(folder.trace(ids), solver=solver)
     names = [placement["name"] for placement in report["placements"]]
     assert names[0] == "contiguous"
-    assert sorted(names) == sorted({"contiguous", "random", "lpt", solver})
+    assert sorted(names) == sorted({*QUICK, solver})
     for placement in report["placements"]:
         assert all(placement[score] >= 0 for score in SCORES)
         has_gain = placement["gain"] is not None
@@ -58,6 +59,16 @@ def test_eplb_fills_spare_slots_with_replicas(folder, ids):
     placement = read_placement(folder.out)
     assert placement.has_replicas
     assert (placement.slot_experts >= 0).all()
+
+
+def test_baselines_are_as_many_as_asked_for(folder, ids):
+    trace, names = folder.trace(ids), {}
+    for wanted in ("none", "quick", "all"):
+        report = folder.plan_json(trace, "--baselines", wanted, "--slots-per-rank", 5)
+        names[wanted] = [placement["name"] for placement in report["placements"]]
+    assert names["none"] == ["contiguous", "lpt"]
+    assert set(names["quick"]) == {*QUICK, "eplb+replica"}
+    assert set(names["all"]) - set(names["quick"]) == {"ilp2"}
 
 
 def test_moves_lead_from_the_placement_in_use_to_the_plan(folder, ids):
@@ -199,7 +210,11 @@ def test_count_only_source_is_scored_by_load(folder, traces_dir):
     trace = traces_dir / "gemma-4-26b-a4b-avifenesh" / "theme_counts.npz"
     result = folder.plan(trace, "--json", ranks=8)
     assert "only counted loads" in result.stderr
-    assert json.loads(result.stdout)["options"]["wire"] == "allgather"
+    report = json.loads(result.stdout)
+    assert report["options"]["wire"] == "allgather"
+    assert "transitions" in report["left_out"]["chain"]
+    shown = folder.plan(trace, ranks=8).stdout
+    assert "left out chain: solver chain needs layer-to-layer trans" in shown
     for refused in (
         folder.plan(trace, "--wire", "dedup"),
         folder.plan(trace, solver="ilp2"),

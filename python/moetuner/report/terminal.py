@@ -26,6 +26,8 @@ def print_plan(report: PlanReport) -> None:
     )
     print_content(stage_table(report))
     print_content(plan_table(report))
+    for name, reason in report.left_out.items():
+        print_content(f"left out {name}: {reason}")
     print_content(LEGEND)
     names = [candidate.name for candidate in report.candidates]
     print_content(batch_table(names, [each.evaluation for each in report.candidates]))

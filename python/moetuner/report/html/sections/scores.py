@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moetuner.report.html.charts import Part, bar_chart, gain_chart
 from moetuner.report.html.colors import PARTS
-from moetuner.report.html.content import figure, grid, section
+from moetuner.report.html.content import figure, grid, note, section
 from moetuner.report.html.frame import key
 from moetuner.report.html.markup import Markup, tag
 from moetuner.report.verdict import reference_name
@@ -60,6 +60,7 @@ def scores(comparison: Comparison) -> Markup:
         "Scores on held-out tokens" if comparison.held_out else "Scores",
         _lead(comparison),
         tag("div", _table(comparison), class_="wide", tabindex="0"),
+        *(note(f"Left out {n}: {why}") for n, why in comparison.left_out.items()),
         grid(*pictures),
     )
 
