@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from moetuner.evaluation import Evaluation, GainInterval
     from moetuner.pipeline import PlanReport
     from moetuner.placement import Placement
+    from moetuner.request_homes import ScoredHomes
     from moetuner.topology import Topology
     from moetuner.trace.model import TraceMetadata
     from moetuner.trace.split import Split
@@ -73,7 +74,9 @@ class Comparison:
     """Baselines that could not be planned, and why."""
     domains: tuple[Domain, ...] = ()
     overall: Overall | None = None
-    """Of a plan for several recordings, as `moetuner.pipeline.PlanReport` has them."""
+    request_homes: ScoredHomes | None = None
+    """Of a plan for several recordings, or with a second stage, as
+    `moetuner.pipeline.PlanReport` has them."""
 
     @property
     def baseline(self) -> Scored:
@@ -123,6 +126,7 @@ def comparison_of_plan(trace: Trace | CountTrace, report: PlanReport) -> Compari
         left_out=report.left_out,
         domains=report.domains,
         overall=report.overall,
+        request_homes=report.request_homes,
     )
 
 

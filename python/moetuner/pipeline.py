@@ -26,6 +26,7 @@ from moetuner.errors import (
 from moetuner.evaluation import Evaluation, GainInterval, evaluate
 from moetuner.plan_options import PlanOptions
 from moetuner.problem import Objective, PlacementProblem
+from moetuner.request_homes import ScoredHomes, check_sequences, score_homes
 from moetuner.scores import score_placements
 from moetuner.solver import (
     ProgressEvent,
@@ -83,6 +84,8 @@ class PlanReport:
     """Every recording after the first."""
     overall: Overall | None = None
     """All recordings together, where there are several."""
+    request_homes: ScoredHomes | None = None
+    """Of the result on the first recording, where it was asked for."""
 
     @property
     def result(self) -> Candidate:
@@ -157,6 +160,8 @@ def plan_trace(
             f"plan: slots_per_rank must be 0..{trace.num_experts}, the number of "
             f"experts, got {options.slots_per_rank}"
         )
+    if options.request_homes is not None:
+        check_sequences(trace, options.batch_kind)
     solver = _solver_of(options)
     traces = (trace, *others)
     splits = split_all(traces, options)
@@ -228,6 +233,21 @@ def plan_trace(
         left_out=baselines.left_out,
         domains=domains,
         overall=score_overall(parts, options) if domains else None,
+        request_homes=_score_homes(split.score, result.placement, options),
+    )
+
+
+def _score_homes(
+    trace: Trace | CountTrace, placement: Placement, options: PlanOptions
+) -> ScoredHomes | None:
+    if options.request_homes is None:
+        return None
+    return score_homes(
+        trace,
+        placement,
+        options.cost,
+        options.request_homes,
+        batch_tokens=options.batch_tokens,
     )
 
 

@@ -16,6 +16,7 @@ from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind, check_batch_token
 
 if TYPE_CHECKING:
     from moetuner.placement import Placement
+    from moetuner.request_homes import RequestHomes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,9 @@ class PlanOptions:
         alone counts, see `moetuner.workload.Workload`.
     baselines
         What stands beside the result, see `moetuner.baselines.Baselines`.
+    request_homes
+        A second stage that gives each sequence of the first recording a rank, scored
+        apart; see `moetuner.request_homes`.
     favour, stay, move_seconds
         Of the solver ``joint`` alone, see `moetuner.solver.joint.JointConfig`.
     prove_seconds
@@ -68,6 +72,7 @@ class PlanOptions:
     weights: tuple[float, ...] = ()
     worst_case: bool = False
     baselines: Baselines = Baselines.QUICK
+    request_homes: RequestHomes | None = None
     favour: Favour = Favour.TIME
     stay: Placement | None = None
     move_seconds: float = 0.0

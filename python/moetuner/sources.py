@@ -23,9 +23,17 @@ def baseline_options(options: PlanOptions, name: str) -> PlanOptions:
         solver=solver_of(name),
         equal_slots=True,
         memory_slack=None,
+        request_homes=None,
         favour=Favour.TIME,
         stay=None,
     )
+
+
+def _known(options: PlanOptions) -> int | str | None:
+    asked = options.request_homes
+    if asked is None:
+        return None
+    return "all" if asked.known_tokens is None else asked.known_tokens
 
 
 def with_source(
@@ -52,6 +60,7 @@ def with_source(
             "memory_slack": options.memory_slack,
             "batch_tokens": options.batch_tokens,
             "batch_kind": options.batch_kind.value,
+            "request_homes": _known(options),
             "favour": options.favour.value,
             "move_seconds": options.move_seconds,
             "other_traces": list(sha256s[1:]),

@@ -71,6 +71,30 @@ def test_baselines_are_as_many_as_asked_for(folder, ids):
     assert set(names["all"]) - set(names["quick"]) == {"ilp2"}
 
 
+def test_homes_of_sequences_are_scored_beside_the_plan(folder, ids):
+    trace = folder.trace(ids)
+    page = folder.path / "page.html"
+    arguments = ("--request-homes", 8, "--batch-tokens", 100, "--report", page)
+    planned = folder.plan_json(trace, *arguments)["request_homes"]
+    assert planned["known_tokens"] == 8
+    assert planned["by_length"]["batch_seconds_mean"] > 0
+    assert "by routing, first 8" in page.read_text()
+    shown = folder.plan(trace, *arguments).stdout
+    assert shown.count("routing, first 8") == shown.count("lengths alone") == 1
+    evaluated = folder.run("evaluate", trace, folder.out, "--request-homes", "all")
+    assert "routing, all (hindsight)" in evaluated.stdout
+    (scored,) = json.loads(
+        folder.run(
+            *("evaluate", trace, folder.out, "--json", "--request-homes", "all")
+        ).stdout
+    )
+    assert scored["request_homes"]["known_tokens"] is None
+    for wrong in ("some", "0", "-1", "1.5"):
+        refused = folder.run("evaluate", trace, folder.out, "--request-homes", wrong)
+        assert refused.exit_code == 2
+        assert "request-homes" in refused.stderr or "RequestHomes" in refused.stderr
+
+
 def test_moves_lead_from_the_placement_in_use_to_the_plan(folder, ids):
     trace = folder.trace(ids)
     old, moves = folder.path / "old.json", folder.path / "moves.json"

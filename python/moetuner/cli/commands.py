@@ -19,10 +19,12 @@ from moetuner.cli.options import (
     Json,
     Quiet,
     RankSpeeds,
+    RequestHomesOption,
     TracePath,
     WireOption,
     cost_model,
     default_wire,
+    request_homes_of,
 )
 from moetuner.cost import Homes
 from moetuner.errors import (
@@ -51,6 +53,7 @@ def describe(trace: TracePath, as_json: Json = False) -> None:
 def evaluate(
     trace: TracePath,
     placements: Annotated[list[Path], typer.Argument(help="Placement files")],
+    request_homes: RequestHomesOption = "",
     wire: WireOption = None,
     homes: HomesOption = Homes.UNIFORM,
     batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
@@ -65,8 +68,14 @@ def evaluate(
     """Score placements on every token of a trace."""
     from moetuner.evaluation import evaluate as score
     from moetuner.placement_file import read_placement
-    from moetuner.report.table import LEGEND, batch_table, evaluation_table
+    from moetuner.report.table import (
+        LEGEND,
+        batch_table,
+        evaluation_table,
+        homes_table,
+    )
     from moetuner.report.terminal import print_content, print_json
+    from moetuner.request_homes import ScoredHomes, check_sequences, score_homes
     from moetuner.trace import read_trace
 
     routing = read_trace(trace)
@@ -81,7 +90,11 @@ def evaluate(
         quiet,
         rank_speeds,
     )
+    known = request_homes_of(request_homes)
+    if known is not None:
+        check_sequences(routing, batch_kind)
     names, scores = [str(path) for path in placements], []
+    homed: dict[str, ScoredHomes] = {}
     for path in placements:
         placement = read_placement(path)
         try:
@@ -96,16 +109,26 @@ def evaluate(
             )
         except InvalidPlacementError as error:
             raise InvalidPlacementError(f"{path}: {error}") from error
+        if known is not None:
+            homed[str(path)] = score_homes(
+                routing, placement, cost, known, batch_tokens=batch_tokens
+            )
     if as_json:
         print_json(
             [
-                {"placement": name, **evaluation.to_json()}
+                {
+                    "placement": name,
+                    **evaluation.to_json(),
+                    **({"request_homes": homed[name].to_json()} if homed else {}),
+                }
                 for name, evaluation in zip(names, scores, strict=True)
             ]
         )
     else:
         print_content(evaluation_table(names, scores))
         print_content(batch_table(names, scores))
+        if homed:
+            print_content(homes_table(homed))
         print_content(LEGEND)
 
 

@@ -29,6 +29,9 @@ def plan_json(report: PlanReport) -> dict[str, Any]:
         "best_baseline": _plain(report.rival),
         "left_out": dict(report.left_out),
         "overall": _plain(report.overall),
+        "request_homes": None
+        if report.request_homes is None
+        else report.request_homes.to_json(),
         "others": [_domain(domain) for domain in report.domains],
     }
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from moetuner.report.table import LEGEND, batch_table, plan_table, stage_table
+from moetuner.report.table import (
+    LEGEND,
+    batch_table,
+    homes_table,
+    plan_table,
+    stage_table,
+)
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -37,6 +43,8 @@ def print_plan(report: PlanReport) -> None:
             f"{domain.score_tokens:,} others"
         )
         print_content(batch_table(names, [domain.evaluations[name] for name in names]))
+    if report.request_homes is not None:
+        print_content(homes_table({report.result.name: report.request_homes}))
     print_content(verdict(report))
 
 
