@@ -162,6 +162,9 @@ def plan_trace(
         )
     if options.request_homes is not None:
         check_sequences(trace, options.batch_kind)
+    if options.stay is not None and options.stay.has_replicas:
+        slots = options.slots_per_rank or options.stay.slots_per_rank
+        options = replace(options, slots_per_rank=slots)
     solver = _solver_of(options)
     traces = (trace, *others)
     splits = split_all(traces, options)

@@ -32,7 +32,8 @@ class PlanOptions:
     cost
         Machine, model shape, wire and homes that placements are scored with.
     slots_per_rank
-        Slots per rank and layer; 0 means just enough.
+        Slots per rank and layer; 0 means just enough, or those of ``stay`` where that
+        holds replicas.
     equal_slots, memory_slack
         See `PlacementProblem`.
     plan_fraction
@@ -56,8 +57,8 @@ class PlanOptions:
     Raises
     ------
     InvalidProblemError
-        When the time limit is not finite, the fraction not in (0, 1), ``stay`` holds
-        replicas, or ``memory_slack`` is given for equal slots.
+        When the time limit is not finite, the fraction not in (0, 1), or
+        ``memory_slack`` is given for equal slots.
     """
 
     solver: str = "joint"
@@ -90,11 +91,6 @@ class PlanOptions:
             raise InvalidProblemError(
                 f"PlanOptions: favour and stay are for the solver joint, got "
                 f"{self.solver}"
-            )
-        if self.stay is not None and self.stay.has_replicas:
-            raise InvalidProblemError(
-                "PlanOptions: stay (--from) must hold every expert once, but it holds "
-                "replicas; plan anew, or start from a placement without"
             )
         if not is_number(self.move_seconds) or not 0 <= self.move_seconds < math.inf:
             raise InvalidProblemError(

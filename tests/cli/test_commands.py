@@ -1,10 +1,12 @@
 """Every command on good input: what it prints, writes and returns."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from moetuner import __version__
+from moetuner.movement import fetched_copies, moves_between
 from moetuner.placement_file import read_placement
 from strategies import random_ids
 
@@ -52,6 +54,20 @@ def test_plan_scores_each_baseline_and_the_result_once(folder, ids, solver):
         assert all(placement[score] >= 0 for score in SCORES)
         has_gain = placement["gain"] is not None
         assert has_gain == (placement["name"] != "contiguous")
+
+
+def test_what_is_in_use_may_hold_replicas(folder, ids):
+    trace = folder.trace(ids)
+    old, moves = folder.path / "old.json", folder.path / "moves.json"
+    folder.plan(trace, "--out", old, "--slots-per-rank", 5, solver="eplb")
+    arguments = ("--from", old, "--moves", moves)
+    report = folder.plan_json(trace, *arguments, solver="joint")
+    assert report["options"]["slots_per_rank"] == 5  # those of the old one
+    before, after = read_placement(old), read_placement(folder.out)
+    assert before.has_replicas
+    steps = json.loads(moves.read_text())["moves"]
+    assert steps == [asdict(step) for step in moves_between(before, after)]
+    assert len(steps) <= fetched_copies(before, after).size
 
 
 def test_eplb_fills_spare_slots_with_replicas(folder, ids):
