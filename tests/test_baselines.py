@@ -61,6 +61,12 @@ def test_each_is_what_its_solver_finds_and_one_may_be_skipped(trace):
     )
 
 
+def test_nobody_waits_for_cbc_after_an_interruption(trace):
+    found = solve_baselines(problem_of(trace), Baselines.ALL, QUICK, hurry=True)
+    assert found.left_out == {"ilp2": "the plan was interrupted"}
+    assert "chain" in found.solutions
+
+
 def test_what_counts_lack_is_left_out_with_the_reason(traces_dir):
     counts = read_trace(traces_dir / "gemma-4-26b-a4b-avifenesh" / "theme_counts.npz")
     problem = problem_of(counts, 33, CostModel(wire=Wire.ALLGATHER))

@@ -77,17 +77,22 @@ def solve_baselines(
     options: SolverOptions,
     *,
     skip: str = "",
+    hurry: bool = False,
 ) -> SolvedBaselines:
     """Answers of all `wanted` to a problem, with equal slots on every rank.
 
     Each minimises what it is for, whatever the problem's objective; only
     `WITH_REPLICAS` uses slots to spare for replicas. Left out are those of the solver
-    `skip`, and, with the reason, those that this problem has not enough for.
+    `skip`, and, with the reason, those that this problem has not enough for and, in a
+    `hurry`, the slow ones.
     """
     solutions: dict[str, Solution] = {}
     left_out: dict[str, str] = {}
     for name in _names(problem, wanted):
         if solver_of(name) == skip:
+            continue
+        if hurry and name in _SLOW:
+            left_out[name] = "the plan was interrupted"
             continue
         try:
             solutions[name] = _solve(problem, name, options)

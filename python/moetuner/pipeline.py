@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from moetuner.placement import Placement
     from moetuner.solver import ProgressCallback
     from moetuner.topology import Topology
+    from moetuner.trace.split import Split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -149,26 +150,13 @@ def plan_trace(
     MissingStatisticsError
         When the solver or the wire needs more than a count-only source has.
     """
-    counted = any(isinstance(each, CountTrace) for each in (trace, *others))
-    if counted and options.cost.wire is not Wire.ALLGATHER:
-        raise MissingStatisticsError(
-            f"plan: wire={options.cost.wire.value} needs the experts of each token; "
-            f"this source only counted loads, so only wire=allgather can be scored"
-        )
-    if options.slots_per_rank > trace.num_experts:
-        raise InvalidProblemError(
-            f"plan: slots_per_rank must be 0..{trace.num_experts}, the number of "
-            f"experts, got {options.slots_per_rank}"
-        )
-    if options.request_homes is not None:
-        check_sequences(trace, options.batch_kind)
+    traces = (trace, *others)
+    _check_asked(traces, options)
     if options.stay is not None and options.stay.has_replicas:
         slots = options.slots_per_rank or options.stay.slots_per_rank
         options = replace(options, slots_per_rank=slots)
     solver = _solver_of(options)
-    traces = (trace, *others)
     splits = split_all(traces, options)
-    split = splits[0]
     problem = PlacementProblem.from_workload(
         workload_of(splits, options),
         topology,
@@ -190,9 +178,14 @@ def plan_trace(
     result = with_source(result, model, sha256s, options, history.points())
     if on_solved is not None:
         on_solved(result.placement)
+    interrupted = result.status is SolveStatus.INTERRUPTED
     result = _proven(problem, result, options, progress)
     baselines = solve_baselines(
-        problem, options.baselines, options.solver_options, skip=options.solver
+        problem,
+        options.baselines,
+        options.solver_options,
+        skip=options.solver,
+        hurry=interrupted,
     )
     solutions = {
         name: with_source(solution, model, sha256s, baseline_options(options, name))
@@ -201,6 +194,19 @@ def plan_trace(
     solutions[options.solver] = result
     if options.solver == REFERENCE:  # gains are measured against the first
         solutions = {REFERENCE: result, **solutions}
+    return _report(traces, splits, solutions, baselines.left_out, topology, options)
+
+
+def _report(
+    traces: Sequence[Trace | CountTrace],
+    splits: Sequence[Split],
+    solutions: Mapping[str, Solution],
+    left_out: Mapping[str, str],
+    topology: Topology,
+    options: PlanOptions,
+) -> PlanReport:
+    """Score all solutions on what is held out of each trace."""
+    split = splits[0]
     placements = {name: each.placement for name, each in solutions.items()}
     scores = score_placements(
         split.score,
@@ -211,33 +217,52 @@ def plan_trace(
         batch_tokens=options.batch_tokens,
         batch_kind=options.batch_kind,
     )
+    candidates = tuple(
+        Candidate(
+            name=name,
+            solution=solution,
+            evaluation=scores.evaluations[name],
+            gain=scores.gains[name],
+        )
+        for name, solution in solutions.items()
+    )
     domains = tuple(
         score_domain(number, each, part, placements, options)
         for number, (each, part) in enumerate(
-            zip(others, splits[1:], strict=True), start=2
+            zip(traces[1:], splits[1:], strict=True), start=2
         )
     )
     parts = [scores.evaluations, *(domain.evaluations for domain in domains)]
     return PlanReport(
-        candidates=tuple(
-            Candidate(
-                name=name,
-                solution=solution,
-                evaluation=scores.evaluations[name],
-                gain=scores.gains[name],
-            )
-            for name, solution in solutions.items()
-        ),
+        candidates=candidates,
         options=options,
         topology=topology,
         plan_tokens=num_tokens(split.plan),
         score_tokens=num_tokens(split.score),
         rival=scores.rival,
-        left_out=baselines.left_out,
+        left_out=left_out,
         domains=domains,
         overall=score_overall(parts, options) if domains else None,
-        request_homes=_score_homes(split.score, result.placement, options),
+        request_homes=_score_homes(split.score, placements[options.solver], options),
     )
+
+
+def _check_asked(traces: Sequence[Trace | CountTrace], options: PlanOptions) -> None:
+    """Refuse options that the traces cannot answer."""
+    trace = traces[0]
+    counted = any(isinstance(each, CountTrace) for each in traces)
+    if counted and options.cost.wire is not Wire.ALLGATHER:
+        raise MissingStatisticsError(
+            f"plan: wire={options.cost.wire.value} needs the experts of each token; "
+            f"this source only counted loads, so only wire=allgather can be scored"
+        )
+    if options.slots_per_rank > trace.num_experts:
+        raise InvalidProblemError(
+            f"plan: slots_per_rank must be 0..{trace.num_experts}, the number of "
+            f"experts, got {options.slots_per_rank}"
+        )
+    if options.request_homes is not None:
+        check_sequences(trace, options.batch_kind)
 
 
 def _score_homes(
