@@ -111,6 +111,18 @@ def _traces(report: PlanReport | Comparison) -> list[str]:
     return sentences
 
 
+def _batches(report: PlanReport | Comparison) -> list[str]:
+    """The mean batch against the best other placement, where batches are several."""
+    own = report.result.evaluation
+    others = [c for c in report.candidates if c is not report.result]
+    if report.overall is not None or own.batch_seconds.size < 2 or not others:
+        return []  # of several traces all that count is said already
+    best = min(others, key=lambda c: c.evaluation.batch_seconds_mean)
+    gain = 1 - own.batch_seconds_mean / (best.evaluation.batch_seconds_mean or 1.0)
+    about = f"The mean batch of about {own.batch_tokens} tokens takes"
+    return [f"{about} {_less(gain)} than with the best of the others, {best.name}."]
+
+
 def _signed(gain: GainInterval) -> str:
     unsure = "" if gain.certain else ", which is not certain"
     return f"{_less(gain.gain)} ({_gain_interval(gain)}{unsure})"
@@ -164,13 +176,7 @@ def _notes(report: PlanReport | Comparison) -> list[str]:
     if better:  # baselines that are better have their own sentence
         best = min(better, key=lambda c: c.evaluation.modelled_seconds)
         notes.append(f"{best.name} scored better still.")
-    best = min(candidates, key=lambda c: c.evaluation.batch_seconds_mean)
-    less = 1 - best.evaluation.batch_seconds_mean / (own.batch_seconds_mean or 1.0)
-    if own.batch_seconds.size > 1 and less > _SAME:
-        notes.append(
-            f"The mean batch of about {own.batch_tokens} tokens is {less:.1%} faster "
-            f"with {best.name}."
-        )
+    notes += _batches(report)
     if cost.wire is Wire.ALLGATHER:
         notes.append(
             "With all-gather every row goes everywhere: no gain in traffic is to be "
