@@ -37,6 +37,7 @@ from moetuner.solver.lpt import balanced_rank_of
 from moetuner.solver.profile import TIME_PROFILES, Favour, choose_profile
 from moetuner.solver.schedule import Rounds, Schedule
 from moetuner.solver.starts import quick_placements
+from moetuner.solver.staying import layers_that_pay, widened
 from moetuner.solver.token_rounds import TokenRounds, spread_replicas
 from moetuner.solver.worst_case import solve_worst_case
 from moetuner.trace import CountTrace
@@ -77,8 +78,8 @@ class JointConfig:
         What is searched for beside the time; None: chosen by cross-validation on the
         planning data where there is time for it, for `Favour.TIME`.
     stay, move_seconds
-        A placement that is in use, without replicas, and by how many seconds of the
-        objective every expert that moves must shorten it.
+        A placement that is in use, and by how many seconds of the objective every copy
+        that a rank must fetch has to shorten it.
     rounds
         Rounds of annealing in each phase; 0 lets the clock decide, and only then can a
         slower machine find something else.
@@ -199,6 +200,8 @@ class _Run:
         """Both phases; the status says what ended the last one."""
         profile = self.config.profile or self._choose_profile()
         stay = self.config.stay
+        if stay is not None and stay.has_replicas:
+            return self._refill(profile, stay)
         balanced = balanced_rank_of(replace(self.problem, equal_slots=True))
         layers = LayerRounds(
             problem=self.problem,
@@ -224,6 +227,9 @@ class _Run:
             share = FOLLOW_SHARE if walk else 1.0
             status = self._rounds("follow", FIRST_PROPOSALS, share, together)
             rank_of = together.rank_of
+        if stay is not None and self._has_spare_slots() and not self._counted():
+            found = self.incumbent.placement
+            self._offer_layers(found, spread_replicas(self.problem, found))
         if not walk or not self._goes_on():
             return status
         tokens = TokenRounds(
@@ -236,6 +242,30 @@ class _Run:
         tokens.begin(self._walks(tokens, rank_of))
         self.incumbent.prefer(tokens.placement)
         return self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
+
+    def _refill(self, profile: SearchProfile, stay: Placement) -> SolveStatus:
+        """Walk tokens from a placement in use with replicas; take what pays."""
+        tokens = TokenRounds(
+            problem=self.problem,
+            options=self.options,
+            profile=profile,
+            runner=self.runner,
+            replicas=True,
+        )
+        filled = spread_replicas(self.problem, widened(stay, self.problem))
+        self._offer_layers(stay, filled)
+        tokens.begin([filled])
+        status = self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
+        self._offer_layers(stay, tokens.placement)
+        return status
+
+    def _offer_layers(self, base: Placement, other: Placement) -> None:
+        """Take `base` with the layers of `other` whose moves pay."""
+        stay, moved = self.config.stay, self.config.move_seconds
+        assert stay is not None
+        self.incumbent.offer(
+            layers_that_pay(self.problem, base, other, stay=stay, move_seconds=moved)
+        )
 
     def _choose_profile(self) -> SearchProfile:
         began, seconds = self.clock.seconds, TRIAL_SHARE * self.clock.left
@@ -284,10 +314,14 @@ class _Run:
 
     def _may_walk(self) -> bool:
         """Whether tokens are known, and layers may be lined up anew."""
+        # Else everything would move.
+        return not self._counted() and self.config.stay is None
+
+    def _counted(self) -> bool:
+        """Whether a source only counted: nobody knows which replica a token takes."""
         workload = self.problem.workload
         assert workload is not None
-        counted = any(isinstance(trace, CountTrace) for trace in workload.traces)
-        return not counted and self.config.stay is None  # else everything would move
+        return any(isinstance(trace, CountTrace) for trace in workload.traces)
 
     def _cost(self) -> CostModel:
         workload = self.problem.workload
