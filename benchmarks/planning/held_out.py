@@ -54,10 +54,16 @@ PLANNERS = {
     TWO_STAGE: ("ilp2", Objective.LINK_TRAFFIC, 0),
     "joint": ("joint", Objective.MODELLED_TIME, 0),
     "joint, few copies": ("joint", Objective.MODELLED_TIME, 0),
+    "joint, fewer copies": ("joint", Objective.MODELLED_TIME, 0),
+    "joint, fewest copies": ("joint", Objective.MODELLED_TIME, 0),
     "EPLB + 1 replica": ("eplb", Objective.MODELLED_TIME, 1),
     "joint + 1 replica": ("joint", Objective.MODELLED_TIME, 1),
 }
-FEW_COPIES = JointSolver(config=JointConfig(favour=Favour.COPIES))
+COPY_WEIGHTS = {
+    "joint, few copies": 1.0,
+    "joint, fewer copies": 2.0,
+    "joint, fewest copies": 4.0,
+}
 SCORES = {
     # field of Evaluation: (heading, digits, factor)
     "imbalance_mean": ("max/mean load", 3, 1.0),
@@ -86,7 +92,10 @@ def score(args, label, homes, seed, name):
     )
     seconds = args.ilp_seconds if solver == "ilp2" else args.seconds
     options = SolverOptions(time_limit=seconds, seed=seed, threads=args.threads)
-    method = FEW_COPIES if name == "joint, few copies" else get_solver(solver)
+    method = get_solver(solver)
+    if name in COPY_WEIGHTS:
+        config = JointConfig(favour=Favour.COPIES, copy_weight=COPY_WEIGHTS[name])
+        method = JointSolver(config=config)
     solution = method.solve(asked, options)
     found = evaluate(
         split.score, solution.placement, cost, batch_tokens=args.batch_tokens

@@ -294,6 +294,7 @@ def _solver_of(options: PlanOptions) -> Solver:
     return JointSolver(
         config=JointConfig(
             favour=options.favour,
+            copy_weight=options.copy_weight,
             stay=options.stay,
             move_seconds=options.move_seconds,
         )

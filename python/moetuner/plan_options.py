@@ -48,7 +48,7 @@ class PlanOptions:
     request_homes
         A second stage that gives each sequence of the first recording a rank, scored
         apart; see `moetuner.request_homes`.
-    favour, stay, move_seconds
+    favour, copy_weight, stay, move_seconds
         Of the solver ``joint`` alone, see `moetuner.solver.joint.JointConfig`.
     prove_seconds
         For a lower bound of the modelled time, see `moetuner.bounds.certify`, where the
@@ -75,6 +75,7 @@ class PlanOptions:
     baselines: Baselines = Baselines.QUICK
     request_homes: RequestHomes | None = None
     favour: Favour = Favour.TIME
+    copy_weight: float = 1.0
     stay: Placement | None = None
     move_seconds: float = 0.0
     prove_seconds: float = 0.0
@@ -91,6 +92,10 @@ class PlanOptions:
             raise InvalidProblemError(
                 f"PlanOptions: favour and stay are for the solver joint, got "
                 f"{self.solver}"
+            )
+        if self.copy_weight != 1 and favour is not Favour.COPIES:
+            raise InvalidProblemError(
+                f"PlanOptions: copy_weight is for favour=copies, got {favour.value}"
             )
         if not is_number(self.move_seconds) or not 0 <= self.move_seconds < math.inf:
             raise InvalidProblemError(

@@ -25,6 +25,7 @@ def baseline_options(options: PlanOptions, name: str) -> PlanOptions:
         memory_slack=None,
         request_homes=None,
         favour=Favour.TIME,
+        copy_weight=1.0,
         stay=None,
     )
 
@@ -62,6 +63,7 @@ def with_source(
             "batch_kind": options.batch_kind.value,
             "request_homes": _known(options),
             "favour": options.favour.value,
+            "copy_weight": options.copy_weight,
             "move_seconds": options.move_seconds,
             "other_traces": list(sha256s[1:]),
             "weights": list(options.weights),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from moetuner import _core
 from moetuner.cost import Homes, Wire
 from moetuner.errors import InvalidProblemError, SolverError
+from moetuner.evaluation import evaluate
 from moetuner.movement import copies_of, fetched_copies
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
@@ -19,7 +20,6 @@ from moetuner.solver.base import Clock, place
 from moetuner.solver.joint import JointConfig, JointSolver
 from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.profile import (
-    COPIES_PROFILE,
     TIME_PROFILES,
     Favour,
     choose_profile,
@@ -338,15 +338,40 @@ def test_trials_choose_a_profile_from_planning_data_alone(rng):
     )
     options, runner = SolverOptions(seed=3), Interruptible()
     arguments = (options, runner, Clock(time_limit=60))
-    for asked, favour, seconds, expected in (
-        (problem, Favour.TIME, 60.0, (TIME_PROFILES[0],)),  # no sequences
-        (replace(problem, workload=workload), Favour.TIME, 60.0, TIME_PROFILES),
-        (replace(problem, workload=workload), Favour.TIME, 1e-9, TIME_PROFILES[:1]),
-        (problem, Favour.COPIES, 60.0, (COPIES_PROFILE,)),
+    for asked, seconds, expected in (
+        (problem, 60.0, (TIME_PROFILES[0],)),  # no sequences
+        (replace(problem, workload=workload), 60.0, TIME_PROFILES),
+        (replace(problem, workload=workload), 1e-9, TIME_PROFILES[:1]),
     ):
-        chosen = choose_profile(asked, favour, *arguments, seconds)
+        chosen = choose_profile(asked, *arguments, seconds)
         assert chosen in expected
-        assert chosen == choose_profile(asked, favour, *arguments, seconds)
+        assert chosen == choose_profile(asked, *arguments, seconds)
+
+
+@pytest.mark.parametrize("homes", [Homes.UNIFORM, Homes.FOLLOW])
+def test_the_more_copies_count_the_fewer_there_are(rng, homes):
+    problem = modelled(big_problem(rng))
+    workload = replace(
+        problem.workload,
+        traces=(replace(problem.workload.traces[0], ranked=True),),
+        cost=replace(problem.workload.cost, wire=Wire.DEDUP, homes=homes),
+    )
+    problem = replace(problem, workload=workload)
+    copies, loads = [], []
+    for weight in (0.1, 20.0):
+        config = JointConfig(favour=Favour.COPIES, copy_weight=weight, rounds=3)
+        placement = JointSolver(config=config).solve(problem).placement
+        score = evaluate(workload.traces[0], placement, workload.cost)
+        copies.append(score.remote_ranks_per_token)
+        loads.append(score.imbalance_mean)
+    assert copies[1] < 0.98 * copies[0]
+    assert loads[1] > loads[0]
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("inf"), float("nan"), "1", True])
+def test_a_weight_of_copies_is_a_positive_number(weight):
+    with pytest.raises(SolverError, match="copy_weight must be > 0"):
+        JointConfig(favour=Favour.COPIES, copy_weight=weight)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,9 @@ def plan(
             help="joint: time of other tokens, few copies, time of this trace"
         ),
     ] = Favour.TIME,
+    copy_weight: Annotated[
+        float, typer.Option(help="With --favour copies: what they count for even loads")
+    ] = 1.0,
     from_placement: Annotated[
         Path | None,
         typer.Option("--from", help="joint: placement in use; move what pays"),
@@ -168,6 +171,7 @@ def plan(
         baselines=baselines,
         request_homes=request_homes_of(request_homes),
         favour=favour,
+        copy_weight=copy_weight,
         stay=None if from_placement is None else read_placement(from_placement),
         move_seconds=move_cost * 1e-6,
         prove_seconds=prove,

@@ -34,7 +34,13 @@ from moetuner.solver.follow_rounds import FollowRounds
 from moetuner.solver.incumbent import Incumbent, place_or_none
 from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
-from moetuner.solver.profile import TIME_PROFILES, Favour, choose_profile
+from moetuner.solver.profile import (
+    TIME_PROFILES,
+    TRACE_PROFILE,
+    Favour,
+    choose_profile,
+    copies_profile,
+)
 from moetuner.solver.schedule import Rounds, Schedule
 from moetuner.solver.starts import quick_placements
 from moetuner.solver.staying import layers_that_pay, widened
@@ -74,6 +80,8 @@ class JointConfig:
     ----------
     favour
         What decides where the time leaves a choice.
+    copy_weight
+        What copies count with `Favour.COPIES`: the more, the less even the loads.
     profile
         What is searched for beside the time; None: chosen by cross-validation on the
         planning data where there is time for it, for `Favour.TIME`.
@@ -88,6 +96,7 @@ class JointConfig:
     """
 
     favour: Favour = Favour.TIME
+    copy_weight: float = 1.0
     profile: SearchProfile | None = None
     stay: Placement | None = None
     move_seconds: float = 0.0
@@ -100,6 +109,10 @@ class JointConfig:
         if not is_number(self.move_seconds) or not 0 <= self.move_seconds < np.inf:
             raise SolverError(
                 f"JointConfig: move_seconds must be >= 0 s, got {self.move_seconds!r}"
+            )
+        if not is_number(self.copy_weight) or not 0 < self.copy_weight < np.inf:
+            raise SolverError(
+                f"JointConfig: copy_weight must be > 0, got {self.copy_weight!r}"
             )
         for name, least in (("rounds", 0), ("patience", 1)):
             value = getattr(self, name)
@@ -153,7 +166,8 @@ class JointSolver:
         else:
             for placement in quick_placements(problem):
                 run.incumbent.offer(placement)
-        run.incumbent.floor = run.incumbent.value
+        if self.config.favour is not Favour.COPIES:  # few of them may well cost time
+            run.incumbent.floor = run.incumbent.value
         run.incumbent.bound = self._bound(problem, options)
         status = SolveStatus.HEURISTIC
         if problem.topology.num_ranks > 1 and problem.statistics.load.any():
@@ -268,19 +282,18 @@ class _Run:
         )
 
     def _choose_profile(self) -> SearchProfile:
-        began, seconds = self.clock.seconds, TRIAL_SHARE * self.clock.left
-        if self.config.favour is Favour.TIME and not self.config.rounds:
-            if self.options.time_limit < LEAST_TRIAL_TIME:
-                return TIME_PROFILES[0]
-        else:
+        config, began = self.config, self.clock.seconds
+        if config.favour is Favour.COPIES:
+            return copies_profile(config.copy_weight)
+        if config.favour is Favour.TRACE:
+            return TRACE_PROFILE
+        seconds = TRIAL_SHARE * self.clock.left
+        if config.rounds:
             seconds = float("inf")  # not for the clock to decide
+        elif self.options.time_limit < LEAST_TRIAL_TIME:
+            return TIME_PROFILES[0]
         profile = choose_profile(
-            self.problem,
-            self.config.favour,
-            self.options,
-            self.runner,
-            self.clock,
-            seconds,
+            self.problem, self.options, self.runner, self.clock, seconds
         )
         self._add_stage("choice of a profile", began)
         return profile

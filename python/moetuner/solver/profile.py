@@ -34,7 +34,8 @@ class Favour(str, enum.Enum):
     TIME = "time"
     """The mean time of batches that were not planned on."""
     COPIES = "copies"
-    """Few ranks per token at even loads, for links slower than the model's."""
+    """Few ranks per token at even loads, for links slower than the model's; see
+    `copies_profile`."""
     TRACE = "trace"
     """The time of the trace's own batches and next to nothing beside it: for proofs.
     Other batches take longer than with `TIME`."""
@@ -60,21 +61,27 @@ TIME_PROFILES = (
 """Candidates; the first one is used where there is no time or data to choose."""
 
 
+def copies_profile(weight: float = 1.0) -> SearchProfile:
+    """What `Favour.COPIES` searches for: `weight` times fewer copies for even loads."""
+    return replace(
+        COPIES_PROFILE,
+        rank_copies=weight * COPIES_PROFILE.rank_copies,
+        node_copies=weight * COPIES_PROFILE.node_copies,
+    )
+
+
 def choose_profile(
     problem: PlacementProblem,
-    favour: Favour,
     options: SolverOptions,
     runner: Interruptible,
     clock: Clock,
     seconds: float,
 ) -> SearchProfile:
-    """The candidate whose brief plans have the least time on the other half.
+    """The `Favour.TIME` candidate with the least time of brief plans on the other half.
 
     Gives up, for the first candidate, when the trials would take longer than `seconds`
     or the traces cannot be cut in two.
     """
-    if favour is not Favour.TIME:
-        return COPIES_PROFILE if favour is Favour.COPIES else TRACE_PROFILE
     workload = problem.workload
     assert workload is not None
     try:
