@@ -59,11 +59,12 @@ class LnsConfig:
         Time that a program may take on a core, about.
     max_visits
         Size of a program: places that experts, and tokens with the same experts, may
-        have to visit. It decides how many ranks are freed at a time.
+        have to visit. It decides how many ranks are freed at a time; two
+        are always.
     """
 
-    program_seconds: float = 2.0
-    max_visits: int = 1_000
+    program_seconds: float = 3.0
+    max_visits: int = 400
 
     def __post_init__(self) -> None:
         seconds, visits = self.program_seconds, self.max_visits

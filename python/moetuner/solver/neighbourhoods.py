@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     RankOf = NDArray[np.int32]
 
+MOST_VISITS = 20_000
+"""Size of a program of two ranks beyond which none is built."""
 _SHAVED = 1e-9
 """Share of its time that a layer must lose to be better, beyond rounding."""
 
@@ -31,9 +33,9 @@ _SHAVED = 1e-9
 class LayerSearch:
     """The neighbourhoods of one layer: sets of free ranks, never one twice in vain.
 
-    As many ranks are freed as ``max_visits`` allows, at most all. A program that is not
-    closed in time makes the next sets smaller; when all sets of a size are closed, they
-    grow, up to the size that was not closed.
+    As many ranks are freed as ``max_visits`` allows, at least two, at most all. A
+    program that is not closed in time makes the next sets smaller; when all sets of a
+    size are closed, they grow, up to the size that was not closed.
     """
 
     problem: PlacementProblem
@@ -121,4 +123,5 @@ class LayerSearch:
         """Whether the first ranks of this number make a program of legal size."""
         ranks = np.arange(self._width)
         visits = count_visits(self.problem, self.tokens, self.rank_of, ranks)
-        return visits <= self.max_visits
+        limit = MOST_VISITS if self._width == 2 else self.max_visits
+        return visits <= limit
