@@ -1,6 +1,7 @@
 """The search that walks tokens: replicas, recorded homes and homes that follow."""
 
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_changes_along_tokens_add_up_to_the_cost_computed_afresh(
     assert cost[layers] == pytest.approx(fresh[layers], rel=1e-9)
 
 
-def test_a_walk_with_free_sizes_leaves_no_rank_without_experts(rng):
+def test_a_walk_with_free_sizes_leaves_no_rank_without_experts(rng, monkeypatch):
     """Swaps with empty slots may; the placement from before is kept then."""
     ids = random_ids(rng, 100, 3, 9, 2, 0.1, 2.0)
     cost = replace(TOY_COST, homes=Homes.FOLLOW, wire=Wire.PER_EXPERT)
@@ -96,13 +97,15 @@ def test_a_walk_with_free_sizes_leaves_no_rank_without_experts(rng):
     start = np.zeros((3, 9), np.int32)
     start[:, -3:] = [1, 2, 3]
     walk, begin = walk_of(problem), place(problem, start)
+    hot = partialmethod(TokenRounds.anneal, hot=1.0, cold=1.0)
+    monkeypatch.setattr(TokenRounds, "anneal", hot)
     stop, bare = np.zeros(1, np.int32), 0
     for seed in range(8):
-        slots, _ = walk.anneal(
-            begin.slot_experts, 500, 60.0, seed, stop, hot=1.0, cold=1.0
-        )
+        slots, _ = walk.anneal(begin.slot_experts, 500, 60.0, seed, stop)
         bare += replace(begin, slot_experts=slots).rank_sizes().min() == 0
-        problem.check(walk.round(begin, 500, 60.0, hot=1.0, cold=1.0))
+        walk.begin([begin])
+        walk.round(500, 60.0)
+        problem.check(walk.placement)
     assert bare
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from moetuner.solver.incumbent import place_or_none
 from moetuner.solver.layer_rounds import search
 from moetuner.solver.scenarios import (
     Scenarios,
@@ -27,6 +28,7 @@ from moetuner.solver.scenarios import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moetuner.placement import Placement
     from moetuner.problem import PlacementProblem
     from moetuner.solver.background import Interruptible
     from moetuner.solver.base import SolverOptions
@@ -46,8 +48,7 @@ class FollowRounds:
     """Annealing of all layers together; the best of all rounds is kept.
 
     Rounds begin at `layered` with its clusters lined up, where nodes hold several ranks
-    in two ways: nodes as they are, or all ranks free. Each has its turn, then the one
-    that went better.
+    in two ways: nodes as they are, or all ranks free.
     """
 
     problem: PlacementProblem
@@ -60,6 +61,7 @@ class FollowRounds:
     cost: float = np.inf
     _scenarios: Scenarios = field(init=False)
     _starts: list[RankOf] = field(init=False)
+    _open: list[int] = field(init=False)
     _last: list[float] = field(init=False)
     _rounds: int = 0
 
@@ -72,23 +74,39 @@ class FollowRounds:
         if topology.num_nodes > 1 and topology.ranks_per_node > 1:
             groups.insert(0, topology.ranks_per_node)
         self._starts = [self.align(self.layered, group) for group in groups]
-        self._last = [-np.inf] * len(groups)
+        self._last = [np.inf] * len(groups)
+        self._open = list(range(len(groups)))
         self.rank_of = self.layered
 
     def round(self, proposals: int, seconds: float) -> bool:
-        """Anneal all layers; whether they are better now than ever before."""
+        """Anneal all layers from every open start; whether they are better now."""
+        before = self.cost
+        for start in self._open:
+            self._try(start, proposals, seconds / len(self._open))
+        return self.cost < before
+
+    @property
+    def placement(self) -> Placement | None:
+        """The best found so far, when it answers the problem."""
+        return place_or_none(self.problem, self.rank_of)
+
+    def settle(self) -> int:
+        """Keep to the start that went best last time; of how many it is one."""
+        number = len(self._open)
+        self._open = [min(self._open, key=lambda start: self._last[start])]
+        return number
+
+    def _try(self, start: int, proposals: int, seconds: float) -> None:
         self._rounds += 1
-        turn = int(np.argmin(self._last))
-        start = members(self.problem, self._starts[turn])
         seed = self.options.round_seed(self._rounds)
+        slots = members(self.problem, self._starts[start])
         found, cost = self.runner.run(
-            lambda stop: self.anneal(start, proposals, seconds, seed, stop)
+            lambda stop: self.anneal(slots, proposals, seconds, seed, stop)
         )
-        self._last[turn] = float(cost.sum())
-        if self._last[turn] >= self.cost:
-            return False
-        self.rank_of, self.cost = found[:, : self.problem.num_experts], self._last[turn]
-        return True
+        self._last[start] = float(cost.sum())
+        if self._last[start] < self.cost:
+            self.rank_of = found[:, : self.problem.num_experts]
+            self.cost = self._last[start]
 
     def anneal(
         self,

@@ -35,14 +35,13 @@ from moetuner.solver.incumbent import Incumbent, place_or_none
 from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
 from moetuner.solver.profile import TIME_PROFILES, Favour, choose_profile
+from moetuner.solver.schedule import Rounds, Schedule
 from moetuner.solver.starts import quick_placements
-from moetuner.solver.token_rounds import COOL, WARM, TokenRounds, spread_replicas
+from moetuner.solver.token_rounds import TokenRounds, spread_replicas
 from moetuner.solver.worst_case import solve_worst_case
 from moetuner.trace import CountTrace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from moetuner.cost import CostModel
@@ -54,12 +53,6 @@ if TYPE_CHECKING:
 
 FIRST_PROPOSALS = 1_000
 """Proposals per layer of the first round; others have `GROWTH` times more."""
-GROWTH = 4
-"""Every round has so many times as many, and the last one all that there is time for.
-"""
-SURE = 0.95
-"""Share of the time left that a round is made for."""
-MOST_PROPOSALS = 10**9
 FIRST_MOVES = 250
 """The same of the walk along tokens, which starts from what is good already."""
 TRIAL_SHARE = 0.15
@@ -218,7 +211,8 @@ class _Run:
         )
         walk, follow = self._must_walk(), self._follows()
         share = LAYERED_SHARE if walk or follow else 1.0
-        status, rank_of = self._anneal("layers", layers, share)
+        status = self._rounds("layers", FIRST_PROPOSALS, share, layers)
+        rank_of = layers.rank_of
         if follow and self._goes_on():
             together = FollowRounds(
                 problem=self.problem,
@@ -228,7 +222,8 @@ class _Run:
                 layered=rank_of,
             )
             share = FOLLOW_SHARE if walk else 1.0
-            status, rank_of = self._anneal("follow", together, share)
+            status = self._rounds("follow", FIRST_PROPOSALS, share, together)
+            rank_of = together.rank_of
         if not walk or not self._goes_on():
             return status
         tokens = TokenRounds(
@@ -238,37 +233,9 @@ class _Run:
             runner=self.runner,
             replicas=self._has_spare_slots(),
         )
-        walks = self._walks(tokens, rank_of)
-        scores = [tokens.score(each) for each in walks]
-        least = min(scores)
-        best = walks[scores.index(least)]
-        self.incumbent.prefer(best)
-
-        def walk_tokens(proposals: int, seconds: float) -> bool:
-            nonlocal best, least
-            found = tokens.round(best, proposals, seconds, hot=WARM, cold=COOL)
-            score = tokens.score(found)
-            if score >= least:
-                return False
-            best, least = found, score
-            self.incumbent.prefer(best)
-            return True
-
-        return self._rounds("tokens", FIRST_MOVES, 1.0, walk_tokens)
-
-    def _anneal(
-        self, stage: str, rounds: LayerRounds | FollowRounds, share: float
-    ) -> tuple[SolveStatus, RankOf]:
-        """Rounds of layers, as a stage; its status and the ranks [L, E]."""
-
-        def anneal(proposals: int, seconds: float) -> bool:
-            better = rounds.round(proposals, seconds)
-            if better:
-                self.incumbent.prefer(place_or_none(self.problem, rounds.rank_of))
-            return better
-
-        status = self._rounds(stage, FIRST_PROPOSALS, share, anneal)
-        return status, rounds.rank_of
+        tokens.begin(self._walks(tokens, rank_of))
+        self.incumbent.prefer(tokens.placement)
+        return self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
 
     def _choose_profile(self) -> SearchProfile:
         began, seconds = self.clock.seconds, TRIAL_SHARE * self.clock.left
@@ -346,32 +313,13 @@ class _Run:
         stage: str,
         proposals: int,
         share: float,
-        anneal: Callable[[int, float], bool],
+        rounds: Rounds,
     ) -> SolveStatus:
-        """A stage of rounds; its status."""
-        began = self.clock.seconds
-        status = self._until_done(stage, proposals, share, anneal)
-        self._add_stage(stage, began)
-        return status
+        """A stage of rounds, the first of that many proposals; its status."""
 
-    def _until_done(
-        self,
-        stage: str,
-        proposals: int,
-        share: float,
-        anneal: Callable[[int, float], bool],
-    ) -> SolveStatus:
-        """Rounds of growing length, as long as the next one fits."""
-        idle = done = 0
-        end = self.clock.seconds + share * self.clock.left
-        while idle < self.config.patience:
-            if self.config.rounds and done >= self.config.rounds:
-                break
-            began = self.clock.seconds
-            if began >= end:
-                return SolveStatus.TIME_LIMIT
-            better = anneal(proposals, end - began)
-            done, idle = done + 1, 0 if better else idle + 1
+        def report(done: int, better: bool) -> None:
+            if better:
+                self.incumbent.prefer(rounds.placement)
             if self.progress:
                 self.progress(
                     ProgressEvent(
@@ -384,15 +332,15 @@ class _Run:
                         seconds=self.clock.seconds,
                     )
                 )
-            if self.runner.interrupted:
-                return SolveStatus.INTERRUPTED
-            took, left = self.clock.seconds - began, end - self.clock.seconds
-            fits = SURE * proposals * left / max(took, 1e-9)
-            if self.config.rounds:
-                fits = np.inf
-            if 2 * fits < proposals:
-                return SolveStatus.TIME_LIMIT
-            # A long last round is worth more than many short ones.
-            longer = min(GROWTH * proposals, MOST_PROPOSALS)
-            proposals = int(fits) if fits < 2 * longer else longer
-        return SolveStatus.HEURISTIC
+
+        schedule = Schedule(
+            clock=self.clock,
+            runner=self.runner,
+            max_rounds=self.config.rounds,
+            patience=self.config.patience,
+            report=report,
+        )
+        began = self.clock.seconds
+        status = schedule.run(rounds, proposals, share)
+        self._add_stage(stage, began)
+        return status

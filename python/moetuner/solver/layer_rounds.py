@@ -13,6 +13,7 @@ import numpy as np
 
 import moetuner._core as _core
 from moetuner.cost import Homes, Wire
+from moetuner.solver.incumbent import place_or_none
 from moetuner.solver.scenarios import (
     Scenarios,
     SearchProfile,
@@ -67,6 +68,7 @@ class LayerRounds:
     _home: RankOf | None = None
     _scenarios: Scenarios = field(init=False)
     _rounds: int = 0
+    _open: list[Way] = field(init=False)
     _last: dict[Way, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,16 +81,29 @@ class LayerRounds:
             self._home = first_homes(self.problem, self._scenarios)
         self.rank_of = self.start
         self.cost = np.full(self.problem.num_layers, np.inf)
+        self._open = self.ways()
 
     def round(self, proposals: int, seconds: float) -> bool:
-        """Anneal all layers from the start; whether any of them is better now.
+        """Anneal all layers every open way; whether any of them is better now."""
+        before = self.cost
+        for way in self._open:
+            self._try(way, proposals, seconds / len(self._open))
+        return bool((self.cost < before).any())
 
-        Ways take turns, until each had one; then the one that did better last time.
-        """
+    @property
+    def placement(self) -> Placement | None:
+        """The best found so far, when it answers the problem."""
+        return place_or_none(self.problem, self.rank_of)
+
+    def settle(self) -> int:
+        """Keep to the way that went best last time; of how many it is one."""
+        number = len(self._open)
+        self._open = [min(self._open, key=lambda way: self._last.get(way, np.inf))]
+        return number
+
+    def _try(self, way: Way, proposals: int, seconds: float) -> None:
         self._rounds += 1
         seed = self.options.round_seed(self._rounds)
-        way = min(self.ways(), key=lambda way: self._last.get(way, -np.inf))
-
         found, cost = self.runner.run(
             lambda stop: self._go(way, proposals, seconds, seed, stop)
         )
@@ -97,7 +112,6 @@ class LayerRounds:
         self.cost = np.where(better, cost, self.cost)
         found = found[:, : self.problem.num_experts]
         self.rank_of = np.where(better[:, None], found, self.rank_of)
-        return bool(better.any())
 
     def ways(self) -> list[Way]:
         """Those that make sense for the problem."""

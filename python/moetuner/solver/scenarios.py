@@ -141,7 +141,7 @@ def _scenarios_of(
             load=rows,
             active=_active(rows, batch_size),
             row_scale=_row_scale(batch_size or sizes, sizes) * unit,
-            weight=np.full(num_scenarios, weight / num_scenarios),
+            weight=weight * _shares(sizes, batch_size),
             token=np.empty(0, np.int64),
         )
     order = _sample(group, max_tokens)
@@ -160,7 +160,7 @@ def _scenarios_of(
         load=load,
         active=_active(load, batch_size),
         row_scale=_row_scale(batch_size or full, sizes),
-        weight=np.full(num_scenarios, weight / num_scenarios),
+        weight=weight * _shares(sizes, batch_size),
         token=order,
         home_rank=None if trace.home_rank is None else trace.home_rank[order],
     )
@@ -187,6 +187,13 @@ def _row_scale(stands_for: Any, sizes: NDArray[Any]) -> Floats:
     """Rows of a batch for each row of a scenario."""
     scale: Floats = np.maximum(stands_for, 1) / np.maximum(sizes, 1)
     return scale
+
+
+def _shares(sizes: NDArray[Any], batch_size: float) -> Floats:
+    """What scenarios weigh, sums to 1: batches alike, parts of them by their tokens."""
+    tokens = sizes if batch_size else np.ones(sizes.size)
+    shares: Floats = tokens / tokens.sum()
+    return shares
 
 
 def _active(load: NDArray[np.int32], batch_size: float) -> NDArray[np.uint8]:

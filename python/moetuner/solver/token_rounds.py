@@ -51,6 +51,8 @@ class TokenRounds:
     profile: SearchProfile
     runner: Interruptible
     replicas: bool = False
+    placement: Placement = field(init=False)
+    _least: float = np.inf
     _scenarios: Scenarios = field(init=False)
     _homes: NDArray[np.int32] = field(init=False)
     _rounds: int = 0
@@ -63,33 +65,35 @@ class TokenRounds:
         )
         self._homes = first_homes(self.problem, self._scenarios)
 
-    def round(
-        self,
-        start: Placement,
-        proposals: int,
-        seconds: float,
-        *,
-        hot: float,
-        cold: float,
-    ) -> Placement:
-        """The placement after annealing from `start`; it may be a worse one.
+    def begin(self, placements: list[Placement]) -> None:
+        """Take the best of them as where the walk begins."""
+        scores = [self.score(placement) for placement in placements]
+        self._least = min(scores)
+        self.placement = placements[scores.index(self._least)]
 
-        `start` itself where what was found does not answer the problem: with free sizes
-        a walk may leave a rank without experts.
-        """
+    def round(self, proposals: int, seconds: float) -> bool:
+        """Anneal from the best placement so far; whether there is a better one now."""
         self._rounds += 1
         seed = self.options.round_seed(self._rounds)
         slots, _ = self.runner.run(
             lambda stop: self.anneal(
-                start.slot_experts, proposals, seconds, seed, stop, hot=hot, cold=cold
+                self.placement.slot_experts, proposals, seconds, seed, stop
             )
         )
-        found = replace(start, slot_experts=slots)
+        found = replace(self.placement, slot_experts=slots)
         try:
             self.problem.check(found)
         except InvalidPlacementError:
-            return start
-        return found
+            return False  # with free sizes a walk may leave a rank without experts
+        score = self.score(found)
+        if score >= self._least:
+            return False
+        self.placement, self._least = found, score
+        return True
+
+    def settle(self) -> int:
+        """There is one way only."""
+        return 1
 
     def anneal(
         self,
@@ -99,8 +103,8 @@ class TokenRounds:
         seed: int,
         stop: NDArray[np.int32],
         *,
-        hot: float,
-        cold: float,
+        hot: float = WARM,
+        cold: float = COOL,
         sweeps: int = SWEEPS,
     ) -> tuple[Slots, Floats]:
         """Slots after annealing, [L, P], and search costs, [L].
@@ -148,8 +152,6 @@ class TokenRounds:
             float("inf"),
             0,
             np.zeros(1, np.int32),
-            hot=WARM,
-            cold=WARM,
             sweeps=1,
         )
         return float(cost.sum())

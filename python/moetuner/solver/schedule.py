@@ -1,0 +1,97 @@
+"""How long the rounds of a search are: ever longer, and the last as time allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from moetuner.solver.base import SolveStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moetuner.placement import Placement
+    from moetuner.solver.background import Interruptible
+    from moetuner.solver.base import Clock
+
+GROWTH = 4
+"""A round has so many times the proposals of the one before it."""
+LAST_ROUNDS = 2
+"""Rounds that share the time in which no longer one fits: luck differs between them."""
+SURE = 0.95
+"""Share of the time left that the last rounds are made for."""
+MOST_PROPOSALS = 10**9
+
+
+class Rounds(Protocol):
+    """A search in rounds, each of which may go several ways."""
+
+    @property
+    def placement(self) -> Placement | None:
+        """The best found so far, when it answers the problem."""
+
+    def round(self, proposals: int, seconds: float) -> bool:
+        """Go every way that is open; whether anything is better now."""
+
+    def settle(self) -> int:
+        """Keep to the way that went best last time; of how many it is one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """Rounds until the time is up, or enough of them improved nothing.
+
+    Which way is best shows only where all had the same length, and may change with it:
+    all are gone until no longer round fits, the best one in the time that is left.
+
+    Parameters
+    ----------
+    clock, runner
+        Of the solve.
+    max_rounds
+        Rounds at most; 0: the clock decides.
+    patience
+        Rounds without improvement after which the search ends.
+    report
+        Called after each round with the number of rounds and whether it improved
+        anything.
+    """
+
+    clock: Clock
+    runner: Interruptible
+    max_rounds: int
+    patience: int
+    report: Callable[[int, bool], None]
+
+    def run(self, rounds: Rounds, proposals: int, share: float) -> SolveStatus:
+        """Rounds in that share of the time left, the first of that many proposals."""
+        idle = done = 0
+        settled = False
+        end = self.clock.seconds + share * self.clock.left
+        while idle < self.patience:
+            if self.max_rounds and done >= self.max_rounds:
+                break
+            began = self.clock.seconds
+            if began >= end:
+                return SolveStatus.TIME_LIMIT
+            better = rounds.round(proposals, end - began)
+            done, idle = done + 1, 0 if better else idle + 1
+            self.report(done, better)
+            if self.runner.interrupted:
+                return SolveStatus.INTERRUPTED
+            took, left = self.clock.seconds - began, end - self.clock.seconds
+            fits = SURE * proposals * left / max(took, 1e-9)
+            if self.max_rounds:
+                fits = np.inf
+            longer = min(GROWTH * proposals, MOST_PROPOSALS)
+            if settled or fits < LAST_ROUNDS * longer:
+                fits *= rounds.settle()
+                if 2 * fits < proposals:
+                    return SolveStatus.TIME_LIMIT
+                several = not settled and fits >= LAST_ROUNDS * proposals
+                longer = int(fits / LAST_ROUNDS if several else fits)
+                settled = True
+            proposals = longer
+        return SolveStatus.HEURISTIC
