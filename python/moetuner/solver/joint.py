@@ -36,6 +36,7 @@ from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
 from moetuner.solver.profile import TIME_PROFILES, Favour, choose_profile
 from moetuner.solver.schedule import Rounds, Schedule
+from moetuner.solver.small_layers import try_all
 from moetuner.solver.starts import quick_placements
 from moetuner.solver.token_rounds import TokenRounds, spread_replicas
 from moetuner.solver.worst_case import solve_worst_case
@@ -157,6 +158,7 @@ class JointSolver:
         status = SolveStatus.HEURISTIC
         if problem.topology.num_ranks > 1 and problem.statistics.load.any():
             status = run.search()
+            run.try_small_layers()
         return finish(
             self,
             problem,
@@ -236,6 +238,14 @@ class _Run:
         tokens.begin(self._walks(tokens, rank_of))
         self.incumbent.prefer(tokens.placement)
         return self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
+
+    def try_small_layers(self) -> None:
+        """Few placements, where homes make searches price links only nearly."""
+        began, copies = self.clock.seconds, self.config.favour is Favour.COPIES
+        if copies or self._cost().homes is Homes.UNIFORM or not self._goes_on():
+            return
+        if self.runner.run(lambda stop: try_all(self.incumbent, self.clock, stop)):
+            self._add_stage("small layers", began)
 
     def _choose_profile(self) -> SearchProfile:
         began, seconds = self.clock.seconds, TRIAL_SHARE * self.clock.left
