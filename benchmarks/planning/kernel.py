@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import report
 from moetuner.cost import MODEL_SHAPES, CostModel, shape_for_model
@@ -29,7 +30,8 @@ RECORDED = {
     "gpt-oss mmlu": ("gpt-oss-20b-fingerprinting/mmlu.npz", "gpt-oss"),
     "V2-Lite law": ("deepseek-v2-lite-esft/law.npz", "deepseek-v2-lite"),
 }
-GENERATED = {"Mixtral-like (generated)": "mixtral"}
+# Layers and experts, otherwise like Mixtral.
+GENERATED = {"generated, 8 experts": (32, 8), "generated, 16 experts": (8, 16)}
 FAVOURS = {"new batches (default)": Favour.TIME, "these batches": Favour.TRACE}
 HALVES = ("planned on", "held out")
 
@@ -39,7 +41,8 @@ def trace_and_shape(label, seed):
     if label in RECORDED:
         file, model = RECORDED[label]
         return read_trace(report.traces_folder() / file), MODEL_SHAPES[model]
-    routing = TOPIC_PRESETS[GENERATED[label]]
+    layers, experts = GENERATED[label]
+    routing = replace(TOPIC_PRESETS["mixtral"], num_layers=layers, num_experts=experts)
     trace = topic_trace(routing, num_tokens=20_000, seed=seed)
     return trace, shape_for_model(routing.model)
 

@@ -8,7 +8,13 @@ import pytest
 from moetuner.cost import Homes, Wire
 from moetuner.errors import SolverError
 from moetuner.problem import PlacementProblem
-from moetuner.solver import SolverOptions, SolveStatus, get_solver, lns
+from moetuner.solver import (
+    SolverOptions,
+    SolveStatus,
+    get_solver,
+    lns,
+    neighbourhoods,
+)
 from moetuner.solver.base import place
 from moetuner.solver.lns import LnsConfig, LnsSolver, layer_seconds
 from moetuner.solver.starts import quick_placements
@@ -33,9 +39,9 @@ def timed(problem, **changes):
     return replace(problem, workload=workload, objective="modelled-time")
 
 
-def eight_experts(rng, ranks, per_node, **cost):
+def eight_experts(rng, ranks, per_node, num_layers=3, **cost):
     topology = Topology(num_ranks=ranks, ranks_per_node=per_node)
-    return timed(random_problem(rng, 3, 8, topology), **cost)
+    return timed(random_problem(rng, num_layers, 8, topology), **cost)
 
 
 def large(rng, **cost):
@@ -132,8 +138,9 @@ def test_what_the_objective_does_not_confirm_is_not_taken(rng, monkeypatch):
     assert (solution.placement.rank_of() == start.rank_of()).all()
 
 
-def test_the_seed_decides_when_programs_end_by_themselves(rng):
-    problem = eight_experts(rng, 4, 2)
+def test_the_seed_decides_when_programs_end_by_themselves(rng, monkeypatch):
+    monkeypatch.setattr(neighbourhoods, "WHOLE_VISITS", 1)
+    problem = eight_experts(rng, 4, 2, num_layers=1)
     small = LnsSolver(config=LnsConfig(max_visits=24, program_seconds=60.0))
     courses = []
     for seed in (1, 1, 2):
@@ -141,9 +148,18 @@ def test_the_seed_decides_when_programs_end_by_themselves(rng):
         options = SolverOptions(time_limit=300, threads=1, seed=seed)
         small.solve(problem, options, progress=told.append)
         courses.append([(event.done, event.incumbent) for event in told])
-    assert len(courses[0]) > 3  # pairs of ranks, three ranks, all of them
+    assert len(courses[0]) > 3
     assert courses[0] == courses[1]
     assert courses[0] != courses[2]
+
+
+def test_what_was_not_closed_in_time_gets_more_of_it(rng):
+    problem = eight_experts(rng, 4, 2, num_layers=1)
+    hasty = LnsSolver(config=LnsConfig(program_seconds=0.01))
+    told = []
+    solution = hasty.solve(problem, ONE, progress=told.append)
+    assert told[0].done < told[0].total  # time was up for some at first
+    assert solution.status is SolveStatus.OPTIMAL
 
 
 def test_the_time_limit_holds(rng):

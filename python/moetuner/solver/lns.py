@@ -56,7 +56,7 @@ class LnsConfig:
     Parameters
     ----------
     program_seconds
-        Time that a program may take on a core, about.
+        Time that a program may take on a core, about, the first time.
     max_visits
         Size of a program: places that experts, and tokens with the same experts, may
         have to visit. It decides how many ranks are freed at a time; two
@@ -235,10 +235,11 @@ class _Run:
             return SolveStatus.TIME_LIMIT
         models = [search.open_program().model for search in lot]
         cores = min(self._cores(), len(lot))
+        effort = sum(search.effort for search in lot)
         results = solve_milps(
             models,
             time_limit=min(
-                self.clock.left, self.config.program_seconds * len(lot) / cores
+                self.clock.left, self.config.program_seconds * effort / cores
             ),
             threads=cores,
             seed=self.options.seed,
