@@ -1,13 +1,16 @@
 """Does CBC as a kernel find what annealing does not? After joint, lns or more joint.
 
     python benchmarks/planning/kernel.py --seconds 15 --seeds 3 --jobs 2
+    python benchmarks/planning/kernel.py --seconds 15 --jobs 2 --ranks 4 \
+        --ranks-per-node 2 --traces "generated, 12 experts" --name planning-kernel-4
 
 Plans on one half of each trace, split by sequence, and scores both halves; every seed
 splits anew. `joint` has one share of seconds, then `lns` one more from its placement,
 or `joint` two from the beginning: it does not go on from a placement. Once with joint's
 default, which is smoothed for batches that it has not seen, and once with what it finds
-for the planning half alone, `Favour.TRACE`. Models of 8 experts are compared with the
-proven optimum of the planning half as well.
+for the planning half alone, `Favour.TRACE`, without its own last stage of exact methods
+for few experts, which is what is measured here. Models of 8 experts are compared with
+the proven optimum of the planning half as well.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dataclasses import replace
 import report
 from moetuner.cost import MODEL_SHAPES, CostModel, shape_for_model
 from moetuner.problem import PlacementProblem
-from moetuner.solver import SolverOptions, get_solver
+from moetuner.solver import SolverOptions, get_solver, small_layers
 from moetuner.solver.joint import JointConfig, JointSolver
 from moetuner.solver.profile import Favour
 from moetuner.topology import Topology
@@ -31,7 +34,11 @@ RECORDED = {
     "V2-Lite law": ("deepseek-v2-lite-esft/law.npz", "deepseek-v2-lite"),
 }
 # Layers and experts, otherwise like Mixtral.
-GENERATED = {"generated, 8 experts": (32, 8), "generated, 16 experts": (8, 16)}
+GENERATED = {
+    "generated, 8 experts": (32, 8),
+    "generated, 12 experts": (8, 12),
+    "generated, 16 experts": (8, 16),
+}
 FAVOURS = {"new batches (default)": Favour.TIME, "these batches": Favour.TRACE}
 HALVES = ("planned on", "held out")
 
@@ -58,6 +65,7 @@ def compare(args, label, favour, seed):
         )
         for half in (split.plan, split.score)
     )
+    small_layers.MAX_EXPERTS = 0
     joint = JointSolver(config=JointConfig(favour=FAVOURS[favour]))
 
     def limits(shares):
@@ -114,10 +122,13 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--ranks-per-node", type=int, default=4)
+    labels = (*RECORDED, *GENERATED)
+    parser.add_argument("--traces", nargs="*", default=labels, choices=labels)
+    parser.add_argument("--name", default="planning-kernel")
     parser.add_argument("--note", default="")
     args = parser.parse_args()
     env = report.environment(args.note)
-    cases = [(label, favour) for label in (*RECORDED, *GENERATED) for favour in FAVOURS]
+    cases = [(label, favour) for label in args.traces for favour in FAVOURS]
     with ProcessPoolExecutor(args.jobs) as pool:
         waiting = {
             case: [pool.submit(compare, args, *case, s) for s in range(args.seeds)]
@@ -137,7 +148,7 @@ def main():
     rows = [row for case, runs in found.items() for row in rows_of(*case, runs)]
     lines += report.table(header, rows)
     named = {" / ".join(case): runs for case, runs in found.items()}
-    report.write("planning-kernel", {"environment": env, "cases": named}, lines)
+    report.write(args.name, {"environment": env, "cases": named}, lines)
 
 
 if __name__ == "__main__":

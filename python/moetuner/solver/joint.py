@@ -36,7 +36,7 @@ from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
 from moetuner.solver.profile import TIME_PROFILES, Favour, choose_profile
 from moetuner.solver.schedule import Rounds, Schedule
-from moetuner.solver.small_layers import try_all
+from moetuner.solver.small_layers import has_kernel, solve_small_layers, try_all
 from moetuner.solver.starts import quick_placements
 from moetuner.solver.token_rounds import TokenRounds, spread_replicas
 from moetuner.solver.worst_case import solve_worst_case
@@ -62,6 +62,8 @@ LEAST_TRIAL_TIME = 10.0
 """Time limit in seconds below which none is tried, and no bound is counted."""
 LAYERED_SHARE = 0.25
 """Share of the time for layers by themselves where they are searched together later."""
+KERNEL_SHARE = 0.5
+"""Share of the time for layers by themselves where exact methods come afterwards."""
 FOLLOW_SHARE = 0.4
 """Share of what is left for layers together where tokens are walked afterwards."""
 
@@ -213,6 +215,8 @@ class _Run:
         )
         walk, follow = self._must_walk(), self._follows()
         share = LAYERED_SHARE if walk or follow else 1.0
+        if self._has_kernel():
+            share = KERNEL_SHARE
         status = self._rounds("layers", FIRST_PROPOSALS, share, layers)
         rank_of = layers.rank_of
         if follow and self._goes_on():
@@ -240,12 +244,35 @@ class _Run:
         return self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
 
     def try_small_layers(self) -> None:
-        """Few placements, where homes make searches price links only nearly."""
-        began, copies = self.clock.seconds, self.config.favour is Favour.COPIES
-        if copies or self._cost().homes is Homes.UNIFORM or not self._goes_on():
+        """Exact methods for few experts, as a stage."""
+        began = self.clock.seconds
+        if self.config.favour is Favour.COPIES or not self._goes_on():
             return
-        if self.runner.run(lambda stop: try_all(self.incumbent, self.clock, stop)):
-            self._add_stage("small layers", began)
+        if self._has_kernel():
+            solution = solve_small_layers(
+                self.problem, self.options, self.clock, self.incumbent.placement
+            )
+            self.incumbent.offer(solution.placement)
+            if solution.lower_bound is not None:
+                known = self.incumbent.bound or 0.0
+                self.incumbent.bound = max(known, solution.lower_bound)
+            if solution.status is SolveStatus.INTERRUPTED:
+                self.runner.stop[0] = 1
+        elif self._cost().homes is Homes.UNIFORM or not self.runner.run(
+            lambda stop: try_all(self.incumbent, self.clock, stop)
+        ):
+            return
+        self._add_stage("small layers", began)
+
+    def _has_kernel(self) -> bool:
+        """Whether exact methods come last; they are no rounds, and know no profile.
+
+        On batches that were not planned on, smoothed plans are as good or better.
+        """
+        config = self.config
+        asked = config.rounds or config.profile is not None or config.stay is not None
+        trace_alone = config.favour is Favour.TRACE
+        return trace_alone and not asked and has_kernel(self.problem)
 
     def _choose_profile(self) -> SearchProfile:
         began, seconds = self.clock.seconds, TRIAL_SHARE * self.clock.left
