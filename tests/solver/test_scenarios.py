@@ -36,3 +36,20 @@ def test_a_trace_without_tokens_does_not_disturb_the_others(rng):
     traces = (make_trace(ids, 16), make_trace(ids[:0], 16))
     workload = Workload(traces=traces, cost=TOY_COST, batch_tokens=50)
     assert len(make_scenarios(workload, 0).topk_ids) == 200
+
+
+def test_parts_of_batches_weigh_by_their_tokens_and_batches_alike(rng):
+    """Sequences are never cut, so parts differ; together they are the whole trace."""
+    ids = random_ids(rng, 600, 2, 16, 2)
+    sequence = np.repeat(np.arange(4, dtype=np.int32), (20, 300, 30, 250))
+    trace = make_trace(ids, 16, sequence=sequence)
+    workload = Workload(traces=(trace,), cost=TOY_COST, batch_tokens=300)
+    parts = make_scenarios(workload, 50)
+    sizes = np.diff(parts.begin)
+    assert len(set(sizes.tolist())) > 1
+    assert parts.weight == pytest.approx(sizes / 600)
+    pooled = np.einsum("s,s,sle->le", parts.weight, parts.row_scale, parts.load)
+    whole = make_scenarios(workload, POOLED)
+    assert pooled == pytest.approx(whole.load[0] * whole.row_scale[0])
+    batches = make_scenarios(workload, 0)
+    assert batches.weight.tolist() == [0.5, 0.5]

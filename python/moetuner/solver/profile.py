@@ -41,7 +41,7 @@ class Favour(str, enum.Enum):
 
 
 COPIES_PROFILE = SearchProfile(
-    scenario_tokens=POOLED, peak=0.0, pooled=6.0, rank_copies=8.0, node_copies=2.0
+    scenario_tokens=POOLED, peak=0.0, pooled=18.0, rank_copies=32.0, node_copies=4.0
 )
 TRACE_PROFILE = SearchProfile(
     scenario_tokens=0,

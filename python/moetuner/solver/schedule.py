@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 GROWTH = 4
 """A round has so many times the proposals of the one before it."""
-LAST_ROUNDS = 2
-"""Rounds that share the time in which no longer one fits: luck differs between them."""
 SURE = 0.95
-"""Share of the time left that the last rounds are made for."""
+"""Share of the time left that the last round is made for."""
 MOST_PROPOSALS = 10**9
 
 
@@ -68,7 +66,6 @@ class Schedule:
     def run(self, rounds: Rounds, proposals: int, share: float) -> SolveStatus:
         """Rounds in that share of the time left, the first of that many proposals."""
         idle = done = 0
-        settled = False
         end = self.clock.seconds + share * self.clock.left
         while idle < self.patience:
             if self.max_rounds and done >= self.max_rounds:
@@ -86,12 +83,12 @@ class Schedule:
             if self.max_rounds:
                 fits = np.inf
             longer = min(GROWTH * proposals, MOST_PROPOSALS)
-            if settled or fits < LAST_ROUNDS * longer:
+            if (
+                fits < 2 * longer
+            ):  # a long last round is worth more than many short ones
                 fits *= rounds.settle()
                 if 2 * fits < proposals:
                     return SolveStatus.TIME_LIMIT
-                several = not settled and fits >= LAST_ROUNDS * proposals
-                longer = int(fits / LAST_ROUNDS if several else fits)
-                settled = True
+                longer = int(fits)
             proposals = longer
         return SolveStatus.HEURISTIC
