@@ -15,13 +15,14 @@ from moetuner.errors import (
 from moetuner.evaluation import bootstrap_seconds, evaluate
 from moetuner.pipeline import demo_trace, plan_trace
 from moetuner.plan_options import PlanOptions
-from moetuner.problem import Objective, PlacementProblem
+from moetuner.problem import PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
-from moetuner.statistics import RoutingStatistics
 from moetuner.topology import Topology
 from moetuner.trace import Trace, TraceMetadata, split_by_sequence
+from moetuner.workload import Workload
 from strategies import make_trace, random_ids
 
+QUICK = ("contiguous", "random", "lpt", "eplb", "affinity", "coactivation", "chain")
 FOUR = Topology(num_ranks=4, ranks_per_node=2)
 
 
@@ -52,12 +53,11 @@ def test_every_score_is_of_the_held_out_tokens(trace):
 
 def test_every_placement_is_planned_on_the_other_tokens(trace):
     report = plan_trace(trace, FOUR, options(seed=5))
-    problem = PlacementProblem(
-        statistics=RoutingStatistics.from_trace(split_by_sequence(trace, 0.5, 5).plan),
-        topology=FOUR,
-        objective=Objective.MAX_LOAD,
-    )
+    workload = Workload(traces=(split_by_sequence(trace, 0.5, 5).plan,))
     for candidate in report.candidates:
+        problem = PlacementProblem.from_workload(
+            workload, FOUR, objective=candidate.solution.objective
+        )
         solution = get_solver(candidate.name).solve(problem, SolverOptions(seed=5))
         np.testing.assert_array_equal(
             candidate.placement.slot_experts, solution.placement.slot_experts
@@ -86,7 +86,7 @@ def test_candidates_are_baselines_and_result_once_each(trace, solver):
     report = plan_trace(trace, FOUR, options(solver))
     names = [candidate.name for candidate in report.candidates]
     assert len(names) == len(set(names))
-    assert set(names) == {"contiguous", "random", "lpt", solver}
+    assert set(names) == {*QUICK, solver}
     assert report.baseline.name == "contiguous"
     assert report.result.name == solver
     assert (report.result is report.baseline) == (solver == "contiguous")
@@ -116,7 +116,7 @@ def test_what_joint_alone_takes_is_not_asked_of_the_baselines(trace):
         candidate.name: candidate.placement.provenance.options["favour"]
         for candidate in plan_trace(trace, FOUR, wanted).candidates
     }
-    others = dict.fromkeys(("contiguous", "random", "lpt"), "time")
+    others = dict.fromkeys(QUICK, "time")
     assert recorded == {"joint": "copies", **others}
 
 
@@ -166,7 +166,8 @@ def test_one_held_out_sequence_has_no_interval(rng):
     sequence = (np.arange(400) // 200).astype(np.int32)
     trace = make_trace(random_ids(rng, 400, 2, 8, 2), 8, sequence=sequence)
     report = plan_trace(trace, FOUR, options())
-    assert [candidate.gain for candidate in report.candidates] == [None] * 3
+    assert [candidate.gain for candidate in report.candidates] == [None] * len(QUICK)
+    assert report.rival is None
 
 
 def test_draws_without_a_routed_token_tell_nothing(rng):
@@ -239,6 +240,8 @@ def test_allgather_needs_no_tokens(traces_dir):
     report = plan_trace(counts, FOUR, options(cost=CostModel(wire=Wire.ALLGATHER)))
     assert report.plan_tokens + report.score_tokens == counts.num_tokens.sum()
     assert report.result.gain is not None
+    assert set(report.left_out) == {"affinity", "coactivation", "chain"}
+    assert all("choose" in why or "chose" in why for why in report.left_out.values())
 
 
 def test_demo_trace_is_a_real_one_that_can_be_planned():
@@ -288,6 +291,16 @@ def test_every_recording_is_scored_on_its_own_held_out_part(rng):
     assert list(domain.evaluations) == [each.name for each in report.candidates]
     score = evaluate(split.score, report.result.placement, wanted.cost)
     assert domain.evaluations["joint"].batch_seconds_mean == score.batch_seconds_mean
+    blocks = domain.evaluations["contiguous"].modelled_seconds
+    assert domain.gain.gain == pytest.approx(1 - score.modelled_seconds / blocks)
+    best = min(set(QUICK), key=lambda n: domain.evaluations[n].modelled_seconds)
+    assert domain.rival.name == best
+    blocks, joint = (
+        0.75 * report.candidates[place].evaluation.batch_seconds_mean
+        + 0.25 * domain.evaluations[report.candidates[place].name].batch_seconds_mean
+        for place in (0, -1)
+    )
+    assert report.overall.gain == pytest.approx(1 - joint / blocks)
     origin = report.result.placement.provenance.options
     assert origin["other_traces"] == [second.sha256()]
     assert origin["weights"] == [3, 1]
@@ -308,6 +321,23 @@ def test_the_plan_is_for_all_recordings_as_they_count(rng, worst_case):
     ]
     value = report.result.solution.value
     assert value == pytest.approx(max(means) if worst_case else np.mean(means))
+
+
+@pytest.mark.parametrize("favoured", [0, 1])
+def test_weights_matter_to_baselines_too(rng, favoured):
+    traces = two_domains(rng)
+
+    def imbalance(weights):
+        wanted = options("lpt", weights=weights)
+        report = plan_trace(traces[0], FOUR, wanted, others=traces[1:])
+        part = split_by_sequence(traces[favoured], 0.5, 0).plan
+        score = evaluate(part, report.result.placement, wanted.cost)
+        return score.imbalance_mean
+
+    weights = (100, 1) if favoured == 0 else (1, 100)
+    least = imbalance(weights)
+    assert least < 0.99 * imbalance(())
+    assert least < 0.99 * imbalance(weights[::-1])
 
 
 def test_recordings_of_other_models_and_wrong_weights_are_refused(rng):

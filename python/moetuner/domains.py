@@ -8,14 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from moetuner.baselines import BASELINES
 from moetuner.errors import InvalidTraceError
-from moetuner.evaluation import Evaluation, evaluate
+from moetuner.scores import score_placements
 from moetuner.trace import CountTrace, Trace, split_by_sequence
 from moetuner.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from moetuner.baselines import Rival
+    from moetuner.evaluation import Evaluation, GainInterval
     from moetuner.placement import Placement
     from moetuner.plan_options import PlanOptions
     from moetuner.trace.split import Split
@@ -30,7 +35,22 @@ class Domain:
     plan_tokens: int
     score_tokens: int
     evaluations: dict[str, Evaluation]
-    """Of each candidate of the plan, by name."""
+    """Of each candidate of the plan, by name; contiguous blocks first."""
+    gain: GainInterval | None
+    """Of the result over contiguous blocks, as `moetuner.scores.Scores` has it."""
+    rival: Rival | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overall:
+    """The mean batch of all recordings, counted as the plan counts them."""
+
+    gain: float
+    """Of the result over contiguous blocks; 0.1 is 10 % less."""
+    rival: str
+    """The best baseline beside the result, or nothing."""
+    rival_gain: float
+    """Of the result over that one."""
 
 
 def split_all(
@@ -79,22 +99,49 @@ def score_domain(
 ) -> Domain:
     """Scores of all placements on what is held out of trace `number`."""
     about = trace.metadata.dataset or trace.metadata.source
-    evaluations = {
-        name: evaluate(
-            split.score,
-            placement,
-            options.cost,
-            batch_tokens=options.batch_tokens,
-            batch_kind=options.batch_kind,
-        )
-        for name, placement in placements.items()
-    }
+    scores = score_placements(
+        split.score,
+        placements,
+        options.cost,
+        result=options.solver,
+        seed=options.solver_options.seed,
+        batch_tokens=options.batch_tokens,
+        batch_kind=options.batch_kind,
+    )
     return Domain(
         name=f"trace {number} ({about})" if about else f"trace {number}",
         trace_sha256=trace.sha256(),
         plan_tokens=num_tokens(split.plan),
         score_tokens=num_tokens(split.score),
-        evaluations=evaluations,
+        evaluations=scores.evaluations,
+        gain=scores.gains[options.solver],
+        rival=scores.rival,
+    )
+
+
+def score_overall(
+    parts: Sequence[Mapping[str, Evaluation]], options: PlanOptions
+) -> Overall:
+    """What the plan is for: held-out batches of all recordings together.
+
+    `parts` are scores by name for each recording, contiguous blocks first.
+    """
+    weights = options.weights or (1.0,) * len(parts)
+
+    def seconds(name: str) -> float:
+        means = [part[name].batch_seconds_mean for part in parts]
+        if options.worst_case:
+            return max(means)
+        return float(np.dot(means, weights)) / sum(weights)
+
+    times = {name: seconds(name) for name in parts[0]}
+    result = times[options.solver]
+    others = [name for name in BASELINES if name in times and name != options.solver]
+    rival = min(others, key=times.__getitem__, default="")
+    return Overall(
+        gain=1 - result / next(iter(times.values())),
+        rival=rival,
+        rival_gain=1 - result / times[rival] if rival else 0.0,
     )
 
 

@@ -202,6 +202,17 @@ def gain_interval(
     )
 
 
+def paired_gain(baseline: Floats, candidate: Floats) -> GainInterval | None:
+    """The interval of paired bootstrap times, float64 [1 + samples] each.
+
+    Draws in which no token was routed tell nothing; None when too few are left.
+    """
+    known = np.isfinite(baseline) & (baseline > 0)
+    if not known[0] or known.sum() < 2:
+        return None
+    return gain_interval(baseline[known], candidate[known])
+
+
 def _blocks(trace: Trace | CountTrace) -> NDArray[np.int32] | None:
     if isinstance(trace, CountTrace):
         return None

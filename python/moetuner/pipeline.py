@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from moetuner.baselines import REFERENCE, Baselines, Rival, solve_baselines
 from moetuner.bounds import certify
 from moetuner.cost import CostModel, Wire
-from moetuner.domains import Domain, num_tokens, score_domain, split_all, workload_of
+from moetuner.domains import (
+    Domain,
+    Overall,
+    num_tokens,
+    score_domain,
+    score_overall,
+    split_all,
+    workload_of,
+)
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
     MissingStatisticsError,
 )
-from moetuner.evaluation import (
-    Evaluation,
-    GainInterval,
-    bootstrap_seconds,
-    evaluate,
-    gain_interval,
-)
+from moetuner.evaluation import Evaluation, GainInterval, evaluate
 from moetuner.plan_options import PlanOptions
 from moetuner.problem import Objective, PlacementProblem
+from moetuner.request_homes import ScoredHomes, check_sequences, score_homes
+from moetuner.scores import score_placements
 from moetuner.solver import (
     ProgressEvent,
     Solution,
@@ -35,17 +38,16 @@ from moetuner.solver import (
 )
 from moetuner.solver.history import History
 from moetuner.solver.joint import JointConfig, JointSolver
-from moetuner.solver.profile import Favour
+from moetuner.sources import baseline_options, with_source
 from moetuner.trace import CountTrace, Trace, read_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from moetuner.placement import Placement, ProgressPoint
+    from moetuner.placement import Placement
     from moetuner.solver import ProgressCallback
     from moetuner.topology import Topology
-
-BASELINES = ("contiguous", "random", "lpt")
+    from moetuner.trace.split import Split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -75,8 +77,16 @@ class PlanReport:
     plan_tokens: int
     """Of the first recording, as are the scored ones."""
     score_tokens: int
+    rival: Rival | None = None
+    """The best baseline on the held-out part of the first recording."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Baselines that cannot answer this problem, and why."""
     domains: tuple[Domain, ...] = ()
     """Every recording after the first."""
+    overall: Overall | None = None
+    """All recordings together, where there are several."""
+    request_homes: ScoredHomes | None = None
+    """Of the result on the first recording, where it was asked for."""
 
     @property
     def result(self) -> Candidate:
@@ -140,21 +150,13 @@ def plan_trace(
     MissingStatisticsError
         When the solver or the wire needs more than a count-only source has.
     """
-    counted = any(isinstance(each, CountTrace) for each in (trace, *others))
-    if counted and options.cost.wire is not Wire.ALLGATHER:
-        raise MissingStatisticsError(
-            f"plan: wire={options.cost.wire.value} needs the experts of each token; "
-            f"this source only counted loads, so only wire=allgather can be scored"
-        )
-    if options.slots_per_rank > trace.num_experts:
-        raise InvalidProblemError(
-            f"plan: slots_per_rank must be 0..{trace.num_experts}, the number of "
-            f"experts, got {options.slots_per_rank}"
-        )
-    solver = _solver_of(options)
     traces = (trace, *others)
+    _check_asked(traces, options)
+    if options.stay is not None and options.stay.has_replicas:
+        slots = options.slots_per_rank or options.stay.slots_per_rank
+        options = replace(options, slots_per_rank=slots)
+    solver = _solver_of(options)
     splits = split_all(traces, options)
-    split = splits[0]
     problem = PlacementProblem.from_workload(
         workload_of(splits, options),
         topology,
@@ -165,74 +167,115 @@ def plan_trace(
     )
     if options.stay is not None:
         _check_stay(problem, options.stay)
-    # Baselines keep to equal slots: that is how they are used.
-    balance = replace(problem, objective=Objective.MAX_LOAD, equal_slots=True)
     # What cannot be scored (no recorded homes, say) shows before a long solve.
-    blocks = get_solver(BASELINES[0]).solve(balance, options.solver_options)
+    blocks = solve_baselines(problem, Baselines.NONE, options.solver_options)
     for each in splits:
-        _score(each.score, blocks.placement, options)
+        evaluate(each.score, blocks.solutions[REFERENCE].placement, options.cost)
     # Then the asked-for solver: it may refuse, and nothing else is worth waiting.
     history = History(forward=progress)
     result = solver.solve(problem, options.solver_options, progress=history)
-    sha256 = trace.sha256()
-    result = _with_source(result, trace, sha256, options, history.points(), others)
+    model, sha256s = trace.metadata.model, [each.sha256() for each in traces]
+    result = with_source(result, model, sha256s, options, history.points())
     if on_solved is not None:
         on_solved(result.placement)
+    interrupted = result.status is SolveStatus.INTERRUPTED
     result = _proven(problem, result, options, progress)
-    simple = replace(
-        options,
-        solver=BASELINES[0],
-        equal_slots=True,
-        memory_slack=None,
-        favour=Favour.TIME,
-        stay=None,
+    baselines = solve_baselines(
+        problem,
+        options.baselines,
+        options.solver_options,
+        skip=options.solver,
+        hurry=interrupted,
     )
     solutions = {
-        name: _with_source(
-            get_solver(name).solve(balance, options.solver_options),
-            trace,
-            sha256,
-            replace(simple, solver=name),
-            others=others,
-        )
-        for name in BASELINES
-        if name != options.solver
+        name: with_source(solution, model, sha256s, baseline_options(options, name))
+        for name, solution in baselines.solutions.items()
     }
     solutions[options.solver] = result
-    order = dict.fromkeys((BASELINES[0], *solutions))  # the baseline of gains first
-    times = {
-        name: bootstrap_seconds(
-            split.score,
-            solutions[name].placement,
-            options.cost,
-            seed=options.solver_options.seed,
-        )
-        for name in order
-    }
+    if options.solver == REFERENCE:  # gains are measured against the first
+        solutions = {REFERENCE: result, **solutions}
+    return _report(traces, splits, solutions, baselines.left_out, topology, options)
+
+
+def _report(
+    traces: Sequence[Trace | CountTrace],
+    splits: Sequence[Split],
+    solutions: Mapping[str, Solution],
+    left_out: Mapping[str, str],
+    topology: Topology,
+    options: PlanOptions,
+) -> PlanReport:
+    """Score all solutions on what is held out of each trace."""
+    split = splits[0]
+    placements = {name: each.placement for name, each in solutions.items()}
+    scores = score_placements(
+        split.score,
+        placements,
+        options.cost,
+        result=options.solver,
+        seed=options.solver_options.seed,
+        batch_tokens=options.batch_tokens,
+        batch_kind=options.batch_kind,
+    )
     candidates = tuple(
         Candidate(
             name=name,
-            solution=solutions[name],
-            evaluation=_score(split.score, solutions[name].placement, options),
-            gain=None
-            if name == BASELINES[0]
-            else paired_gain(times[BASELINES[0]], seconds),
+            solution=solution,
+            evaluation=scores.evaluations[name],
+            gain=scores.gains[name],
         )
-        for name, seconds in times.items()
+        for name, solution in solutions.items()
     )
-    placements = {each.name: each.placement for each in candidates}
+    domains = tuple(
+        score_domain(number, each, part, placements, options)
+        for number, (each, part) in enumerate(
+            zip(traces[1:], splits[1:], strict=True), start=2
+        )
+    )
+    parts = [scores.evaluations, *(domain.evaluations for domain in domains)]
     return PlanReport(
         candidates=candidates,
         options=options,
         topology=topology,
         plan_tokens=num_tokens(split.plan),
         score_tokens=num_tokens(split.score),
-        domains=tuple(
-            score_domain(number, each, part, placements, options)
-            for number, (each, part) in enumerate(
-                zip(others, splits[1:], strict=True), start=2
-            )
-        ),
+        rival=scores.rival,
+        left_out=left_out,
+        domains=domains,
+        overall=score_overall(parts, options) if domains else None,
+        request_homes=_score_homes(split.score, placements[options.solver], options),
+    )
+
+
+def _check_asked(traces: Sequence[Trace | CountTrace], options: PlanOptions) -> None:
+    """Refuse options that the traces cannot answer."""
+    trace = traces[0]
+    counted = any(isinstance(each, CountTrace) for each in traces)
+    if counted and options.cost.wire is not Wire.ALLGATHER:
+        raise MissingStatisticsError(
+            f"plan: wire={options.cost.wire.value} needs the experts of each token; "
+            f"this source only counted loads, so only wire=allgather can be scored"
+        )
+    if options.slots_per_rank > trace.num_experts:
+        raise InvalidProblemError(
+            f"plan: slots_per_rank must be 0..{trace.num_experts}, the number of "
+            f"experts, got {options.slots_per_rank}"
+        )
+    if options.request_homes is not None:
+        check_sequences(trace, options.batch_kind)
+
+
+def _score_homes(
+    trace: Trace | CountTrace, placement: Placement, options: PlanOptions
+) -> ScoredHomes | None:
+    if options.request_homes is None:
+        return None
+    return score_homes(
+        trace,
+        placement,
+        options.cost,
+        options.request_homes,
+        batch_tokens=options.batch_tokens,
     )
 
 
@@ -255,31 +298,6 @@ def _solver_of(options: PlanOptions) -> Solver:
             move_seconds=options.move_seconds,
         )
     )
-
-
-def _score(
-    trace: Trace | CountTrace, placement: Placement, options: PlanOptions
-) -> Evaluation:
-    return evaluate(
-        trace,
-        placement,
-        options.cost,
-        batch_tokens=options.batch_tokens,
-        batch_kind=options.batch_kind,
-    )
-
-
-def paired_gain(
-    baseline: np.typing.NDArray[np.float64], candidate: np.typing.NDArray[np.float64]
-) -> GainInterval | None:
-    """The interval of paired bootstrap times, float64 [1 + samples] each.
-
-    Draws in which no token was routed tell nothing; None when too few are left.
-    """
-    known = np.isfinite(baseline) & (baseline > 0)
-    if not known[0] or known.sum() < 2:
-        return None
-    return gain_interval(baseline[known], candidate[known])
 
 
 def _proven(
@@ -324,45 +342,3 @@ def _proven(
         seconds=proof.seconds,
     )
     return replace(solution, lower_bound=bound, stages=(*solution.stages, stage))
-
-
-def _with_source(
-    solution: Solution,
-    trace: Trace | CountTrace,
-    sha256: str,
-    options: PlanOptions,
-    progress: tuple[ProgressPoint, ...] = (),
-    others: Sequence[Trace | CountTrace] = (),
-) -> Solution:
-    """The solution with model, trace, options and its course in its provenance."""
-    provenance = replace(
-        solution.placement.provenance,
-        model=trace.metadata.model,
-        trace_sha256=sha256,
-        progress=progress,
-        options={
-            "solver": options.solver,
-            "time_limit": options.solver_options.time_limit,
-            "seed": options.solver_options.seed,
-            "threads": options.solver_options.threads,
-            "plan_fraction": options.plan_fraction,
-            "slots_per_rank": solution.placement.slots_per_rank,
-            "equal_slots": options.equal_slots,
-            "memory_slack": options.memory_slack,
-            "batch_tokens": options.batch_tokens,
-            "batch_kind": options.batch_kind.value,
-            "favour": options.favour.value,
-            "move_seconds": options.move_seconds,
-            "other_traces": [each.sha256() for each in others],
-            "weights": list(options.weights),
-            "worst_case": options.worst_case,
-            "wire": options.cost.wire.value,
-            "homes": options.cost.homes.value,
-            "hardware": options.cost.hardware.name,
-            "hidden_size": options.cost.shape.hidden_size,
-            "expert_hidden_size": options.cost.shape.expert_hidden_size,
-        },
-    )
-    return replace(
-        solution, placement=replace(solution.placement, provenance=provenance)
-    )

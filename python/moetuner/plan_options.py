@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moetuner._checks import is_number, one_of
+from moetuner.baselines import Baselines
 from moetuner.cost import CostModel
 from moetuner.errors import InvalidProblemError
 from moetuner.solver import SolverOptions
@@ -15,6 +16,7 @@ from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind, check_batch_token
 
 if TYPE_CHECKING:
     from moetuner.placement import Placement
+    from moetuner.request_homes import RequestHomes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +32,8 @@ class PlanOptions:
     cost
         Machine, model shape, wire and homes that placements are scored with.
     slots_per_rank
-        Slots per rank and layer; 0 means just enough.
+        Slots per rank and layer; 0 means just enough, or those of ``stay`` where that
+        holds replicas.
     equal_slots, memory_slack
         See `PlacementProblem`.
     plan_fraction
@@ -40,6 +43,11 @@ class PlanOptions:
     weights, worst_case
         What several recordings count for, the first one first, or that the slowest
         alone counts, see `moetuner.workload.Workload`.
+    baselines
+        What stands beside the result, see `moetuner.baselines.Baselines`.
+    request_homes
+        A second stage that gives each sequence of the first recording a rank, scored
+        apart; see `moetuner.request_homes`.
     favour, stay, move_seconds
         Of the solver ``joint`` alone, see `moetuner.solver.joint.JointConfig`.
     prove_seconds
@@ -49,8 +57,8 @@ class PlanOptions:
     Raises
     ------
     InvalidProblemError
-        When the time limit is not finite, the fraction not in (0, 1), ``stay`` holds
-        replicas, or ``memory_slack`` is given for equal slots.
+        When the time limit is not finite, the fraction not in (0, 1), or
+        ``memory_slack`` is given for equal slots.
     """
 
     solver: str = "joint"
@@ -64,6 +72,8 @@ class PlanOptions:
     batch_kind: BatchKind = BatchKind.SEQUENCES
     weights: tuple[float, ...] = ()
     worst_case: bool = False
+    baselines: Baselines = Baselines.QUICK
+    request_homes: RequestHomes | None = None
     favour: Favour = Favour.TIME
     stay: Placement | None = None
     move_seconds: float = 0.0
@@ -73,17 +83,14 @@ class PlanOptions:
         check_batch_tokens("PlanOptions", self.batch_tokens)
         kind = one_of(BatchKind, self.batch_kind, "PlanOptions: batch_kind")
         object.__setattr__(self, "batch_kind", kind)
+        baselines = one_of(Baselines, self.baselines, "PlanOptions: baselines")
+        object.__setattr__(self, "baselines", baselines)
         favour = one_of(Favour, self.favour, "PlanOptions: favour")
         object.__setattr__(self, "favour", favour)
         if self.solver != "joint" and (self.stay or favour is not Favour.TIME):
             raise InvalidProblemError(
                 f"PlanOptions: favour and stay are for the solver joint, got "
                 f"{self.solver}"
-            )
-        if self.stay is not None and self.stay.has_replicas:
-            raise InvalidProblemError(
-                "PlanOptions: stay (--from) must hold every expert once, but it holds "
-                "replicas; plan anew, or start from a placement without"
             )
         if not is_number(self.move_seconds) or not 0 <= self.move_seconds < math.inf:
             raise InvalidProblemError(

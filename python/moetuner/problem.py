@@ -113,7 +113,7 @@ class PlacementProblem:
     def from_workload(
         cls, workload: Workload, topology: Topology, **options: Any
     ) -> PlacementProblem:
-        """The problem of a workload's traces, with their statistics counted.
+        """The problem of a workload's traces, with statistics weighed as they count.
 
         The objective is `Objective.MODELLED_TIME` unless ``options``, fields of the
         problem, say otherwise.
@@ -123,10 +123,10 @@ class PlacementProblem:
         options.setdefault("hardware", workload.cost.hardware)
         options.setdefault("shape", workload.cost.shape)
         if "statistics" not in options:
-            options["statistics"] = RoutingStatistics.sum(
-                RoutingStatistics.from_trace(trace, coactivation=False)
-                for trace in traces
-            )
+            parts = [
+                RoutingStatistics.from_trace(t, coactivation=False) for t in traces
+            ]
+            options["statistics"] = RoutingStatistics.sum(parts, workload.weights)
         return cls(topology=topology, workload=workload, **options)
 
     def _check_workload(self) -> None:

@@ -15,12 +15,13 @@ from moetuner.errors import InvalidTraceError, MissingStatisticsError
 from moetuner.trace import CountTrace, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
 MAX_BYTES = 1 << 32
 """A file of a few bytes can name 32767 experts, whose pairs would fill the memory."""
+_MAX_REPETITIONS = 1e6  # of a trace in a weighted sum: more would leave int64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -85,21 +86,34 @@ class RoutingStatistics:
         return cls(num_tokens=trace.num_tokens, layer_ids=trace.layer_ids, **counts)
 
     @classmethod
-    def sum(cls, parts: Iterable[RoutingStatistics]) -> RoutingStatistics:
+    def sum(
+        cls, parts: Iterable[RoutingStatistics], weights: Sequence[float] = ()
+    ) -> RoutingStatistics:
         """Counts of several traces of one model together.
 
-        A table that one of them lacks is None.
+        A table that one of them lacks is None. With ``weights``, what the mean token
+        of each counts for: as if traces were repeated until they weigh as asked, so
+        that nothing counted is lost; counts are rounded to whole tokens.
         """
         parts = tuple(parts)
         if not parts:
             raise InvalidTraceError("statistics: nothing to add up")
+        times = _repetitions(parts, weights) if weights else (1.0,) * len(parts)
+
+        def add(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+            scaled = [
+                c if t == 1 else np.rint(c * t).astype(np.int64)
+                for c, t in zip(counts, times, strict=True)
+            ]
+            return sum(scaled[1:], start=scaled[0])
+
         tables: dict[str, Any] = {}
         for name in ("load", "coactivation", "transitions"):
             known = [getattr(part, name) for part in parts]
             missing = any(table is None for table in known)
-            tables[name] = None if missing else sum(known[1:], start=known[0])
+            tables[name] = None if missing else add(known)
         return cls(
-            num_tokens=sum(part.num_tokens for part in parts),
+            num_tokens=int(add([np.array(part.num_tokens) for part in parts])),
             layer_ids=parts[0].layer_ids,
             **tables,
         )
@@ -137,3 +151,11 @@ class RoutingStatistics:
                 f"Record which experts each token chose."
             )
         return self.coactivation
+
+
+def _repetitions(
+    parts: Sequence[RoutingStatistics], weights: Sequence[float]
+) -> list[float]:
+    """How often each part counts, the one that counts least once; capped."""
+    per_token = [w / max(p.num_tokens, 1) for p, w in zip(parts, weights, strict=True)]
+    return [min(each / min(per_token), _MAX_REPETITIONS) for each in per_token]

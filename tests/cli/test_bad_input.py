@@ -111,14 +111,12 @@ def test_a_placement_in_use_must_answer_the_problem(folder, ids):
     result = folder.plan(trace, "--from", old, ranks=2, solver="joint")
     assert result.exit_code == 2
     assert "--from" in result.stderr
-    folder.plan(trace, "--out", old, "--slots-per-rank", 5, solver="eplb")
+    folder.plan(trace, "--out", old, "--slots-per-rank", 6, solver="eplb")
     assert read_placement(old).has_replicas
-    result = folder.plan(
-        trace, "--from", old, "--slots-per-rank", 5, "--move-cost", 1, solver="joint"
-    )
+    result = folder.plan(trace, "--from", old, "--slots-per-rank", 5, solver="joint")
     assert result.exit_code == 2
     assert "--from" in result.stderr
-    assert "replicas" in result.stderr
+    assert "6 experts on a rank" in result.stderr
     assert not folder.out.exists()
 
 

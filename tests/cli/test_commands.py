@@ -1,13 +1,16 @@
 """Every command on good input: what it prints, writes and returns."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from moetuner import __version__
+from moetuner.movement import fetched_copies, moves_between
 from moetuner.placement_file import read_placement
 from strategies import random_ids
 
+QUICK = ("contiguous", "random", "lpt", "eplb", "affinity", "coactivation", "chain")
 SCORES = (
     "imbalance_mean",
     "imbalance_worst",
@@ -46,11 +49,25 @@ def test_plan_scores_each_baseline_and_the_result_once(folder, ids, solver):
     report = folder.plan_json(folder.trace(ids), solver=solver)
     names = [placement["name"] for placement in report["placements"]]
     assert names[0] == "contiguous"
-    assert sorted(names) == sorted({"contiguous", "random", "lpt", solver})
+    assert sorted(names) == sorted({*QUICK, solver})
     for placement in report["placements"]:
         assert all(placement[score] >= 0 for score in SCORES)
         has_gain = placement["gain"] is not None
         assert has_gain == (placement["name"] != "contiguous")
+
+
+def test_what_is_in_use_may_hold_replicas(folder, ids):
+    trace = folder.trace(ids)
+    old, moves = folder.path / "old.json", folder.path / "moves.json"
+    folder.plan(trace, "--out", old, "--slots-per-rank", 5, solver="eplb")
+    arguments = ("--from", old, "--moves", moves)
+    report = folder.plan_json(trace, *arguments, solver="joint")
+    assert report["options"]["slots_per_rank"] == 5  # those of the old one
+    before, after = read_placement(old), read_placement(folder.out)
+    assert before.has_replicas
+    steps = json.loads(moves.read_text())["moves"]
+    assert steps == [asdict(step) for step in moves_between(before, after)]
+    assert len(steps) <= fetched_copies(before, after).size
 
 
 def test_eplb_fills_spare_slots_with_replicas(folder, ids):
@@ -58,6 +75,40 @@ def test_eplb_fills_spare_slots_with_replicas(folder, ids):
     placement = read_placement(folder.out)
     assert placement.has_replicas
     assert (placement.slot_experts >= 0).all()
+
+
+def test_baselines_are_as_many_as_asked_for(folder, ids):
+    trace, names = folder.trace(ids), {}
+    for wanted in ("none", "quick", "all"):
+        report = folder.plan_json(trace, "--baselines", wanted, "--slots-per-rank", 5)
+        names[wanted] = [placement["name"] for placement in report["placements"]]
+    assert names["none"] == ["contiguous", "lpt"]
+    assert set(names["quick"]) == {*QUICK, "eplb+replica"}
+    assert set(names["all"]) - set(names["quick"]) == {"ilp2"}
+
+
+def test_homes_of_sequences_are_scored_beside_the_plan(folder, ids):
+    trace = folder.trace(ids)
+    page = folder.path / "page.html"
+    arguments = ("--request-homes", 8, "--batch-tokens", 100, "--report", page)
+    planned = folder.plan_json(trace, *arguments)["request_homes"]
+    assert planned["known_tokens"] == 8
+    assert planned["by_length"]["batch_seconds_mean"] > 0
+    assert "by routing, first 8" in page.read_text()
+    shown = folder.plan(trace, *arguments).stdout
+    assert shown.count("routing, first 8") == shown.count("lengths alone") == 1
+    evaluated = folder.run("evaluate", trace, folder.out, "--request-homes", "all")
+    assert "routing, all (hindsight)" in evaluated.stdout
+    (scored,) = json.loads(
+        folder.run(
+            *("evaluate", trace, folder.out, "--json", "--request-homes", "all")
+        ).stdout
+    )
+    assert scored["request_homes"]["known_tokens"] is None
+    for wrong in ("some", "0", "-1", "1.5"):
+        refused = folder.run("evaluate", trace, folder.out, "--request-homes", wrong)
+        assert refused.exit_code == 2
+        assert "request-homes" in refused.stderr or "RequestHomes" in refused.stderr
 
 
 def test_moves_lead_from_the_placement_in_use_to_the_plan(folder, ids):
@@ -199,7 +250,11 @@ def test_count_only_source_is_scored_by_load(folder, traces_dir):
     trace = traces_dir / "gemma-4-26b-a4b-avifenesh" / "theme_counts.npz"
     result = folder.plan(trace, "--json", ranks=8)
     assert "only counted loads" in result.stderr
-    assert json.loads(result.stdout)["options"]["wire"] == "allgather"
+    report = json.loads(result.stdout)
+    assert report["options"]["wire"] == "allgather"
+    assert "transitions" in report["left_out"]["chain"]
+    shown = folder.plan(trace, ranks=8).stdout
+    assert "left out chain: solver chain needs layer-to-layer trans" in shown
     for refused in (
         folder.plan(trace, "--wire", "dedup"),
         folder.plan(trace, solver="ilp2"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from moetuner import _core
 from moetuner.cost import Homes, Wire
 from moetuner.errors import InvalidProblemError, SolverError
+from moetuner.movement import copies_of, fetched_copies
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver import layer_rounds as joint_rounds
@@ -29,6 +30,7 @@ from moetuner.solver.scenarios import (
     members,
 )
 from moetuner.solver.starts import start_ranks
+from moetuner.solver.staying import layer_seconds, layers_that_pay
 from moetuner.topology import Topology
 from moetuner.workload import Workload, price, tally_batches
 from strategies import (
@@ -261,6 +263,70 @@ def test_the_dearer_moves_are_the_fewer_are_made(rng):
         moves.append(moved)
     assert moves[0] > moves[1] > moves[2] == 0
     assert max(values[:2]) < values[2]
+
+
+def with_slots(problem, spare):
+    return replace(problem, slots_per_rank=problem.slots_per_rank + spare)
+
+
+def test_spare_slots_are_filled_around_what_is_in_use(rng):
+    problem = with_slots(modelled(big_problem(rng)), 1)
+    stay = place(problem, start_ranks(problem)[0])
+    filled = []
+    for each in (0.0, 1.0):
+        config = JointConfig(stay=stay, move_seconds=each, rounds=2)
+        solution = JointSolver(config=config).solve(problem)
+        problem.check(solution.placement)
+        copies = fetched_copies(stay, solution.placement).size
+        assert solution.value + each * copies <= problem.objective_value(stay)
+        filled.append(solution.placement)
+    assert filled[0].has_replicas
+    np.testing.assert_array_equal(copies_of(filled[1]), copies_of(stay))
+
+
+def test_a_placement_in_use_may_hold_replicas(rng):
+    problem = with_slots(modelled(big_problem(rng)), 1)
+    stay = get_solver("eplb").solve(problem).placement
+    assert stay.has_replicas
+    value = problem.objective_value(stay)
+    saved, moves = [], []
+    for each in (0.0, value * 1e-4, 1.0):
+        config = JointConfig(stay=stay, move_seconds=each, rounds=2)
+        solution = JointSolver(config=config).solve(problem)
+        problem.check(solution.placement)
+        copies = fetched_copies(stay, solution.placement).size
+        assert solution.value + each * copies <= value
+        saved.append(value - solution.value)
+        moves.append(copies)
+    assert moves[0] >= moves[1] > moves[2] == 0
+    assert saved[0] > 0
+    assert saved[1] > 0
+
+
+def test_layers_pay_each_for_itself(rng):
+    """Whichever layers are taken, no other choice of layers costs less."""
+    problem = modelled(big_problem(rng))
+    base, other = (place(problem, rank_of) for rank_of in start_ranks(problem)[:2])
+    unit = 1e-4 * problem.objective_value(base)
+    for stay, move_seconds in ((base, 0.0), (base, unit), (other, unit)):
+        found = layers_that_pay(
+            problem, base, other, stay=stay, move_seconds=move_seconds
+        )
+
+        def cost(placement, stay=stay, each=move_seconds):
+            moved = fetched_copies(stay, placement).size
+            return problem.objective_value(placement) + each * moved
+
+        for layer in range(problem.num_layers):
+            slots = found.slot_experts.copy()
+            mine = (slots[layer] == base.slot_experts[layer]).all()
+            source = other if mine else base
+            slots[layer] = source.slot_experts[layer]
+            changed = replace(found, slot_experts=slots)
+            assert cost(found) <= cost(changed) * (1 + 1e-12)
+    assert layer_seconds(problem.workload, base).sum() == pytest.approx(
+        problem.objective_value(base)
+    )
 
 
 def test_trials_choose_a_profile_from_planning_data_alone(rng):

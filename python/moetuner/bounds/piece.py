@@ -31,7 +31,7 @@ _TRIAL = 60
 """Iterations that every option is given."""
 _LEARN_EVERY = 4
 _DAMPING = 0.9
-_SMALL_GAIN, _PATIENCE = 2e-5, 4
+_SMALL_GAIN, _PATIENCE = 1e-5, 6
 _MIX = 0.5
 
 

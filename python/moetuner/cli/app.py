@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from moetuner.cli import commands, engines
+from moetuner.cli import commands, engines, plan
 from moetuner.cli.certify import certify
 from moetuner.cli.messages import fail
 from moetuner.cli.report import report
@@ -66,12 +66,12 @@ app = typer.Typer(
 
 for _command in (
     commands.describe,
-    commands.plan,
+    plan.plan,
     commands.evaluate,
     commands.verify,
     report,
     certify,
-    commands.demo,
+    plan.demo,
 ):
     app.command()(_command)
 app.command("import")(engines.import_)

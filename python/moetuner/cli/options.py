@@ -25,6 +25,7 @@ from moetuner.workload import BatchKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moetuner.request_homes import RequestHomes
     from moetuner.topology import Topology
     from moetuner.trace import CountTrace, Trace
 
@@ -65,6 +66,29 @@ ExpertHiddenSize = Annotated[
 RankSpeeds = Annotated[
     str, typer.Option(help="How fast each rank computes: 1,1,0.5,...; empty: alike")
 ]
+
+RequestHomesOption = Annotated[
+    str,
+    typer.Option(
+        help="Also give each sequence a home rank by the routing of its first so many "
+        "tokens; all: of all, in hindsight"
+    ),
+]
+
+
+def request_homes_of(text: str) -> RequestHomes | None:
+    """What `--request-homes` asks for; nothing when it is empty."""
+    from moetuner.request_homes import RequestHomes
+
+    if not text:
+        return None
+    if text == "all":
+        return RequestHomes()
+    if not text.isascii() or not text.isdigit() or not 0 < len(text) < 10:
+        raise InvalidProblemError(
+            f"--request-homes must be a number of tokens or all, got {text!r:.40}"
+        )
+    return RequestHomes(known_tokens=int(text))
 
 
 def cost_model(

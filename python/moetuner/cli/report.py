@@ -92,7 +92,7 @@ def report(
 
 def _read(paths: Sequence[Path]) -> dict[str, Placement]:
     """Placements by file name, or by path where names are not enough."""
-    from moetuner.pipeline import BASELINES
+    from moetuner.baselines import BASELINES
     from moetuner.placement_file import read_placement
 
     stems = [path.stem for path in paths]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.placement import EMPTY
+from moetuner.movement import copies_of, fetched_copies
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,30 +70,20 @@ def changes(before: Placement, after: Placement, expert_bytes: float) -> Changes
     Both are of the same model and machine.
     """
     ranks, per_node = after.topology.num_ranks, after.topology.ranks_per_node
-    wanted = _copies(after)
-    fetched = np.setdiff1d(wanted, _copies(before), assume_unique=True)
+    fetched = fetched_copies(before, after)
     place, rank = np.divmod(fetched, ranks)
     layer, expert = np.divmod(place, after.num_experts)
     nodes = after.topology.num_nodes
-    had = np.unique(_on_node(_copies(before), ranks, per_node, nodes))
+    had = np.unique(_on_node(copies_of(before), ranks, per_node, nodes))
     return Changes(
         layer=layer,
         expert=expert,
         rank=rank,
         between_nodes=~np.isin(_on_node(fetched, ranks, per_node, nodes), had),
-        num_copies=len(wanted),
+        num_copies=len(copies_of(after)),
         num_ranks=ranks,
         expert_bytes=expert_bytes,
     )
-
-
-def _copies(placement: Placement) -> Ints:
-    """Each copy as one number: (layer * E + expert) * G + rank."""
-    layer, slot = np.nonzero(placement.slot_experts != EMPTY)
-    expert = placement.slot_experts[layer, slot].astype(np.int64)
-    place = layer * placement.num_experts + expert
-    copies: Ints = place * placement.topology.num_ranks
-    return copies + slot // placement.slots_per_rank
 
 
 def _on_node(copies: Ints, ranks: int, per_node: int, nodes: int) -> Ints:

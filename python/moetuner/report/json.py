@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from moetuner.domains import Domain
+    from moetuner.baselines import Rival
+    from moetuner.domains import Domain, Overall
+    from moetuner.evaluation import GainInterval
     from moetuner.pipeline import Candidate, PlanReport
 
 
@@ -24,6 +26,12 @@ def plan_json(report: PlanReport) -> dict[str, Any]:
         "plan_tokens": report.plan_tokens,
         "score_tokens": report.score_tokens,
         "placements": [_candidate(candidate) for candidate in report.candidates],
+        "best_baseline": _plain(report.rival),
+        "left_out": dict(report.left_out),
+        "overall": _plain(report.overall),
+        "request_homes": None
+        if report.request_homes is None
+        else report.request_homes.to_json(),
         "others": [_domain(domain) for domain in report.domains],
     }
 
@@ -34,6 +42,8 @@ def _domain(domain: Domain) -> dict[str, Any]:
         "trace_sha256": domain.trace_sha256,
         "plan_tokens": domain.plan_tokens,
         "score_tokens": domain.score_tokens,
+        "gain": _plain(domain.gain),
+        "best_baseline": _plain(domain.rival),
         "placements": [
             {"name": name, **evaluation.to_json()}
             for name, evaluation in domain.evaluations.items()
@@ -46,7 +56,7 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
     return {
         "name": candidate.name,
         **candidate.evaluation.to_json(),
-        "gain": None if candidate.gain is None else dataclasses.asdict(candidate.gain),
+        "gain": _plain(candidate.gain),
         "objective": solution.objective.value,
         "value": solution.value,
         "lower_bound": solution.lower_bound,
@@ -56,3 +66,7 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
             {**dataclasses.asdict(stage), "gap": stage.gap} for stage in solution.stages
         ],
     }
+
+
+def _plain(value: GainInterval | Rival | Overall | None) -> dict[str, Any] | None:
+    return None if value is None else dataclasses.asdict(value)

@@ -8,11 +8,12 @@ from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from moetuner.description import Range, TraceDescription
     from moetuner.evaluation import Evaluation, GainInterval
     from moetuner.pipeline import PlanReport
+    from moetuner.request_homes import ScoredHomes
 
 # Heads in two lines: every table stays within 80 columns.
 _COLUMNS = (
@@ -71,6 +72,31 @@ def batch_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Tabl
             _number(scores.batch_seconds_p99 * 1e3),
             "-" if scores is evaluations[0] else f"{gain:+.1%}",
         )
+    return table
+
+
+def homes_table(scored: Mapping[str, ScoredHomes]) -> Table:
+    """Homes of sequences by lengths and by routing, two rows for each placement."""
+    table = _table("Homes given to sequences, modelled batches (ms)")
+    table.add_column("placement", overflow="fold")
+    table.add_column("homes by")
+    for name in ("remote\nranks", "mean", "p95", "gain in\nmean", "batches\nfaster"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, both in scored.items():
+        faster = f"{both.batches_faster} of {both.by_routing.batch_seconds.size}"
+        for words, scores, gain, batches in (
+            ("lengths alone", both.by_length, "-", "-"),
+            (both.known.words, both.by_routing, f"{both.gain:+.1%}", faster),
+        ):
+            table.add_row(
+                name,
+                words,
+                _number(scores.remote_ranks_per_token),
+                _number(scores.batch_seconds_mean * 1e3),
+                _number(scores.batch_seconds_p95 * 1e3),
+                gain,
+                batches,
+            )
     return table
 
 

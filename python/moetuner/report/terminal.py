@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from moetuner.report.table import LEGEND, batch_table, plan_table, stage_table
+from moetuner.report.table import (
+    LEGEND,
+    batch_table,
+    homes_table,
+    plan_table,
+    stage_table,
+)
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -26,6 +32,8 @@ def print_plan(report: PlanReport) -> None:
     )
     print_content(stage_table(report))
     print_content(plan_table(report))
+    for name, reason in report.left_out.items():
+        print_content(f"left out {name}: {reason}")
     print_content(LEGEND)
     names = [candidate.name for candidate in report.candidates]
     print_content(batch_table(names, [each.evaluation for each in report.candidates]))
@@ -35,6 +43,8 @@ def print_plan(report: PlanReport) -> None:
             f"{domain.score_tokens:,} others"
         )
         print_content(batch_table(names, [domain.evaluations[name] for name in names]))
+    if report.request_homes is not None:
+        print_content(homes_table({report.result.name: report.request_homes}))
     print_content(verdict(report))
 
 

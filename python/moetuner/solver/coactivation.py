@@ -9,6 +9,7 @@ Legend: L layers, E experts, P clusters.
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,12 +79,15 @@ def coactivation_of(problem: PlacementProblem) -> Floats:
     """
     counted = problem.statistics.coactivation
     if counted is None and problem.workload is not None:
-        counts = RoutingStatistics.sum(
-            RoutingStatistics.from_trace(trace, transitions=False)
-            for trace in problem.workload.traces
-            if isinstance(trace, Trace)
-        )
-        counted = counts.coactivation
+        workload = problem.workload
+        known = [isinstance(trace, Trace) for trace in workload.traces]
+        if any(known):
+            parts = [
+                RoutingStatistics.from_trace(trace, transitions=False)
+                for trace in compress(workload.traces, known)
+            ]
+            weights = tuple(compress(workload.weights, known))
+            counted = RoutingStatistics.sum(parts, weights).coactivation
     if counted is None:
         counted = problem.statistics.require_coactivation("solver coactivation")
     return counted.astype(np.float64)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner.errors import InvalidPlacementError
+from moetuner.movement import fetched_copies
 from moetuner.solver.base import place
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Incumbent:
         """The objective, and the cost of the moves."""
         value = self.problem.objective_value(placement)
         if self.stay is not None:
-            moved = placement.rank_of() != self.stay.rank_of()
-            value += self.move_seconds * int(moved.sum())
+            moved = fetched_copies(self.stay, placement)
+            value += self.move_seconds * moved.size
         return value
 
     def offer(self, placement: Placement | None) -> None:

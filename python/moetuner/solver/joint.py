@@ -36,8 +36,9 @@ from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
 from moetuner.solver.profile import TIME_PROFILES, Favour, choose_profile
 from moetuner.solver.schedule import Rounds, Schedule
-from moetuner.solver.small_layers import has_kernel, solve_small_layers, try_all
+from moetuner.solver.small_layers import finish_small_layers, has_kernel
 from moetuner.solver.starts import quick_placements
+from moetuner.solver.staying import layers_that_pay, widened
 from moetuner.solver.token_rounds import TokenRounds, spread_replicas
 from moetuner.solver.worst_case import solve_worst_case
 from moetuner.trace import CountTrace
@@ -80,8 +81,8 @@ class JointConfig:
         What is searched for beside the time; None: chosen by cross-validation on the
         planning data where there is time for it, for `Favour.TIME`.
     stay, move_seconds
-        A placement that is in use, without replicas, and by how many seconds of the
-        objective every expert that moves must shorten it.
+        A placement that is in use, and by how many seconds of the objective every copy
+        that a rank must fetch has to shorten it.
     rounds
         Rounds of annealing in each phase; 0 lets the clock decide, and only then can a
         slower machine find something else.
@@ -203,6 +204,8 @@ class _Run:
         """Both phases; the status says what ended the last one."""
         profile = self.config.profile or self._choose_profile()
         stay = self.config.stay
+        if stay is not None and stay.has_replicas:
+            return self._refill(profile, stay)
         balanced = balanced_rank_of(replace(self.problem, equal_slots=True))
         layers = LayerRounds(
             problem=self.problem,
@@ -215,7 +218,7 @@ class _Run:
         )
         walk, follow = self._must_walk(), self._follows()
         share = LAYERED_SHARE if walk or follow else 1.0
-        if self._has_kernel():
+        if has_kernel(self.problem, self.config):
             share = KERNEL_SHARE
         status = self._rounds("layers", FIRST_PROPOSALS, share, layers)
         rank_of = layers.rank_of
@@ -230,6 +233,9 @@ class _Run:
             share = FOLLOW_SHARE if walk else 1.0
             status = self._rounds("follow", FIRST_PROPOSALS, share, together)
             rank_of = together.rank_of
+        if stay is not None and self._has_spare_slots() and not self._counted():
+            found = self.incumbent.placement
+            self._offer_layers(found, spread_replicas(self.problem, found))
         if not walk or not self._goes_on():
             return status
         tokens = TokenRounds(
@@ -248,31 +254,34 @@ class _Run:
         began = self.clock.seconds
         if self.config.favour is Favour.COPIES or not self._goes_on():
             return
-        if self._has_kernel():
-            solution = solve_small_layers(
-                self.problem, self.options, self.clock, self.incumbent.placement
-            )
-            self.incumbent.offer(solution.placement)
-            if solution.lower_bound is not None:
-                known = self.incumbent.bound or 0.0
-                self.incumbent.bound = max(known, solution.lower_bound)
-            if solution.status is SolveStatus.INTERRUPTED:
-                self.runner.stop[0] = 1
-        elif self._cost().homes is Homes.UNIFORM or not self.runner.run(
-            lambda stop: try_all(self.incumbent, self.clock, stop)
+        if finish_small_layers(
+            self.incumbent, self.config, self.options, self.clock, self.runner
         ):
-            return
-        self._add_stage("small layers", began)
+            self._add_stage("small layers", began)
 
-    def _has_kernel(self) -> bool:
-        """Whether exact methods come last; they are no rounds, and know no profile.
+    def _refill(self, profile: SearchProfile, stay: Placement) -> SolveStatus:
+        """Walk tokens from a placement in use with replicas; take what pays."""
+        tokens = TokenRounds(
+            problem=self.problem,
+            options=self.options,
+            profile=profile,
+            runner=self.runner,
+            replicas=True,
+        )
+        filled = spread_replicas(self.problem, widened(stay, self.problem))
+        self._offer_layers(stay, filled)
+        tokens.begin([filled])
+        status = self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
+        self._offer_layers(stay, tokens.placement)
+        return status
 
-        On batches that were not planned on, smoothed plans are as good or better.
-        """
-        config = self.config
-        asked = config.rounds or config.profile is not None or config.stay is not None
-        trace_alone = config.favour is Favour.TRACE
-        return trace_alone and not asked and has_kernel(self.problem)
+    def _offer_layers(self, base: Placement, other: Placement) -> None:
+        """Take `base` with the layers of `other` whose moves pay."""
+        stay, moved = self.config.stay, self.config.move_seconds
+        assert stay is not None
+        self.incumbent.offer(
+            layers_that_pay(self.problem, base, other, stay=stay, move_seconds=moved)
+        )
 
     def _choose_profile(self) -> SearchProfile:
         began, seconds = self.clock.seconds, TRIAL_SHARE * self.clock.left
@@ -321,10 +330,14 @@ class _Run:
 
     def _may_walk(self) -> bool:
         """Whether tokens are known, and layers may be lined up anew."""
+        # Else everything would move.
+        return not self._counted() and self.config.stay is None
+
+    def _counted(self) -> bool:
+        """Whether a source only counted: nobody knows which replica a token takes."""
         workload = self.problem.workload
         assert workload is not None
-        counted = any(isinstance(trace, CountTrace) for trace in workload.traces)
-        return not counted and self.config.stay is None  # else everything would move
+        return any(isinstance(trace, CountTrace) for trace in workload.traces)
 
     def _cost(self) -> CostModel:
         workload = self.problem.workload

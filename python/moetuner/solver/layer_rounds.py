@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     RankOf = NDArray[np.int32]
     Floats = NDArray[np.float64]
 
-HOT, COLD = 1.0, 0.02
+HOT, COLD = 1.0, 0.1
 """Temperatures, in units of the median |change| of a random swap."""
 WARM, COOL = 0.05, 0.002
 """The same where experts have found their nodes already."""

@@ -20,6 +20,7 @@ from moetuner.solver.base import SolverOptions, SolveStatus
 from moetuner.solver.exact import ExactSolver
 from moetuner.solver.incumbent import place_or_none
 from moetuner.solver.lns import LnsSolver
+from moetuner.solver.profile import Favour
 from moetuner.trace import Trace
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
     from moetuner.placement import Placement
     from moetuner.problem import PlacementProblem
+    from moetuner.solver.background import Interruptible
     from moetuner.solver.base import Clock, Solution
     from moetuner.solver.incumbent import Incumbent
+    from moetuner.solver.joint import JointConfig
 
 MAX_PLACEMENTS = 2_000
 """Placements of a layer up to which all are tried."""
@@ -39,13 +42,21 @@ MAX_EXPERTS = 12
 """Experts up to which programs of whole layers find what the search does not."""
 
 
-def has_kernel(problem: PlacementProblem) -> bool:
-    """Whether layers stand alone, are small, and have no room for replicas."""
+def has_kernel(problem: PlacementProblem, config: JointConfig) -> bool:
+    """Whether exact methods come last: layers alone, small, with no room for replicas.
+
+    They are no rounds, and know neither a profile nor moves. On batches that were not
+    planned on smoothed plans are as good or better, so it is for one trace alone.
+    """
     workload, num_ranks = problem.workload, problem.topology.num_ranks
     assert workload is not None
     enough = -(-problem.num_experts // num_ranks)
     return (
-        num_ranks > 1
+        config.favour is Favour.TRACE
+        and not config.rounds
+        and config.profile is None
+        and config.stay is None
+        and num_ranks > 1
         and problem.num_experts <= MAX_EXPERTS
         and problem.equal_slots
         and problem.slots_per_rank == enough
@@ -53,6 +64,29 @@ def has_kernel(problem: PlacementProblem) -> bool:
         and all(isinstance(trace, Trace) for trace in workload.traces)
         and not (workload.worst_case and len(workload.traces) > 1)
     )
+
+
+def finish_small_layers(
+    incumbent: Incumbent,
+    config: JointConfig,
+    options: SolverOptions,
+    clock: Clock,
+    runner: Interruptible,
+) -> bool:
+    """Exact methods where layers are small; whether there were any to use."""
+    problem = incumbent.problem
+    assert problem.workload is not None
+    if not has_kernel(problem, config):
+        if problem.workload.cost.homes is Homes.UNIFORM:
+            return False
+        return runner.run(lambda stop: try_all(incumbent, clock, stop))
+    solution = solve_small_layers(problem, options, clock, incumbent.placement)
+    incumbent.offer(solution.placement)
+    if solution.lower_bound is not None:
+        incumbent.bound = max(incumbent.bound or 0.0, solution.lower_bound)
+    if solution.status is SolveStatus.INTERRUPTED:
+        runner.stop[0] = 1
+    return True
 
 
 def solve_small_layers(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moetuner.report.html.charts import Part, bar_chart, gain_chart
 from moetuner.report.html.colors import PARTS
-from moetuner.report.html.content import figure, grid, section
+from moetuner.report.html.content import figure, grid, note, section
 from moetuner.report.html.frame import key
 from moetuner.report.html.markup import Markup, tag
 from moetuner.report.verdict import reference_name
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from moetuner.comparison import Comparison, Scored
     from moetuner.evaluation import Evaluation, GainInterval
+    from moetuner.request_homes import ScoredHomes
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Evaluation], float], str], ...] = (
     ("time, ms", "modelled, all tokens as one batch",
@@ -37,6 +38,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Evaluation], float], str], ...] = (
     ("busiest receive", "rows into the busiest rank / its even share of tokens",
      lambda e: e.bottleneck_receive, ".3f"),
 )  # fmt: skip
+_OF_HOMES = ("batch, ms", "batch p95", "batch p99", "remote ranks", "remote nodes")
 _SPENT = ("compute", "dispatch", "combine")
 
 
@@ -44,6 +46,7 @@ def scores(comparison: Comparison) -> Markup:
     """Baselines and result."""
     reference = reference_name(comparison)
     gains = [(c.name, c.gain) for c in comparison.candidates if c.gain is not None]
+    homes = comparison.request_homes
     pictures = [_spent(comparison)]
     if gains:
         pictures.insert(
@@ -60,8 +63,43 @@ def scores(comparison: Comparison) -> Markup:
         "Scores on held-out tokens" if comparison.held_out else "Scores",
         _lead(comparison),
         tag("div", _table(comparison), class_="wide", tabindex="0"),
+        *(note(f"Left out {n}: {why}") for n, why in comparison.left_out.items()),
+        *([] if homes is None else [_homes(comparison.result.name, homes)]),
         grid(*pictures),
     )
+
+
+def _homes(name: str, homes: ScoredHomes) -> Markup:
+    """The second stage: sequences on ranks, by lengths and by routing."""
+    columns = [each for each in _COLUMNS if each[0] in _OF_HOMES]
+    rows = (
+        ("by lengths alone", homes.by_length, "-", "-"),
+        (
+            f"by {homes.known.words}",
+            homes.by_routing,
+            f"{homes.gain:+.1%}",
+            f"{homes.batches_faster} of {homes.by_routing.batch_seconds.size}",
+        ),
+    )
+    head = tag(
+        "tr",
+        tag("th", f"homes of sequences, {name}", scope="col"),
+        tag("th", "gain in mean batch", scope="col"),
+        tag("th", "batches faster", scope="col"),
+        *(tag("th", what, scope="col", title=words) for what, words, _, _ in columns),
+    )
+    body = (
+        tag(
+            "tr",
+            tag("th", words, scope="row"),
+            tag("td", gain),
+            tag("td", faster),
+            *(tag("td", _cell(value(e), form)) for _, _, value, form in columns),
+        )
+        for words, e, gain, faster in rows
+    )
+    table = tag("table", tag("thead", head), tag("tbody", *body))
+    return tag("div", table, class_="wide", tabindex="0")
 
 
 def _lead(comparison: Comparison) -> str:

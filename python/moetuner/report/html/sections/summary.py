@@ -19,7 +19,9 @@ def summary(comparison: Comparison, moved: Changes) -> Markup:
     """One sentence and four figures."""
     gain = comparison.result.gain
     mood, sign = "even", "="
-    if gain is not None and gain.certain:
+    rival = comparison.rival.gain if comparison.rival else None
+    beaten = rival is not None and rival.certain and rival.gain < 0
+    if gain is not None and gain.certain and not (beaten and gain.gain > 0):
         mood, sign = ("good", "✓") if gain.gain > 0 else ("bad", "!")
     return tag(
         "section",
