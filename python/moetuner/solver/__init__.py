@@ -41,6 +41,7 @@ SOLVERS = {
     "exact": "ExactSolver",
     "joint_ilp": "JointIlpSolver",
     "joint": "JointSolver",
+    "lns": "LnsSolver",
     "oracle": "OracleSolver",
 }
 """Class of each solver by name; ``moetuner.solver.<name>`` is its module."""

@@ -42,6 +42,7 @@ from moetuner.solver.profile import (
     copies_profile,
 )
 from moetuner.solver.schedule import Rounds, Schedule
+from moetuner.solver.small_layers import finish_small_layers, has_kernel
 from moetuner.solver.starts import quick_placements
 from moetuner.solver.staying import layers_that_pay, widened
 from moetuner.solver.token_rounds import TokenRounds, spread_replicas
@@ -68,6 +69,8 @@ LEAST_TRIAL_TIME = 10.0
 """Time limit in seconds below which none is tried, and no bound is counted."""
 LAYERED_SHARE = 0.25
 """Share of the time for layers by themselves where they are searched together later."""
+KERNEL_SHARE = 0.5
+"""Share of the time for layers by themselves where exact methods come afterwards."""
 FOLLOW_SHARE = 0.4
 """Share of what is left for layers together where tokens are walked afterwards."""
 
@@ -172,6 +175,7 @@ class JointSolver:
         status = SolveStatus.HEURISTIC
         if problem.topology.num_ranks > 1 and problem.statistics.load.any():
             status = run.search()
+            run.try_small_layers()
         return finish(
             self,
             problem,
@@ -228,6 +232,8 @@ class _Run:
         )
         walk, follow = self._must_walk(), self._follows()
         share = LAYERED_SHARE if walk or follow else 1.0
+        if has_kernel(self.problem, self.config):
+            share = KERNEL_SHARE
         status = self._rounds("layers", FIRST_PROPOSALS, share, layers)
         rank_of = layers.rank_of
         if follow and self._goes_on():
@@ -256,6 +262,16 @@ class _Run:
         tokens.begin(self._walks(tokens, rank_of))
         self.incumbent.prefer(tokens.placement)
         return self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
+
+    def try_small_layers(self) -> None:
+        """Exact methods for few experts, as a stage."""
+        began = self.clock.seconds
+        if self.config.favour is Favour.COPIES or not self._goes_on():
+            return
+        if finish_small_layers(
+            self.incumbent, self.config, self.options, self.clock, self.runner
+        ):
+            self._add_stage("small layers", began)
 
     def _refill(self, profile: SearchProfile, stay: Placement) -> SolveStatus:
         """Walk tokens from a placement in use with replicas; take what pays."""

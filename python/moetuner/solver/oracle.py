@@ -26,6 +26,7 @@ from moetuner.solver.base import (
     place,
 )
 from moetuner.solver.lpt import balanced_rank_of
+from moetuner.solver.small_layers import legal_layers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,26 +95,18 @@ def _check_time(clock: Clock) -> None:
 
 def _layer_states(problem: PlacementProblem) -> NDArray[np.int32]:
     """All legal rank_of rows of one layer, int32 [states, E]."""
-    num_experts, num_ranks = problem.num_experts, problem.topology.num_ranks
-    if num_ranks**num_experts > 100 * MAX_STATES:
+    states = legal_layers(problem)
+    if states is None:
         raise SolverError(
-            f"oracle: {num_experts} experts on {num_ranks} ranks is too large to "
-            f"enumerate"
+            f"oracle: {problem.num_experts} experts on {problem.topology.num_ranks} "
+            f"ranks is too large to enumerate"
         )
-    rows = np.array(
-        list(itertools.product(range(num_ranks), repeat=num_experts)), np.int32
-    )
-    sizes = (rows[:, :, None] == np.arange(num_ranks)).sum(axis=1)
-    if problem.equal_slots:
-        legal = (sizes <= problem.slots_per_rank).all(axis=1)
-    else:
-        legal = (sizes >= 1).all(axis=1)
-    if legal.sum() > MAX_STATES:
+    if len(states) > MAX_STATES:
         raise SolverError(
-            f"oracle: {legal.sum()} placements of one layer, at most {MAX_STATES} are "
+            f"oracle: {len(states)} placements of one layer, at most {MAX_STATES} are "
             f"enumerated"
         )
-    return np.asarray(rows[legal])
+    return states
 
 
 def _shortest_path(
