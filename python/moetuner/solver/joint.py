@@ -11,9 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from moetuner._checks import is_number, is_whole, one_of
 from moetuner.bounds import counting_bound
 from moetuner.cost import Homes, Wire
 from moetuner.errors import SolverError
@@ -32,6 +29,7 @@ from moetuner.solver.base import (
 )
 from moetuner.solver.follow_rounds import FollowRounds
 from moetuner.solver.incumbent import Incumbent, place_or_none
+from moetuner.solver.joint_config import JointConfig
 from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.lpt import balanced_rank_of
 from moetuner.solver.profile import (
@@ -50,6 +48,7 @@ from moetuner.solver.worst_case import solve_worst_case
 from moetuner.trace import CountTrace
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from moetuner.cost import CostModel
@@ -58,6 +57,8 @@ if TYPE_CHECKING:
     from moetuner.solver.scenarios import SearchProfile
 
     RankOf = NDArray[np.int32]
+
+__all__ = ["JointConfig", "JointSolver"]
 
 FIRST_PROPOSALS = 1_000
 """Proposals per layer of the first round; others have `GROWTH` times more."""
@@ -76,59 +77,11 @@ FOLLOW_SHARE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JointConfig:
-    """Options of `JointSolver` alone.
-
-    Parameters
-    ----------
-    favour
-        What decides where the time leaves a choice.
-    copy_weight
-        What copies count with `Favour.COPIES`: the more, the less even the loads.
-    profile
-        What is searched for beside the time; None: chosen by cross-validation on the
-        planning data where there is time for it, for `Favour.TIME`.
-    stay, move_seconds
-        A placement that is in use, and by how many seconds of the objective every copy
-        that a rank must fetch has to shorten it.
-    rounds
-        Rounds of annealing in each phase; 0 lets the clock decide, and only then can a
-        slower machine find something else.
-    patience
-        End a phase after so many rounds that improved nothing.
-    """
-
-    favour: Favour = Favour.TIME
-    copy_weight: float = 1.0
-    profile: SearchProfile | None = None
-    stay: Placement | None = None
-    move_seconds: float = 0.0
-    rounds: int = 0
-    patience: int = 3
-
-    def __post_init__(self) -> None:
-        favour = one_of(Favour, self.favour, "JointConfig: favour")
-        object.__setattr__(self, "favour", favour)
-        if not is_number(self.move_seconds) or not 0 <= self.move_seconds < np.inf:
-            raise SolverError(
-                f"JointConfig: move_seconds must be >= 0 s, got {self.move_seconds!r}"
-            )
-        if not is_number(self.copy_weight) or not 0 < self.copy_weight < np.inf:
-            raise SolverError(
-                f"JointConfig: copy_weight must be > 0, got {self.copy_weight!r}"
-            )
-        for name, least in (("rounds", 0), ("patience", 1)):
-            value = getattr(self, name)
-            if not is_whole(value) or value < least:
-                raise SolverError(
-                    f"JointConfig: {name} must be a whole number >= {least}, got "
-                    f"{value!r}"
-                )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class JointSolver:
-    """Annealed swaps on sampled batches; never worse than LPT, chain or contiguous."""
+    """Annealed swaps on sampled batches; never slower than LPT, chain or contiguous.
+
+    Unless few copies are favoured.
+    """
 
     config: JointConfig = JointConfig()
     name: str = "joint"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from moetuner.solver.background import Interruptible
     from moetuner.solver.base import Clock, Solution
     from moetuner.solver.incumbent import Incumbent
-    from moetuner.solver.joint import JointConfig
+    from moetuner.solver.joint_config import JointConfig
 
 MAX_PLACEMENTS = 2_000
 """Placements of a layer up to which all are tried."""
