@@ -230,6 +230,19 @@ class Workload:
             for trace, batches in zip(self.traces, self.batches, strict=True)
         )
 
+    def layer_seconds(self, placement: Placement) -> Floats:
+        """Mean over batches of each layer's time, traces by their weights, [L]."""
+        total = np.zeros(placement.num_layers)
+        for trace, batches, weight in zip(
+            self.traces, self.batches, self.weights, strict=True
+        ):
+            times = price(
+                tally_batches(trace, placement, self.cost, batches), self.cost
+            )
+            by_layer = times.compute + times.dispatch + times.combine
+            total += weight * by_layer.mean(axis=0)
+        return total
+
     def seconds(self, placement: Placement, *, num_threads: int = 0) -> float:
         """Mean over batches of their modelled time, over traces as they count."""
         times = self.batch_seconds(placement, num_threads=num_threads)

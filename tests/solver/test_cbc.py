@@ -32,7 +32,7 @@ def test_a_cbc_that_cannot_be_loaded_is_named_not_passed_over(tmp_path, monkeypa
     (tmp_path / "mip.py").write_text("raise ImportError('no CBC for this machine')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingDependencyError, match="no CBC for this machine"):
-        solve_milps([model()], time_limit=10)
+        solve_milps([model()], time_limit=60)
 
 
 def test_a_child_that_dies_at_work_is_told_from_one_that_is_late(monkeypatch):

@@ -30,7 +30,7 @@ from moetuner.solver.scenarios import (
     members,
 )
 from moetuner.solver.starts import start_ranks
-from moetuner.solver.staying import layer_seconds, layers_that_pay
+from moetuner.solver.staying import layers_that_pay
 from moetuner.topology import Topology
 from moetuner.workload import Workload, price, tally_batches
 from strategies import (
@@ -324,7 +324,7 @@ def test_layers_pay_each_for_itself(rng):
             slots[layer] = source.slot_experts[layer]
             changed = replace(found, slot_experts=slots)
             assert cost(found) <= cost(changed) * (1 + 1e-12)
-    assert layer_seconds(problem.workload, base).sum() == pytest.approx(
+    assert problem.workload.layer_seconds(base).sum() == pytest.approx(
         problem.objective_value(base)
     )
 

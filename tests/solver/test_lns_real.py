@@ -8,7 +8,6 @@ from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver.cbc import solve_milps
 from moetuner.solver.layer_ilp import layer_program
 from moetuner.solver.layer_tokens import LayerTokens
-from moetuner.solver.lns import layer_seconds
 from moetuner.solver.starts import quick_placements
 from moetuner.topology import Topology
 from moetuner.trace import read_trace, split_by_sequence
@@ -27,7 +26,7 @@ def problem(traces_dir):
 
 def test_what_a_program_promises_is_what_the_evaluator_finds(problem):
     start = min(quick_placements(problem), key=problem.objective_value)
-    seconds, rank_of = layer_seconds(problem, start), start.rank_of()
+    seconds, rank_of = problem.workload.layer_seconds(start), start.rank_of()
     ranks = np.array([1, 2, 6])
     programs = [
         layer_program(
@@ -50,7 +49,9 @@ def test_what_a_program_promises_is_what_the_evaluator_finds(problem):
             slots_per_rank=problem.slots_per_rank,
         )
         promised = program.seconds(program.model.objective @ result.x)
-        assert layer_seconds(problem, found)[layer] == pytest.approx(promised, rel=1e-6)
+        assert problem.workload.layer_seconds(found)[layer] == pytest.approx(
+            promised, rel=1e-6
+        )
         assert promised <= seconds[layer] * (1 + 1e-6)
         gains.append(1 - promised / seconds[layer])
     assert max(gains) > 0.001

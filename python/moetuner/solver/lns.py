@@ -35,7 +35,6 @@ from moetuner.solver.cbc import MilpResult, solve_milps
 from moetuner.solver.neighbourhoods import LayerSearch
 from moetuner.solver.starts import quick_placements
 from moetuner.trace import Trace
-from moetuner.workload import price, tally_batches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -216,7 +215,8 @@ class _Run:
         return self.options.threads or os.cpu_count() or 1
 
     def _open_layers(self, rng: np.random.Generator) -> None:
-        seconds = layer_seconds(self.problem, self.placement)
+        assert self.problem.workload is not None
+        seconds = self.problem.workload.layer_seconds(self.placement)
         for layer, rank_of in enumerate(self.placement.rank_of()):
             self._layers.append(
                 LayerSearch(
@@ -279,19 +279,3 @@ class _Run:
                     seconds=self.clock.seconds,
                 )
             )
-
-
-def layer_seconds(problem: PlacementProblem, placement: Placement) -> Floats:
-    """Modelled time of each layer, float64 [L]; their sum is the objective."""
-    workload = problem.workload
-    assert workload is not None
-    total = np.zeros(problem.num_layers)
-    for trace, batches, weight in zip(
-        workload.traces, workload.batches, workload.weights, strict=True
-    ):
-        parts = price(
-            tally_batches(trace, placement, workload.cost, batches), workload.cost
-        )
-        seconds = parts.compute + parts.dispatch + parts.combine  # [Q, L]
-        total += weight * seconds.mean(axis=0)
-    return total

@@ -9,15 +9,11 @@ import numpy as np
 
 from moetuner.movement import fetched_copies
 from moetuner.placement import EMPTY, Placement
-from moetuner.workload import price, tally_batches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moetuner.problem import PlacementProblem
-    from moetuner.workload import Workload
-
-    Floats = NDArray[np.float64]
 
 
 def layers_that_pay(
@@ -37,27 +33,13 @@ def layers_that_pay(
     assert problem.workload is not None
     base, other = widened(base, problem), widened(other, problem)
     costs = [
-        layer_seconds(problem.workload, each)
+        problem.workload.layer_seconds(each)
         + move_seconds * fetched_by_layer(stay, each)
         for each in (base, other)
     ]
     pays = (costs[1] < costs[0])[:, None]
     slots = np.where(pays, other.slot_experts, base.slot_experts)
     return replace(base, slot_experts=slots)
-
-
-def layer_seconds(workload: Workload, placement: Placement) -> Floats:
-    """Modelled time of each layer, mean over batches, traces as they count, [L]."""
-    total = np.zeros(placement.num_layers)
-    for trace, batches, weight in zip(
-        workload.traces, workload.batches, workload.weights, strict=True
-    ):
-        times = price(
-            tally_batches(trace, placement, workload.cost, batches), workload.cost
-        )
-        by_layer = times.compute + times.dispatch + times.combine
-        total += weight * by_layer.mean(axis=0)
-    return total
 
 
 def fetched_by_layer(stay: Placement, placement: Placement) -> NDArray[np.int64]:
