@@ -83,9 +83,7 @@ class Schedule:
             if self.max_rounds:
                 fits = np.inf
             longer = min(GROWTH * proposals, MOST_PROPOSALS)
-            if (
-                fits < 2 * longer
-            ):  # a long last round is worth more than many short ones
+            if fits < GROWTH * longer:  # the last one shall be by far the longest
                 fits *= rounds.settle()
                 if 2 * fits < proposals:
                     return SolveStatus.TIME_LIMIT
