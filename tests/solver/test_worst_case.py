@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 from moetuner.cost import CostModel, Hardware
+from moetuner.evaluation import evaluate
+from moetuner.movement import fetched_copies
 from moetuner.problem import PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
 from moetuner.solver.joint import JointConfig, JointSolver
+from moetuner.solver.starts import quick_placements
 from moetuner.topology import Topology
 from moetuner.workload import Workload
-from strategies import TOY_COST, make_trace
+from strategies import TOY_COST, make_trace, random_ids
 
 
 def two_domains(rng):
@@ -57,3 +60,42 @@ def test_bounds_of_weighted_means_hold_for_the_largest(rng):
     assert found.lower_bound is not None
     assert 0 < found.lower_bound <= found.value
     assert found.seconds < 30  # little to do: it does not sit its time out
+
+
+def random_problem(seed, top_k, topology):
+    rng = np.random.default_rng(seed)
+    traces = tuple(make_trace(random_ids(rng, 300, 3, 16, top_k), 16) for _ in "ab")
+    workload = Workload(traces=traces, cost=TOY_COST, worst_case=True)
+    return PlacementProblem.from_workload(workload, topology)
+
+
+def test_moves_pay_in_the_slowest_trace_too():
+    """A mean that moves make better may hide a trace that they make slower."""
+    options = SolverOptions(time_limit=30, threads=1)
+    for seed in (0, 6, 8):
+        problem = random_problem(seed, 2, Topology(num_ranks=4, ranks_per_node=2))
+        stay = min(quick_placements(problem), key=problem.objective_value)
+        now = problem.objective_value(stay)
+        for each in (0.0, 0.003 * now):
+            config = JointConfig(rounds=2, stay=stay, move_seconds=each)
+            found = JointSolver(config=config).solve(problem, options)
+            moved = fetched_copies(stay, found.placement).size
+            assert found.value + each * moved <= now
+            assert moved or each  # free moves are found
+
+
+def test_few_copies_may_cost_time_in_the_slowest_trace():
+    problem = random_problem(0, 3, Topology(num_ranks=4, ranks_per_node=4))
+    quick = min(quick_placements(problem), key=problem.objective_value)
+    config = JointConfig(favour="copies", copy_weight=4.0, rounds=3)
+    options = SolverOptions(time_limit=30, threads=1)
+    found = JointSolver(config=config).solve(problem, options)
+    copies, before = (
+        sum(
+            evaluate(trace, placement, TOY_COST).remote_ranks_per_token
+            for trace in problem.workload.traces
+        )
+        for placement in (found.placement, quick)
+    )
+    assert copies < 0.95 * before
+    assert found.value > problem.objective_value(quick)

@@ -103,7 +103,12 @@ class JointSolver:
                 self,
                 problem,
                 options,
-                starts=[] if self.config.stay else quick_placements(problem),
+                starts=self._floors(problem),
+                value_of=Incumbent(
+                    problem=problem,
+                    stay=self.config.stay,
+                    move_seconds=self.config.move_seconds,
+                ).value_of,
                 warm_start=warm_start,
                 progress=progress,
             )
@@ -139,6 +144,13 @@ class JointSolver:
             stages=tuple(run.stages),
             warm_start=warm_start,
         )
+
+    def _floors(self, problem: PlacementProblem) -> list[Placement]:
+        """What no plan may be slower than: few copies may well cost time."""
+        if self.config.favour is Favour.COPIES:
+            return []
+        stay = self.config.stay
+        return quick_placements(problem) if stay is None else [stay]
 
     def _bound(self, problem: PlacementProblem, options: SolverOptions) -> float | None:
         """What counting proves, where there is time for it."""

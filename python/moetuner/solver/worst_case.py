@@ -24,7 +24,7 @@ from moetuner.solver.base import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from moetuner.placement import Placement
     from moetuner.problem import PlacementProblem
@@ -40,11 +40,15 @@ def solve_worst_case(
     problem: PlacementProblem,
     options: SolverOptions,
     *,
-    starts: Sequence[Placement] = (),
+    starts: Sequence[Placement],
+    value_of: Callable[[Placement], float],
     warm_start: Placement | None = None,
     progress: ProgressCallback | None = None,
 ) -> Solution:
-    """The best of `starts` and some plans by `solver`, which takes weighted means."""
+    """The best of `starts` and some plans by `solver`, which takes weighted means.
+
+    ``value_of`` says which is best: the objective, and what moves cost.
+    """
     workload = problem.workload
     assert workload is not None
     clock = Clock(time_limit=options.time_limit)
@@ -64,7 +68,7 @@ def solve_worst_case(
         weights *= np.exp(RATE * (times / times.max() - 1))
         weights = np.maximum(weights / weights.sum(), 1e-6)
     placements = [*starts, *(each.placement for each in found)]
-    best = min(placements, key=problem.objective_value)
+    best = min(placements, key=value_of)
     # A mean is at most the maximum, so each plan's bound is one of the maximum too.
     bounds = [each.lower_bound for each in found if each.lower_bound is not None]
     status = found[-1].status
