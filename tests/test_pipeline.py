@@ -112,12 +112,13 @@ def test_provenance_names_solver_trace_and_resolved_options(trace):
 def test_what_joint_alone_takes_is_not_asked_of_the_baselines(trace):
     blocks = plan_trace(trace, FOUR, options("contiguous")).candidates[0].placement
     wanted = options("joint", favour="copies", stay=blocks, move_seconds=1e-9)
-    recorded = {
-        candidate.name: candidate.placement.provenance.options["favour"]
+    asked = {
+        candidate.name: candidate.placement.provenance.options
         for candidate in plan_trace(trace, FOUR, wanted).candidates
     }
-    others = dict.fromkeys(QUICK, "time")
-    assert recorded == {"joint": "copies", **others}
+    recorded = {n: (each["favour"], each["move_seconds"]) for n, each in asked.items()}
+    others = dict.fromkeys(QUICK, ("time", 0.0))
+    assert recorded == {"joint": ("copies", 1e-9), **others}
 
 
 def test_the_gain_is_that_of_the_scores_and_lies_in_its_interval(trace):

@@ -195,6 +195,16 @@ def test_a_slow_rank_computes_longer():
         ({"weights": (1, 2)}, InvalidProblemError, "weights must be 1 positive"),
         ({"weights": (0,)}, InvalidProblemError, "weights must be 1 positive"),
         ({"weights": (float("inf"),)}, InvalidProblemError, "must be 1 positive"),
+        (
+            {"traces": (long_trace(),) * 2, "weights": (1e308, 1e308)},
+            InvalidProblemError,
+            "weights must have a finite sum",
+        ),
+        (
+            {"traces": (long_trace(),) * 2, "weights": (1e-13, 1)},
+            InvalidProblemError,
+            "none less than 1e-12 of the largest",
+        ),
     ],
 )
 def test_senseless_workloads_are_refused(options, error, message):

@@ -27,6 +27,7 @@ def baseline_options(options: PlanOptions, name: str) -> PlanOptions:
         favour=Favour.TIME,
         copy_weight=1.0,
         stay=None,
+        move_seconds=0.0,
     )
 
 

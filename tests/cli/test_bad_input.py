@@ -82,6 +82,10 @@ def test_moves_go_to_a_file_of_their_own(folder, ids):
         result = folder.plan(trace, "--from", old, "--moves", moves, solver="joint")
         assert result.exit_code == 2
         assert taken in result.stderr
+    for option in ("--out", "--moves", "--plot", "--report"):
+        result = folder.plan(trace, "--from", old, option, old, solver="joint")
+        assert result.exit_code == 2
+        assert "that is the placement in use" in result.stderr
     assert not folder.out.exists()
     assert (trace.read_bytes(), old.read_bytes()) == (before, text)
 
@@ -93,6 +97,8 @@ def test_what_is_about_several_traces_needs_several(folder, ids):
         ("--weight", 1),
         ("--also", trace, "--weight", 1),
         ("--also", trace, "--weight", 1, "--weight", -1),
+        ("--also", trace, "--weight", 1e308, "--weight", 1e308),
+        ("--also", trace, "--weight", 1e-320, "--weight", 1),
         ("--also", trace, "--worst-case", "--weight", 1, "--weight", 1),
         ("--also", "missing.npz"),
     ):

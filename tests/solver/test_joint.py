@@ -368,7 +368,9 @@ def test_the_more_copies_count_the_fewer_there_are(rng, homes):
     assert loads[1] > loads[0]
 
 
-@pytest.mark.parametrize("weight", [0, -1.0, float("inf"), float("nan"), "1", True])
+@pytest.mark.parametrize(
+    "weight", [0, -1.0, 1e7, float("inf"), float("nan"), "1", True]
+)
 def test_a_weight_of_copies_is_a_positive_number(weight):
     with pytest.raises(SolverError, match="copy_weight must be > 0"):
         JointConfig(favour=Favour.COPIES, copy_weight=weight)

@@ -135,7 +135,7 @@ def plan(
     from moetuner.trace import read_trace
 
     more = also or []
-    check_outputs([trace, *more], out, plot, page, moves)
+    check_outputs([trace, *more], out, plot, page, moves, from_placement)
     if worst_case and weight:
         raise InvalidProblemError("--worst-case has no use for --weight")
     if not more and (worst_case or weight):

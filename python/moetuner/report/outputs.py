@@ -21,9 +21,12 @@ def check_outputs(
     plot: Path | None,
     page: Path | None,
     moves: Path | None = None,
+    stay: Path | None = None,
 ) -> None:
     """Find out before a minute of solving that a result has nowhere to go."""
     taken = {trace.resolve(): "the trace" for trace in traces}
+    if stay is not None:
+        taken.setdefault(stay.resolve(), "the placement in use, --from")
     for name, path in (
         ("--out", out),
         ("--moves", moves),

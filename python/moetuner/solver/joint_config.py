@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from moetuner.placement import Placement
     from moetuner.solver.scenarios import SearchProfile
 
+MOST_COPY_WEIGHT = 1e6
+"""More drowns all else in rounding."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JointConfig:
@@ -54,9 +57,13 @@ class JointConfig:
             raise SolverError(
                 f"JointConfig: move_seconds must be >= 0 s, got {self.move_seconds!r}"
             )
-        if not is_number(self.copy_weight) or not 0 < self.copy_weight < np.inf:
+        if (
+            not is_number(self.copy_weight)
+            or not 0 < self.copy_weight <= MOST_COPY_WEIGHT
+        ):
             raise SolverError(
-                f"JointConfig: copy_weight must be > 0, got {self.copy_weight!r}"
+                f"JointConfig: copy_weight must be > 0 and at most "
+                f"{MOST_COPY_WEIGHT:g}, got {self.copy_weight!r}"
             )
         for name, least in (("rounds", 0), ("patience", 1)):
             value = getattr(self, name)
