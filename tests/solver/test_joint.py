@@ -29,7 +29,7 @@ from moetuner.solver.scenarios import (
     SearchProfile,
     members,
 )
-from moetuner.solver.starts import start_ranks
+from moetuner.solver.starts import quick_placements, start_ranks
 from moetuner.solver.staying import layers_that_pay
 from moetuner.topology import Topology
 from moetuner.workload import Workload, price, tally_batches
@@ -467,3 +467,19 @@ def test_the_bound_that_is_shown_holds_for_the_optimum(rng):
         get_solver("joint").solve(problem, SolverOptions(time_limit=1)).lower_bound
         is None
     )
+
+
+def test_ctrl_c_between_two_searches_keeps_what_was_found(rng, monkeypatch):
+    def press(*_):
+        raise KeyboardInterrupt
+
+    topology = Topology(num_ranks=4, ranks_per_node=2)
+    plain = random_problem(rng, 3, 16, topology, slots_per_rank=5)
+    problem = replace(plain, objective=Objective.MODELLED_TIME)
+    config = JointConfig(rounds=3, profile=NOTHING_MORE)
+    monkeypatch.setattr("moetuner.solver.joint.spread_replicas", press)
+    found = JointSolver(config=config).solve(problem)
+    assert found.status is SolveStatus.INTERRUPTED
+    assert [stage.name for stage in found.stages][-1] == "layers"
+    assert found.value == problem.objective_value(found.placement)
+    assert found.value < min(map(problem.objective_value, quick_placements(problem)))

@@ -3,13 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from moetuner.cost import CostModel, Hardware
 from moetuner.evaluation import evaluate
 from moetuner.movement import fetched_copies
 from moetuner.problem import PlacementProblem
-from moetuner.solver import SolverOptions, get_solver
+from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver.joint import JointConfig, JointSolver
 from moetuner.solver.starts import quick_placements
+from moetuner.solver.worst_case import solve_worst_case
 from moetuner.topology import Topology
 from moetuner.workload import Workload
 from strategies import TOY_COST, make_trace, random_ids
@@ -99,3 +101,28 @@ def test_few_copies_may_cost_time_in_the_slowest_trace():
     )
     assert copies < 0.95 * before
     assert found.value > problem.objective_value(quick)
+
+
+class Pressed:
+    """Ctrl-C after so many plans."""
+
+    name = "joint"
+
+    def __init__(self, plans):
+        self.left = plans
+
+    def solve(self, problem, options, **_):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return JointSolver(config=JointConfig(rounds=1)).solve(problem, options)
+
+
+def test_what_was_found_before_ctrl_c_is_kept(rng):
+    problem = problem_of(two_domains(rng), worst_case=True)
+    asked = {"starts": [], "value_of": problem.objective_value}
+    found = solve_worst_case(Pressed(1), problem, SolverOptions(), **asked)
+    assert found.status is SolveStatus.INTERRUPTED
+    assert found.value == problem.objective_value(found.placement)
+    with pytest.raises(KeyboardInterrupt):
+        solve_worst_case(Pressed(0), problem, SolverOptions(), **asked)

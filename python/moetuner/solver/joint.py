@@ -129,11 +129,14 @@ class JointSolver:
                 run.incumbent.offer(placement)
         if self.config.favour is not Favour.COPIES:  # few of them may well cost time
             run.incumbent.floor = run.incumbent.value
-        run.incumbent.bound = self._bound(problem, options)
         status = SolveStatus.HEURISTIC
-        if problem.topology.num_ranks > 1 and problem.statistics.load.any():
-            status = run.search()
-            run.try_small_layers()
+        try:
+            run.incumbent.bound = self._bound(problem, options)
+            if problem.topology.num_ranks > 1 and problem.statistics.load.any():
+                status = run.search()
+                run.try_small_layers()
+        except KeyboardInterrupt:  # between two calls into the core
+            run.runner.stop[0] = 1
         return finish(
             self,
             problem,

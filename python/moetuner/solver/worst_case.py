@@ -55,18 +55,26 @@ def solve_worst_case(
     share = replace(options, time_limit=options.time_limit / PASSES)
     weights = np.full(len(workload.traces), 1 / len(workload.traces))
     found: list[Solution] = []
-    for _ in range(PASSES):
-        weighed = replace(workload, worst_case=False, weights=tuple(weights.tolist()))
-        part = replace(problem, workload=weighed)
-        found.append(solver.solve(part, share, progress=progress))
-        if found[-1].status is SolveStatus.INTERRUPTED:
-            break
-        placement = found[-1].placement
-        times = np.array([t.mean() for t in workload.batch_seconds(placement)])
-        if not times.max() > 0:
-            break
-        weights *= np.exp(RATE * (times / times.max() - 1))
-        weights = np.maximum(weights / weights.sum(), 1e-6)
+    interrupted = False
+    try:
+        for _ in range(PASSES):
+            weighed = replace(
+                workload, worst_case=False, weights=tuple(weights.tolist())
+            )
+            part = replace(problem, workload=weighed)
+            found.append(solver.solve(part, share, progress=progress))
+            if found[-1].status is SolveStatus.INTERRUPTED:
+                break
+            placement = found[-1].placement
+            times = np.array([t.mean() for t in workload.batch_seconds(placement)])
+            if not times.max() > 0:
+                break
+            weights *= np.exp(RATE * (times / times.max() - 1))
+            weights = np.maximum(weights / weights.sum(), 1e-6)
+    except KeyboardInterrupt:  # beside the solver
+        if not found:
+            raise
+        interrupted = True
     placements = [*starts, *(each.placement for each in found)]
     best = min(placements, key=value_of)
     # A mean is at most the maximum, so each plan's bound is one of the maximum too.
@@ -74,6 +82,8 @@ def solve_worst_case(
     status = found[-1].status
     if status is SolveStatus.OPTIMAL:  # of a weighted mean only
         status = SolveStatus.HEURISTIC
+    if interrupted:
+        status = SolveStatus.INTERRUPTED
     return finish(
         solver,
         problem,
