@@ -13,7 +13,8 @@ namespace {
 
 constexpr std::int64_t kTrials = 64;       // random swaps that set the temperature
 constexpr std::int64_t kClockEvery = 256;  // proposals between looks at the clock
-constexpr double kNeighbourShare = 0.6;    // proposals that pair experts of like load
+constexpr double kNeighbourShare = 0.6;    // proposals that pair experts of like load,
+constexpr double kFewExperts = 64.0;       // up to so many; the more experts, the fewer
 
 /// Annealing of one layer: pairs that are drawn change places, as luck and temperature allow.
 class Anneal {
@@ -26,6 +27,8 @@ class Anneal {
         layer_(layer),
         search_(args, layer, around),
         random_(seed),
+        neighbour_share_(kNeighbourShare *
+                         std::min(1.0, kFewExperts / static_cast<double>(args.num_experts))),
         by_load_(static_cast<std::size_t>(args.num_slots)),
         place_(static_cast<std::size_t>(args.num_slots)) {
     std::iota(by_load_.begin(), by_load_.end(), 0);
@@ -77,7 +80,7 @@ class Anneal {
   bool draw_pair(std::int64_t& a, std::int64_t& b) {
     for (int attempt = 0; attempt < 16; ++attempt) {
       a = random_.below(args_.num_slots);
-      if (random_.unit() < kNeighbourShare) {
+      if (random_.unit() < neighbour_share_) {
         const std::int64_t step = 1 + random_.below(3);
         const std::int64_t other = place_[a] + (random_.coin() ? step : -step);
         if (other < 0 || other >= args_.num_slots) continue;
@@ -148,6 +151,7 @@ class Anneal {
   const std::int64_t layer_;
   LayerSearch search_;
   RandomDraws random_;
+  double neighbour_share_;
   std::vector<std::int64_t> by_load_;
   std::vector<std::int64_t> place_;  // of a member in by_load_
   std::vector<std::int32_t> best_;

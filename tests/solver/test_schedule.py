@@ -94,3 +94,18 @@ def test_ctrl_c_ends_it(clock):
     rounds = Ways(clock, 1)
     assert schedule.run(rounds, 10, 1.0) is SolveStatus.INTERRUPTED
     assert len(rounds.lengths) == 1
+
+
+def test_what_every_round_takes_is_not_taken_for_proposals(clock):
+    """Ten seconds each, whatever the length: the last round still fills the time."""
+
+    class Slow(Ways):
+        def round(self, proposals, seconds):
+            self.clock.now += min(10.0, seconds)
+            return super().round(proposals, seconds)
+
+    clock.time_limit = 200.0
+    rounds = Slow(clock, 1)
+    schedule_of(clock)[0].run(rounds, 1000, 1.0)
+    assert 170 < clock.now <= 200
+    assert rounds.lengths[-1][1] > 100_000

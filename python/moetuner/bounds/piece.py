@@ -20,7 +20,7 @@ from moetuner.bounds.visits import RuleBook
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.bounds.visits import Visits
+    from moetuner.bounds.visits import Ordered, Visits
 
     Floats = NDArray[np.float64]
 
@@ -108,6 +108,7 @@ class _Search:
         assert piece.groups is not None
         self.piece, self.option, self.book = piece, option, book
         self.guess, self.rounds, self.stale = piece.guess().astype(np.float32), 0, 0
+        self.ordered: list[Ordered] = []
         self.constant, weight = self._weigh()
         self.relaxation = KeptWeight(weight=weight, groups=piece.groups)
         self.best = self.constant - self.relaxation.quick()
@@ -146,9 +147,14 @@ class _Search:
         assert groups is not None
         weight = weight.copy()
         learn = self.rounds % _LEARN_EVERY == 0
-        for visits in self.piece.visits:
+        if learn:
+            self.ordered = [visits.order(self.guess) for visits in self.piece.visits]
+        for visits, ordered in zip(self.piece.visits, self.ordered, strict=True):
             more, kept = visits.kept(
-                groups.num_groups, groups.kappa, self.guess, self.book, learn
+                *(groups.num_groups, groups.kappa, self.guess),
+                book=self.book,
+                learn=learn,
+                ordered=ordered,
             )
             constant += more
             weight += kept

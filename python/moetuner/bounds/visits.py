@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+    Ordered = list[tuple[int, NDArray[np.int64]]]
+    """(k, cells of Y, flat [T, p]) of the sets of each size."""
 
 _CHUNK = 8192
 """Sets at a time: their tables stay in the cache."""
@@ -61,6 +63,21 @@ class Visits:
     weight: float
     free: int
 
+    def order(self, together: NDArray[np.floating]) -> Ordered:
+        """Pairs of the sets by their size, as a guess [n, n] of who is together has it.
+
+        Rules learnt from one set fit another when items of like company stand alike.
+        """
+        sizes = (self.items >= 0).sum(axis=1)
+        ordered = []
+        for size in np.unique(sizes[sizes > 0]).tolist():
+            of_size = self.items[sizes == size]
+            sets = of_size[of_size >= 0].reshape(-1, size)
+            chunks = range(0, len(sets), _CHUNK)
+            cells = [_cells(sets[i : i + _CHUNK], together) for i in chunks]
+            ordered.append((size, np.concatenate(cells)))
+        return ordered
+
     def kept(
         self,
         num_groups: int,
@@ -68,6 +85,7 @@ class Visits:
         together: NDArray[np.floating],
         book: RuleBook,
         learn: bool = False,
+        ordered: Ordered | None = None,
     ) -> tuple[float, Floats]:
         """(constant, K): sum of weight * (visited - free) >= constant - <K, Y>.
 
@@ -82,20 +100,21 @@ class Visits:
             Rules to choose from.
         learn
             Whether to make new rules for some sets of each size.
+        ordered
+            What `order` said of an earlier guess: it changes little, and costs time.
         """
-        sizes = (self.items >= 0).sum(axis=1)
-        n, constant = len(together), -float(self.free) * int((sizes > 0).sum())
+        flat, n = together.ravel(), len(together)
+        ordered = self.order(together) if ordered is None else ordered
+        constant = -float(self.free) * sum(len(cells) for _, cells in ordered)
         pairs_kept = np.zeros(n * n)
-        for size in np.unique(sizes[sizes > 0]).tolist():
-            of_size = self.items[sizes == size]
-            sets = of_size[of_size >= 0].reshape(-1, size)
+        for size, of_size in ordered:
             rules = book.of(size, num_groups, capacity)
             if learn:
-                some = sets[:: max(len(sets) // _SAMPLE, 1)]
-                rules.learn(_order(some, together)[1])
-            for start in range(0, len(sets), _CHUNK):
-                cells, chances = _order(sets[start : start + _CHUNK], together)
-                chosen = rules.best(chances)
+                some = of_size[:: max(len(of_size) // _SAMPLE, 1)]
+                rules.learn(flat.take(some))
+            for start in range(0, len(of_size), _CHUNK):
+                cells = of_size[start : start + _CHUNK]
+                chosen = rules.best(flat.take(cells))
                 constant += float(chosen[:, 0].sum())
                 pairs_kept += np.bincount(
                     cells.ravel(), -chosen[:, 1:].ravel(), minlength=n * n
@@ -104,13 +123,10 @@ class Visits:
         return constant * self.weight, kept + kept.T
 
 
-def _order(
+def _cells(
     sets: NDArray[np.integer[Any]], together: NDArray[np.floating]
-) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-    """(cells of Y, flat, [T, p]; their values), the most sociable items first.
-
-    Rules learnt from one set fit another when items of like company stand alike.
-    """
+) -> NDArray[np.int64]:
+    """Cells of Y, flat, [T, p], the most sociable items first."""
     flat, n = together.ravel(), len(together)
     sets = sets.astype(np.int64)
     first, second = np.triu_indices(sets.shape[1], 1)
@@ -119,5 +135,4 @@ def _order(
     ends[np.arange(first.size), first] = ends[np.arange(first.size), second] = 1
     order = np.argsort(-(chances @ ends), axis=1, kind="stable")
     sets = np.take_along_axis(sets, order, axis=1)
-    cells = sets[:, first] * n + sets[:, second]
-    return cells, flat.take(cells)
+    return sets[:, first] * n + sets[:, second]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from moetuner.solver.base import SolveStatus
 
 if TYPE_CHECKING:
@@ -21,6 +19,7 @@ GROWTH = 4
 SURE = 0.95
 """Share of the time left that the last round is made for."""
 MOST_PROPOSALS = 10**9
+_LEAST_SHARE = 0.7
 
 
 class Rounds(Protocol):
@@ -66,6 +65,7 @@ class Schedule:
     def run(self, rounds: Rounds, proposals: int, share: float) -> SolveStatus:
         """Rounds in that share of the time left, the first of that many proposals."""
         idle = done = 0
+        before = 0, 0.0
         end = self.clock.seconds + share * self.clock.left
         while idle < self.patience:
             if self.max_rounds and done >= self.max_rounds:
@@ -79,14 +79,29 @@ class Schedule:
             if self.runner.interrupted:
                 return SolveStatus.INTERRUPTED
             took, left = self.clock.seconds - began, end - self.clock.seconds
-            fits = SURE * proposals * left / max(took, 1e-9)
-            if self.max_rounds:
-                fits = np.inf
+            each = _seconds_each(proposals, took, *before)
+            before = proposals, took
             longer = min(GROWTH * proposals, MOST_PROPOSALS)
-            if fits < GROWTH * longer:  # the last one shall be by far the longest
-                fits *= rounds.settle()
+            fits = proposals + (SURE * left - took) / each
+            # The last one shall be by far the longest.
+            if not self.max_rounds and fits < GROWTH * longer:
+                of_one = SURE * left * rounds.settle()
+                fits = proposals + (of_one - took) / each
                 if 2 * fits < proposals:
                     return SolveStatus.TIME_LIMIT
                 longer = int(fits)
             proposals = longer
         return SolveStatus.HEURISTIC
+
+
+def _seconds_each(proposals: int, took: float, fewer: int, took_fewer: float) -> float:
+    """What one more proposal takes, after a round and a shorter one before it.
+
+    Beginning and ending take about as long in every round; a clock that was disturbed
+    is believed in part.
+    """
+    mean = max(took, 1e-9) / proposals
+    if not fewer or fewer >= proposals:
+        return mean
+    more = (took - took_fewer) / (proposals - fewer)
+    return min(max(more, _LEAST_SHARE * mean), mean)
