@@ -31,6 +31,7 @@ from moetuner.solver.scenarios import (
 )
 from moetuner.solver.starts import quick_placements, start_ranks
 from moetuner.solver.staying import layers_that_pay
+from moetuner.solver.token_rounds import TokenRounds
 from moetuner.topology import Topology
 from moetuner.workload import Workload, price, tally_batches
 from strategies import (
@@ -483,3 +484,18 @@ def test_ctrl_c_between_two_searches_keeps_what_was_found(rng, monkeypatch):
     assert [stage.name for stage in found.stages][-1] == "layers"
     assert found.value == problem.objective_value(found.placement)
     assert found.value < min(map(problem.objective_value, quick_placements(problem)))
+
+
+def test_replicas_are_never_worse_than_none(rng, monkeypatch):
+    """Not even where the walk prefers what is only as good as the quick methods."""
+    problem = modelled(big_problem(rng))
+    roomy = replace(problem, slots_per_rank=problem.slots_per_rank + 1)
+    quick = min(quick_placements(roomy), key=roomy.objective_value)
+
+    def begin(walk, placements):
+        walk.placement, walk._least = quick, -np.inf
+
+    monkeypatch.setattr(TokenRounds, "begin", begin)
+    solver = JointSolver(config=JointConfig(rounds=2))
+    without, filled = (solver.solve(each).value for each in (problem, roomy))
+    assert filled <= without < roomy.objective_value(quick)

@@ -227,6 +227,8 @@ class _Run:
             runner=self.runner,
             replicas=self._has_spare_slots(),
         )
+        if tokens.replicas and self.config.favour is not Favour.COPIES:
+            self.incumbent.floor = self.incumbent.value  # never slower than without
         tokens.begin(self._walks(tokens, rank_of))
         self.incumbent.prefer(tokens.placement)
         return self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
