@@ -172,9 +172,9 @@ def plan_trace(
     for each in splits:
         evaluate(each.score, blocks.solutions[REFERENCE].placement, options.cost)
     # Then the asked-for solver: it may refuse, and nothing else is worth waiting.
+    model, sha256s = trace.metadata.model, [each.sha256() for each in traces]
     history = History(forward=progress)
     result = solver.solve(problem, options.solver_options, progress=history)
-    model, sha256s = trace.metadata.model, [each.sha256() for each in traces]
     result = with_source(result, model, sha256s, options, history.points())
     if on_solved is not None:
         on_solved(result.placement)

@@ -16,7 +16,7 @@ from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver import layer_rounds as joint_rounds
 from moetuner.solver.background import Interruptible
-from moetuner.solver.base import Clock, place
+from moetuner.solver.base import Clock, finish, place
 from moetuner.solver.joint import JointConfig, JointSolver
 from moetuner.solver.layer_rounds import LayerRounds
 from moetuner.solver.profile import (
@@ -483,6 +483,23 @@ def test_ctrl_c_between_two_searches_keeps_what_was_found(rng, monkeypatch):
     assert found.status is SolveStatus.INTERRUPTED
     assert [stage.name for stage in found.stages][-1] == "layers"
     assert found.value == problem.objective_value(found.placement)
+    assert found.value < min(map(problem.objective_value, quick_placements(problem)))
+
+
+def test_ctrl_c_while_the_last_value_is_told_keeps_the_placement(rng, monkeypatch):
+    pressed = []
+
+    def finish_or_press(*args, **options):
+        if not pressed:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        return finish(*args, **options)
+
+    problem = modelled(big_problem(rng))
+    config = JointConfig(rounds=2, profile=NOTHING_MORE)
+    monkeypatch.setattr("moetuner.solver.joint.finish", finish_or_press)
+    found = JointSolver(config=config).solve(problem)
+    assert found.status is SolveStatus.INTERRUPTED
     assert found.value < min(map(problem.objective_value, quick_placements(problem)))
 
 

@@ -137,16 +137,24 @@ class JointSolver:
                 run.try_small_layers()
         except KeyboardInterrupt:  # between two calls into the core
             run.runner.stop[0] = 1
-        return finish(
-            self,
-            problem,
-            run.incumbent.placement,
-            run.clock,
-            status=SolveStatus.INTERRUPTED if run.runner.interrupted else status,
-            lower_bound=run.incumbent.bound,
-            stages=tuple(run.stages),
-            warm_start=warm_start,
-        )
+
+        def close() -> Solution:
+            return finish(
+                self,
+                problem,
+                run.incumbent.placement,
+                run.clock,
+                status=SolveStatus.INTERRUPTED if run.runner.interrupted else status,
+                lower_bound=run.incumbent.bound,
+                stages=tuple(run.stages),
+                warm_start=warm_start,
+            )
+
+        try:
+            return close()
+        except KeyboardInterrupt:  # while the last value is told
+            run.runner.stop[0] = 1
+            return close()
 
     def _floors(self, problem: PlacementProblem) -> list[Placement]:
         """What no plan may be slower than: few copies may well cost time."""
