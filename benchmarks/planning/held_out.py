@@ -229,8 +229,6 @@ def main():
         f"{args.seconds:g} s, CBC {args.ilp_seconds:g} s (first {args.ilp_seeds} "
         f"seeds), {args.threads} threads, {args.jobs} at a time.",
         "",
-        "## Joint against the others: mean time of a held-out batch, %",
-        "",
     ]
     named = {
         f"{label}, homes {homes.value}": runs
@@ -238,7 +236,9 @@ def main():
     }
     header = ["case", "chain", "paper's two stages", "closest", "below all?"]
     verdicts = [row for title, runs in named.items() for row in verdict(title, runs)]
-    lines += report.table(header, verdicts)
+    if verdicts:
+        lines += ["## Joint against the others: mean time of a held-out batch, %", ""]
+        lines += report.table(header, verdicts)
     for title, runs in named.items():
         lines += section(title, runs)
     report.write(args.name, {"environment": env, "cases": named}, lines)
