@@ -119,8 +119,7 @@ def _names(problem: PlacementProblem, wanted: Baselines) -> tuple[str, ...]:
         return (REFERENCE,)
     if wanted is Baselines.UNPLANNED:
         return PLANNED_ON_NOTHING
-    needed = -(-problem.num_experts // problem.topology.num_ranks)
-    spare = problem.equal_slots and problem.slots_per_rank > needed
+    spare = problem.equal_slots and problem.slots_per_rank > problem.least_slots
     names = BASELINES if wanted is Baselines.ALL else _QUICK
     return tuple(name for name in names if spare or name != WITH_REPLICAS)
 

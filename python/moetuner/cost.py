@@ -217,6 +217,11 @@ class CostModel:
         """``rank_speeds``, spelt out where all ranks are alike, float64 [G]."""
         return np.array(self.rank_speeds or (1.0,) * num_ranks, np.float64)
 
+    @property
+    def equal_speeds(self) -> bool:
+        """Whether all ranks compute alike."""
+        return len(set(self.rank_speeds)) <= 1
+
     def check_topology(self, topology: Topology) -> None:
         """Refuse a number of ranks that ``rank_speeds`` is not about."""
         if self.rank_speeds and len(self.rank_speeds) != topology.num_ranks:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moetuner.evaluation import Evaluation, GainInterval
     from moetuner.placement import Placement
     from moetuner.plan_options import PlanOptions
+    from moetuner.scores import Scores
     from moetuner.trace.split import Split
 
 
@@ -90,6 +91,21 @@ def workload_of(splits: Sequence[Split], options: PlanOptions) -> Workload:
     )
 
 
+def score_plans(
+    split: Split, placements: Mapping[str, Placement], options: PlanOptions
+) -> Scores:
+    """Scores of all placements on what is held out of one recording."""
+    return score_placements(
+        split.score,
+        placements,
+        options.cost,
+        result=options.solver,
+        seed=options.solver_options.seed,
+        batch_tokens=options.batch_tokens,
+        batch_kind=options.batch_kind,
+    )
+
+
 def score_domain(
     number: int,
     trace: Trace | CountTrace,
@@ -99,15 +115,7 @@ def score_domain(
 ) -> Domain:
     """Scores of all placements on what is held out of trace `number`."""
     about = trace.metadata.dataset or trace.metadata.source
-    scores = score_placements(
-        split.score,
-        placements,
-        options.cost,
-        result=options.solver,
-        seed=options.solver_options.seed,
-        batch_tokens=options.batch_tokens,
-        batch_kind=options.batch_kind,
-    )
+    scores = score_plans(split, placements, options)
     return Domain(
         name=f"trace {number} ({about})" if about else f"trace {number}",
         trace_sha256=trace.sha256(),

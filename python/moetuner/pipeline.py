@@ -15,6 +15,7 @@ from moetuner.domains import (
     num_tokens,
     score_domain,
     score_overall,
+    score_plans,
     split_all,
     workload_of,
 )
@@ -27,7 +28,6 @@ from moetuner.evaluation import Evaluation, GainInterval, evaluate
 from moetuner.plan_options import PlanOptions
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.request_homes import ScoredHomes, check_sequences, score_homes
-from moetuner.scores import score_placements
 from moetuner.solver import (
     ProgressEvent,
     Solution,
@@ -208,15 +208,7 @@ def _report(
     """Score all solutions on what is held out of each trace."""
     split = splits[0]
     placements = {name: each.placement for name, each in solutions.items()}
-    scores = score_placements(
-        split.score,
-        placements,
-        options.cost,
-        result=options.solver,
-        seed=options.solver_options.seed,
-        batch_tokens=options.batch_tokens,
-        batch_kind=options.batch_kind,
-    )
+    scores = score_plans(split, placements, options)
     candidates = tuple(
         Candidate(
             name=name,

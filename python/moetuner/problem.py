@@ -157,6 +157,11 @@ class PlacementProblem:
         """Number of experts E."""
         return self.statistics.num_experts
 
+    @property
+    def least_slots(self) -> int:
+        """Slots per rank and layer that are just enough for one copy of each expert."""
+        return -(-self.num_experts // self.topology.num_ranks)
+
     def relative_load(self) -> NDArray[np.float64]:
         """Load of each expert in units of the layer's mean rank load, [L, E].
 

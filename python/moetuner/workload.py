@@ -223,6 +223,11 @@ class Workload:
         )
         object.__setattr__(self, "batches", batches)
 
+    @property
+    def takes_slowest(self) -> bool:
+        """Whether the objective is the largest of several means: no sum over layers."""
+        return self.worst_case and len(self.traces) > 1
+
     def batch_seconds(
         self, placement: Placement, *, num_threads: int = 0
     ) -> tuple[Floats, ...]:

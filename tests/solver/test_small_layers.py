@@ -10,8 +10,9 @@ from moetuner.solver import SolverOptions, SolveStatus, exact, get_solver
 from moetuner.solver.base import Clock, place
 from moetuner.solver.incumbent import Incumbent
 from moetuner.solver.joint import JointConfig, JointSolver
+from moetuner.solver.partitions import legal_layers
 from moetuner.solver.profile import Favour
-from moetuner.solver.small_layers import legal_layers, try_all
+from moetuner.solver.small_layers import try_all
 from moetuner.topology import Topology
 from strategies import random_placement, random_problem
 from test_joint import NOTHING_MORE, modelled, problems

@@ -90,7 +90,7 @@ class EplbSolver:
                 f"experts, got {groups}"
             )
         hierarchical = groups % topology.num_nodes == 0
-        needed = -(-problem.num_experts // topology.num_ranks)
+        needed = problem.least_slots
         replicas = (
             problem.equal_slots
             and problem.slots_per_rank > needed

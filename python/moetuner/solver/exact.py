@@ -126,7 +126,7 @@ def _check(problem: PlacementProblem) -> None:
         return
     if workload.worst_case:
         refuse("the worst of several traces is no sum over layers")
-    if len(set(workload.cost.rank_speeds)) > 1:
+    if not workload.cost.equal_speeds:
         refuse("ranks of different speeds cannot be renamed")
     if any(isinstance(trace, CountTrace) for trace in workload.traces):
         refuse("needs the experts of each token; a source only counted loads")

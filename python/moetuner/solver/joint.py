@@ -98,7 +98,7 @@ class JointSolver:
         """See `moetuner.solver.Solver`."""
         check_objective(self, problem)
         workload = problem.workload
-        if workload is not None and workload.worst_case and len(workload.traces) > 1:
+        if workload is not None and workload.takes_slowest:
             return solve_worst_case(
                 self,
                 problem,
@@ -228,13 +228,7 @@ class _Run:
             self._offer_layers(found, spread_replicas(self.problem, found))
         if not walk or not self._goes_on():
             return status
-        tokens = TokenRounds(
-            problem=self.problem,
-            options=self.options,
-            profile=profile,
-            runner=self.runner,
-            replicas=self._has_spare_slots(),
-        )
+        tokens = self._token_rounds(profile, replicas=self._has_spare_slots())
         if tokens.replicas and self.config.favour is not Favour.COPIES:
             self.incumbent.floor = self.incumbent.value  # never slower than without
         tokens.begin(self._walks(tokens, rank_of))
@@ -253,19 +247,22 @@ class _Run:
 
     def _refill(self, profile: SearchProfile, stay: Placement) -> SolveStatus:
         """Walk tokens from a placement in use with replicas; take what pays."""
-        tokens = TokenRounds(
-            problem=self.problem,
-            options=self.options,
-            profile=profile,
-            runner=self.runner,
-            replicas=True,
-        )
+        tokens = self._token_rounds(profile, replicas=True)
         filled = spread_replicas(self.problem, widened(stay, self.problem))
         self._offer_layers(stay, filled)
         tokens.begin([filled])
         status = self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
         self._offer_layers(stay, tokens.placement)
         return status
+
+    def _token_rounds(self, profile: SearchProfile, *, replicas: bool) -> TokenRounds:
+        return TokenRounds(
+            problem=self.problem,
+            options=self.options,
+            profile=profile,
+            runner=self.runner,
+            replicas=replicas,
+        )
 
     def _offer_layers(self, base: Placement, other: Placement) -> None:
         """Take `base` with the layers of `other` whose moves pay."""
@@ -338,8 +335,7 @@ class _Run:
     def _has_spare_slots(self) -> bool:
         """Whether ranks were given more slots than the experts need."""
         problem = self.problem
-        enough = -(-problem.num_experts // problem.topology.num_ranks)
-        return problem.equal_slots and problem.slots_per_rank > enough
+        return problem.equal_slots and problem.slots_per_rank > problem.least_slots
 
     def _walks(self, tokens: TokenRounds, rank_of: RankOf) -> list[Placement]:
         """Where a walk may begin, with copies in the spare slots."""

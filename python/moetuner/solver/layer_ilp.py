@@ -171,8 +171,8 @@ class _Program:
         """
         workload, topology = self.problem.workload, self.problem.topology
         assert workload is not None
-        alike = len(set(workload.cost.rank_speeds)) <= 1
-        if workload.cost.homes is not Homes.UNIFORM or not alike:
+        cost = workload.cost
+        if cost.homes is not Homes.UNIFORM or not cost.equal_speeds:
             return self.rank_of
         load = self.tokens.weight @ self.tokens.rows
         order = np.argsort(-load[self.experts], kind="stable")

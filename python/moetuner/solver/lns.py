@@ -143,7 +143,7 @@ def _check(problem: PlacementProblem, warm_start: Placement | None) -> None:
     assert workload is not None
     if workload.cost.homes is Homes.FOLLOW:
         refuse("homes=follow couples the layers; use joint or exact")
-    if workload.worst_case and len(workload.traces) > 1:
+    if workload.takes_slowest:
         refuse("the worst of several traces is no sum over layers; use joint")
     if not all(isinstance(trace, Trace) for trace in workload.traces):
         refuse("needs the experts of each token; a source only counted loads")

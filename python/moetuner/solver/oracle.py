@@ -26,7 +26,7 @@ from moetuner.solver.base import (
     place,
 )
 from moetuner.solver.lpt import balanced_rank_of
-from moetuner.solver.small_layers import legal_layers
+from moetuner.solver.partitions import legal_layers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

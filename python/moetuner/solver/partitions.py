@@ -1,4 +1,4 @@
-"""Placements of one layer up to names, and the renamings that leave a topology alone.
+"""Placements of one layer, all or up to names, and renamings that change nothing.
 
 Legend: E experts, G ranks.
 """
@@ -16,7 +16,11 @@ from moetuner.errors import SolverError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moetuner.problem import PlacementProblem
     from moetuner.topology import Topology
+
+_MAX_CELLS = 200_000
+"""Ranks of a layer's experts, legal or not, that are looked at."""
 
 
 def partitions(
@@ -112,3 +116,21 @@ def one_of_each(
         key = np.minimum(key, new[states] @ digits)
     found: NDArray[np.int32] = states[np.unique(key, return_index=True)[1]]
     return found
+
+
+def legal_layers(problem: PlacementProblem) -> NDArray[np.int32] | None:
+    """All legal ranks of one layer's experts, int32 [states, E]; None: too many.
+
+    The memory row, which is about all layers, is left out.
+    """
+    num_experts, num_ranks = problem.num_experts, problem.topology.num_ranks
+    if num_ranks**num_experts > _MAX_CELLS:
+        return None
+    cells = np.indices((num_ranks,) * num_experts).reshape(num_experts, -1).T
+    sizes = (cells[:, :, None] == np.arange(num_ranks)).sum(axis=1)
+    if problem.equal_slots:
+        legal = (sizes <= problem.slots_per_rank).all(axis=1)
+    else:
+        legal = (sizes >= 1).all(axis=1)
+    states: NDArray[np.int32] = cells[legal].astype(np.int32)
+    return states

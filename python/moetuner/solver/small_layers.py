@@ -13,17 +13,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from moetuner.cost import Homes
 from moetuner.solver.base import SolverOptions, SolveStatus
 from moetuner.solver.exact import ExactSolver
 from moetuner.solver.incumbent import place_or_none
 from moetuner.solver.lns import LnsSolver
+from moetuner.solver.partitions import legal_layers
 from moetuner.solver.profile import Favour
 from moetuner.trace import Trace
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from moetuner.placement import Placement
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 MAX_PLACEMENTS = 2_000
 """Placements of a layer up to which all are tried."""
-_MAX_CELLS = 200_000
 EXACT_EXPERTS = 8
 """Experts up to which dynamic programming takes a moment."""
 MAX_EXPERTS = 12
@@ -48,21 +47,20 @@ def has_kernel(problem: PlacementProblem, config: JointConfig) -> bool:
     They are no rounds, and know neither a profile nor moves. On batches that were not
     planned on smoothed plans are as good or better, so it is for one trace alone.
     """
-    workload, num_ranks = problem.workload, problem.topology.num_ranks
+    workload = problem.workload
     assert workload is not None
-    enough = -(-problem.num_experts // num_ranks)
     return (
         config.favour is Favour.TRACE
         and not config.rounds
         and config.profile is None
         and config.stay is None
-        and num_ranks > 1
+        and problem.topology.num_ranks > 1
         and problem.num_experts <= MAX_EXPERTS
         and problem.equal_slots
-        and problem.slots_per_rank == enough
+        and problem.slots_per_rank == problem.least_slots
         and workload.cost.homes is Homes.UNIFORM
         and all(isinstance(trace, Trace) for trace in workload.traces)
-        and not (workload.worst_case and len(workload.traces) > 1)
+        and not workload.takes_slowest
     )
 
 
@@ -95,31 +93,13 @@ def solve_small_layers(
     """The optimum, or the best that is found from `start` in the time that is left."""
     left = replace(options, time_limit=clock.left)
     assert problem.workload is not None
-    alike = len(set(problem.workload.cost.rank_speeds)) <= 1
+    alike = problem.workload.cost.equal_speeds
     if problem.num_experts <= EXACT_EXPERTS and alike:
         solution = ExactSolver().solve(problem, left, warm_start=start)
         if solution.status is not SolveStatus.TIME_LIMIT or clock.left <= 0:
             return solution
         left = replace(options, time_limit=clock.left)
     return LnsSolver().solve(problem, left, warm_start=start)
-
-
-def legal_layers(problem: PlacementProblem) -> NDArray[np.int32] | None:
-    """All legal ranks of one layer's experts, int32 [states, E]; None: too many.
-
-    The memory row, which is about all layers, is left out.
-    """
-    num_experts, num_ranks = problem.num_experts, problem.topology.num_ranks
-    if num_ranks**num_experts > _MAX_CELLS:
-        return None
-    cells = np.indices((num_ranks,) * num_experts).reshape(num_experts, -1).T
-    sizes = (cells[:, :, None] == np.arange(num_ranks)).sum(axis=1)
-    if problem.equal_slots:
-        legal = (sizes <= problem.slots_per_rank).all(axis=1)
-    else:
-        legal = (sizes >= 1).all(axis=1)
-    states: NDArray[np.int32] = cells[legal].astype(np.int32)
-    return states
 
 
 def try_all(incumbent: Incumbent, clock: Clock, stop: NDArray[np.int32]) -> bool:
