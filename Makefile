@@ -7,7 +7,7 @@ TORCH  ?= torch==2.13.0
 
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f)
 
-.PHONY: demo test check docs format bench clean
+.PHONY: demo test check docs format stub bench clean
 
 demo: $(VENV)/.planner  ## Plan the shipped trace for 8 GPUs on 2 nodes
 	$(BIN)/moetuner demo
@@ -18,6 +18,7 @@ test: $(VENV)/.dev  ## All tests that this machine can run
 check: $(VENV)/.dev  ## Lint, types, import contracts, C++ format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/core_stub.py --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
@@ -29,6 +30,9 @@ format: $(VENV)/.dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+stub: $(VENV)/.dev  ## Write the types of the C++ core anew, after a change of csrc/python
+	$(BIN)/python tools/core_stub.py
 
 bench: $(VENV)/.dev  ## Microbenchmarks; JSON and, on a GPU, a table under benchmarks/results
 	mkdir -p benchmarks/results
