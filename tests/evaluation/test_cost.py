@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from moetuner.errors import InvalidProblemError
+from moetuner.evaluation import hardware
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE, Hardware
 from moetuner.evaluation.shapes import MODEL_SHAPES, ModelShape, shape_for_model
