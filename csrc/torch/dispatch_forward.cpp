@@ -1,7 +1,7 @@
 #include "dispatch_forward.h"
 
-#include "moetuner/dispatch.h"
-#include "moetuner/permute.h"
+#include "moetuner/ops/dispatch.h"
+#include "moetuner/ops/permute.h"
 #include "ranges.h"
 #include "wire.h"
 

@@ -18,9 +18,9 @@ from moetuner import (
     plan_trace,
     split_by_sequence,
 )
+from moetuner.evaluation.tally import tally
 from moetuner.ops import combine, dispatch
-from moetuner.placement import contiguous_rank_of
-from moetuner.tally import tally
+from moetuner.placement.model import contiguous_rank_of
 from moetuner.trace import select
 from start import say, start
 

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from moetuner.placement_file import write_placement
-from moetuner.topology import Topology
+from moetuner.evaluation.verify import write_record
+from moetuner.placement.file import write_placement
+from moetuner.placement.topology import Topology
 from moetuner.trace import write_trace
-from moetuner.verification import write_record
 from strategies import random_placement
 from test_verification import count, make_run, record_of
 

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 
 from moetuner.errors import InvalidTraceError
+from moetuner.evaluation.verify import ExchangeRecord
 from moetuner.nn.exchange import ATTRIBUTE, Exchange
 from moetuner.ops._collectives import group_named
-from moetuner.plan import fingerprint
+from moetuner.placement.tables import fingerprint
 from moetuner.trace import Trace, TraceMetadata
-from moetuner.verification import ExchangeRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +73,7 @@ class RunRecording:
         """The run on all ranks; **every rank of the group calls this**, all get it.
 
         ``home_rank`` is the rank that saw a token, ``sequence`` one call on one rank,
-        ``position`` the row there: what `moetuner.verification.verify` takes.
+        ``position`` the row there: what `moetuner.evaluation.verify.verify` takes.
 
         Raises
         ------

@@ -24,12 +24,12 @@ from moetuner.nn.follow import Resident, follow_back, keys_of
 from moetuner.ops import Dispatched, check_overflow, combine, dispatch
 from moetuner.ops._collectives import group_named
 from moetuner.ops._ranges import ranged
-from moetuner.plan import PlacementTables, fingerprint
+from moetuner.placement.tables import PlacementTables, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
     RunExperts = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
