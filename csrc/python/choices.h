@@ -6,14 +6,14 @@
 
 #include <string>
 
-// Members of Python's `Wire` and `Homes` become those of C++ here, by their names.
+// Members of Python's `Wire` and `Homes`, which are strings, become those of C++ here.
 
 namespace pybind11::detail {
 
 template <typename Choice>
 bool load_choice(handle source, Choice& value) {
   if (!PyUnicode_Check(source.ptr())) return false;
-  value = moetuner::named<Choice>(source.attr("value").template cast<std::string>());
+  value = moetuner::named<Choice>(source.cast<std::string>());
   return true;
 }
 

@@ -72,7 +72,9 @@ def layer_seconds(rows: RoutingTally, cost: CostModel) -> Any:
         for layer in range(layers):
             parts = [
                 _slowest_rank(rows, cost, (group, layer)),
-                _slowest_link(rows, cost, (group, layer), "", cost.shape.dispatch_bytes),
+                _slowest_link(
+                    rows, cost, (group, layer), "", cost.shape.dispatch_bytes
+                ),
                 _slowest_link(
                     rows, cost, (group, layer), "return_", cost.shape.combine_bytes
                 ),
