@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from moetuner.evaluation.cost import Homes
 from moetuner.placement.topology import Topology
-from moetuner.solver import SolverOptions, SolveStatus, exact, get_solver
+from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver.base import Clock, place
+from moetuner.solver.exact import exact
 from moetuner.solver.exact.partitions import legal_layers
 from moetuner.solver.joint.incumbent import Incumbent
 from moetuner.solver.joint.profiles import Favour
