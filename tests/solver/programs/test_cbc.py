@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from moetuner.errors import MissingDependencyError
-from moetuner.solver import cbc
 from moetuner.solver.base import SolveStatus
+from moetuner.solver.programs import cbc
 from moetuner.solver.programs.cbc import solve_milps
 from moetuner.solver.programs.model import MilpBuilder
 

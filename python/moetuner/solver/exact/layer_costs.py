@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.workload import num_batches
 from moetuner.trace import Trace
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Batches:
             masks.append(np.where(ids >= 0, 1 << np.maximum(ids, 0), 0).sum(axis=2))
             first.append(ids[..., 0])
             batch.append(batches + offset)
-            count = int(batches.max()) + 1 if batches.size else 1
+            count = num_batches(batches)
             offset += count
             weight += [share / count] * count
             if trace.home_rank is not None:

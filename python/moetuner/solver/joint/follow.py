@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from moetuner.solver.joint.incumbent import place_or_none
+from moetuner.solver.base import place
 from moetuner.solver.joint.layers import search
 from moetuner.solver.joint.scenarios import (
     Scenarios,
@@ -67,7 +67,6 @@ class FollowRounds:
 
     def __post_init__(self) -> None:
         workload = self.problem.workload
-        assert workload is not None
         self._scenarios = make_scenarios(workload, self.profile.scenario_tokens)
         topology = self.problem.topology
         groups = [topology.num_ranks]
@@ -86,9 +85,9 @@ class FollowRounds:
         return self.cost < before
 
     @property
-    def placement(self) -> Placement | None:
-        """The best found so far, when it answers the problem."""
-        return place_or_none(self.problem, self.rank_of)
+    def placement(self) -> Placement:
+        """The best found so far."""
+        return place(self.problem, self.rank_of)
 
     def settle(self) -> int:
         """Keep to the start that went best last time; of how many it is one."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner.evaluation.cost import Homes, Wire
-from moetuner.evaluation.workload import Workload, batch_index
+from moetuner.evaluation.workload import Workload, batch_index, num_batches
 from moetuner.trace import CountTrace, Trace
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def make_scenarios(
         if not whole:
             tokens = max(scenario_tokens, 0)  # 0 pools
             group = batch_index(trace, tokens, workload.batch_kind)
-            size = int(np.sum(trace.num_tokens)) / (int(batches.max(initial=0)) + 1)
+            size = int(np.sum(trace.num_tokens)) / num_batches(batches)
         parts.append(_scenarios_of(trace, group, size, share, max_tokens))
     if len(parts) == 1:
         return parts[0]
@@ -126,7 +126,7 @@ def _scenarios_of(
     max_tokens: int,
 ) -> Scenarios:
     """Scenarios by ``group``; ``batch_size`` is what one stands for, 0: for itself."""
-    num_scenarios = int(group.max(initial=0)) + 1
+    num_scenarios = num_batches(group)
     layers, experts = trace.num_layers, trace.num_experts
     if isinstance(trace, CountTrace):
         counts = np.zeros((num_scenarios, layers, experts), np.int64)
@@ -150,7 +150,7 @@ def _scenarios_of(
     # Sampling may leave a scenario without a token.
     kept, scenario = np.unique(group, return_inverse=True)
     full = full[kept]
-    num_scenarios = int(scenario.max(initial=0)) + 1
+    num_scenarios = num_batches(scenario)
     ids = np.ascontiguousarray(trace.topk_ids[order])
     sizes = np.bincount(scenario, minlength=num_scenarios)
     load = _count(ids, scenario, num_scenarios, experts)
@@ -172,7 +172,7 @@ def _sample(group: NDArray[np.int32], max_tokens: int) -> NDArray[np.int64]:
     Parts of many would cost time for each, and peak for having few tokens.
     """
     chosen = np.arange(group.size)
-    num_scenarios = int(group.max(initial=0)) + 1
+    num_scenarios = num_batches(group)
     if group.size > max_tokens:
         count = max(round(num_scenarios * max_tokens / group.size), 1)
         kept = np.arange(count) * num_scenarios // count
@@ -222,7 +222,6 @@ def _count(
 def search_weights(problem: PlacementProblem, profile: SearchProfile) -> Floats:
     """``SearchWeights`` of the core, float64 [11], in its order; seconds."""
     workload, topology = problem.workload, problem.topology
-    assert workload is not None
     hardware, shape = workload.cost.hardware, workload.cost.shape
     row = shape.flops_per_row / hardware.matmul_rate
     both_ways = shape.hidden_size * (shape.dispatch_bytes + shape.combine_bytes)
@@ -259,7 +258,6 @@ def walk_weights(problem: PlacementProblem, profile: SearchProfile) -> Floats:
 def first_homes(problem: PlacementProblem, scenarios: Scenarios) -> NDArray[np.int32]:
     """Where tokens are at the first layer, int32 [T]: recorded, or by turns."""
     workload = problem.workload
-    assert workload is not None
     if workload.cost.homes is Homes.RECORDED:
         assert scenarios.home_rank is not None
         return scenarios.home_rank.astype(np.int32)

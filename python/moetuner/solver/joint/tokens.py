@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import moetuner._core as _core
-from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.cost import Homes, Wire
 from moetuner.placement.model import EMPTY
 from moetuner.solver.joint.scenarios import (
@@ -59,7 +58,6 @@ class TokenRounds:
 
     def __post_init__(self) -> None:
         workload = self.problem.workload
-        assert workload is not None
         self._scenarios = make_scenarios(
             workload, self.profile.scenario_tokens, MAX_WALKED_TOKENS
         )
@@ -81,10 +79,6 @@ class TokenRounds:
             )
         )
         found = replace(self.placement, slot_experts=slots)
-        try:
-            self.problem.check(found)
-        except InvalidPlacementError:
-            return False  # with free sizes a walk may leave a rank without experts
         score = self.score(found)
         if score >= self._least:
             return False
@@ -113,7 +107,6 @@ class TokenRounds:
         """
         problem, scenarios = self.problem, self._scenarios
         workload = problem.workload
-        assert workload is not None
         cost, topology = workload.cost, problem.topology
         found: tuple[Slots, Floats] = _core.search_tokens(
             scenarios.topk_ids,
