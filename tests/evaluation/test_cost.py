@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from moetuner import cost
 from moetuner.errors import InvalidProblemError
+from moetuner.evaluation import hardware
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE, Hardware
 from moetuner.evaluation.shapes import MODEL_SHAPES, ModelShape, shape_for_model
@@ -118,8 +118,8 @@ def test_h200_is_an_h100_with_faster_memory():
 
 def test_every_constant_names_its_source():
     """A number of a preset has a comment on its line, or one over its block."""
-    source = inspect.getsource(cost)
-    presets = source[source.index("\n_NVLINK4") : source.index("class ModelShape")]
+    source = inspect.getsource(hardware)
+    presets = source[source.index("\n_NVLINK4") :]
     numbers = re.findall(r"^(?:.*=.*\de-?\d.*|_NDR.*)$", presets, re.MULTILINE)
     assert len(numbers) == 8
     blocks = re.findall(r"(?:^#.*\n)+(?:^_.*\n)+", source, re.MULTILINE)

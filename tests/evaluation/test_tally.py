@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moetuner import _core, reference
+from moetuner import _core
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidTraceError,
     MissingStatisticsError,
 )
+from moetuner.evaluation import reference
 from moetuner.evaluation.cost import Homes, Wire
 from moetuner.evaluation.tally import _HOMES, _WIRES, tally
 from moetuner.placement.model import Placement

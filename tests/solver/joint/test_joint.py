@@ -16,9 +16,9 @@ from moetuner.placement.moves import copies_of, fetched_copies
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
-from moetuner.solver import layer_rounds as joint_rounds
 from moetuner.solver.base import Clock, finish, place
 from moetuner.solver.heuristics.starts import quick_placements, start_ranks
+from moetuner.solver.joint import layers as joint_rounds
 from moetuner.solver.joint.interruptible import Interruptible
 from moetuner.solver.joint.layers import LayerRounds
 from moetuner.solver.joint.profiles import (
