@@ -239,10 +239,3 @@ def test_spare_slots_are_counted_over_all_ranks(slots, spare, replicas):
         Objective.MAX_LOAD, [[1] * 5], np.zeros((0, 5, 5)), slots_per_rank=slots
     )
     assert (problem.spare_slots, problem.wants_replicas) == (spare, replicas)
-
-
-def test_a_workload_of_another_model_is_refused():
-    problem = by_hand(Objective.MAX_LOAD, LOAD, FLOW)
-    other = by_hand(Objective.MAX_LOAD, LOAD[:1], np.zeros((0, 4, 4)))
-    with pytest.raises(InvalidProblemError, match="the workload has 4 experts in"):
-        replace(problem, workload=other.workload)
