@@ -2,8 +2,9 @@
 
 from moetuner.nn.counter import RoutingCounter
 from moetuner.nn.counts import gather_counts, record_run
-from moetuner.nn.exchange import Exchange, ExchangeOptions, Residency
+from moetuner.nn.exchange import Exchange
 from moetuner.nn.exchange_counts import ExchangeCounts
+from moetuner.nn.exchange_options import ExchangeOptions, Levels, Residency
 from moetuner.nn.experts import Activation, ExpertOptions, Experts, grouped_linear
 from moetuner.nn.follow import Resident, return_home
 from moetuner.nn.layer import MoELayer, TopKRouter
@@ -17,6 +18,7 @@ __all__ = [
     "ExchangeOptions",
     "ExpertOptions",
     "Experts",
+    "Levels",
     "MoELayer",
     "Recorder",
     "Residency",

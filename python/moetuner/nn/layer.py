@@ -12,7 +12,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from moetuner.errors import InvalidPlacementError
-from moetuner.nn.exchange import Exchange, ExchangeOptions, Residency
+from moetuner.nn.exchange import Exchange
+from moetuner.nn.exchange_options import ExchangeOptions, Residency
 from moetuner.ops._ranges import ranged
 
 if TYPE_CHECKING:

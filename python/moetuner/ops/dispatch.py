@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from moetuner.errors import ExchangeOverflowError
 from moetuner.ops._collectives import group_named
-from moetuner.ops._effects import keep_in_order
+from moetuner.ops._effects import keep_in_order, teach_inductor
 from moetuner.ops._ranges import ranged
-from moetuner.ops.node_groups import NodeGroups
+
+if TYPE_CHECKING:
+    from moetuner.ops.node_groups import NodeGroups
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,6 +315,7 @@ def _fake(
     ranks_per_node: int = 0,
     counts: bool = False,
 ) -> list[torch.Tensor]:
+    teach_inductor()
     places = [group_named(name).size() for name in groups]
     num_ranks, passed_on = math.prod(places), places[-1] if len(places) > 1 else 0
     num_tokens, top_k = topk_ids.shape
