@@ -9,7 +9,7 @@ import time
 import harness
 import numpy as np
 import pytest
-from moetuner import reference
+from moetuner.evaluation import reference
 from moetuner.trace import read_trace
 from moetuner.trace.statistics import RoutingStatistics
 

@@ -130,7 +130,7 @@ def check_set_up(words):
 
 def read_json(body):
     content = json.loads(body)
-    if content.get("format") == "moetuner.placement.model":
+    if content.get("format") == "moetuner.placement":
         Path("read.json").write_text(body)
         moetuner.read_placement("read.json")
 

@@ -25,7 +25,8 @@ from moetuner.evaluation.shapes import MODEL_SHAPES, shape_for_model
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import PlacementProblem
-from moetuner.solver import SolverOptions, get_solver, small_layers
+from moetuner.solver import SolverOptions, get_solver
+from moetuner.solver.joint import small_layers
 from moetuner.solver.joint.profiles import Favour
 from moetuner.solver.joint.solver import JointConfig, JointSolver
 from moetuner.trace import TOPIC_PRESETS, read_trace, split_by_sequence, topic_trace

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moetuner import placement_file
 from moetuner.errors import InvalidPlacementError
+from moetuner.placement import file as placement_file
 from moetuner.placement.file import read_placement, write_placement
 from moetuner.placement.model import EMPTY, Placement, ProgressPoint, Provenance
 from moetuner.placement.topology import Topology
@@ -85,7 +85,7 @@ def test_any_placement_comes_back(
 
 def test_the_file_holds_what_it_promises(file):
     content = json.loads(file.read_text())
-    assert content["format"] == "moetuner.placement.model"
+    assert content["format"] == "moetuner.placement"
     assert content["version"] == 1
     assert content["model"] == "Mixtral-8x7B"
     assert (content["num_ranks"], content["ranks_per_node"]) == (2, 1)
@@ -165,14 +165,14 @@ def refusal(file):
     [
         (b"", "not JSON"),
         (b"slots: 3", "not JSON"),
-        (b'{"format": "moetuner.placement.model"', "not JSON"),
+        (b'{"format": "moetuner.placement"', "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
         (b"PK\x03\x04", "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b"[]", "format is None, wanted 'moetuner.placement.model'"),
+        (b"[]", "format is None, wanted 'moetuner.placement'"),
         (b"3", "not a placement file"),
         (b'{"format": "other"}', "format is 'other'"),
-        (b'{"format": ["moetuner.placement.model"]}', "not a placement file"),
+        (b'{"format": ["moetuner.placement"]}', "not a placement file"),
     ],
 )
 def test_what_is_no_placement_file_is_refused(file, content, reason):

@@ -4,8 +4,9 @@ import sys
 import numpy as np
 import pytest
 from hypothesis import given
-from moetuner import _core, reference
+from moetuner import _core
 from moetuner.errors import InvalidTraceError, MissingStatisticsError
+from moetuner.evaluation import reference
 from moetuner.trace import CountTrace, read_trace
 from moetuner.trace.statistics import RoutingStatistics
 from strategies import make_trace, random_ids, traces

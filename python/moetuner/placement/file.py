@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-FORMAT = "moetuner.placement.model"
+FORMAT = "moetuner.placement"
 VERSION = 1
 _MAX_BYTES = 1 << 28
 _REQUIRED = {

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from moetuner.errors import MissingDependencyError
-from moetuner.solver import cbc
 from moetuner.solver.base import SolveStatus
+from moetuner.solver.programs import cbc
 from moetuner.solver.programs.cbc import solve_milps
 from moetuner.solver.programs.model import MilpBuilder
 
@@ -32,6 +32,14 @@ def test_a_cbc_that_cannot_be_loaded_is_named_not_passed_over(tmp_path, monkeypa
     (tmp_path / "mip.py").write_text("raise ImportError('no CBC for this machine')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingDependencyError, match="no CBC for this machine"):
+        solve_milps([model()], time_limit=60)
+
+
+def test_without_python_mip_the_message_says_what_to_install(tmp_path, monkeypatch):
+    reason = "\"No module named 'mip'\""
+    (tmp_path / "mip.py").write_text(f"raise ModuleNotFoundError({reason})")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingDependencyError, match=r"install 'moetuner\[cbc\]'"):
         solve_milps([model()], time_limit=60)
 
 

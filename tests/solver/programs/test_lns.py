@@ -14,11 +14,10 @@ from moetuner.solver import (
     SolverOptions,
     SolveStatus,
     get_solver,
-    lns,
-    neighbourhoods,
 )
 from moetuner.solver.base import place
 from moetuner.solver.heuristics.starts import quick_placements
+from moetuner.solver.programs import lns, neighbourhoods
 from moetuner.solver.programs.lns import LnsConfig, LnsSolver
 from moetuner.trace import CountTrace
 from strategies import (

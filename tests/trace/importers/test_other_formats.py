@@ -261,7 +261,7 @@ def test_what_is_no_recording_says_so(importing, tmp_path, rng):
     trace = make_trace(random_ids(rng, 6, 2, 8, 2), 8)
     write_trace(trace, tmp_path / "own.safetensors")
     (tmp_path / "text").write_text("hello there, this is a text")
-    (tmp_path / "plan.json").write_text('{"format": "moetuner.placement.model"}')
+    (tmp_path / "plan.json").write_text('{"format": "moetuner.placement"}')
     (tmp_path / "lines.jsonl").write_text('{"a": 1}\n')
     (tmp_path / "empty").touch()
     (tmp_path / "folder").mkdir()

@@ -261,7 +261,7 @@ def _json_format(path: Path, start: bytes) -> RecordingFormat:
         first: Any = json.loads(line)
     except (ValueError, RecursionError):
         first = None  # a line longer than what was looked at: told by its names
-    if isinstance(first, dict) and first.get("format") == "moetuner.placement.model":
+    if isinstance(first, dict) and first.get("format") == "moetuner.placement":
         raise InvalidTraceError(f"{path}: a placement, not a recording")
     if b'"top_indices"' in line:
         return RecordingFormat.MEGATRON
