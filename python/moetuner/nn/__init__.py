@@ -8,6 +8,7 @@ from moetuner.nn.follow import Resident, return_home
 from moetuner.nn.layer import MoELayer, TopKRouter
 from moetuner.nn.move import apply_placement, contiguous_placement, logical_order
 from moetuner.nn.recorder import Recorder
+from moetuner.nn.tail import defined_rows, expert_of_rows, per_expert
 
 __all__ = [
     "Activation",
@@ -24,9 +25,12 @@ __all__ = [
     "TopKRouter",
     "apply_placement",
     "contiguous_placement",
+    "defined_rows",
+    "expert_of_rows",
     "gather_counts",
     "grouped_linear",
     "logical_order",
+    "per_expert",
     "record_run",
     "return_home",
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from moetuner.errors import InvalidProblemError
 from moetuner.integrations.transformers.experts import experts_of, run_experts
@@ -180,8 +180,11 @@ def exchanged_forward(
 ) -> Callable[..., torch.Tensor]:
     """The forward of an experts module: [T, H], [T, K], [T, K] to [T, H]."""
 
+    def shared(parameter: torch.Tensor) -> torch.Tensor:
+        return parameter if mesh is None else _with_whole_gradient(parameter, mesh)
+
     def run(rows: torch.Tensor, end_offsets: torch.Tensor) -> torch.Tensor:
-        return run_experts(module, rows, end_offsets)
+        return run_experts(module, rows, end_offsets, shared)
 
     def forward(
         hidden_states: torch.Tensor,
@@ -204,6 +207,13 @@ def _own_share(tensor: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
     spread = DTensor.from_local(tensor, mesh, [Replicate()], run_check=False)
     share: torch.Tensor = spread.redistribute(mesh, [Shard(0)]).to_local()
     return share
+
+
+def _with_whole_gradient(parameter: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+    """The same values; the gradient is the sum of what every rank makes of its rows."""
+    spread = DTensor.from_local(parameter, mesh, [Replicate()], run_check=False)
+    same: torch.Tensor = spread.to_local(grad_placements=[Partial()])
+    return same
 
 
 def _whole(share: torch.Tensor, mesh: DeviceMesh, shape: torch.Size) -> torch.Tensor:
