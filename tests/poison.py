@@ -1,4 +1,4 @@
-"""Undefined memory full of NaN (integers: the largest value), for as long as it lasts."""
+"""Undefined memory full of NaN (integers: the largest value), for a while."""
 
 import contextlib
 

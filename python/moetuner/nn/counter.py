@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from moetuner.errors import InvalidTraceError
+from moetuner.nn.recompute import recomputing
 from moetuner.ops import count_routing
 from moetuner.statistics import RoutingStatistics
 
@@ -84,11 +85,15 @@ class RoutingCounter:
     def add(self, layer: int, topk_ids: torch.Tensor) -> None:
         """Count the choices of one layer, int [T, K]; layers of a step in their order.
 
+        What activation checkpointing computes again was counted already.
+
         Raises
         ------
         InvalidTraceError
             For a layer that was not announced, or more tokens than were.
         """
+        if recomputing():
+            return
         row = self._row.get(layer)
         most, top_k = self._ids[0].shape
         if row is None or len(topk_ids) > most or topk_ids.shape[1] != top_k:

@@ -21,6 +21,7 @@ from moetuner.errors import (
 )
 from moetuner.nn.counts import ExchangeCounts
 from moetuner.nn.follow import Resident, follow_back, keys_of
+from moetuner.nn.recompute import recomputing
 from moetuner.ops import Dispatched, check_overflow, combine, dispatch
 from moetuner.ops._collectives import group_named
 from moetuner.ops._ranges import ranged
@@ -125,7 +126,10 @@ class Exchange(torch.nn.Module):
     Notes
     -----
     ``counters``, int64 [1 + G + N + P], is added to by each call: tokens, rows to each
-    rank and node, choices of each slot. Activation checkpointing counts twice.
+    rank and node, choices of each slot. What activation checkpointing computes again
+    is counted once. Tables and counters are no buffers: wrappers that make all ranks
+    alike, or allocate a module's memory anew, must not reach them. They move with the
+    module, and to the tokens' device.
     """
 
     candidates: torch.Tensor
@@ -273,7 +277,9 @@ class Exchange(torch.nn.Module):
         topk_weights: torch.Tensor,
         run_experts: RunExperts,
     ) -> tuple[Dispatched, torch.Tensor]:
-        if self.routing is not None:
+        self._place(x.device)
+        again = recomputing()  # counted and recorded already
+        if self.routing is not None and not again:
             # Beyond int32 they are padding too, and would wrap around to experts.
             ids = topk_ids.detach().clamp(-1, self.tables.num_experts)
             self.routing.append(ids.to(torch.int32))
@@ -289,9 +295,9 @@ class Exchange(torch.nn.Module):
             ranks_per_node=self.tables.ranks_per_node,
             capacity=self.options.capacity,
             max_rows=self.options.max_rows,
-            counters=self.counters,
+            counters=None if again else self.counters,
         )
-        if sent.overflow is not None:
+        if sent.overflow is not None and not again:
             self.overflow += sent.overflow
         done = expert(run_experts, sent).contiguous()
         # Rows that are not there would count as padding. Compiled, that is unknown.
@@ -301,6 +307,22 @@ class Exchange(torch.nn.Module):
                 f"rows, wanted {len(sent.rows)}, one for each that they were given"
             )
         return sent, done
+
+    def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Exchange:
+        """Follow the module to another device; counts go along unless it is meta."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call,unused-ignore]
+        probe = torch.empty(0, dtype=torch.int64, device=self.counters.device)
+        self._place(fn(probe).device)
+        return self
+
+    def _place(self, device: torch.device) -> None:
+        former = self.counters, self.overflow
+        if device == former[0].device:
+            return
+        self._set_tables(self.placement, device)
+        if not (device.type == "meta" or former[0].is_meta):
+            self.counters.copy_(former[0])
+            self.overflow.copy_(former[1])
 
     def _set_tables(self, placement: Placement, device: torch.device) -> None:
         rank = group_named(self.group_name).rank()
@@ -318,11 +340,13 @@ class Exchange(torch.nn.Module):
             "overflow": torch.zeros(1, dtype=torch.int32, device=device),
         }
         for name, tensor in fresh.items():
-            old = self._buffers.get(name)
-            if old is not None and old.shape == tensor.shape:
-                old.copy_(tensor)  # captured graphs keep reading the same memory
+            old = vars(self).get(name)
+            if old is None or (old.shape, old.device) != (tensor.shape, tensor.device):
+                # As for buffers, compiled code may rely on the address.
+                tensor._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
+                setattr(self, name, tensor.contiguous())
             else:
-                self.register_buffer(name, tensor.contiguous(), persistent=False)
+                old.copy_(tensor)  # captured graphs keep reading the same memory
 
 
 @ranged

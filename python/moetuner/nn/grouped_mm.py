@@ -15,7 +15,7 @@ import torch
 def grouped_mm(
     rows: torch.Tensor, matrix: torch.Tensor, end_offsets: torch.Tensor
 ) -> torch.Tensor:
-    """[R, I] times [E, I, O] by int32 [E], to [R, O]; rows behind the last: undefined."""
+    """[R, I] times [E, I, O] by int32 [E], to [R, O]; rows behind: undefined."""
     if torch.compiler.is_compiling() and matrix.dtype is not torch.bfloat16:
         return torch.ops.moetuner.grouped_mm.default(rows, matrix, end_offsets)  # type: ignore[no-any-return,unused-ignore]
     return torch.nn.functional.grouped_mm(rows, matrix, offs=end_offsets)

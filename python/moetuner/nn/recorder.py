@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from moetuner.errors import InvalidTraceError
+from moetuner.nn.recompute import recomputing
 from moetuner.trace import Trace, TraceMetadata
 
 if TYPE_CHECKING:
@@ -74,11 +75,15 @@ class Recorder:
     ) -> None:
         """Keep the choices [T, K] of one layer; copied, so both may be reused.
 
+        What activation checkpointing computes again is here already.
+
         Raises
         ------
         InvalidTraceError
             When no step was begun, its tokens are others, or it has the layer already.
         """
+        if recomputing():
+            return
         if not self._steps:
             raise InvalidTraceError("Recorder: add before begin_step")
         step = self._steps[-1]

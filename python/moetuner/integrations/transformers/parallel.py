@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from moetuner.errors import InvalidProblemError
 from moetuner.integrations.transformers.experts import experts_of, run_experts
+from moetuner.nn.data_parallel import check_owned, ready_for_ddp
 from moetuner.nn.exchange import ATTRIBUTE, Exchange, ExchangeOptions
 from moetuner.nn.move import apply_placement, contiguous_placement
 from moetuner.placement import Placement, contiguous_rank_of
@@ -119,6 +120,7 @@ def parallelize(
         vars(module)[ATTRIBUTE] = exchanges[layer]
         vars(module)[_PLACED] = True
         vars(module)["forward"] = exchanged_forward(module, exchanges[layer], mesh)
+    ready_for_ddp(model)
 
 
 class Sharded:
@@ -191,6 +193,8 @@ def exchanged_forward(
         top_k_index: torch.Tensor,
         top_k_weights: torch.Tensor,
     ) -> torch.Tensor:
+        if _SHARDED not in vars(module):
+            check_owned(module, exchange)
         given = (hidden_states, top_k_index, top_k_weights)
         if mesh is not None:
             given = tuple(_own_share(tensor, mesh) for tensor in given)  # type: ignore[assignment]
