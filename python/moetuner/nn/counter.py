@@ -35,7 +35,7 @@ class RoutingCounter:
         The most tokens of a step: `add` keeps the ids of the layer before, which
         transitions need.
     top_k
-        K.
+        K; None: that of the first ids, before which no CUDA graph may be captured.
     device
         Of the model.
     pairs
@@ -59,7 +59,7 @@ class RoutingCounter:
         num_experts: int,
         *,
         max_tokens: int,
-        top_k: int,
+        top_k: int | None = None,
         device: torch.device | str = "cpu",
         pairs: bool = True,
     ) -> None:
@@ -76,11 +76,10 @@ class RoutingCounter:
         if pairs:
             self._together = zeros(num_layers, num_experts, num_experts)
             self._after = zeros(max(num_layers - 1, 0), num_experts, num_experts)
-        # Two, used in turns: the ids of this layer, and of the one before.
-        self._ids = [
-            torch.full((max_tokens, top_k), -1, dtype=torch.int32, device=device)
-            for _ in range(2)
-        ]
+        self._most = max_tokens
+        self._ids: list[torch.Tensor] = []
+        if top_k is not None:
+            self._expect(top_k)
 
     def add(self, layer: int, topk_ids: torch.Tensor) -> None:
         """Count the choices of one layer, int [T, K]; layers of a step in their order.
@@ -94,6 +93,8 @@ class RoutingCounter:
         """
         if recomputing():
             return
+        if not self._ids:
+            self._expect(topk_ids.shape[1])
         row = self._row.get(layer)
         most, top_k = self._ids[0].shape
         if row is None or len(topk_ids) > most or topk_ids.shape[1] != top_k:
@@ -112,6 +113,14 @@ class RoutingCounter:
             count_routing(
                 here, self._load[row], self._together[row], before, self._after[row - 1]
             )
+
+    def _expect(self, top_k: int) -> None:
+        """Two, used in turns: the ids of this layer, and of the one before."""
+        device = self._load.device
+        self._ids = [
+            torch.full((self._most, top_k), -1, dtype=torch.int32, device=device)
+            for _ in range(2)
+        ]
 
     def reset(self) -> None:
         """Begin again at zero; captured graphs go on counting into the same tensors."""

@@ -277,7 +277,7 @@ class Exchange(torch.nn.Module):
         topk_weights: torch.Tensor,
         run_experts: RunExperts,
     ) -> tuple[Dispatched, torch.Tensor]:
-        self._place(x.device)
+        self.go_to(x.device)
         again = recomputing()  # counted and recorded already
         if self.routing is not None and not again:
             # Beyond int32 they are padding too, and would wrap around to experts.
@@ -312,10 +312,11 @@ class Exchange(torch.nn.Module):
         """Follow the module to another device; counts go along unless it is meta."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call,unused-ignore]
         probe = torch.empty(0, dtype=torch.int64, device=self.counters.device)
-        self._place(fn(probe).device)
+        self.go_to(fn(probe).device)
         return self
 
-    def _place(self, device: torch.device) -> None:
+    def go_to(self, device: torch.device) -> None:
+        """Put tables and counters on a device; counts go along unless one is meta."""
         former = self.counters, self.overflow
         if device == former[0].device:
             return

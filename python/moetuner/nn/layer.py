@@ -171,7 +171,7 @@ def route(
 def _follow_experts(layer: MoELayer, incompatible: object) -> None:  # noqa: ARG001
     """``load_state_dict(assign=True)`` may have put them on another device."""
     for parameter in layer.experts.parameters():
-        layer.exchange.to(local_share(parameter).device)
+        layer.exchange.go_to(local_share(parameter).device)
 
 
 def wrong_rows(experts: torch.nn.Module, num_slots: int) -> str:

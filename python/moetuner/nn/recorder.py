@@ -97,6 +97,26 @@ class Recorder:
         step.ids[layer] = topk_ids.detach().to(torch.int16, copy=True)
         step.weights[layer] = topk_weights.detach().to(torch.float32, copy=True)
 
+    def drop_step(self) -> None:
+        """Forget the last step, which did not end well."""
+        if not self._steps:
+            raise InvalidTraceError("Recorder: drop_step before begin_step")
+        self._steps.pop()
+
+    def forget(self, sequence: NDArray[np.int32], length: NDArray[np.int32]) -> None:
+        """Leave out what sequences [B] had from their length [B] on: it was undone."""
+        if not sequence.size:
+            return
+        limit = np.full(int(sequence.max()) + 1, np.iinfo(np.int32).max, np.int32)
+        limit[sequence] = length
+        for step in self._steps:
+            mine = step.sequence < len(limit)
+            step.kept[mine] &= step.position[mine] < limit[step.sequence[mine]]
+
+    def layers(self) -> set[int]:
+        """Layers that any step has."""
+        return set().union(*(step.ids for step in self._steps))
+
     def trace(self, metadata: TraceMetadata | None = None) -> Trace:
         """What was recorded so far: each token's experts by falling weight.
 
