@@ -13,6 +13,7 @@ from layers import (  # noqa: E402
     tokens_of,
     whole_layers,
 )
+from moetuner.evaluation.verify import verify  # noqa: E402
 from moetuner.nn import (  # noqa: E402
     ExchangeOptions,
     ExpertOptions,
@@ -22,7 +23,6 @@ from moetuner.nn import (  # noqa: E402
     recomputing,
     record_run,
 )
-from moetuner.verification import verify  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 

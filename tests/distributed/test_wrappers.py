@@ -14,6 +14,7 @@ from layers import (  # noqa: E402
     whole_layers,
 )
 from moetuner.errors import InvalidProblemError  # noqa: E402
+from moetuner.evaluation.verify import verify  # noqa: E402
 from moetuner.nn import (  # noqa: E402
     ExpertOptions,
     apply_placement,
@@ -24,7 +25,6 @@ from moetuner.nn import (  # noqa: E402
     ready_for_ddp,
     record_run,
 )
-from moetuner.verification import verify  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402

@@ -199,7 +199,7 @@ def test_calls_that_ended_badly_are_left_out():
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_training_step_with_checkpointing_is_seen_once(reentrant):
     """Ids, and transitions from each layer to the next."""
-    from moetuner.statistics import RoutingStatistics
+    from moetuner.trace.statistics import RoutingStatistics
 
     model = make_model("Olmoe").train()
     with ours.record(model) as recording, torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 from moetuner.errors import InvalidTraceError
 from moetuner.nn.recompute import recomputing
 from moetuner.ops import count_routing
-from moetuner.statistics import RoutingStatistics
+from moetuner.trace.statistics import RoutingStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,7 +103,8 @@ class RoutingCounter:
                 f"{list(self._row)}, got {list(topk_ids.shape)} of layer {layer}"
             )
         here, before = (self._ids[(row + i) % 2][: len(topk_ids)] for i in (0, 1))
-        here.copy_(topk_ids)
+        # Beyond int32 they are padding too, and would wrap around to experts.
+        here.copy_(topk_ids.clamp(-1, self._load.shape[1]))
         self._tokens[row] += len(topk_ids)
         if self._together is None or self._after is None:
             count_routing(here, self._load[row])

@@ -19,7 +19,7 @@ from moetuner.nn.placed import placed_experts
 from moetuner.ops._collectives import group_named
 
 if TYPE_CHECKING:
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 _TAKEN = "moetuner_taken"
 

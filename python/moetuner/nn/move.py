@@ -19,9 +19,9 @@ from moetuner.nn.exchange import Exchange, agree, misfit
 from moetuner.nn.layer import local_share, wrong_rows
 from moetuner.nn.placed import Placed, placed_experts
 from moetuner.ops._collectives import group_named
-from moetuner.placement import Placement, contiguous_rank_of
-from moetuner.plan import PlacementTables, fingerprint
-from moetuner.topology import Topology
+from moetuner.placement.model import Placement, contiguous_rank_of
+from moetuner.placement.tables import PlacementTables, fingerprint
+from moetuner.placement.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -94,7 +94,9 @@ class Recorder:
             )
         if layer in step.ids:
             raise InvalidTraceError(f"Recorder: layer {layer} came twice in one step")
-        step.ids[layer] = topk_ids.detach().to(torch.int16, copy=True)
+        ids = topk_ids.detach()
+        outside = (ids < 0) | (ids >= self._num_experts)  # before int16 wraps around
+        step.ids[layer] = ids.masked_fill(outside, -1).to(torch.int16)
         step.weights[layer] = topk_weights.detach().to(torch.float32, copy=True)
 
     def drop_step(self) -> None:

@@ -5,12 +5,10 @@ Legend: T tokens, K top-k, M rows in expert order, E experts (or slots) here, H 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moetuner.errors import InvalidTraceError
 from moetuner.nn.experts import grouped_linear
 from moetuner.nn.tail import defined_rows
 from moetuner.ops import permute, unpermute
@@ -87,29 +85,3 @@ def run_experts(
         defined = defined_rows(done, end_offsets)
         done = torch.func.functional_call(norm, weights, (defined,))
     return done
-
-
-def experts_of(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
-    """Experts module of each layer, by the last number in its name.
-
-    Raises
-    ------
-    InvalidTraceError
-        When there is none that is understood, or two of one layer.
-    """
-    found: dict[int, torch.nn.Module] = {}
-    for name, module in model.named_modules():
-        numbers = re.findall(r"\.(\d+)\.", name)
-        if hasattr(module, "is_concatenated") and hasattr(module, "num_experts"):
-            layer = int(numbers[-1]) if numbers else 0
-            if layer in found:
-                raise InvalidTraceError(
-                    f"{name} is a second experts module of layer {layer}"
-                )
-            found[layer] = module
-    if not found:
-        raise InvalidTraceError(
-            f"{type(model).__name__} has no experts module that Transformers "
-            f"can run by an experts_implementation"
-        )
-    return found

@@ -14,11 +14,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from moetuner.errors import InvalidProblemError
-from moetuner.integrations.transformers.experts import experts_of, run_experts
+from moetuner.integrations.transformers.experts import run_experts
+from moetuner.integrations.transformers.families import experts_of
 from moetuner.nn.data_parallel import check_owned, ready_for_ddp
 from moetuner.nn.exchange import ATTRIBUTE, Exchange, ExchangeOptions
 from moetuner.nn.move import apply_placement, contiguous_placement
-from moetuner.placement import Placement, contiguous_rank_of
+from moetuner.placement.model import Placement, contiguous_rank_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from moetuner.errors import InvalidTraceError
-from moetuner.integrations.transformers.experts import experts_of
+from moetuner.integrations.transformers.families import Routed, routed_of
 from moetuner.integrations.transformers.sequences import Sequences
 from moetuner.nn.counter import RoutingCounter
 from moetuner.nn.recompute import recomputing
@@ -29,13 +29,10 @@ if TYPE_CHECKING:
 class Recording:
     """What `record` has seen so far."""
 
-    def __init__(
-        self, model: torch.nn.Module, layers: dict[int, torch.nn.Module]
-    ) -> None:
-        experts: Any = next(iter(layers.values()))
+    def __init__(self, model: torch.nn.Module, layers: dict[int, Routed]) -> None:
         self._model: Any = model
         self._layers = set(layers)
-        self._recorder = Recorder(num_experts=experts.num_experts)
+        self._recorder = Recorder(next(iter(layers.values())).num_experts)
         self._sequences = Sequences()
         self._call: Any = None  # the conversation of a call that has not ended
 
@@ -162,7 +159,7 @@ def record(model: torch.nn.Module) -> Iterator[Recording]:
     the recording, or changed by others) begins new sequences, with a warning. What
     activation checkpointing computes again is recorded once.
     """
-    layers = experts_of(model)
+    layers = routed_of(model)
     recording = Recording(model, layers)
 
     @_eager
@@ -177,22 +174,19 @@ def record(model: torch.nn.Module) -> Iterator[Recording]:
         if not recomputing():
             recording._finish(kwargs, output)
 
-    def before_experts(layer: int) -> Any:
+    def into(layer: int) -> Any:
         @_eager
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            names = ("hidden_states", "top_k_index", "top_k_weights")
-            given = dict(zip(names, args, strict=False)) | kwargs
-            recording._recorder.add(layer, given["top_k_index"], given["top_k_weights"])
+        def seen(ids: torch.Tensor, weights: torch.Tensor) -> None:
+            recording._recorder.add(layer, ids, weights)
 
-        return hook
+        return seen
 
     handles = [
         model.register_forward_pre_hook(before_model, with_kwargs=True),
         model.register_forward_hook(after_model, with_kwargs=True),
     ]
-    for layer, experts in layers.items():
-        hook = before_experts(layer)
-        handles.append(experts.register_forward_pre_hook(hook, with_kwargs=True))
+    for layer, routed in layers.items():
+        handles.append(routed.watch(into(layer)))
     try:
         yield recording
     finally:
@@ -227,30 +221,26 @@ def count(
         When the model has no experts module that is understood; at the end, when the
         experts of some layers did not run, naming them.
     """
-    layers = experts_of(model)
+    layers = routed_of(model)
     ran: set[int] = set()
-    first: Any = next(iter(layers.values()))
+    first = next(iter(layers.values()))
     counter = RoutingCounter(
         sorted(layers),
         first.num_experts,
         max_tokens=max_tokens,
-        device=next(first.parameters()).device,
+        device=next(first.module.parameters()).device,
         pairs=pairs,
     )
 
-    def before_experts(layer: int) -> Any:
+    def into(layer: int) -> Any:
         @_eager
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids = args[1] if len(args) > 1 else kwargs["top_k_index"]
+        def seen(ids: torch.Tensor, _: torch.Tensor) -> None:
             counter.add(layer, ids)
             ran.add(layer)
 
-        return hook
+        return seen
 
-    handles = [
-        experts.register_forward_pre_hook(before_experts(layer), with_kwargs=True)
-        for layer, experts in layers.items()
-    ]
+    handles = [routed.watch(into(layer)) for layer, routed in layers.items()]
     try:
         yield counter
     finally:
