@@ -153,7 +153,7 @@ def _why_none(model: torch.nn.Module) -> str:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     for kind in (getattr(c, "model_type", "") for c in (config, text)):
         for known in NOT_COVERED | ONLY_RECORDED:
-            if kind.removesuffix("_text") == known:
+            if kind.replace("-", "_").removesuffix("_text") == known:
                 why = (NOT_COVERED | ONLY_RECORDED)[known]
                 return f"{type(model).__name__} is not covered: {why}"
     return (
