@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,26 +47,27 @@ class BatchKind(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LayerSeconds:
-    """Modelled time of each layer, float64 [..., L]; their sum is a layer's time."""
+    """Modelled time of each layer, float64 [..., L], and of its parts."""
 
     compute: Floats
     dispatch: Floats
     combine: Floats
+    layer: Floats
 
     @property
     def total(self) -> Floats:
-        """Sum over the parts and the layers, float64 [...]."""
-        seconds: Floats = (self.compute + self.dispatch + self.combine).sum(axis=-1)
+        """Sum over the layers, float64 [...]."""
+        seconds: Floats = self.layer.sum(axis=-1)
         return seconds
 
 
 def price(rows: RoutingTally, cost: CostModel) -> LayerSeconds:
     """Modelled time of every layer, for each group of the tally."""
-    topology = rows.topology
+    layer_price = cost.layer_price(rows.topology)
     exchange = {}
-    for prefix, value_bytes in (
-        ("", cost.shape.dispatch_bytes),
-        ("return_", cost.shape.combine_bytes),
+    for prefix, direction in (
+        ("", layer_price.rates.dispatch),
+        ("return_", layer_price.rates.combine),
     ):
         busiest = {
             kind: np.maximum(
@@ -75,13 +76,16 @@ def price(rows: RoutingTally, cost: CostModel) -> LayerSeconds:
             )
             for kind in ("rank", "node")
         }
-        exchange[prefix] = cost.exchange_seconds(
-            busiest["rank"], busiest["node"], value_bytes, topology
+        exchange[prefix] = layer_price.exchange(
+            direction, busiest["rank"], busiest["node"]
         )
+    compute = layer_price.compute(rows.rank_rows(), rows.active_experts())
+    dispatch, combine = exchange[""], exchange["return_"]
     return LayerSeconds(
-        compute=cost.compute_seconds(rows.rank_rows(), rows.active_experts()),
-        dispatch=exchange[""],
-        combine=exchange["return_"],
+        compute=compute,
+        dispatch=dispatch,
+        combine=combine,
+        layer=layer_price.total(compute, dispatch, combine),
     )
 
 
@@ -101,12 +105,17 @@ def batch_index(
     if batch_tokens == POOLED or not sizes.sum():
         return np.zeros(order.size, np.int32)
     total = int(sizes.sum())
-    num_batches = max(round(total / batch_tokens), 1)
+    wanted = max(round(total / batch_tokens), 1)
     middle = np.cumsum(sizes) - sizes / 2
-    batch_of_unit = np.minimum(middle * num_batches // total, num_batches - 1)
+    batch_of_unit = np.minimum(middle * wanted // total, wanted - 1)
     of_unit = np.zeros(sizes.size, np.int32)
     _, of_unit[sizes > 0] = np.unique(batch_of_unit[sizes > 0], return_inverse=True)
     return of_unit[order]
+
+
+def num_batches(batches: NDArray[np.integer[Any]]) -> int:
+    """How many batches a `batch_index` tells apart; one where there is no token."""
+    return int(batches.max(initial=0)) + 1
 
 
 def _units(
@@ -148,7 +157,9 @@ def tally_batches(
         num_threads=num_threads,
     )
     if isinstance(trace, CountTrace):
-        rows = rows.weighted((np.arange(batches.max() + 1)[:, None] == batches) * 1.0)
+        rows = rows.weighted(
+            (np.arange(num_batches(batches))[:, None] == batches) * 1.0
+        )
     return rows
 
 
@@ -251,8 +262,7 @@ class Workload:
             times = price(
                 tally_batches(trace, placement, self.cost, batches), self.cost
             )
-            by_layer = times.compute + times.dispatch + times.combine
-            total += weight * by_layer.mean(axis=0)
+            total += weight * times.layer.mean(axis=0)
         return total
 
     def seconds(self, placement: Placement, *, num_threads: int = 0) -> float:

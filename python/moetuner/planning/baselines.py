@@ -6,7 +6,11 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from moetuner.errors import MissingStatisticsError, SolverError
+from moetuner.errors import (
+    MissingDependencyError,
+    MissingStatisticsError,
+    SolverError,
+)
 from moetuner.evaluation.evaluate import GainInterval, paired_gain
 from moetuner.problem import Objective
 from moetuner.solver import Solution, SolverOptions, get_solver
@@ -28,6 +32,7 @@ _QUICK = (
     *("lpt", "eplb", WITH_REPLICAS, "affinity", "coactivation", "chain"),
 )
 _SLOW = ("ilp2",)
+_LEFT_OUT = (MissingDependencyError, MissingStatisticsError, SolverError)
 BASELINES = (*_QUICK, *_SLOW)
 """Names of all; those of solvers, but for `WITH_REPLICAS`."""
 QUICK_SECONDS = 10.0
@@ -83,8 +88,8 @@ def solve_baselines(
 
     Each minimises what it is for, whatever the problem's objective; only
     `WITH_REPLICAS` uses slots to spare for replicas. Left out are those of the solver
-    `skip`, and, with the reason, those that this problem has not enough for and, in a
-    `hurry`, the slow ones.
+    `skip`, and, with the reason, those that this problem has not enough for, those
+    whose CBC is not installed and, in a `hurry`, the slow ones.
     """
     solutions: dict[str, Solution] = {}
     left_out: dict[str, str] = {}
@@ -96,7 +101,7 @@ def solve_baselines(
             continue
         try:
             solutions[name] = _solve(problem, name, options)
-        except (MissingStatisticsError, SolverError) as error:
+        except _LEFT_OUT as error:
             left_out[name] = str(error)
     return SolvedBaselines(solutions=solutions, left_out=left_out)
 
@@ -119,7 +124,7 @@ def _names(problem: PlacementProblem, wanted: Baselines) -> tuple[str, ...]:
         return (REFERENCE,)
     if wanted is Baselines.UNPLANNED:
         return PLANNED_ON_NOTHING
-    spare = problem.equal_slots and problem.slots_per_rank > problem.least_slots
+    spare = problem.wants_replicas
     names = BASELINES if wanted is Baselines.ALL else _QUICK
     return tuple(name for name in names if spare or name != WITH_REPLICAS)
 
@@ -132,5 +137,5 @@ def _solve(problem: PlacementProblem, name: str, options: SolverOptions) -> Solu
     if name not in _SLOW:
         limit = min(options.time_limit, QUICK_SECONDS)
         options = replace(options, time_limit=limit)
-    asked = replace(problem, objective=objective, equal_slots=True)
+    asked = replace(problem, objective=objective)
     return solver.solve(asked, options)

@@ -13,16 +13,20 @@ Legend: L layers, E experts, P states, G ranks, B batches.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import moetuner._core as _core
+from moetuner._core import ArcCost, Crossing, LinkRates
 from moetuner.errors import SolverError
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner.evaluation.cost import Homes
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver.base import (
+    NO_CONFIG,
     Clock,
+    NoConfig,
     ProgressCallback,
     ProgressEvent,
     Solution,
@@ -51,14 +55,14 @@ MAX_NAMED = 1_000_000
 MAX_STEPS = 20_000_000_000
 """Links that the arcs of all layers may look at."""
 
-_GATEWAY, _DIRECT, _SLOWEST_PAIR, _REMOTE = range(4)
 
-
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExactSolver:
     """Optimal for about 8 experts; refuses what it cannot enumerate."""
 
-    name = "exact"
-    objectives = (
+    config: NoConfig = NO_CONFIG
+    name: str = "exact"
+    objectives: tuple[Objective, ...] = (
         Objective.MODELLED_TIME,
         *(o for o in Objective if o is not Objective.MODELLED_TIME),
     )
@@ -84,9 +88,8 @@ class ExactSolver:
         except KeyboardInterrupt:
             status, rank_of = SolveStatus.INTERRUPTED, balanced_rank_of(problem)
         stages: tuple[Stage, ...] = ()
-        slots = problem.slots_per_rank * problem.topology.num_ranks
         timed = problem.objective is Objective.MODELLED_TIME
-        if bound is not None and timed and slots > problem.num_experts:
+        if bound is not None and timed and problem.spare_slots:
             # Replicas are not among the states: the proof is about those without.
             stages = (
                 Stage(
@@ -119,10 +122,8 @@ def _check(problem: PlacementProblem) -> None:
 
     if problem.num_experts > MAX_EXPERTS:
         refuse(f"at most {MAX_EXPERTS} experts, got {problem.num_experts}")
-    if not problem.equal_slots and problem.memory_slack is not None:
-        refuse("a memory row couples all layers; drop memory_slack")
     workload = problem.workload
-    if problem.objective is not Objective.MODELLED_TIME or workload is None:
+    if problem.objective is not Objective.MODELLED_TIME:
         return
     if workload.worst_case:
         refuse("the worst of several traces is no sum over layers")
@@ -149,13 +150,9 @@ class _Search:
     ) -> None:
         self.problem, self.options, self.clock = problem, options, clock
         self.progress = progress
-        equal, topology = problem.equal_slots, problem.topology
+        topology = problem.topology
         self.states = partitions(
-            problem.num_experts,
-            topology,
-            0 if equal else 1,
-            problem.slots_per_rank if equal else problem.num_experts,
-            MAX_STATES,
+            problem.num_experts, topology, problem.slots_per_rank, MAX_STATES
         )
         self.names = np.arange(topology.num_ranks, dtype=np.int32)[None]
         self.steps = problem.objective in (
@@ -165,7 +162,6 @@ class _Search:
         self.costs: LayerCosts | None = None
         homes = Homes.UNIFORM
         if problem.objective is Objective.MODELLED_TIME:
-            assert problem.workload is not None
             homes = problem.workload.cost.homes
             self.steps = homes is Homes.FOLLOW
         if self.steps or homes is Homes.RECORDED:
@@ -177,7 +173,6 @@ class _Search:
             self.names = renamings(topology, MAX_RENAMINGS, alike=True)
             self.states = one_of_each(self.states, self.names)
         if problem.objective is Objective.MODELLED_TIME:
-            assert problem.workload is not None
             batches = Batches.of(problem.workload)
             self.costs = LayerCosts(
                 batches, self.states, topology, problem.workload.cost
@@ -191,9 +186,8 @@ class _Search:
         of one node change names.
         """
         topology, workload = self.problem.topology, self.problem.workload
-        assert workload is not None
         several = topology.num_nodes > 1 and topology.ranks_per_node > 1
-        return several and workload.cost.wire is not Wire.PER_EXPERT
+        return several and workload.cost.wire.rules.crossing is Crossing.GATEWAY
 
     def _named(self) -> NDArray[np.int32]:
         """The states with all their names."""
@@ -280,13 +274,10 @@ class _Search:
     def _arcs(self, layer: int) -> dict[str, Any]:
         """Cheapest step into every state of `layer` from every state before it."""
         problem, topology = self.problem, self.problem.topology
-        prices: dict[str, Any] = {
-            "cost": _REMOTE,
-            "rank_seconds": 0.0,
-            "node_seconds": 0.0,
-            "rank_latency": 0.0,
-            "node_latency": 0.0,
-        }
+        kind, crossing = ArcCost.REMOTE, Crossing.DIRECT
+        dispatch = LinkRates(
+            rank_row=0.0, node_row=0.0, rank_latency=0.0, node_latency=0.0
+        )
         if self.costs is None:
             flows = problem.statistics.require_transitions("solver exact")
             onehot = np.eye(topology.num_ranks)[self.states]
@@ -295,20 +286,12 @@ class _Search:
             shape = (*to_ranks.shape[:3], topology.num_nodes)
             to_nodes, weight = np.zeros(shape), np.ones(1)
             if problem.objective is Objective.LINK_TRAFFIC:
-                prices["cost"] = _SLOWEST_PAIR
+                kind = ArcCost.SLOWEST_PAIR
         else:
             to_ranks, to_nodes = self.costs.rows_from(layer)
             weight, cost = self.costs.batches.weight, self.costs.cost
-            row_bytes = cost.shape.hidden_size * cost.shape.dispatch_bytes
-            nic = cost.hardware.nic_bandwidth * topology.ranks_per_node
-            direct = cost.wire is Wire.PER_EXPERT
-            prices = {
-                "cost": _DIRECT if direct else _GATEWAY,
-                "rank_seconds": row_bytes / cost.hardware.rank_bandwidth,
-                "node_seconds": row_bytes / nic,
-                "rank_latency": cost.hardware.rank_latency,
-                "node_latency": cost.hardware.node_latency,
-            }
+            kind, crossing = ArcCost.EXCHANGE, cost.wire.rules.crossing
+            dispatch = self.costs.price.rates.dispatch
         return _core.cheapest_arcs(
             rank_of=self.states,
             rank_rows=np.ascontiguousarray(to_ranks),
@@ -317,6 +300,8 @@ class _Search:
             link_seconds=np.ascontiguousarray(problem.link_seconds()),
             weight=weight,
             ranks_per_node=topology.ranks_per_node,
+            cost=kind,
+            crossing=crossing,
+            dispatch=dispatch,
             num_threads=self.options.threads,
-            **prices,
         )
