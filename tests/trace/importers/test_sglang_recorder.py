@@ -172,7 +172,7 @@ def test_damaged_records_are_refused(importing, tmp_path, ids, fields, message):
             {"records": [], "last_physical_to_logical_map": torch.tensor(MAP)},
             "no token",
         ),
-        ({"logical_count": torch.zeros(2, 3)}, "3 dimensions"),
+        ({"logical_count": torch.zeros(2)}, "3 dimensions"),
         ({"logical_count": torch.zeros(2, 3, 4)}, "counted nothing"),
         ({"logical_count": torch.full((2, 3, 4), float("nan"))}, "finite"),
         ({"logical_count": torch.full((2, 3, 4), -1)}, "must be 0"),
