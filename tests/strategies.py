@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
-from moetuner.cost import HARDWARE, CostModel, ModelShape
-from moetuner.placement import Placement
+from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.workload import Workload
+from moetuner.placement.model import Placement
+from moetuner.placement.topology import Topology
 from moetuner.problem import PlacementProblem
-from moetuner.statistics import RoutingStatistics
-from moetuner.topology import Topology
 from moetuner.trace import Trace, TraceMetadata
-from moetuner.workload import Workload
+from moetuner.trace.statistics import RoutingStatistics
 
 
 def random_ids(rng, num_tokens, num_layers, num_experts, top_k, padding=0.0, skew=1.0):

@@ -4,17 +4,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given
-from moetuner.cost import HARDWARE, ModelShape
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
     MissingStatisticsError,
 )
-from moetuner.placement import Placement
+from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.reference import tally_routing
+from moetuner.evaluation.shapes import ModelShape
+from moetuner.placement.model import Placement
+from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
-from moetuner.reference import tally_routing
-from moetuner.statistics import RoutingStatistics
-from moetuner.topology import Topology
+from moetuner.trace.statistics import RoutingStatistics
 from strategies import placement_problems
 
 # 1000 bytes per row, 100 B/s inside a node, 10 B/s between nodes.

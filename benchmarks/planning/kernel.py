@@ -20,14 +20,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import report
-from moetuner.cost import MODEL_SHAPES, CostModel, shape_for_model
+from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.shapes import MODEL_SHAPES, shape_for_model
+from moetuner.evaluation.workload import Workload
+from moetuner.placement.topology import Topology
 from moetuner.problem import PlacementProblem
-from moetuner.solver import SolverOptions, get_solver, small_layers
-from moetuner.solver.joint import JointConfig, JointSolver
-from moetuner.solver.profile import Favour
-from moetuner.topology import Topology
+from moetuner.solver import SolverOptions, get_solver
+from moetuner.solver.joint import small_layers
+from moetuner.solver.joint.profiles import Favour
+from moetuner.solver.joint.solver import JointConfig, JointSolver
 from moetuner.trace import TOPIC_PRESETS, read_trace, split_by_sequence, topic_trace
-from moetuner.workload import Workload
 
 RECORDED = {
     "gpt-oss mmlu": ("gpt-oss-20b-fingerprinting/mmlu.npz", "gpt-oss"),

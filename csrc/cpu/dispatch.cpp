@@ -1,4 +1,4 @@
-#include "moetuner/dispatch.h"
+#include "moetuner/ops/dispatch.h"
 
 #include <algorithm>
 #include <bit>

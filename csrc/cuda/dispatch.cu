@@ -6,7 +6,7 @@
 
 #include "count_routing.cuh"
 #include "launch.cuh"
-#include "moetuner/dispatch.h"
+#include "moetuner/ops/dispatch.h"
 
 #include <cuda_runtime.h>
 

@@ -1,4 +1,4 @@
-#include "moetuner/arcs.h"
+#include "moetuner/planning/arcs.h"
 
 #include "bindings.h"
 #include "numpy_arrays.h"

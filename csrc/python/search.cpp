@@ -1,4 +1,4 @@
-#include "moetuner/search.h"
+#include "moetuner/planning/search.h"
 
 #include "bindings.h"
 #include "numpy_arrays.h"

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "moetuner/search_task.h"
+#include "moetuner/planning/search_task.h"
 #include "numpy_arrays.h"
 
 #include <string>

@@ -1,4 +1,4 @@
-#include "moetuner/tally.h"
+#include "moetuner/planning/tally.h"
 
 #include "bindings.h"
 #include "numpy_arrays.h"

@@ -1,4 +1,4 @@
-#include "moetuner/token_search.h"
+#include "moetuner/planning/token_search.h"
 
 #include "bindings.h"
 #include "numpy_arrays.h"

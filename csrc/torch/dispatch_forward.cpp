@@ -1,7 +1,7 @@
 #include "dispatch_forward.h"
 
-#include "moetuner/dispatch.h"
-#include "moetuner/permute.h"
+#include "moetuner/ops/dispatch.h"
+#include "moetuner/ops/permute.h"
 #include "ranges.h"
 #include "wire.h"
 
@@ -29,6 +29,13 @@ namespace {
 constexpr const char* kOp = kDispatchOp;
 
 using Inputs = DispatchInputs;
+
+/// Sizes of the call, once they are checked; `capacity` and `max_rows` are 0 in the exact form.
+struct Sizes {
+  std::int64_t num_ranks, ranks_per_node, capacity, max_rows;
+
+  std::int64_t num_nodes() const { return num_ranks / ranks_per_node; }
+};
 
 /// Where the twins run.
 struct Cpu {
@@ -105,8 +112,11 @@ void check_table(const char* name, const at::Tensor& table, std::int64_t dim, co
 }
 
 void check(const Inputs& in) {
-  const auto& [x, ids, weights, candidates, num_candidates, slots, group, ranks, counters, c, m] =
-      in;
+  const at::Tensor& x = in.x;
+  const at::Tensor& ids = in.topk_ids;
+  const at::Tensor& weights = in.weights;
+  const at::Tensor& candidates = in.candidates;
+  const at::Tensor& num_candidates = in.num_candidates;
   check_tokens(kOp, x, ids);
   TORCH_CHECK_VALUE(weights.sizes() == ids.sizes(),
                     kOp,
@@ -130,10 +140,26 @@ void check(const Inputs& in) {
                     candidates.sizes());
 }
 
-void check_sizes(const Inputs& in, std::int64_t num_ranks) {
+/// 0 where none is given.
+std::int64_t given_size(const char* name, const std::optional<c10::SymInt>& size) {
+  if (!size) return 0;
+  const std::int64_t value = size->expect_int();
+  TORCH_CHECK_VALUE(value > 0, kOp, ": ", name, " must be positive, got ", value);
+  return value;
+}
+
+Sizes check_sizes(const Inputs& in, std::int64_t num_ranks) {
   TORCH_CHECK_VALUE(
       in.slots_per_rank > 0, kOp, ": slots_per_rank must be positive, got ", in.slots_per_rank);
-  TORCH_CHECK_VALUE(in.ranks_per_node > 0 && num_ranks % in.ranks_per_node == 0,
+  TORCH_CHECK_VALUE(in.capacity.has_value() == in.max_rows.has_value(),
+                    kOp,
+                    ": capacity and max_rows go together, got only ",
+                    in.capacity ? "capacity" : "max_rows");
+  const Sizes sizes{.num_ranks = num_ranks,
+                    .ranks_per_node = in.ranks_per_node == 0 ? num_ranks : in.ranks_per_node,
+                    .capacity = given_size("capacity", in.capacity),
+                    .max_rows = given_size("max_rows", in.max_rows)};
+  TORCH_CHECK_VALUE(sizes.ranks_per_node > 0 && num_ranks % sizes.ranks_per_node == 0,
                     kOp,
                     ": ranks_per_node must divide the group's ",
                     num_ranks,
@@ -141,45 +167,45 @@ void check_sizes(const Inputs& in, std::int64_t num_ranks) {
                     in.ranks_per_node);
   // Kernels count the choices of all tokens, here and where they arrive, in 32 bits.
   const std::int64_t top_k = in.topk_ids.size(1);
-  TORCH_CHECK_VALUE(in.topk_ids.numel() <= kMaxRows && in.max_rows <= kMaxRows,
+  TORCH_CHECK_VALUE(in.topk_ids.numel() <= kMaxRows && sizes.max_rows <= kMaxRows,
                     kOp,
                     ": ",
-                    std::max(in.topk_ids.numel(), in.max_rows),
+                    std::max(in.topk_ids.numel(), sizes.max_rows),
                     " rows do not fit into the int32 maps");
-  TORCH_CHECK_VALUE(in.capacity <= kMaxRows / (num_ranks * top_k),
+  TORCH_CHECK_VALUE(sizes.capacity <= kMaxRows / (num_ranks * top_k),
                     kOp,
                     ": capacity ",
-                    in.capacity,
+                    sizes.capacity,
                     " of ",
                     num_ranks,
                     " ranks with ",
                     top_k,
                     " experts per token does not fit into the int32 maps");
-  if (!in.counters) return;
-  const std::int64_t slots = num_ranks * in.slots_per_rank;
-  check_counter(
-      kOp, "counters", *in.counters, {1 + num_ranks + num_ranks / in.ranks_per_node + slots});
-  check_device(kOp, "counters", *in.counters, "x", in.x);
+  return sizes;
 }
 
 struct Routed {
-  at::Tensor destinations, travel, counts, blank, overflow;
+  at::Tensor destinations, travel, counts, blank, overflow, counted;
 };
 
 /// `counts` [2, G, 2] in the exact form; `blank` [G * capacity, 2 K] and `overflow` in the fixed.
 template <typename Device>
-Routed route(const Inputs& in, std::int64_t num_ranks) {
+Routed route(const Inputs& in, const Sizes& sizes) {
   const Range range("route");
   const auto int32 = in.x.options().dtype(at::kInt);
   const std::int64_t num_tokens = in.topk_ids.size(0);
   const std::int64_t top_k = in.topk_ids.size(1);
+  const std::int64_t num_ranks = sizes.num_ranks;
   const std::int64_t num_destinations = std::min(top_k, num_ranks);
+  const std::int64_t num_counted =
+      1 + num_ranks + sizes.num_nodes() + num_ranks * in.slots_per_rank;
   Routed out;
   out.destinations = at::empty({num_tokens, num_destinations}, int32);
   out.travel = at::empty({num_tokens, 2 * top_k}, int32);
+  out.overflow = at::empty({in.fixed() ? 1 : 0}, int32);
+  out.counted = at::zeros({in.counts ? num_counted : 0}, int32.dtype(at::kLong));
   if (in.fixed()) {
-    out.blank = at::empty({num_ranks * in.capacity, 2 * top_k}, int32);
-    out.overflow = at::empty({1}, int32);
+    out.blank = at::empty({num_ranks * sizes.capacity, 2 * top_k}, int32);
   } else {
     out.counts = at::zeros({2, num_ranks, 2}, int32);
   }
@@ -192,7 +218,7 @@ Routed route(const Inputs& in, std::int64_t num_ranks) {
         .destinations = out.destinations.mutable_data_ptr<std::int32_t>(),
         .travel = out.travel.mutable_data_ptr<std::int32_t>(),
         .counts = in.fixed() ? nullptr : out.counts.mutable_data_ptr<std::int32_t>(),
-        .counters = in.counters ? in.counters->mutable_data_ptr<std::int64_t>() : nullptr,
+        .counters = in.counts ? out.counted.mutable_data_ptr<std::int64_t>() : nullptr,
         .blank = in.fixed() ? out.blank.mutable_data_ptr<std::int32_t>() : nullptr,
         .overflow = in.fixed() ? out.overflow.mutable_data_ptr<std::int32_t>() : nullptr,
         .blank_size = in.fixed() ? out.blank.numel() : 0,
@@ -202,7 +228,7 @@ Routed route(const Inputs& in, std::int64_t num_ranks) {
         .max_candidates = in.candidates.size(1),
         .slots_per_rank = in.slots_per_rank,
         .num_ranks = num_ranks,
-        .ranks_per_node = in.ranks_per_node,
+        .ranks_per_node = sizes.ranks_per_node,
         .num_destinations = num_destinations,
     });
   });
@@ -277,22 +303,27 @@ struct Travelling {
   at::Tensor rows, travel;
 };
 
+/// Counted into in the fixed form alone: in the exact one every row finds room.
+at::Tensor overflow_of(const Inputs& in, const Routed& routed) {
+  return in.fixed() ? routed.overflow : at::Tensor();
+}
+
 /// Rows to the wire.
 template <typename Device>
-Permuted pack(const Inputs& in, const Routed& routed, std::int64_t num_ranks, Travelling& sent) {
+Permuted pack(const Inputs& in, const Routed& routed, const Sizes& sizes, Travelling& sent) {
   const Range range("pack");
   const std::int64_t num_rows =
-      in.fixed() ? num_ranks * in.capacity : in.x.size(0) * routed.destinations.size(1);
+      in.fixed() ? sizes.num_ranks * sizes.capacity : in.x.size(0) * routed.destinations.size(1);
   sent.travel = in.fixed() ? routed.blank
                            : at::empty({num_rows, routed.travel.size(1)}, routed.travel.options());
   const Permuted packed = permute<Device>(in.x,
                                           routed.destinations,
-                                          {.num_experts = num_ranks,
+                                          {.num_experts = sizes.num_ranks,
                                            .num_rows = num_rows,
-                                           .capacity = in.capacity,
+                                           .capacity = sizes.capacity,
                                            .travel = routed.travel,
                                            .sent_travel = sent.travel,
-                                           .overflow = routed.overflow});
+                                           .overflow = overflow_of(in, routed)});
   sent.rows = packed.rows;
   return packed;
 }
@@ -332,32 +363,31 @@ void place(const Inputs& in,
 }
 
 template <typename Device>
-Dispatched dispatch(Inputs in) {
+Dispatched dispatch(const Inputs& in) {
   check(in);
   const Wire wire(kOp, in.group_name);
-  const std::int64_t num_ranks = wire.num_ranks();
-  if (in.ranks_per_node == 0) in.ranks_per_node = num_ranks;
-  check_sizes(in, num_ranks);
-  Device::check_limits(in, num_ranks);
-  const Routed routed = route<Device>(in, num_ranks);
+  const Sizes sizes = check_sizes(in, wire.num_ranks());
+  Device::check_limits(in, sizes.num_ranks);
+  const Routed routed = route<Device>(in, sizes);
   Travelling sent;
-  const Permuted packed = pack<Device>(in, routed, num_ranks, sent);
+  const Permuted packed = pack<Device>(in, routed, sizes, sent);
 
   Dispatched out;
   out.send_map = packed.row_map;
   out.overflow = routed.overflow;
+  out.counted = routed.counted;
   out.splits = at::empty({0}, at::TensorOptions().dtype(at::kLong));
-  std::int64_t num_rows = in.max_rows;
+  std::int64_t num_rows = sizes.max_rows;
   if (!in.fixed()) {
     const Counts counts(wire, routed.counts, in.topk_ids.size(1));
     out.splits = counts.splits;
     num_rows = counts.num_choices;
   }
-  const Travelling received = send(wire, sent, Splits(kOp, out.splits, num_ranks));
+  const Travelling received = send(wire, sent, Splits(kOp, out.splits, sizes.num_ranks));
   const Layout layout{.num_experts = in.slots_per_rank,
                       .num_rows = num_rows,
                       .capacity = 0,
-                      .overflow = routed.overflow};
+                      .overflow = overflow_of(in, routed)};
   place<Device>(in, received, layout, wire.rank(), out);
   return out;
 }

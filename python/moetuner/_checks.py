@@ -46,3 +46,9 @@ def one_of(choices: type[Choice], value: Any, name: str) -> Choice:
         raise InvalidProblemError(
             f"{name} must be one of {wanted}, got {value!r}"
         ) from None
+
+
+def check_positive(where: str, name: str, value: Any) -> None:
+    """Refuse what is no positive finite number."""
+    if not is_number(value) or not 0 < value < np.inf:
+        raise InvalidProblemError(f"{where}: {name} must be positive, got {value!r}")

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner._checks import is_whole, one_of
-from moetuner.cost import DEFAULT_SHAPE, HARDWARE, Hardware, ModelShape
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
-from moetuner.statistics import RoutingStatistics
+from moetuner.evaluation.hardware import HARDWARE, Hardware
+from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape
+from moetuner.trace.statistics import RoutingStatistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement import Placement
-    from moetuner.topology import Topology
-    from moetuner.workload import Workload
+    from moetuner.evaluation.workload import Workload
+    from moetuner.placement.model import Placement
+    from moetuner.placement.topology import Topology
 
 
 class Objective(str, enum.Enum):

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from moetuner.bounds import certify, pieces, pool
 from moetuner.bounds.visits import RuleBook
 from moetuner.bounds.whole import few_enough, visits
-from moetuner.cost import HARDWARE, CostModel, Homes, Wire
 from moetuner.errors import InvalidProblemError, MissingStatisticsError
-from moetuner.placement import Placement
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.workload import Workload
+from moetuner.placement.model import Placement
+from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import get_solver
-from moetuner.topology import Topology
 from moetuner.trace import CountTrace
-from moetuner.workload import Workload
 from strategies import make_trace, random_ids, random_placement
 from tiny import SHAPES, tiny_problems
 

@@ -56,7 +56,7 @@ def _equals_one_rank(rank, num_ranks, device):
                 out, sent = run_layer(slots, x, ids, weights, **options)
                 _assert_close(out.detach(), exact.detach(), dtype, what)
                 if options:
-                    check_overflow(sent.overflow)
+                    check_overflow(sent.handle.overflow)
                 grads = torch.autograd.grad(out, (x, weights), toward)
                 for ours, other in zip(grads, wanted, strict=True):
                     _assert_close(ours, other, dtype, what)
@@ -115,7 +115,7 @@ def _overflows(rank, num_ranks, device):
     x, ids, weights = make_tokens(case, rank, device)
     wide = fixed_sizes(case, num_ranks)
     _, sent = run_layer(slots, x, ids, weights, **wide)
-    check_overflow(sent.overflow)
+    check_overflow(sent.handle.overflow)
     num_rows = int(sent.end_offsets[-1])
     to_each = torch.zeros(num_ranks, dtype=torch.int64)
     table = slots.candidates[ids, 0] // slots.slots_per_rank
@@ -124,15 +124,15 @@ def _overflows(rank, num_ranks, device):
             to_each[other] += 1
     narrow = wide | {"capacity": 4}
     less, sent = run_layer(slots, x, ids, weights, **narrow)
-    assert int(sent.overflow) == int((to_each - 4).clamp(min=0).sum())
+    assert int(sent.handle.overflow) == int((to_each - 4).clamp(min=0).sum())
     assert torch.isfinite(less).all()
     few = wide | {"max_rows": 5}
     _, sent = run_layer(slots, x, ids, weights, **few)
-    assert int(sent.overflow) == max(num_rows - 5, 0)
+    assert int(sent.handle.overflow) == max(num_rows - 5, 0)
     assert int(sent.end_offsets[-1]) == min(num_rows, 5)
     if num_rows > 5:
         with pytest.raises(ExchangeOverflowError, match="rows found no room"):
-            check_overflow(sent.overflow)
+            check_overflow(sent.handle.overflow)
 
 
 def _replays(rank, num_ranks, device):
@@ -153,7 +153,7 @@ def _replays(rank, num_ranks, device):
         torch.cuda.synchronize()
         exact = without_ranks(case, x, ids, weights)
         _assert_close(out, exact, torch.float32, turn)
-        check_overflow(sent.overflow)
+        check_overflow(sent.handle.overflow)
     dist.barrier()
     del graph
 

@@ -19,13 +19,15 @@ from layers import (  # noqa: E402
     tokens_of,
     whole_layers,
 )
-from moetuner.cost import Homes  # noqa: E402
 from moetuner.errors import (  # noqa: E402
     ExchangeOverflowError,
     InvalidPlacementError,
     InvalidProblemError,
     InvalidTraceError,
 )
+from moetuner.evaluation.cost import Homes  # noqa: E402
+from moetuner.evaluation.tally import tally  # noqa: E402
+from moetuner.evaluation.verify import verify  # noqa: E402
 from moetuner.nn import (  # noqa: E402
     Activation,
     ExchangeOptions,
@@ -35,9 +37,7 @@ from moetuner.nn import (  # noqa: E402
     record_run,
     return_home,
 )
-from moetuner.tally import tally  # noqa: E402
 from moetuner.trace import Trace  # noqa: E402
-from moetuner.verification import verify  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 
 WORLDS = [1, 2, 4]

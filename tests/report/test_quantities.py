@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from moetuner.placement import Placement, contiguous_rank_of
+from moetuner.placement.model import Placement, contiguous_rank_of
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.report.quantities import (
     experts_by_rank,
@@ -15,7 +15,7 @@ from moetuner.report.quantities import (
     together,
     traffic_per_token,
 )
-from moetuner.statistics import RoutingStatistics
+from moetuner.trace.statistics import RoutingStatistics
 from strategies import random_placement, topologies, traces
 
 

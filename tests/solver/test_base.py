@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from moetuner.errors import InvalidPlacementError, MissingStatisticsError, SolverError
-from moetuner.placement import Placement
+from moetuner.placement.model import Placement
+from moetuner.placement.topology import Topology
 from moetuner.problem import Objective
 from moetuner.solver import SOLVERS, SolverOptions, SolveStatus, get_solver
 from moetuner.solver.base import Clock, finish, relative_gap
-from moetuner.topology import Topology
 from strategies import placement_problems, random_problem, rename_experts
 
 TWO_NODES = Topology(num_ranks=4, ranks_per_node=2)

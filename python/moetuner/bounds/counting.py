@@ -18,11 +18,11 @@ from moetuner.bounds.balance import (
     least_remote,
 )
 from moetuner.bounds.level import Level
-from moetuner.cost import CostModel, Homes, Wire
 from moetuner.errors import MissingStatisticsError
-from moetuner.placement import Placement, contiguous_rank_of
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.workload import price, tally_batches
+from moetuner.placement.model import Placement, contiguous_rank_of
 from moetuner.trace import CountTrace, Trace
-from moetuner.workload import price, tally_batches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

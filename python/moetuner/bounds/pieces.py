@@ -17,13 +17,13 @@ from moetuner.bounds.gram import Groups
 from moetuner.bounds.piece import Piece
 from moetuner.bounds.visits import Visits
 from moetuner.bounds.whole import Maxima, WholeGroups, few_enough
-from moetuner.cost import CostModel, Homes, Wire
+from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.trace import Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
 
     Floats = NDArray[np.float64]

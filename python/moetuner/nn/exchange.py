@@ -19,17 +19,17 @@ from moetuner.errors import (
     InvalidProblemError,
     InvalidTraceError,
 )
-from moetuner.nn.counts import ExchangeCounts
+from moetuner.nn.exchange_counts import ExchangeCounts
 from moetuner.nn.follow import Resident, follow_back, keys_of
 from moetuner.ops import Dispatched, check_overflow, combine, dispatch
 from moetuner.ops._collectives import group_named
 from moetuner.ops._ranges import ranged
-from moetuner.plan import PlacementTables, fingerprint
+from moetuner.placement.tables import PlacementTables, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
     RunExperts = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -203,7 +203,7 @@ class Exchange(torch.nn.Module):
             When `run_experts` returns more or fewer rows.
         """
         sent, done = self._run(x, topk_ids, topk_weights, run_experts)
-        return combine(done, *sent[2:6], self.group_name)
+        return combine(done, sent.handle)
 
     def follow(
         self,
@@ -235,7 +235,7 @@ class Exchange(torch.nn.Module):
         if keys is None:
             keys = keys_of(len(x), self.group_name, x.device)
         tables = (self.candidates, self.num_candidates, self.slots_per_rank)
-        return follow_back(x, topk_ids, keys, sent, done, tables, self.group_name)
+        return follow_back(x, topk_ids, keys, sent, done, tables)
 
     @property
     def slots_per_rank(self) -> int:
@@ -291,8 +291,8 @@ class Exchange(torch.nn.Module):
             max_rows=self.options.max_rows,
             counters=self.counters,
         )
-        if sent.overflow is not None:
-            self.overflow += sent.overflow
+        if sent.handle.overflow is not None:
+            self.overflow += sent.handle.overflow
         done = expert(run_experts, sent).contiguous()
         # Rows that are not there would count as padding. Compiled, that is unknown.
         if not torch.compiler.is_compiling() and len(done) != len(sent.rows):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
     from moetuner.nn.follow import Resident
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 
 class MoELayer(torch.nn.Module):

@@ -8,6 +8,7 @@ from moetuner.ops.combine import combine  # noqa: E402
 from moetuner.ops.count_routing import count_routing  # noqa: E402
 from moetuner.ops.dispatch import (  # noqa: E402
     Dispatched,
+    ExchangeHandle,
     buffer_nbytes,
     check_overflow,
     dispatch,
@@ -17,6 +18,7 @@ from moetuner.ops.unpermute import unpermute  # noqa: E402
 
 __all__ = [
     "Dispatched",
+    "ExchangeHandle",
     "Permuted",
     "buffer_nbytes",
     "check_overflow",

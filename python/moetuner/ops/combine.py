@@ -6,19 +6,20 @@ expert) rows here, H hidden.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
+from moetuner.ops._effects import keep_in_order
 from moetuner.ops._ranges import ranged
+
+if TYPE_CHECKING:
+    from moetuner.ops.dispatch import ExchangeHandle
 
 
 @ranged
 def combine(
-    rows: torch.Tensor,
-    recv_map: torch.Tensor,
-    recv_weights: torch.Tensor | None,
-    send_map: torch.Tensor,
-    splits: torch.Tensor,
-    group_name: str,
+    rows: torch.Tensor, handle: ExchangeHandle, *, weighted: bool = True
 ) -> torch.Tensor:
     """Sum each token's rows at their rank, send the sums home, and sum those.
 
@@ -28,11 +29,12 @@ def combine(
     ----------
     rows
         [M, H], contiguous, float32, bfloat16 or float16: what the experts made of
-        `Dispatched.rows`.
-    recv_map, recv_weights, send_map, splits
-        From the same `dispatch`; without weights, all are one.
-    group_name
-        As for `dispatch`.
+        `Dispatched.rows`. Those behind the last end offset are not read.
+    handle
+        Of the same `dispatch`.
+    weighted
+        Whether rows are multiplied by the weights that travelled; otherwise all are
+        one.
 
     Returns
     -------
@@ -48,10 +50,16 @@ def combine(
 
     Notes
     -----
-    Differentiable once, in backward mode, in rows and recv_weights.
+    Differentiable once, in backward mode, in rows and the weights. Compiled, it is
+    never removed or reordered.
     """
     return torch.ops.moetuner.combine.default(  # type: ignore[no-any-return,unused-ignore]
-        rows, recv_map, recv_weights, send_map, splits, group_name
+        rows,
+        handle.recv_map,
+        handle.recv_weights if weighted else None,
+        handle.send_map,
+        handle.splits,
+        handle.group_name,
     )
 
 
@@ -92,3 +100,7 @@ def _fake_backward(
     if rows is None or recv_weights is None:
         return grad_rows, grad_out.new_empty(0)
     return grad_rows, torch.empty_like(recv_weights)
+
+
+for _name in ("combine", "combine_backward", "send_back"):
+    keep_in_order(_name)

@@ -6,23 +6,21 @@ of a rank, D = min(K, G), N rows that arrive, M (token, expert) rows, H hidden.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from moetuner.errors import ExchangeOverflowError
 from moetuner.ops._collectives import group_named
+from moetuner.ops._effects import keep_in_order
 from moetuner.ops._ranges import ranged
 
 
-class Dispatched(NamedTuple):
-    """What arrived, in expert order, and the way back."""
+@dataclass(frozen=True, eq=False)
+class ExchangeHandle:
+    """What `combine` must know of one `dispatch`: plain tensors, and their group."""
 
-    rows: torch.Tensor
-    """[M, H] of x's dtype, by slot of this rank; inside a slot by sender and token."""
-    end_offsets: torch.Tensor
-    """int32 [S], end of each slot's rows: `offs` of
-    `torch.nn.functional.grouped_mm`."""
     recv_map: torch.Tensor
     """int32 [N, K], row of each choice of each token that arrived; -1: not here."""
     recv_weights: torch.Tensor
@@ -33,9 +31,25 @@ class Dispatched(NamedTuple):
     splits: torch.Tensor
     """int64 [2, G] on the CPU, rows to and from each rank; empty where all shares are
     equal."""
+    group_name: str
+    """Of the ranks."""
     overflow: torch.Tensor | None = None
     """int32 [1] of the fixed form: rows that found no room, here and on the wire; see
     `check_overflow`."""
+
+
+class Dispatched(NamedTuple):
+    """What arrived, in expert order, and the way back."""
+
+    rows: torch.Tensor
+    """[M, H] of x's dtype, by slot of this rank; inside a slot by sender and token.
+    Rows behind the last end offset (the fixed form has some) are **undefined**: they
+    are nobody's, may hold anything, NaN too, and must not be read."""
+    end_offsets: torch.Tensor
+    """int32 [S], end of each slot's rows: `offs` of
+    `torch.nn.functional.grouped_mm`."""
+    handle: ExchangeHandle
+    """For `combine`."""
 
 
 @ranged
@@ -80,7 +94,7 @@ def dispatch(
         both: the fixed form. Each rank sends ``capacity`` rows to each rank and has
         ``max_rows`` rows for its experts, so that M, N = G * capacity and all other
         sizes are known: no look at the host, and CUDA graphs capture it. Rows that find
-        no room are left out and counted in ``overflow``.
+        no room are left out and counted in ``handle.overflow``.
     counters
         int64 ``[1 + G + nodes + G * S]``, added to: tokens, rows to each rank and to
         each node (the own ones too), choices of each slot.
@@ -97,7 +111,8 @@ def dispatch(
     Notes
     -----
     The same bits on every run. Differentiable in x (unless it is FP8) and
-    topk_weights, in backward mode.
+    topk_weights, in backward mode. Compiled, it is never removed or reordered, so that
+    ranks whose graphs differ (no tokens, one token) still meet.
 
     Examples
     --------
@@ -115,30 +130,39 @@ def dispatch(
     >>> sent = dispatch(x, ids, weights, slot_of, one, 3, group)
     >>> sent.rows.flatten().tolist(), sent.end_offsets.tolist()
     ([1.0, 1.0, 2.0], [1, 1, 3])
-    >>> combine(10 * sent.rows, *sent[2:6], group).flatten().tolist()
+    >>> combine(10 * sent.rows, sent.handle).flatten().tolist()
     [20.0, 20.0]
     >>> dist.destroy_process_group()
     """
-    if (capacity is None) != (max_rows is None):
-        raise ValueError(
-            f"dispatch: capacity and max_rows go together, got capacity={capacity}, "
-            f"max_rows={max_rows}"
-        )
-    ops = torch.ops.moetuner.dispatch
-    given = (x, topk_ids, topk_weights.float(), candidates, num_candidates)
-    options = {"ranks_per_node": ranks_per_node, "counters": counters}
-    if capacity is None:
-        return Dispatched(*ops.default(*given, slots_per_rank, group_name, **options))
-    return Dispatched(
-        *ops.fixed(
-            *given,
-            slots_per_rank,
-            group_name,
-            capacity=capacity,
-            max_rows=max_rows,
-            **options,
-        )
+    rows, end_offsets, *maps, splits, overflow, counted = torch.ops.moetuner.dispatch(
+        x,
+        topk_ids,
+        topk_weights.float(),
+        candidates,
+        num_candidates,
+        slots_per_rank,
+        group_name,
+        capacity=capacity,
+        max_rows=max_rows,
+        ranks_per_node=ranks_per_node,
+        counts=counters is not None,
     )
+    if counters is not None:
+        _add(counters, counted)
+    lost = None if capacity is None else overflow
+    recv_map, recv_weights, send_map = maps
+    handle = ExchangeHandle(recv_map, recv_weights, send_map, splits, group_name, lost)
+    return Dispatched(rows, end_offsets, handle)
+
+
+def _add(counters: torch.Tensor, counted: torch.Tensor) -> None:
+    """Add, where both are alike."""
+    if counters.shape != counted.shape or counters.dtype != counted.dtype:
+        raise ValueError(
+            f"dispatch: counters must be int64 {list(counted.shape)}, got "
+            f"{counters.dtype} {list(counters.shape)}"
+        )
+    counters += counted
 
 
 def check_overflow(overflow: torch.Tensor) -> None:
@@ -147,7 +171,7 @@ def check_overflow(overflow: torch.Tensor) -> None:
     Parameters
     ----------
     overflow
-        ``Dispatched.overflow``, or a sum of several.
+        `ExchangeHandle.overflow`, or a sum of several.
 
     Raises
     ------
@@ -211,28 +235,6 @@ def buffer_nbytes(
     )
 
 
-Parts = tuple[torch.Tensor, ...]
-
-
-def _fake_parts(
-    x: torch.Tensor,
-    topk_ids: torch.Tensor,
-    slots_per_rank: int,
-    group_name: str,
-    num_received: int | torch.SymInt,
-    num_rows: int | torch.SymInt,
-) -> Parts:
-    num_tokens, top_k = topk_ids.shape
-    destinations = min(top_k, group_named(group_name).size())
-    return (
-        x.new_empty(num_rows, x.shape[1]),
-        x.new_empty(slots_per_rank, dtype=torch.int32),
-        x.new_empty(num_received, top_k, dtype=torch.int32),
-        x.new_empty(num_received, top_k, dtype=torch.float32),
-        x.new_empty(num_tokens, destinations, dtype=torch.int32),
-    )
-
-
 @torch.library.register_fake("moetuner::dispatch")  # type: ignore[untyped-decorator,unused-ignore]
 def _fake(
     x: torch.Tensor,
@@ -243,34 +245,36 @@ def _fake(
     slots_per_rank: int,
     group_name: str,
     *,
+    capacity: int | torch.SymInt | None = None,
+    max_rows: int | torch.SymInt | None = None,
     ranks_per_node: int = 0,
-    counters: torch.Tensor | None = None,
-) -> Parts:
-    context = torch.library.get_ctx()
-    num_received, num_rows = context.new_dynamic_size(), context.new_dynamic_size()
-    parts = _fake_parts(x, topk_ids, slots_per_rank, group_name, num_received, num_rows)
-    splits = torch.empty(
-        2, group_named(group_name).size(), dtype=torch.int64, device="cpu"
-    )
-    return (*parts, splits)
+    counts: bool = False,
+) -> list[torch.Tensor]:
+    num_ranks = group_named(group_name).size()
+    num_tokens, top_k = topk_ids.shape
+    split_shape: tuple[int, ...]
+    if capacity is not None and max_rows is not None:
+        num_received, num_rows, split_shape = capacity * num_ranks, max_rows, (0,)
+    else:
+        context = torch.library.get_ctx()
+        num_received, num_rows = context.new_dynamic_size(), context.new_dynamic_size()
+        split_shape = (2, num_ranks)
+    num_nodes = num_ranks // (ranks_per_node or num_ranks)
+    num_counted = 1 + num_ranks + num_nodes + num_ranks * slots_per_rank
+
+    def ints(*shape: int | torch.SymInt) -> torch.Tensor:
+        return x.new_empty(shape, dtype=torch.int32)
+
+    return [
+        x.new_empty(num_rows, x.shape[1]),
+        ints(slots_per_rank),
+        ints(num_received, top_k),
+        x.new_empty(num_received, top_k, dtype=torch.float32),
+        ints(num_tokens, min(top_k, num_ranks)),
+        torch.empty(split_shape, dtype=torch.int64, device="cpu"),
+        ints(0 if capacity is None else 1),
+        x.new_empty(num_counted if counts else 0, dtype=torch.int64),
+    ]
 
 
-@torch.library.register_fake("moetuner::dispatch.fixed")  # type: ignore[untyped-decorator,unused-ignore]
-def _fake_fixed(
-    x: torch.Tensor,
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor,
-    candidates: torch.Tensor,
-    num_candidates: torch.Tensor,
-    slots_per_rank: int,
-    group_name: str,
-    *,
-    capacity: int,
-    max_rows: int,
-    ranks_per_node: int = 0,
-    counters: torch.Tensor | None = None,
-) -> Parts:
-    received = capacity * group_named(group_name).size()
-    parts = _fake_parts(x, topk_ids, slots_per_rank, group_name, received, max_rows)
-    splits = torch.empty(0, dtype=torch.int64, device="cpu")
-    return (*parts, splits, x.new_empty(1, dtype=torch.int32))
+keep_in_order("dispatch")

@@ -29,22 +29,22 @@ __all__ = [
 ]
 
 SOLVERS = {
-    "contiguous": "ContiguousSolver",
-    "random": "RandomSolver",
-    "lpt": "LptSolver",
-    "eplb": "EplbSolver",
-    "affinity": "AffinitySolver",
-    "coactivation": "CoactivationSolver",
-    "chain": "ChainSolver",
-    "ilp1": "Ilp1Solver",
-    "ilp2": "Ilp2Solver",
-    "exact": "ExactSolver",
-    "joint_ilp": "JointIlpSolver",
-    "joint": "JointSolver",
-    "lns": "LnsSolver",
-    "oracle": "OracleSolver",
+    "contiguous": "heuristics.contiguous.ContiguousSolver",
+    "random": "heuristics.random.RandomSolver",
+    "lpt": "heuristics.lpt.LptSolver",
+    "eplb": "heuristics.eplb.EplbSolver",
+    "affinity": "heuristics.affinity.AffinitySolver",
+    "coactivation": "heuristics.coactivation.CoactivationSolver",
+    "chain": "heuristics.chain.ChainSolver",
+    "ilp1": "programs.ilp1.Ilp1Solver",
+    "ilp2": "programs.ilp2.Ilp2Solver",
+    "exact": "exact.exact.ExactSolver",
+    "joint_ilp": "programs.joint_ilp.JointIlpSolver",
+    "joint": "joint.solver.JointSolver",
+    "lns": "programs.lns.LnsSolver",
+    "oracle": "exact.oracle.OracleSolver",
 }
-"""Class of each solver by name; ``moetuner.solver.<name>`` is its module."""
+"""Room, module and class of each solver, by name."""
 
 
 def get_solver(name: str) -> Solver:
@@ -57,5 +57,6 @@ def get_solver(name: str) -> Solver:
     """
     if name not in SOLVERS:
         raise SolverError(f"unknown solver {name!r}; there are {', '.join(SOLVERS)}")
-    module = importlib.import_module(f"moetuner.solver.{name}")
-    return cast("Solver", getattr(module, SOLVERS[name])())
+    module, _, made = SOLVERS[name].rpartition(".")
+    solver = getattr(importlib.import_module(f"moetuner.solver.{module}"), made)
+    return cast("Solver", solver())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from moetuner._checks import is_number, is_whole
 from moetuner.errors import SolverError
-from moetuner.placement import Placement, Provenance
+from moetuner.placement.model import Placement, Provenance
 
 if TYPE_CHECKING:
     import numpy as np

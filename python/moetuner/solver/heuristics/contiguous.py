@@ -1,0 +1,51 @@
+"""Neighbouring experts share a rank: what engines do without a placement."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moetuner.placement.model import contiguous_rank_of
+from moetuner.problem import Objective
+from moetuner.solver.base import (
+    Clock,
+    ProgressCallback,
+    Solution,
+    SolverOptions,
+    SolveStatus,
+    finish,
+)
+from moetuner.solver.heuristics.lpt import within_memory
+
+if TYPE_CHECKING:
+    from moetuner.placement.model import Placement
+    from moetuner.problem import PlacementProblem
+
+
+class ContiguousSolver:
+    """Blocks of consecutive expert ids, the same in every layer."""
+
+    name = "contiguous"
+    objectives = tuple(Objective)
+
+    def solve(
+        self,
+        problem: PlacementProblem,
+        options: SolverOptions = SolverOptions(),
+        *,
+        warm_start: Placement | None = None,
+        progress: ProgressCallback | None = None,  # noqa: ARG002
+    ) -> Solution:
+        """See `moetuner.solver.Solver`."""
+        clock = Clock(time_limit=options.time_limit)
+        blocks = contiguous_rank_of(
+            problem.num_layers, problem.num_experts, problem.topology.num_ranks
+        )
+        rank_of = within_memory(problem, blocks)
+        return finish(
+            self,
+            problem,
+            rank_of,
+            clock,
+            status=SolveStatus.HEURISTIC,
+            warm_start=warm_start,
+        )

@@ -1,0 +1,262 @@
+"""Rounds of annealing, every layer for itself: what homes that stay allow.
+
+Legend: L layers, E experts, G ranks, N nodes of m ranks, P slots.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import moetuner._core as _core
+from moetuner.evaluation.cost import Homes, Wire
+from moetuner.solver.joint.incumbent import place_or_none
+from moetuner.solver.joint.scenarios import (
+    Scenarios,
+    SearchProfile,
+    first_homes,
+    make_scenarios,
+    members,
+    of_nodes,
+    search_weights,
+    walk_weights,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.placement.model import Placement
+    from moetuner.problem import PlacementProblem
+    from moetuner.solver.base import SolverOptions
+    from moetuner.solver.joint.interruptible import Interruptible
+
+    RankOf = NDArray[np.int32]
+    Floats = NDArray[np.float64]
+
+HOT, COLD = 1.0, 0.1
+"""Temperatures, in units of the median |change| of a random swap."""
+WARM, COOL = 0.05, 0.002
+"""The same where experts have found their nodes already."""
+
+
+class Way(enum.Enum):
+    """Where a round begins."""
+
+    RANKS = "ranks"
+    """At the balanced placement, with all ranks at once."""
+    NODES = "nodes"
+    """With the nodes alone, as if each were one rank; then ranks inside them."""
+
+
+@dataclass(kw_only=True)
+class LayerRounds:
+    """Annealing of every layer for itself; the best of each layer is kept."""
+
+    problem: PlacementProblem
+    options: SolverOptions
+    profile: SearchProfile
+    start: RankOf
+    runner: Interruptible
+    stay: Placement | None = None
+    move_seconds: float = 0.0
+    rank_of: RankOf = field(init=False)
+    cost: Floats = field(init=False)
+    _members: RankOf = field(init=False)
+    _home: RankOf | None = None
+    _scenarios: Scenarios = field(init=False)
+    _rounds: int = 0
+    _open: list[Way] = field(init=False)
+    _last: dict[Way, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        workload = self.problem.workload
+        assert workload is not None
+        self._scenarios = make_scenarios(workload, self.profile.scenario_tokens)
+        self._members = members(self.problem, self.start)
+        cost = workload.cost
+        if cost.homes is Homes.RECORDED and cost.wire is Wire.DEDUP:
+            self._home = first_homes(self.problem, self._scenarios)
+        self.rank_of = self.start
+        self.cost = np.full(self.problem.num_layers, np.inf)
+        self._open = self.ways()
+
+    def round(self, proposals: int, seconds: float) -> bool:
+        """Anneal all layers every open way; whether any of them is better now."""
+        before = self.cost
+        for way in self._open:
+            self._try(way, proposals, seconds / len(self._open))
+        return bool((self.cost < before).any())
+
+    @property
+    def placement(self) -> Placement | None:
+        """The best found so far, when it answers the problem."""
+        return place_or_none(self.problem, self.rank_of)
+
+    def settle(self) -> int:
+        """Keep to the way that went best last time; of how many it is one."""
+        number = len(self._open)
+        self._open = [min(self._open, key=lambda way: self._last.get(way, np.inf))]
+        return number
+
+    def _try(self, way: Way, proposals: int, seconds: float) -> None:
+        self._rounds += 1
+        seed = self.options.round_seed(self._rounds)
+        found, cost = self.runner.run(
+            lambda stop: self._go(way, proposals, seconds, seed, stop)
+        )
+        self._last[way] = float(cost.sum())
+        better = cost < self.cost * (1 - 1e-12)
+        self.cost = np.where(better, cost, self.cost)
+        found = found[:, : self.problem.num_experts]
+        self.rank_of = np.where(better[:, None], found, self.rank_of)
+
+    def ways(self) -> list[Way]:
+        """Those that make sense for the problem."""
+        topology = self.problem.topology
+        nested = topology.num_nodes > 1 and topology.ranks_per_node > 1
+        return [Way.RANKS, Way.NODES] if nested and self.stay is None else [Way.RANKS]
+
+    def _go(
+        self,
+        way: Way,
+        proposals: int,
+        seconds: float,
+        seed: int,
+        stop: NDArray[np.int32],
+    ) -> tuple[RankOf, Floats]:
+        if way is Way.RANKS:
+            return self.anneal(self._members, proposals, seconds, seed, stop)
+        start = self._find_nodes(proposals, seconds / 2, seed, stop)
+        temperatures = {"hot": WARM, "cold": COOL}
+        return self.anneal(start, proposals, seconds / 2, seed, stop, **temperatures)
+
+    def anneal(
+        self,
+        start: RankOf,
+        proposals: int,
+        seconds: float,
+        seed: int,
+        stop: NDArray[np.int32],
+        *,
+        hot: float = HOT,
+        cold: float = COLD,
+    ) -> tuple[RankOf, Floats]:
+        """Ranks of `members` after annealing, [L, P], and search costs, [L]."""
+        return search(
+            self.problem,
+            self._scenarios,
+            start,
+            weights=self._weights(),
+            proposals=proposals,
+            temperatures=(hot, cold),
+            home=self._home,
+            stay=None if self.stay is None else self.stay.rank_of(),
+            move_seconds=self.move_seconds,
+            options=self.options,
+            seed=seed,
+            seconds=seconds,
+            stop=stop,
+        )
+
+    def _find_nodes(
+        self, proposals: int, seconds: float, seed: int, stop: NDArray[np.int32]
+    ) -> RankOf:
+        """Ranks of `members` [L, P]: annealed over nodes, balanced inside them."""
+        per_node = self.problem.topology.ranks_per_node
+        nodes, _ = search(
+            self.problem,
+            self._scenarios,
+            self._members // per_node,
+            weights=of_nodes(self._weights(), per_node),
+            proposals=proposals,
+            temperatures=(HOT, COLD),
+            home=None if self._home is None else self._home // per_node,
+            nodes_alone=True,
+            options=self.options,
+            seed=seed,
+            seconds=seconds,
+            stop=stop,
+        )
+        load = np.zeros(nodes.shape)
+        load[:, : self.problem.num_experts] = self.problem.statistics.load
+        return _balance_inside(nodes, load, per_node, self.problem.slots_per_rank)
+
+    def _weights(self) -> Floats:
+        make = search_weights if self._home is None else walk_weights
+        return make(self.problem, self.profile)
+
+
+def search(
+    problem: PlacementProblem,
+    scenarios: Scenarios,
+    start: RankOf,
+    *,
+    weights: Floats,
+    proposals: int,
+    temperatures: tuple[float, float],
+    options: SolverOptions,
+    seed: int,
+    seconds: float,
+    stop: NDArray[np.int32],
+    home: RankOf | None = None,
+    sweeps: int = 1,
+    stay: RankOf | None = None,
+    move_seconds: float = 0.0,
+    nodes_alone: bool = False,
+) -> tuple[RankOf, Floats]:
+    """The core's search from `start` [L, P]: ranks [L, P] and search costs [L].
+
+    With ``nodes_alone``, nodes take the place of ranks in `start`, `home` [T] and the
+    result, and ``weights`` are those `of_nodes`.
+    """
+    workload, topology = problem.workload, problem.topology
+    assert workload is not None
+    cost = workload.cost
+    speeds, per_node = cost.speeds(topology.num_ranks), topology.ranks_per_node
+    if nodes_alone:
+        speeds, per_node = speeds.reshape(-1, per_node).mean(axis=1), 1
+    found: tuple[RankOf, Floats] = _core.search_layers(
+        scenarios.topk_ids,
+        scenarios.begin,
+        scenarios.load,
+        scenarios.active,
+        scenarios.row_scale,
+        scenarios.weight,
+        speeds,
+        weights,
+        per_node,
+        cost.wire is Wire.DEDUP,
+        cost.wire is Wire.ALLGATHER,
+        stay,
+        move_seconds,
+        start,
+        proposals,
+        *temperatures,
+        seed,
+        options.threads,
+        seconds,
+        stop,
+        home,
+        cost.homes is Homes.FOLLOW,
+        cost.shape.dispatch_share,
+        sweeps,
+    )
+    return found
+
+
+def _balance_inside(
+    nodes: RankOf, load: NDArray[Any], per_node: int, slots: int
+) -> RankOf:
+    """Ranks [L, P] of members on given nodes, by load inside each node."""
+    rank_of = np.empty_like(nodes)
+    for layer, (node_of, rows) in enumerate(zip(nodes, load, strict=True)):
+        for node in range(int(node_of.max()) + 1):
+            own = np.flatnonzero(node_of == node)
+            rows_here = np.ascontiguousarray(rows[own], np.float64)
+            packed = _core.pack_by_load(rows_here, per_node, slots)
+            packed = _core.refine_by_swaps(rows_here, packed, per_node)
+            rank_of[layer, own] = node * per_node + packed
+    return rank_of
