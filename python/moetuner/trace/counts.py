@@ -62,8 +62,8 @@ def counted(
         )
     if counts_QLE.min() < 0:
         raise InvalidTraceError(f"counts must be >= 0, got {counts_QLE.min()}")
-    groups = counts_QLE.any(axis=(1, 2))
-    layers = counts_QLE.any(axis=(0, 2))
+    groups = np.asarray(counts_QLE.any(axis=(1, 2)))
+    layers = np.asarray(counts_QLE.any(axis=(0, 2)))
     if not groups.any():
         raise InvalidTraceError("the recording counted nothing")
     if layer_ids is None:
@@ -84,7 +84,9 @@ def counted(
         metadata=metadata or TraceMetadata(),
         tokens_known=num_tokens is not None,
     )
-    return trace if top_k is None or trace.tokens_known else with_top_k(trace, top_k)
+    if top_k is None or trace.tokens_known:
+        return trace
+    return counts_with_top_k(trace, top_k)
 
 
 def with_top_k(trace: Trace | CountTrace, top_k: int | None) -> Trace | CountTrace:
@@ -97,6 +99,28 @@ def with_top_k(trace: Trace | CountTrace, top_k: int | None) -> Trace | CountTra
     """
     if top_k is None:
         return trace
+    if isinstance(trace, CountTrace):
+        return counts_with_top_k(trace, top_k)
+    _check_top_k(trace, top_k)
+    return trace
+
+
+def counts_with_top_k(trace: CountTrace, top_k: int) -> CountTrace:
+    """Counts with tokens that have `top_k` experts each.
+
+    Raises
+    ------
+    InvalidTraceError
+        When the counts say another top-k themselves, or are of fewer experts.
+    """
+    _check_top_k(trace, top_k)
+    if trace.tokens_known:
+        return trace
+    tokens = -(-_choices(trace.counts) // top_k)
+    return replace(trace, num_tokens=tokens, tokens_known=True)
+
+
+def _check_top_k(trace: Trace | CountTrace, top_k: int) -> None:
     if trace.top_k not in (None, top_k):
         raise InvalidTraceError(
             f"top_k (--top-k) is {top_k}, but the recording says {trace.top_k} experts "
@@ -106,10 +130,6 @@ def with_top_k(trace: Trace | CountTrace, top_k: int | None) -> Trace | CountTra
         raise InvalidTraceError(
             f"top_k is {top_k}, the counts are of {trace.num_experts} experts"
         )
-    if isinstance(trace, Trace) or trace.tokens_known:
-        return trace
-    tokens = -(-_choices(trace.counts) // top_k)
-    return replace(trace, num_tokens=tokens, tokens_known=True)
 
 
 def _choices(counts_QLE: NDArray[np.int64]) -> NDArray[np.int64]:

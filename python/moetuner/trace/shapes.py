@@ -34,7 +34,7 @@ class Meaning(enum.Enum):
     """What an array may hold, with the ``--format`` that says so."""
 
     EXPERTS = (
-        "the experts of tokens [tokens, layers, top-k], or [tokens, top-k] of one layer",
+        "the experts of tokens [tokens, layers, top-k], or [tokens, top-k] of a layer",
         "routed-arrays",
     )
     LOADS = "loads [layers, experts] or [groups, layers, experts]", "eplb"

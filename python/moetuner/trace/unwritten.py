@@ -2,8 +2,8 @@
 
 Buffers begin as zeros, so a row that was never written reads as expert 0. No token has
 an expert twice: with two or more experts per token, a row of zeros at one layer was not
-written there. With one, a token that reads 0 at *every* MoE layer was not written; where
-only one layer routes, nothing tells it from a token of expert 0, and it stays.
+written there. With one, a token that reads 0 at *every* MoE layer was not written;
+where only one layer routes, nothing tells it from a token of expert 0, and it stays.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import numpy as np
 from moetuner.trace.model import PADDING
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from numpy.typing import NDArray
 
 
-def routing_layers(ids_TLK: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+def routing_layers(ids_TLK: NDArray[np.int16]) -> NDArray[np.bool_]:
     """Rows of layers that route some of these tokens, bool [L]; others are dense."""
     lowest = PADDING if ids_TLK.shape[2] > 1 else 0
     written = without_unwritten(ids_TLK)
@@ -29,8 +27,8 @@ def routing_layers(ids_TLK: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
 
 
 def without_unwritten(
-    ids_TLK: NDArray[np.integer[Any]], num_routing: int | None = None
-) -> NDArray[np.integer[Any]]:
+    ids_TLK: NDArray[np.int16], num_routing: int | None = None
+) -> NDArray[np.int16]:
     """A copy in which rows that nobody wrote are padding.
 
     Parameters
@@ -41,7 +39,7 @@ def without_unwritten(
     num_routing
         How many of the layers route, for top-1; None counts those of these tokens.
     """
-    ids = np.array(ids_TLK)
+    ids = np.array(ids_TLK, np.int16)
     if ids.shape[2] > 1:
         ids[(ids == 0).all(axis=2)] = PADDING
         return ids

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetuner.errors import InvalidTraceError
+from moetuner.trace.hints import TraceHints, hints_of
 from moetuner.trace.importers.base import ImportOptions, Tokens, named
 from moetuner.trace.importers.detect import FOLDERS, RecordingFormat, detect_format
 from moetuner.trace.importers.eplb import read_eplb_weights, read_rank_loads
-from moetuner.trace.importers.hints import TraceHints, hints_of
 from moetuner.trace.importers.megatron import read_megatron_trace
 from moetuner.trace.importers.npz_file import read_npz_recording
 from moetuner.trace.importers.routed_experts import (

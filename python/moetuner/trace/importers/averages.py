@@ -49,17 +49,17 @@ def whole_loads(
     if not np.isfinite(largest):  # files of one group were added up
         raise InvalidTraceError("weights must add up to finite numbers")
     if largest <= _EXACT and (loads == np.floor(loads)).all():
-        return loads.astype(np.int64)
+        return np.asarray(loads, np.int64)
     steps = _steps(loads, precision)
     if steps is not None:
         note(f"weights are averages over {steps} steps: read as {steps} times them")
-        return np.rint(loads * steps).astype(np.int64)
+        return np.asarray(np.rint(loads * steps), np.int64)
     shares = loads / largest  # whose sums neither overflow nor vanish
     total = float(shares.sum(axis=2).max())
     scale = max(SCALED_TOTAL / total, largest) if largest < _LARGEST else 0.0
     scale = scale or SCALED_TOTAL / total
     note("weights are averages: scaled and rounded to whole numbers")
-    return np.rint(shares * scale).astype(np.int64)
+    return np.asarray(np.rint(shares * scale), np.int64)
 
 
 def _steps(loads: NDArray[Any], precision: float) -> int | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.model import MAX_EXPERTS, PADDING, CountTrace, Trace
+from moetuner.trace.model import MAX_EXPERTS, PADDING, CountTrace, Trace, TraceMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -81,7 +81,9 @@ def count_trace(
     if not counts_QLE.any():
         raise InvalidTraceError("the recording counted nothing")
     if layer_ids is None:
-        layers = name_rows(counts_QLE.any(axis=(0, 2)), options.layers, options.note)
+        layers = name_rows(
+            np.asarray(counts_QLE.any(axis=(0, 2))), options.layers, options.note
+        )
         counts_QLE, layer_ids = counts_QLE[:, layers.rows], layers.layer_ids
     if options.num_experts not in (None, counts_QLE.shape[2]):
         raise InvalidTraceError(

@@ -1,7 +1,7 @@
 """Which kind of recording a file is, told by its content.
 
 A kind is told by marks of its own (keys, names, magic bytes). An array without any is
-looked at, and refused by name when it may be several things: see `moetuner.trace.shapes`.
+looked at, and refused by name when it may be several things (`moetuner.trace.shapes`).
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ def _json_format(path: Path, start: bytes) -> RecordingFormat:
         return _tables_format(path)
     raise InvalidTraceError(
         f"{path}: JSON with neither 'routed_experts' (responses of SGLang and vLLM), "
-        f"'top_indices' (Megatron), loads ('logical_count', or by layer), nor a route a "
-        f"line; --format forces one"
+        f"'top_indices' (Megatron), loads ('logical_count', or by layer), nor a route "
+        f"a line; --format forces one"
     )
 
 

@@ -1,12 +1,12 @@
 """Routed experts as servers put them into JSON, decoded.
 
-==============================================  ======================================
-``"..."``, base64 of an ``.npy`` file            vLLM: [tokens, layers, top-k]
-``"..."``, base64 of int32                       SGLang: flat, cut by the options
-``[[[...], ...], ...]``                          vLLM: nested lists of the same shape
-``{"data", "shape", "dtype", "start"}``          raw bytes or lists; `start` is the first
-                                                 row's position in the sequence
-==============================================  ======================================
+========================================  ===========================================
+``"..."``, base64 of an ``.npy`` file      vLLM: [tokens, layers, top-k]
+``"..."``, base64 of int32                 SGLang: flat, cut by the options
+``[[[...], ...], ...]``                    vLLM: nested lists of the same shape
+``{"data", "shape", "dtype", "start"}``    raw bytes or lists; `start` is the position
+                                           of the first row in the sequence
+========================================  ===========================================
 """
 
 from __future__ import annotations
@@ -119,8 +119,12 @@ def _of_object(value: dict[str, Any], options: ImportOptions) -> NDArray[Any]:
     shape, data = value.get("shape"), value.get("data")
     if isinstance(data, list) and shape is None:
         return _of_lists(data)
-    legal = isinstance(shape, list) and all(_is_natural(n) for n in shape)
-    if not legal or len(shape) != 3 or not math.prod(shape[1:]):
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 3
+        or not all(_is_natural(n) for n in shape)
+        or not math.prod(shape[1:])
+    ):
         raise InvalidTraceError(
             f"routed_experts: shape must be [tokens, layers, top-k], got {shape!r:.60}"
         )
@@ -145,7 +149,8 @@ def _of_object(value: dict[str, Any], options: ImportOptions) -> NDArray[Any]:
             f"routed_experts: data holds {flat.size} numbers, shape {shape} wants "
             f"{size}"
         )
-    return flat.reshape(shape)
+    ids: NDArray[Any] = flat.reshape(shape)
+    return ids
 
 
 def _dtype_of(name: Any, num_bytes: int, size: int) -> np.dtype[Any]:

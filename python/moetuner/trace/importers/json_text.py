@@ -51,7 +51,8 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
 def first_values(start: bytes, *, most: int = 16) -> list[Any]:
     """The first whole JSON values of a file's first bytes; damage ends them."""
     text = start.decode("utf-8", "ignore").lstrip()
-    decoder, values = json.JSONDecoder(), []
+    decoder = json.JSONDecoder()
+    values: list[Any] = []
     while text and len(values) < most:
         try:
             value, end = decoder.raw_decode(text)

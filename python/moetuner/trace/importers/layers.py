@@ -1,8 +1,8 @@
 """Which rows of a recording are of which layers: one rule for every reader.
 
-Engines keep a row for every hidden layer, or one for each MoE layer, and most do not say
-which. Numbers that are given (``--layers``) and all lie within the rows pick rows; else
-they name rows in order: all of them, or those that route.
+Engines keep a row for every hidden layer, or one for each MoE layer, and most do not
+say which. Numbers that are given (``--layers``) and all lie within the rows pick rows;
+else they name rows in order: all of them, or those that route.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Tables of expert loads out of whatever file holds them.
 
-``.npy``, ``.npz``, safetensors, ``.pt`` and JSON: an array [layers, experts], a stack of
-those, one under a known name among other things, an array for each layer (``layer_3``),
-or JSON objects of them. Numbers beside them (steps, ranks, times) are passed over.
+``.npy``, ``.npz``, safetensors, ``.pt`` and JSON: an array [layers, experts], a stack
+of those, one under a known name among other things, an array for each layer
+(``layer_3``), or JSON objects of them. Numbers beside them (steps, ranks, times) are
+passed over.
 
 Legend: L layers, E experts, Q groups.
 """

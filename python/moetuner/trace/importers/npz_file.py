@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.counts import with_top_k
+from moetuner.trace.counts import counts_with_top_k
 from moetuner.trace.importers.base import Tokens, block_rows
 from moetuner.trace.importers.rows import TokenRows
 from moetuner.trace.model import Trace
@@ -99,9 +99,9 @@ def _counts(counted: CountTrace, options: ImportOptions) -> CountTrace:
                 f"{counted.num_layers} that route: {counted.layer_ids.tolist()[:8]}"
             )
         counted = replace(counted, layer_ids=np.array(given, np.int32))
-    result = with_top_k(counted, options.top_k)
-    assert not isinstance(result, Trace)
-    return result
+    if options.top_k is None:
+        return counted
+    return counts_with_top_k(counted, options.top_k)
 
 
 def _given_layers(
@@ -120,7 +120,7 @@ def _given_layers(
 def _named(block: Trace, token_rows: TokenRows, recorded: bool) -> Trace:
     """The routed tokens of a block, at the layers that have experts."""
     if recorded:
-        mask = (block.topk_ids >= 0).any(axis=(1, 2))
+        mask = np.asarray((block.topk_ids >= 0).any(axis=(1, 2)))
         return block if mask.all() else select(block, mask)
     places, ids = token_rows.routed(block.topk_ids)
     mask = np.zeros(block.num_tokens, bool)

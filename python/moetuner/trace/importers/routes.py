@@ -1,8 +1,8 @@
 """Rows of a table, put together to tokens.
 
-A token is what has the same file, step, sequence, rank and place; a row that comes again
-for a token and layer is the next pass in which the logger counted from 0. Without a
-column that numbers tokens, the n-th row of each layer is the n-th token.
+A token is what has the same file, step, sequence, rank and place; a row that comes
+again for a token and layer is the next pass in which the logger counted from 0. Without
+a column that numbers tokens, the n-th row of each layer is the n-th token.
 
 Legend: N rows, T tokens, L layers, K top-k.
 """
@@ -218,7 +218,7 @@ def _choices_together(routes: Routes, files_are_layers: bool) -> Routes:
         weights = np.zeros(experts.shape, np.float32)
         weights[group[order], place] = routes.weights[order, 0]
     head = order[starts]
-    columns = {
+    columns: dict[str, Any] = {
         name: None if (v := getattr(routes, name)) is None else v[head]
         for name in _OPTIONAL
     }

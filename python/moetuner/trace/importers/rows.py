@@ -85,7 +85,7 @@ class TokenRows:
                 f"{list(ids.shape[1:])} (layers, top-k)"
             )
         if self._named is None:
-            layers = (ids > PADDING).any(axis=(0, 2))
+            layers = np.asarray((ids > PADDING).any(axis=(0, 2)))
             if not self._marked:
                 layers = routing_layers(ids)
             self._named = name_rows(layers, self._options.layers, self._options.note)
@@ -124,6 +124,6 @@ def routed_tokens(
     return places, ids
 
 
-def written_tokens(ids_TLK: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
+def written_tokens(ids_TLK: NDArray[np.int16]) -> NDArray[np.int16]:
     """Ids of the tokens that were written, where every row is of an MoE layer."""
     return routed_tokens(without_unwritten(ids_TLK, ids_TLK.shape[1]))[1]

@@ -50,12 +50,10 @@ class _Part:
     def layers(self) -> NDArray[np.bool_]:
         """Layers at which something was recorded, bool [L_all]."""
         if self.counts is not None:
-            counted: NDArray[np.bool_] = self.counts.read().any(axis=1)
-            return counted
+            return np.asarray(self.counts.read().any(axis=1))
         if self.ids is None:
             return np.zeros(len(self.logical), bool)
-        layers: NDArray[np.bool_] = (self.ids.read() > PADDING).any(axis=(1, 2))
-        return layers
+        return np.asarray((self.ids.read() > PADDING).any(axis=(1, 2)))
 
     @property
     def num_tokens(self) -> int:
@@ -152,7 +150,7 @@ def _joined(passes: list[_Pass]) -> list[_Pass]:
             wrote = [(r, layers) for r, layers in told if layers.any()] or told[:1]
             tokens = {r.parts[0].num_tokens for r, _ in wrote}
             shapes = {layers.shape for _, layers in wrote}
-            once = len(shapes) == 1 and sum(m.astype(int) for _, m in wrote).max() < 2
+            once = len(shapes) == 1 and np.sum([m for _, m in wrote], axis=0).max() < 2
             if len(wrote) > 1 and (not once or len(tokens) > 1):
                 raise InvalidTraceError(
                     f"forward pass {number} of rank {rank} is there twice: the same "

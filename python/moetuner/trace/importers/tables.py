@@ -175,8 +175,8 @@ def _routes_of(
 
 def _experts(row: dict[str, Any], columns: Columns) -> list[Any]:
     if columns.experts:
-        return [row[name] if not isinstance(row[name], str)
-                else integer(row[name], name, -1) for name in columns.experts]  # fmt: skip
+        values = [row[name] for name in columns.experts]
+        return [integer(v, "expert", -1) if isinstance(v, str) else v for v in values]
     name = columns.names.get(Column.EXPERTS) or columns.names[Column.EXPERT]
     value = row[name]
     if isinstance(value, dict):
@@ -269,13 +269,14 @@ def _check_told(routes: Routes, read: _Read, options: ImportOptions) -> None:
         raise InvalidTraceError(
             f"import: num_experts is {options.num_experts}, the table says {experts}"
         )
-    layers = sorted(set(routes.layers.tolist())) if routes.layers is not None else None
-    if None not in (layers, options.layers) and layers != list(options.layers or ()):
-        if not routes.nested:
-            raise InvalidTraceError(
-                f"import: --layers is {list(options.layers or ())[:8]}, the table has "
-                f"{layers[:8] if layers else layers}: leave it out"
-            )
+    if routes.layers is None or routes.nested or options.layers is None:
+        return
+    layers = np.unique(routes.layers).tolist()
+    if layers != list(options.layers):
+        raise InvalidTraceError(
+            f"import: --layers is {list(options.layers)[:8]}, the table has "
+            f"{layers[:8]}: leave it out"
+        )
 
 
 def _blocks(routes: Routes, options: ImportOptions) -> Iterator[Trace]:

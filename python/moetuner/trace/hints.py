@@ -1,8 +1,8 @@
 """What in a trace is most likely no routing of the model's traffic.
 
-An expert that every token has is a shared expert, fused into the routed ones: it belongs
-on every rank and says nothing about placement. Rows that are the same at every layer,
-many times over, are dummy batches (warm-up, profiling, padding that was routed).
+An expert that every token has is a shared expert, fused into the routed ones: it
+belongs on every rank and says nothing about placement. Rows that are the same at every
+layer, many times over, are dummy batches (warm-up, profiling, padding).
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class TraceHints:
         rows = np.sort(ids, axis=2).reshape(len(ids), -1).astype(np.uint64)
         if self._weights is None:
             rng = np.random.default_rng(0)
-            self._weights = rng.integers(1, 1 << 63, rows.shape[1], np.uint64) | 1
+            odd = rng.integers(1, 1 << 63, rows.shape[1], np.uint64) | np.uint64(1)
+            self._weights = odd
         hashes, counts = np.unique(rows @ self._weights, return_counts=True)
         known = self._rows
         for key, count in zip(hashes.tolist(), counts.tolist(), strict=True):
