@@ -155,7 +155,12 @@ def _of_object(value: dict[str, Any], options: ImportOptions) -> NDArray[Any]:
 
 def _dtype_of(name: Any, num_bytes: int, size: int) -> np.dtype[Any]:
     """The named type, or the unsigned one that the number of bytes leaves."""
-    if name is None and size and num_bytes in (size, 2 * size, 4 * size, 8 * size):
+    if name is None:
+        if not size or num_bytes not in (size, 2 * size, 4 * size, 8 * size):
+            raise InvalidTraceError(
+                f"routed_experts: data holds {num_bytes} bytes, shape wants {size} "
+                f"numbers, and no dtype says of which size"
+            )
         # Smaller than any id's sign bit: signed and unsigned read alike.
         return np.dtype(f"<u{num_bytes // size}")
     short = str(name).rpartition(".")[2]

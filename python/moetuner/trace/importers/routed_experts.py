@@ -164,6 +164,11 @@ def _responses(
         drop.add("request")
     if without:
         options.note(f"{without} responses without routed experts: left out")
+    if rows.unwritten:
+        options.note(
+            f"{rows.unwritten} rows that nobody wrote (no expert, or 0 everywhere): "
+            f"left out"
+        )
     if checked.text:
         options.note(checked.text)
 

@@ -49,6 +49,8 @@ class TokenRows:
             rows = np.arange(len(layer_ids), dtype=np.int64)
             self._named = NamedRows(rows=rows, layer_ids=layer_ids)
         self._shape: tuple[int, ...] = ()
+        self.unwritten = 0
+        """Tokens so far that nobody wrote at any layer."""
 
     @property
     def layer_ids(self) -> NDArray[np.int32]:
@@ -102,7 +104,9 @@ class TokenRows:
                 f"layer {layer} routes tokens, but none of the first: say with "
                 f"--layers which layers have experts"
             )
-        return routed_tokens(written[:, rows], self._options.num_experts)
+        places, routed = routed_tokens(written[:, rows], self._options.num_experts)
+        self.unwritten += len(ids) - len(places)
+        return places, routed
 
 
 def routed_tokens(

@@ -12,16 +12,23 @@ record the same pass at other layers. The empty ones are dropped, the others joi
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.importers.base import Tokens, as_ids, block_rows, note_repeats
+from moetuner.trace.importers.base import Tokens, block_rows, note_repeats
 from moetuner.trace.importers.counting import counts_of, fold_counts
 from moetuner.trace.importers.rows import TokenRows
+from moetuner.trace.importers.sglang_passes import (
+    Part,
+    Pass,
+    array_of,
+    joined_passes,
+    passes_of,
+)
 from moetuner.trace.importers.stored import StoredArray
 from moetuner.trace.importers.torch_file import read_torch_file
 from moetuner.trace.model import MAX_EXPERTS, PADDING, Trace
@@ -36,47 +43,6 @@ if TYPE_CHECKING:
     from moetuner.trace.model import CountTrace
 
 _DECODE, _IDLE, _VERIFY = 2, 4, 5  # of SGLang's ForwardMode
-_MAX_RANKS = 1 << 15
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Part:
-    """What one stage of a pipeline recorded of a pass."""
-
-    counts: StoredArray | None
-    ids: StoredArray | None
-    logical: NDArray[np.int16]
-
-    def layers(self) -> NDArray[np.bool_]:
-        """Layers at which something was recorded, bool [L_all]."""
-        if self.counts is not None:
-            return np.asarray(self.counts.read().any(axis=1))
-        if self.ids is None:
-            return np.zeros(len(self.logical), bool)
-        return np.asarray((self.ids.read() > PADDING).any(axis=(1, 2)))
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of which ids were recorded."""
-        return 0 if self.ids is None else self.ids.shape[1]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Pass:
-    """One forward pass of one rank, all stages of it."""
-
-    forward_pass_id: int
-    rank: int
-    parts: tuple[_Part, ...]
-    sequence_lengths: NDArray[np.int64]
-    positions: NDArray[np.int32]
-    mode: int
-    inputs: bytes
-
-    @property
-    def has_ids(self) -> bool:
-        """Whether tokens were recorded, not only counts."""
-        return any(part.ids is not None for part in self.parts)
 
 
 def read_sglang_recorder(
@@ -84,14 +50,14 @@ def read_sglang_recorder(
 ) -> Tokens | CountTrace:
     """Dumps of one recording: tokens when the recorder kept them, else counts."""
     stats: list[StoredArray] = []
-    passes: list[_Pass] = []
+    passes: list[Pass] = []
     for done, path in enumerate(files):
         content = read_torch_file(path)
         try:
             if isinstance(content, dict) and "logical_count" in content:
                 stats.append(_logical_count(content["logical_count"]))
             elif isinstance(content, dict) and "records" in content:
-                passes += _passes(content, path.stat().st_size)
+                passes += passes_of(content, path.stat().st_size)
             else:
                 raise InvalidTraceError(
                     "no dump of SGLang's recorder: wanted the key 'logical_count' or "
@@ -105,7 +71,7 @@ def read_sglang_recorder(
     if stats:
         total = sum(array.shape[0] for array in stats)
         return fold_counts(_stat(stats), total, "SGLang recorder, stat", options)
-    passes = _joined(passes)
+    passes = joined_passes(passes)
     maps = [part.logical for one in passes for part in one.parts]
     if not all(np.array_equal(maps[0], other) for other in maps[1:]):
         options.note(
@@ -131,37 +97,6 @@ def read_sglang_recorder(
     )
 
 
-def _joined(passes: list[_Pass]) -> list[_Pass]:
-    """Each pass of each rank once, in order.
-
-    Raises
-    ------
-    InvalidTraceError
-        When one is there twice with the same layers.
-    """
-    passes = sorted(passes, key=lambda p: (p.forward_pass_id, p.rank))
-    joined = []
-    for (number, rank), same in groupby(
-        passes, key=lambda p: (p.forward_pass_id, p.rank)
-    ):
-        records = list(same)
-        if len(records) > 1:
-            told = [(r, r.parts[0].layers()) for r in records]
-            wrote = [(r, layers) for r, layers in told if layers.any()] or told[:1]
-            tokens = {r.parts[0].num_tokens for r, _ in wrote}
-            shapes = {layers.shape for _, layers in wrote}
-            once = len(shapes) == 1 and np.sum([m for _, m in wrote], axis=0).max() < 2
-            if len(wrote) > 1 and (not once or len(tokens) > 1):
-                raise InvalidTraceError(
-                    f"forward pass {number} of rank {rank} is there twice: the same "
-                    f"dump twice, or dumps of two server starts"
-                )
-            records = [r for r, _ in wrote]
-        parts = tuple(part for r in records for part in r.parts)
-        joined.append(replace(records[0], parts=parts))
-    return joined
-
-
 def _logical_count(value: Any) -> StoredArray:
     """Counts [steps, L_all, E], or [L_all, E] of one step."""
     if isinstance(value, StoredArray) and len(value.shape) == 2:
@@ -171,16 +106,7 @@ def _logical_count(value: Any) -> StoredArray:
             shape=(1, *value.shape),
             strides=None if strides is None else (0, *strides),
         )
-    return _array(value, "logical_count", 3)
-
-
-def _array(value: Any, name: str, ndim: int) -> StoredArray:
-    if not isinstance(value, StoredArray) or len(value.shape) != ndim:
-        shape = list(value.shape) if isinstance(value, StoredArray) else value
-        raise InvalidTraceError(
-            f"{name} must be a tensor of {ndim} dimensions, got {shape!r:.60}"
-        )
-    return value
+    return array_of(value, "logical_count", 3)
 
 
 def _stat(arrays: list[StoredArray]) -> Iterator[NDArray[np.int64]]:
@@ -189,92 +115,7 @@ def _stat(arrays: list[StoredArray]) -> Iterator[NDArray[np.int64]]:
             yield counts_of(array, step, step + 1)[0]
 
 
-def _passes(content: dict[str, Any], num_bytes: int) -> list[_Pass]:
-    stored = _array(
-        content.get("last_physical_to_logical_map"), "last_physical_to_logical_map", 2
-    )
-    logical = as_ids(stored.read())
-    if not logical.size or logical.min() < 0:
-        raise InvalidTraceError("last_physical_to_logical_map must hold ids >= 0")
-    records = content["records"]
-    if not isinstance(records, list):
-        raise InvalidTraceError(f"records must be a list, got {type(records).__name__}")
-    passes = []
-    for record in records:
-        passes.append(_pass(record, logical))
-        (part,) = passes[-1].parts
-        arrays = (part.ids, part.counts)
-        num_bytes -= sum(0 if a is None else a.num_bytes for a in arrays)
-        num_bytes -= len(passes[-1].positions) + len(passes[-1].sequence_lengths)
-        if num_bytes < 0:  # one list or tensor in many records: endless from little
-            raise InvalidTraceError("the records hold more than the file has bytes")
-    return passes
-
-
-def _pass(record: Any, logical: NDArray[np.int16]) -> _Pass:
-    if not isinstance(record, dict):
-        raise InvalidTraceError(f"a record must be a dict, got {record!r:.40}")
-    counts, ids = record.get("global_physical_count"), record.get("topk_ids_of_layer")
-    inputs = _integers(record, "input_ids")
-    part = _Part(
-        counts=None if counts is None else _array(counts, "global_physical_count", 2),
-        ids=None if ids is None else _array(ids, "topk_ids_of_layer", 3),
-        logical=logical,
-    )
-    known = _Pass(
-        forward_pass_id=_number(record, "forward_pass_id", 2**62),
-        rank=_number(record, "rank", _MAX_RANKS),
-        parts=(part,),
-        sequence_lengths=_integers(record, "extend_seq_lens"),
-        positions=_integers(record, "positions").astype(np.int32),
-        mode=_number(record, "forward_mode", 2**31, default=0),
-        inputs=hashlib.blake2b(inputs.tobytes()).digest(),
-    )
-    for name, array in (("counts", part.counts), ("ids", part.ids)):
-        if array is not None and array.shape[0] != len(logical):
-            raise InvalidTraceError(
-                f"{name} of {array.shape[0]} layers beside a map of {len(logical)}"
-            )
-    if part.counts is not None and part.counts.shape != logical.shape:
-        raise InvalidTraceError(
-            f"counts {list(part.counts.shape)} beside a map {list(logical.shape)}"
-        )
-    if part.ids is not None and len(known.positions) not in (0, part.num_tokens):
-        raise InvalidTraceError(
-            f"{len(known.positions)} positions for {part.num_tokens} tokens"
-        )
-    return known
-
-
-def _number(
-    record: dict[str, Any], name: str, limit: int, default: int | None = None
-) -> int:
-    value = record.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
-        raise InvalidTraceError(f"{name} must be 0..{limit - 1}, got {value!r:.40}")
-    return value
-
-
-def _integers(record: dict[str, Any], name: str) -> NDArray[np.int64]:
-    values = record.get(name)
-    if isinstance(values, StoredArray):
-        values = values.read()
-    try:
-        array = np.array([] if values is None else values)
-    except (ValueError, OverflowError) as error:
-        raise InvalidTraceError(f"{name} must be whole numbers: {error}") from error
-    if array.size == 0:
-        return np.empty(0, np.int64)
-    if array.dtype.kind not in "iu" or array.ndim != 1:
-        raise InvalidTraceError(f"{name} must be a list of whole numbers")
-    if array.min() < 0 or array.max() >= 2**31:
-        raise InvalidTraceError(
-            f"{name} must be 0..2**31 - 1, got {array.min()}..{array.max()}"
-        )
-    return array.astype(np.int64)
-
-
-def _summed(passes: list[_Pass]) -> Iterator[NDArray[np.int64]]:
+def _summed(passes: list[Pass]) -> Iterator[NDArray[np.int64]]:
     """Logical counts [L_all, E] of each forward pass, added over ranks."""
     parts = [part for one in passes for part in one.parts]
     num_experts = max(int(part.logical.max()) + 1 for part in parts)
@@ -297,7 +138,7 @@ def _summed(passes: list[_Pass]) -> Iterator[NDArray[np.int64]]:
 
 
 def _blocks(
-    passes: list[_Pass], num_experts: int, drop: set[str], options: ImportOptions
+    passes: list[Pass], num_experts: int, drop: set[str], options: ImportOptions
 ) -> Iterator[Trace]:
     top_k, sequences = options.top_k, 0
     token_rows = TokenRows(replace(options, num_experts=num_experts), marked=True)
@@ -334,7 +175,7 @@ def _blocks(
         options.progress(len(passes) + 9 * index, len(passes) * 10)
 
 
-def _top_k(one: _Pass, ids_TLK: NDArray[np.int16], options: ImportOptions) -> int:
+def _top_k(one: Pass, ids_TLK: NDArray[np.int16], options: ImportOptions) -> int:
     """Experts per token: the widest row of the first tokens, unless it is given."""
     width = ids_TLK.shape[2]
     if options.top_k is not None and options.top_k > width:
@@ -357,7 +198,7 @@ def _top_k(one: _Pass, ids_TLK: NDArray[np.int16], options: ImportOptions) -> in
     return options.top_k or int(np.flatnonzero(used)[-1]) + 1
 
 
-def _is_repeat(one: _Pass, seen: set[bytes]) -> bool:
+def _is_repeat(one: Pass, seen: set[bytes]) -> bool:
     """Whether another rank recorded the very same tokens in this forward pass."""
     if not any(part.num_tokens for part in one.parts):
         return False
@@ -372,7 +213,7 @@ def _is_repeat(one: _Pass, seen: set[bytes]) -> bool:
     return False
 
 
-def _logical_ids(one: _Pass) -> Iterator[tuple[int, NDArray[np.int16]]]:
+def _logical_ids(one: Pass) -> Iterator[tuple[int, NDArray[np.int16]]]:
     """Blocks of logical ids [t, L_all, width] and the token where each begins."""
     parts = [part for part in one.parts if part.ids is not None]
     shapes = {part.ids.shape for part in parts if part.ids is not None}
@@ -390,7 +231,7 @@ def _logical_ids(one: _Pass) -> Iterator[tuple[int, NDArray[np.int16]]]:
         yield start, np.ascontiguousarray(ids.transpose(1, 0, 2))
 
 
-def _logical_part(one: _Pass, part: _Part, start: int, stop: int) -> NDArray[np.int16]:
+def _logical_part(one: Pass, part: Part, start: int, stop: int) -> NDArray[np.int16]:
     """Logical ids [L_all, t, width] of some tokens at the layers of one stage."""
     assert part.ids is not None
     num_slots = part.logical.shape[1]
@@ -410,7 +251,7 @@ def _logical_part(one: _Pass, part: _Part, start: int, stop: int) -> NDArray[np.
 
 
 def _block(
-    one: _Pass,
+    one: Pass,
     tokens: NDArray[np.int64],
     ids: NDArray[np.int16],
     layers: NDArray[np.int32],
