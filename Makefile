@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f)
 CXX_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
-.PHONY: help demo test test-all coverage check docs wheel format bench clean
+.PHONY: help demo test test-all coverage check docs wheel format stub bench clean
 
 help:  ## What there is to make
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,6 +28,7 @@ coverage: $(VENV)/.coverage  ## Which lines of Python `make test` reaches; pages
 check: $(VENV)/.lint  ## Lint, types, import contracts, C++ format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/core_stub.py --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(CXX_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
@@ -42,6 +43,9 @@ format: $(VENV)/.lint  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(CXX_FILES) | xargs $(BIN)/clang-format -i
+
+stub: $(VENV)/.lint  ## Write the types of the C++ core anew, after a change of csrc/python
+	$(BIN)/python .ci/core_stub.py
 
 bench: $(VENV)/.dev  ## Microbenchmarks; JSON and, on a GPU, a table under benchmarks/results
 	mkdir -p benchmarks/results
