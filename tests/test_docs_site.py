@@ -1,4 +1,4 @@
-"""The reference lists all that is public, the site all pages; the picture is of figures."""
+"""Reference and site list what there is; the picture shows the figures."""
 
 import runpy
 from pathlib import Path
