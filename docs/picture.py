@@ -45,11 +45,7 @@ def draw() -> str:
         f"<title>{escape(TITLE)}</title><style>{STYLE}</style>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="6"/>',
         _text(LEFT - 56, 28, TITLE, "t"),
-        _text(
-            LEFT - 56,
-            48,
-            "Modelled time of a held-out batch against contiguous blocks, median of 5 splits",
-        ),
+        _text(LEFT - 56, 48, SUBTITLE),
         *_axes(),
     ]
     slowest = _median(splits, "contiguous", "batch_seconds_mean")
