@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from moetuner._core import Rows
 from moetuner.bounds import certify
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
     MissingStatisticsError,
 )
-from moetuner.evaluation.cost import CostModel, Wire
 from moetuner.evaluation.evaluate import Evaluation, GainInterval, evaluate
 from moetuner.planning.baselines import REFERENCE, Baselines, Rival, solve_baselines
 from moetuner.planning.options import PlanOptions
@@ -45,6 +45,7 @@ from moetuner.trace import CountTrace, Trace, read_trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from moetuner.evaluation.cost import CostModel
     from moetuner.placement.model import Placement
     from moetuner.placement.topology import Topology
     from moetuner.solver import ProgressCallback
@@ -241,7 +242,7 @@ def _check_asked(traces: Sequence[Trace | CountTrace], options: PlanOptions) -> 
     """Refuse options that the traces cannot answer."""
     trace = traces[0]
     counted = any(isinstance(each, CountTrace) for each in traces)
-    if counted and options.cost.wire is not Wire.ALLGATHER:
+    if counted and options.cost.wire.rules.rows is not Rows.TO_ALL:
         raise MissingStatisticsError(
             f"plan: wire={options.cost.wire.value} needs the experts of each token; "
             f"this source only counted loads, so only wire=allgather can be scored"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner._core import Rows
+from moetuner.evaluation.cost import Homes
 from moetuner.planning.baselines import BASELINES
 from moetuner.problem import Objective
 
@@ -153,7 +154,7 @@ def _no_gain_possible(report: PlanReport | Comparison) -> str:
     alike = topology.num_nodes == 1 or topology.ranks_per_node == 1
     anywhere = cost.homes is Homes.UNIFORM and alike
     if report.result.placement.slots_per_rank == 1 and (
-        anywhere or cost.wire is Wire.ALLGATHER
+        anywhere or cost.wire.rules.rows is Rows.TO_ALL
     ):
         return (
             "No gain to be had: with one expert per rank a placement only renames "
@@ -177,7 +178,7 @@ def _notes(report: PlanReport | Comparison) -> list[str]:
         best = min(better, key=lambda c: c.evaluation.modelled_seconds)
         notes.append(f"{best.name} scored better still.")
     notes += _batches(report)
-    if cost.wire is Wire.ALLGATHER:
+    if cost.wire.rules.rows is Rows.TO_ALL:
         notes.append(
             "With all-gather every row goes everywhere: no gain in traffic is to be "
             "had, only in load balance."
