@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from moetuner.trace import Trace
 
 TIMEOUT = timedelta(seconds=300)
-HEADROOM = 1.25  # of the mean rows of a rank, in the fixed form
+HEADROOM = 1.25  # of the rows of the busiest rank, in the fixed form
 
 
 def tokens_and_layer(case: Case, task: Any, num_ranks: int) -> tuple[Trace, int]:
@@ -60,7 +60,7 @@ def placements(task: Any, tokens: Trace, topology: Topology) -> dict[str, Placem
 def methods_of(
     case: Case, placed: dict[str, Placement], tokens: Trace, layer: int, device: str
 ) -> list[Method]:
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
     ids = tokens.topk_ids[tokens.home_rank == rank, layer].astype(np.int64)
     rng = torch.Generator().manual_seed(rank)
     x = torch.randn(len(ids), case.hidden, generator=rng).to(torch.bfloat16)
@@ -75,8 +75,8 @@ def methods_of(
         if name == "contiguous":
             found.append(AllGather(own, "all-gather + reduce-scatter", inputs))
         nodes = node_groups(group, placement.topology.ranks_per_node)
-        rows = int(HEADROOM * case.num_tokens * case.top_k) + num_ranks
-        fixed = {"capacity": case.num_tokens, "max_rows": max(rows, 1)}
+        rows = tally(tokens, placement).rank_rows()[0, layer].max()
+        fixed = {"capacity": case.num_tokens, "max_rows": int(HEADROOM * rows)}
         for levels in (None, nodes):
             found.append(Moetuner(own, name, inputs, nodes=levels))
         found.append(Moetuner(own, name, inputs, fixed, nodes=nodes))
