@@ -31,6 +31,10 @@ SHAPE_FIELDS = {
 TOY = CostModel(hardware=Hardware(**HARDWARE_FIELDS), shape=ModelShape(**SHAPE_FIELDS))
 
 
+def two_ranks(cost):
+    return cost.layer_price(Topology(num_ranks=2, ranks_per_node=2))
+
+
 @pytest.mark.parametrize(
     ("rows", "active", "seconds"),
     [
@@ -43,15 +47,14 @@ TOY = CostModel(hardware=Hardware(**HARDWARE_FIELDS), shape=ModelShape(**SHAPE_F
     ],
 )
 def test_compute_is_bound_by_rows_or_by_active_experts(rows, active, seconds):
-    found = TOY.compute_seconds(np.array(rows, float), np.array(active, float))
-    assert found == seconds
+    assert two_ranks(TOY).compute(rows, active) == seconds
 
 
 def test_layers_are_timed_one_by_one():
     """Leading axes stay; the slowest rank is another one in each."""
     rows = np.array([[[3.0, 1], [0, 4]]])
     active = np.array([[[1.0, 1], [0, 1]]])
-    assert TOY.compute_seconds(rows, active).tolist() == [[6, 8]]
+    assert two_ranks(TOY).compute(rows, active).tolist() == [[6, 8]]
 
 
 @pytest.mark.parametrize(
@@ -69,22 +72,20 @@ def test_exchange_is_bound_by_the_slowest_link(
     rank_rows, node_rows, ranks_per_node, seconds
 ):
     topology = Topology(num_ranks=8, ranks_per_node=ranks_per_node)
-    found = TOY.exchange_seconds(
-        np.array(float(rank_rows)), np.array(float(node_rows)), 2, topology
-    )
-    assert found == seconds
+    price = TOY.layer_price(topology)
+    assert price.exchange(price.rates.dispatch, rank_rows, node_rows) == seconds
 
 
 def test_fp8_out_and_bf16_back():
     """The way back carries twice the bytes, and pays the same latency."""
     shape = ModelShape(**SHAPE_FIELDS, dispatch_bytes=1, combine_bytes=2)
     model = dataclasses.replace(TOY, shape=shape)
-    topology = Topology(num_ranks=2, ranks_per_node=2)
-    rows, none = np.array([6.0]), np.array([0.0])
-    out = model.exchange_seconds(rows, none, shape.dispatch_bytes, topology)
-    back = model.exchange_seconds(rows, none, shape.combine_bytes, topology)
-    assert out.tolist() == [3.25]
-    assert back.tolist() == [6.25]
+    price = two_ranks(model)
+    rates = price.rates
+    assert price.exchange(rates.dispatch, [6.0], [0.0]).tolist() == [3.25]
+    assert price.exchange(rates.combine, [6.0], [0.0]).tolist() == [6.25]
+    assert price.exchange(rates.both_ways, [6.0], [0.0]).tolist() == [9.5]
+    assert rates.dispatch_share == 1 / 3
 
 
 def test_size_of_an_expert():
@@ -95,8 +96,7 @@ def test_size_of_an_expert():
     assert shape.flops_per_row == 88_080_384
     gpu = CostModel(hardware=HARDWARE["h100"], shape=shape)
     # One active expert, one row: 88 MB at 3.35 TB/s.
-    seconds = gpu.compute_seconds(np.ones(8), np.ones(8))
-    assert seconds == pytest.approx(26.3e-6, rel=1e-2)
+    assert two_ranks(gpu).compute([1, 1], [1, 1]) == pytest.approx(26.3e-6, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", HARDWARE)

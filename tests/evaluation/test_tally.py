@@ -10,7 +10,7 @@ from moetuner.errors import (
 )
 from moetuner.evaluation import reference
 from moetuner.evaluation.cost import Homes, Wire
-from moetuner.evaluation.tally import _HOMES, _WIRES, tally
+from moetuner.evaluation.tally import tally
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
 from moetuner.trace import CountTrace
@@ -24,8 +24,8 @@ def core_tally(trace, placement, wire, homes, groups, threads=2):
         trace.num_experts,
         placement.topology.num_ranks,
         placement.topology.ranks_per_node,
-        _WIRES[wire],
-        _HOMES[homes],
+        wire,
+        homes,
         trace.home_rank,
         groups,
         int(max(groups, default=0)) + 1,

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
 #include <vector>
 
 namespace moetuner {
@@ -55,12 +56,23 @@ class Step {
     if (!uses_nodes()) return 0.0;
     between_nodes(rename);
     const double node = busiest(node_egress_, node_ingress_);
-    return node > 0 ? node * args_.node_seconds + args_.node_latency : 0.0;
+    return LayerPrice::exchange(args_.dispatch, 0.0, node);
   }
 
   double cost(const std::int32_t* rename) {
-    if (args_.cost == ArcCost::kSlowestPair) return slowest_pair(rename);
-    if (args_.cost == ArcCost::kRemote) return remote(rename);
+    switch (args_.cost) {
+      case ArcCost::kExchange:
+        return exchange(rename);
+      case ArcCost::kSlowestPair:
+        return slowest_pair(rename);
+      case ArcCost::kRemote:
+        return remote(rename);
+    }
+    throw std::invalid_argument("cheapest_arcs: no such cost");
+  }
+
+ private:
+  double exchange(const std::int32_t* rename) {
     if (num_nodes_ == 1) {
       one_node(rename);
     } else {
@@ -69,11 +81,9 @@ class Step {
     }
     const double rank = busiest(egress_, ingress_);
     const double node = busiest(node_egress_, node_ingress_);
-    const double latency = node > 0 ? args_.node_latency : rank > 0 ? args_.rank_latency : 0.0;
-    return std::max(rank * args_.rank_seconds, node * args_.node_seconds) + latency;
+    return LayerPrice::exchange(args_.dispatch, rank, node);
   }
 
- private:
   static void add(const double* rows, std::int64_t count, double* sums) {
     for (std::int64_t i = 0; i < count; ++i) sums[i] += rows[i];
   }
@@ -82,9 +92,7 @@ class Step {
     return std::max(*std::max_element(a.begin(), a.end()), *std::max_element(b.begin(), b.end()));
   }
 
-  bool uses_nodes() const {
-    return num_nodes_ > 1 && (args_.cost == ArcCost::kGateway || args_.cost == ArcCost::kDirect);
-  }
+  bool uses_nodes() const { return num_nodes_ > 1 && args_.cost == ArcCost::kExchange; }
 
   /// Every row leaves its home and enters its rank, but for those that stay.
   void one_node(const std::int32_t* rename) {
@@ -114,7 +122,7 @@ class Step {
     std::fill(egress_.begin(), egress_.end(), 0.0);
     std::fill(ingress_.begin(), ingress_.end(), 0.0);
     const std::int64_t per_node = args_.ranks_per_node;
-    const bool gateway = args_.cost == ArcCost::kGateway;
+    const bool gateway = args_.crossing == Crossing::kGateway;
     for (std::int64_t home = 0; home < args_.num_ranks; ++home) {
       const std::int64_t local = home - node_of_[home] * per_node;
       for (std::int64_t r = 0; r < args_.num_ranks; ++r) {

@@ -7,8 +7,6 @@
 namespace moetuner {
 namespace {
 
-MOETUNER_INLINE inline double larger(double a, double b) { return a > b ? a : b; }
-
 MOETUNER_INLINE inline double smaller(double a, double b) { return a < b ? a : b; }
 
 /// Rows of one node's ranks, [m, S] each, and what their maxima are, [S] each.
@@ -17,11 +15,10 @@ struct NodeRows {
   const std::int32_t* active;
   const std::int32_t* hits;
   const double* row_scale;
-  const double* rank_speed;
+  const LayerPrice* price;
+  std::int64_t first;  // its first rank
   std::int64_t num_ranks;
   std::int64_t size;
-  double row_compute;
-  double expert_compute;
   double* compute;
   double* peak;
   double* links;
@@ -39,8 +36,9 @@ void find_maxima(const NodeRows& node) {
   std::fill_n(node.squares, size, 0.0);
   std::fill_n(node.hits_sum, size, 0.0);
   for (std::int64_t i = 0; i < node.num_ranks; ++i) {
-    const double slow = 1.0 / node.rank_speed[i];
-    vectorized([&node, size, i, slow]() MOETUNER_INLINE {
+    const double slow = 1.0 / node.price->speed(node.first + i);
+    const ComputeRates rates = node.price->on_rank(node.first + i);
+    vectorized([&node, rates, size, i, slow]() MOETUNER_INLINE {
       const std::int32_t* __restrict load = node.load + i * size;
       const std::int32_t* __restrict active = node.active + i * size;
       const std::int32_t* __restrict hits = node.hits + i * size;
@@ -51,15 +49,12 @@ void find_maxima(const NodeRows& node) {
       double* __restrict sum = node.hits_sum;
       double* __restrict most = node.links;
       double* __restrict least = node.least;
-      const double arithmetic = slow * node.row_compute;
-      const double reading = slow * node.expert_compute;
       for (std::int64_t s = 0; s < size; ++s) {
         const double rows = load[s];
         squares[s] += rows * rows;
       }
       for (std::int64_t s = 0; s < size; ++s) {
-        const double scaled = load[s] * scale[s];
-        compute[s] = larger(compute[s], larger(scaled * arithmetic, active[s] * reading));
+        compute[s] = larger(compute[s], busy_seconds(rates, load[s] * scale[s], active[s]));
       }
       for (std::int64_t s = 0; s < size; ++s) {
         peak[s] = larger(load[s] * scale[s] * slow, peak[s]);
@@ -94,13 +89,15 @@ void add_extremes(
 
 }  // namespace
 
-ScenarioCosts::ScenarioCosts(const SearchArgs& args)
-    : args_(args), size_(args.num_scenarios), num_nodes_(args.num_ranks / args.ranks_per_node) {
-  const auto ranks = static_cast<std::size_t>(args.num_ranks * size_);
+ScenarioCosts::ScenarioCosts(const SearchProblem& problem)
+    : problem_(problem),
+      size_(problem.num_scenarios),
+      num_nodes_(problem.num_ranks / problem.ranks_per_node) {
+  const auto ranks = static_cast<std::size_t>(problem.num_ranks * size_);
   const auto nodes = static_cast<std::size_t>(num_nodes_ * size_);
   for (auto* array : {&load_, &active_, &hits_}) array->assign(ranks, 0);
   node_hits_.assign(nodes, 0);
-  total_.assign(static_cast<std::size_t>(args.num_ranks), 0.0);
+  total_.assign(static_cast<std::size_t>(problem.num_ranks), 0.0);
   for (auto* array : {&compute_, &peak_, &links_, &squares_, &hits_sum_}) array->assign(nodes, 0);
   scratch_.assign(static_cast<std::size_t>(8 * size_), 0.0);
 }
@@ -114,25 +111,24 @@ void ScenarioCosts::clear() {
 
 void ScenarioCosts::refresh_all() {
   mean_load_.assign(static_cast<std::size_t>(size_), 0.0);
-  for (std::int64_t rank = 0; rank < args_.num_ranks; ++rank) {
+  for (std::int64_t rank = 0; rank < problem_.num_ranks; ++rank) {
     for (std::int64_t s = 0; s < size_; ++s) mean_load_[s] += load(rank)[s];
   }
-  for (double& rows : mean_load_) rows /= static_cast<double>(args_.num_ranks);
+  for (double& rows : mean_load_) rows /= static_cast<double>(problem_.num_ranks);
   for (std::int64_t node = 0; node < num_nodes_; ++node) refresh(node);
 }
 
 void ScenarioCosts::refresh(std::int64_t node) {
-  const std::int64_t first = node * args_.ranks_per_node;
+  const std::int64_t first = node * problem_.ranks_per_node;
   const std::int64_t row = node * size_;
   find_maxima({.load = load(first),
                .active = active(first),
                .hits = hits(first),
-               .row_scale = args_.row_scale,
-               .rank_speed = args_.rank_speed + first,
-               .num_ranks = args_.ranks_per_node,
+               .row_scale = problem_.row_scale,
+               .price = &problem_.price,
+               .first = first,
+               .num_ranks = problem_.ranks_per_node,
                .size = size_,
-               .row_compute = args_.weights.row_compute,
-               .expert_compute = args_.weights.expert_compute,
                .compute = compute_.data() + row,
                .peak = peak_.data() + row,
                .links = links_.data() + row,
@@ -140,19 +136,20 @@ void ScenarioCosts::refresh(std::int64_t node) {
                .hits_sum = hits_sum_.data() + row,
                .least = scratch_.data()});
   double* links = links_.data() + row;
-  if (args_.home != nullptr) {
+  if (problem_.home != nullptr) {
     for (std::int64_t s = 0; s < size_; ++s) {
-      links[s] *= args_.row_scale[s] * static_cast<double>(args_.num_ranks);
+      links[s] *= problem_.row_scale[s] * static_cast<double>(problem_.num_ranks);
     }
     return;
   }
   // Uniform homes, in rows x ranks: see LayerTally::add_expected.
-  const double senders = args_.dedup ? static_cast<double>(num_nodes_) : 1.0;
-  const double others = static_cast<double>(args_.ranks_per_node - 1);
+  const double senders =
+      problem_.wire.crossing == Crossing::kGateway ? static_cast<double>(num_nodes_) : 1.0;
+  const double others = static_cast<double>(problem_.ranks_per_node - 1);
   for (std::int64_t s = 0; s < size_; ++s) {
     const double ingress = others * links[s];
     const double egress = hits_sum_[row + s] - scratch_[s];
-    links[s] = senders * std::max(ingress, egress) * args_.row_scale[s];
+    links[s] = senders * std::max(ingress, egress) * problem_.row_scale[s];
   }
 }
 
@@ -176,38 +173,41 @@ double ScenarioCosts::price() {
     add(rank_hits, hits_sum_.data() + row, size_);
     add_extremes(node_hits, most, least, node_hits_.data() + row, size_);
   }
-  const SearchWeights& w = args_.weights;
-  const auto num_ranks = static_cast<double>(args_.num_ranks);
-  const auto per_node = static_cast<double>(args_.ranks_per_node);
+  const Smoothing& smoothing = problem_.smoothing;
+  const LinkRates& both_ways = problem_.price.rates().both_ways;
+  const auto num_ranks = static_cast<double>(problem_.num_ranks);
+  const auto per_node = static_cast<double>(problem_.ranks_per_node);
   const double away = num_ranks - per_node;
-  const bool homes = args_.home != nullptr;
+  const bool homes = problem_.home != nullptr;
+  const bool moves = problem_.wire.rows != Rows::kToAll;  // else no placement changes the links
   const double unit = homes ? 1.0 / kLinkRow : 1.0;
   double seconds = 0.0;
   for (std::int64_t s = 0; s < size_; ++s) {
-    const double scale = args_.row_scale[s];
+    const double scale = problem_.row_scale[s];
     const double link_scale = scale * unit;
     // A rank's rows have the same mean whoever holds what.
     const double mean = mean_load_[s];
     const double variance = mean > 0 ? (squares[s] / num_ranks - mean * mean) / mean : 0.0;
-    double here = compute[s] + w.smooth_peak * peak[s] + w.smooth_variance * variance * scale;
-    if (!args_.gather) {
-      const bool between = num_nodes_ > 1 && node_hits[s] > 0;
+    double here = compute[s] + smoothing.peak * peak[s] + smoothing.variance * variance * scale;
+    if (moves) {
       const double node_rows =
           (homes ? most[s]
                  : std::max(away * most[s], (node_hits[s] - least[s]) * per_node) / num_ranks) *
           link_scale;
-      const double rank_rows = links[s] * unit / num_ranks;
-      here += std::max(rank_rows * w.rank_row, between ? node_rows * w.node_row : 0.0);
-      here += between ? w.node_latency : rank_rows > 0 ? w.rank_latency : 0.0;
-      here += link_scale * (w.smooth_rank_hit * rank_hits[s] + w.smooth_node_hit * node_hits[s]);
+      const double between = num_nodes_ > 1 ? node_rows : 0.0;
+      const double inside = links[s] * unit / num_ranks;
+      here += transfer_seconds(both_ways, inside, between);
+      here += latency_seconds(both_ways, inside, between);
+      here += link_scale *
+              (smoothing.rank_copies * rank_hits[s] + smoothing.node_copies * node_hits[s]);
     }
-    seconds += args_.weight[s] * here;
+    seconds += problem_.weight[s] * here;
   }
   double fullest = 0.0;
-  for (std::int64_t rank = 0; rank < args_.num_ranks; ++rank) {
-    fullest = std::max(fullest, total_[rank] / args_.rank_speed[rank]);
+  for (std::int64_t rank = 0; rank < problem_.num_ranks; ++rank) {
+    fullest = std::max(fullest, total_[rank] / problem_.price.speed(rank));
   }
-  return seconds + w.smooth_pooled * fullest;
+  return seconds + smoothing.pooled * fullest;
 }
 
 /// Calls body(array, row) for all that a change of the saved ranks touches.

@@ -16,7 +16,7 @@ constexpr std::int32_t kLinkRow = 64;
 /// changes rows of a rank or node calls `refresh` for its node.
 class ScenarioCosts {
  public:
-  explicit ScenarioCosts(const SearchArgs& args);
+  explicit ScenarioCosts(const SearchProblem& problem);
 
   std::int32_t* load(std::int64_t rank) { return load_.data() + rank * size_; }
   std::int32_t* active(std::int64_t rank) { return active_.data() + rank * size_; }
@@ -38,11 +38,11 @@ class ScenarioCosts {
   void restore();
 
  private:
-  std::int64_t node_of(std::int64_t rank) const { return rank / args_.ranks_per_node; }
+  std::int64_t node_of(std::int64_t rank) const { return rank / problem_.ranks_per_node; }
   template <typename Body>
   void for_saved(const Body& body);
 
-  const SearchArgs& args_;
+  const SearchProblem& problem_;
   const std::int64_t size_;  // S
   const std::int64_t num_nodes_;
   std::vector<double> mean_load_;     // [S], rows per rank

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "moetuner/planning/parallel.h"
-#include "moetuner/planning/search_task.h"
+#include "moetuner/planning/search.h"
 #include "planning/search/random_draws.h"
 #include "planning/search/stop_clock.h"
 
@@ -32,17 +32,18 @@ inline bool is_taken(double change, double temperature, RandomDraws& random) {
 /// `sweeps` times, ever cooler: `before()`, then `anneal(layer, sweep)` for every `phases`-th layer
 /// side by side, and so on from the next layer until each had its turn.
 template <typename Before, typename Layer>
-void take_turns(const SearchTask& task,
+void take_turns(std::int64_t num_layers,
+                const SearchOptions& options,
                 std::int64_t phases,
                 const StopClock& clock,
                 const Before& before,
                 const Layer& anneal) {
-  for (std::int64_t sweep = 0; sweep < task.sweeps && !clock.stopped(); ++sweep) {
+  for (std::int64_t sweep = 0; sweep < options.sweeps && !clock.stopped(); ++sweep) {
     for (std::int64_t phase = 0; phase < phases && !clock.stopped(); ++phase) {
       before();
-      const std::int64_t count = (task.num_layers - phase + phases - 1) / phases;
+      const std::int64_t count = (num_layers - phase + phases - 1) / phases;
       parallel_for(
-          count, task.num_threads, [&](std::int64_t i) { anneal(phase + i * phases, sweep); });
+          count, options.num_threads, [&](std::int64_t i) { anneal(phase + i * phases, sweep); });
     }
   }
 }

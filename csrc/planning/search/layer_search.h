@@ -21,7 +21,10 @@ struct Surroundings {
 /// Members are the experts and, with numbers from E on, the empty slots.
 class LayerSearch {
  public:
-  LayerSearch(const SearchArgs& args, std::int64_t layer, const Surroundings& around = {});
+  LayerSearch(const SearchProblem& problem,
+              const SearchState& state,
+              std::int64_t layer,
+              const Surroundings& around = {});
 
   double cost() const { return cost_; }
   /// The same without what it saves the next layer.
@@ -41,7 +44,7 @@ class LayerSearch {
   void place(const std::vector<std::int32_t>& rank_of);
 
  private:
-  std::int64_t node_of(std::int64_t rank) const { return rank / args_.ranks_per_node; }
+  std::int64_t node_of(std::int64_t rank) const { return rank / problem_.ranks_per_node; }
   void choose_tokens(std::int64_t layer);
   void choose_homes(std::int64_t layer);
   void value_ends(std::int64_t layer);
@@ -50,18 +53,21 @@ class LayerSearch {
   void fill_sets(std::int64_t rank);
   void fill_node_sets(std::int64_t node);
   bool moved(std::int64_t member, std::int64_t rank) const {
-    return stay_rank_ != nullptr && member < args_.num_experts && stay_rank_[member] != rank;
+    return stay_rank_ != nullptr && member < problem_.num_experts && stay_rank_[member] != rank;
   }
   double price() {
-    return costs_.price() + args_.move_seconds * static_cast<double>(num_moved_) - next_saved_;
+    return costs_.price() + problem_.move_seconds * static_cast<double>(num_moved_) - next_saved_;
   }
   void move_rows(std::int64_t rank, std::int64_t out, std::int64_t in);
 
-  const SearchArgs& args_;
+  const SearchProblem& problem_;
+  const std::int64_t num_slots_;
   const Surroundings around_;
   const std::int64_t num_nodes_;
   const std::int64_t num_scenarios_;
   const std::int32_t* stay_rank_;  // [E]
+  const bool distinct_;            // a rank's hits are its tokens, not the rows of its experts
+  const bool gateway_sets_;        // a node's hits are its tokens, not the hits of its ranks
   TokenSets tokens_;
   std::vector<std::int32_t> load_;     // [P, S]
   std::vector<std::int32_t> active_;   // [P, S]

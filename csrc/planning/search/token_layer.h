@@ -1,6 +1,6 @@
 #pragma once
 
-#include "moetuner/planning/token_search.h"
+#include "moetuner/planning/search.h"
 #include "planning/tally/link_counts.h"
 
 #include <cstdint>
@@ -13,7 +13,8 @@ class TokenLayer {
  public:
   /// `home` [T] is where tokens are when the layer begins. `next_ranks` [T, K] are the ranks of
   /// their experts at the next layer (-1: padding), null when nothing follows.
-  TokenLayer(const TokenSearchArgs& args,
+  TokenLayer(const SearchProblem& problem,
+             const SearchState& state,
              std::int64_t layer,
              const std::int32_t* home,
              const std::int32_t* next_ranks);
@@ -48,7 +49,7 @@ class TokenLayer {
   void add_next(std::int64_t t, std::int64_t s, std::int32_t end, std::int32_t sign);
   double price() const;
   double price_scenario(std::int64_t s) const;
-  const std::int16_t* ids(std::int64_t t) const { return ids_.data() + t * args_.top_k; }
+  const std::int16_t* ids(std::int64_t t) const { return ids_.data() + t * problem_.top_k; }
 
   /// All that a proposal changes and a rejection restores.
   struct Counts {
@@ -58,11 +59,13 @@ class TokenLayer {
     LinkCounts next;
   };
 
-  const TokenSearchArgs& args_;
+  const SearchProblem& problem_;
+  const std::int64_t num_slots_;
   const std::int64_t layer_;
   const std::int64_t slots_per_rank_;
   const std::int32_t* home_;
   const bool has_next_;
+  const bool distinct_;                               // rows are one per rank, not one per expert
   std::vector<std::int16_t> ids_;                     // [T, K] of this layer, side by side
   std::vector<std::int64_t> scenario_of_;             // [T]
   std::vector<std::vector<std::int32_t>> tokens_of_;  // [E], tokens that chose the expert

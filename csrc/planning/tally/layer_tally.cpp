@@ -9,6 +9,7 @@ namespace moetuner {
 
 LayerTally::LayerTally(const TallyArgs& args, std::int64_t layer, const Replicas& replicas)
     : args_(args),
+      wire_(rules_of(args.wire)),
       layer_(layer),
       replicas_(replicas),
       num_nodes_(args.num_ranks / args.ranks_per_node),
@@ -74,11 +75,27 @@ void LayerTally::visit(std::int64_t token, std::int64_t home, std::int64_t weigh
   }
 }
 
+const std::vector<std::int64_t>& LayerTally::targets() const {
+  switch (wire_.rows) {
+    case Rows::kPerRank:
+      return visit_.ranks;
+    case Rows::kPerExpert:
+      return visit_.expert_ranks;
+    case Rows::kToAll:
+      return all_ranks_;
+  }
+  throw std::invalid_argument("tally_routing: no such rows");
+}
+
+const std::vector<std::int64_t>& LayerTally::target_nodes() const {
+  return wire_.rows == Rows::kToAll ? all_nodes_ : visit_.nodes;
+}
+
 void LayerTally::route(std::int64_t home, const Links& links, std::int64_t weight) const {
   const std::int64_t home_node = node_of(home);
   const std::int64_t local = home % args_.ranks_per_node;
-  if (args_.wire == Wire::kPerExpert) {
-    for (const std::int64_t rank : visit_.expert_ranks) {
+  if (wire_.crossing == Crossing::kDirect) {
+    for (const std::int64_t rank : targets()) {
       if (rank == home) continue;
       const std::int64_t node = node_of(rank);
       if (node == home_node) {
@@ -91,13 +108,12 @@ void LayerTally::route(std::int64_t home, const Links& links, std::int64_t weigh
     }
     return;
   }
-  const bool everywhere = args_.wire == Wire::kAllGather;
-  for (const std::int64_t node : everywhere ? all_nodes_ : visit_.nodes) {
+  for (const std::int64_t node : target_nodes()) {
     if (node == home_node) continue;
     links.node_egress[home_node] += weight;
     links.node_ingress[node] += weight;
   }
-  for (const std::int64_t rank : everywhere ? all_ranks_ : visit_.ranks) {
+  for (const std::int64_t rank : targets()) {
     const std::int64_t gateway = node_of(rank) * args_.ranks_per_node + local;
     if (rank == gateway) continue;  // on the home node the gateway is the home itself
     links.rank_egress[gateway] += weight;
@@ -119,11 +135,8 @@ void LayerTally::add_token(std::int64_t token, std::int64_t home, std::int64_t w
   args_.distinct_nodes[cell] += weight * num_nodes;
   args_.remote_ranks[cell] += weight * (num_ranks - (rank_seen_[home] == stamp_));
   args_.remote_nodes[cell] += weight * (num_nodes - (node_seen_[node_of(home)] == stamp_));
-  const auto& targets = args_.wire == Wire::kPerExpert   ? visit_.expert_ranks
-                        : args_.wire == Wire::kAllGather ? all_ranks_
-                                                         : visit_.ranks;
   std::int64_t* traffic = args_.traffic + (layer_ * args_.num_ranks + home) * args_.num_ranks;
-  for (const std::int64_t rank : targets) traffic[rank] += weight;
+  for (const std::int64_t rank : targets()) traffic[rank] += weight;
 }
 
 bool LayerTally::chose_replicated(std::int64_t token) const {
@@ -154,20 +167,13 @@ void LayerTally::add_uniform_homes() {
     args_.remote_nodes[cell] += nodes * (num_ranks - args_.ranks_per_node);
     std::int64_t* hits = rank_hits.data() + group * num_ranks;
     std::int64_t* nodes_hit = node_hits.data() + group * num_nodes_;
-    switch (args_.wire) {
-      case Wire::kDedup:
-        for (const std::int64_t rank : visit_.ranks) ++hits[rank];
-        for (const std::int64_t node : visit_.nodes) ++nodes_hit[node];
+    for (const std::int64_t rank : targets()) ++hits[rank];
+    switch (wire_.crossing) {
+      case Crossing::kGateway:
+        for (const std::int64_t node : target_nodes()) ++nodes_hit[node];
         break;
-      case Wire::kPerExpert:
-        for (const std::int64_t rank : visit_.expert_ranks) {
-          ++hits[rank];
-          ++nodes_hit[node_of(rank)];
-        }
-        break;
-      case Wire::kAllGather:
-        for (const std::int64_t rank : all_ranks_) ++hits[rank];
-        for (const std::int64_t node : all_nodes_) ++nodes_hit[node];
+      case Crossing::kDirect:
+        for (const std::int64_t rank : targets()) ++nodes_hit[node_of(rank)];
         break;
     }
   }
@@ -182,13 +188,13 @@ void LayerTally::add_uniform_homes() {
 /// Rows on every link when each hit comes once from every home, in units of 1 / G.
 ///
 /// m = ranks per node. A rank takes a row over its rank link unless the sender (the home, or the
-/// gateway with the home's local index) is the rank itself: of G homes, dedup leaves (m - 1) N,
-/// per_expert, which has no gateway, the m - 1 homes of its own node.
+/// gateway with the home's local index) is the rank itself: of G homes, gateways leave (m - 1) N,
+/// rows that cross directly the m - 1 homes of its own node.
 void LayerTally::add_expected(std::int64_t group,
                               const std::vector<std::int64_t>& rank_hits,
                               const std::vector<std::int64_t>& node_hits) {
   const std::int64_t per_node = args_.ranks_per_node;
-  const std::int64_t senders = args_.wire == Wire::kPerExpert ? 1 : num_nodes_;
+  const std::int64_t senders = wire_.crossing == Crossing::kDirect ? 1 : num_nodes_;
   const Links out = dispatch_links(group);
   const Links back = return_links(group);
   const std::int64_t all_nodes =

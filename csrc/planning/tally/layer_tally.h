@@ -40,7 +40,9 @@ class LayerTally {
   };
 
   Links dispatch_links(std::int64_t group) const;
-  Links return_links(std::int64_t group) const;  // as seen from the return rank: reversed
+  Links return_links(std::int64_t group) const;      // as seen from the return rank: reversed
+  const std::vector<std::int64_t>& targets() const;  // of the last visit, ranks that rows go to
+  const std::vector<std::int64_t>& target_nodes() const;  // where rows cross once per node
   bool chose_replicated(std::int64_t token) const;
   void visit(std::int64_t token, std::int64_t home, std::int64_t weight);
   void route(std::int64_t home, const Links& links, std::int64_t weight) const;
@@ -51,6 +53,7 @@ class LayerTally {
   std::int64_t node_of(std::int64_t rank) const { return rank / args_.ranks_per_node; }
 
   const TallyArgs& args_;
+  const WireRules wire_;
   const std::int64_t layer_;
   const Replicas& replicas_;
   const std::int64_t num_nodes_;

@@ -7,7 +7,7 @@ namespace moetuner {
 LinkCounts::LinkCounts(std::int64_t num_scenarios,
                        std::int64_t num_ranks,
                        std::int64_t ranks_per_node,
-                       Wire wire)
+                       WireRules wire)
     : num_ranks_(num_ranks),
       num_nodes_(num_ranks / ranks_per_node),
       ranks_per_node_(ranks_per_node),
@@ -27,7 +27,7 @@ void LinkCounts::add(std::int64_t scenario,
                      const std::int32_t* ranks,
                      std::int64_t count,
                      std::int32_t sign) {
-  if (wire_ == Wire::kAllGather) return;  // placement changes nothing
+  if (wire_.rows == Rows::kToAll) return;  // placement changes nothing
   std::int32_t* rank_out = rank_.data() + scenario * 2 * num_ranks_;
   std::int32_t* rank_in = rank_out + num_ranks_;
   std::int32_t* node_out = node_.data() + scenario * 2 * num_nodes_;
@@ -36,6 +36,7 @@ void LinkCounts::add(std::int64_t scenario,
   const auto per_node = static_cast<std::int32_t>(ranks_per_node_);
   const std::int32_t home_node = node_of_[home];
   const std::int32_t local = home - home_node * per_node;
+  const bool direct = wire_.crossing == Crossing::kDirect;
   ++stamp_;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int32_t rank = ranks[i];
@@ -43,13 +44,13 @@ void LinkCounts::add(std::int64_t scenario,
     const std::int32_t node = node_of_[rank];
     remote[0] += sign;
     if (node != home_node) {
-      if (wire_ == Wire::kPerExpert || node_seen_[node] != stamp_) {
+      if (direct || node_seen_[node] != stamp_) {
         node_seen_[node] = stamp_;
         node_out[home_node] += sign;
         node_in[node] += sign;
         remote[1] += sign;
       }
-      if (wire_ == Wire::kPerExpert) continue;
+      if (direct) continue;
     }
     const std::int32_t gateway = node * per_node + local;
     if (rank == gateway) continue;

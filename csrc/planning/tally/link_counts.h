@@ -1,6 +1,6 @@
 #pragma once
 
-#include "moetuner/planning/tally.h"
+#include "moetuner/planning/wire.h"
 
 #include <cstdint>
 #include <vector>
@@ -16,7 +16,7 @@ class LinkCounts {
   LinkCounts(std::int64_t num_scenarios,
              std::int64_t num_ranks,
              std::int64_t ranks_per_node,
-             Wire wire);
+             WireRules wire);
 
   /// Adds (sign 1) or takes away (-1) a token at `home` whose experts are on `ranks` [count]; with
   /// dedup the ranks are distinct.
@@ -35,7 +35,7 @@ class LinkCounts {
   std::int64_t num_ranks_;
   std::int64_t num_nodes_;
   std::int64_t ranks_per_node_;
-  Wire wire_;
+  WireRules wire_;
   std::vector<std::int32_t> node_of_;    // [G]; division is slow
   std::vector<std::int32_t> node_seen_;  // [N], stamp of the last token that visited
   std::int32_t stamp_ = 0;

@@ -2,21 +2,21 @@
 
 namespace moetuner {
 
-Replicas::Replicas(const TallyArgs& args, std::int64_t layer)
-    : slots_per_rank_(args.num_slots / args.num_ranks),
-      ranks_per_node_(args.ranks_per_node),
-      begin_(static_cast<std::size_t>(args.num_experts) + 1, 0) {
-  const std::int32_t* experts = args.slot_experts + layer * args.num_slots;
-  for (std::int64_t p = 0; p < args.num_slots; ++p) {
+Replicas::Replicas(const LayerSlots& slots)
+    : slots_per_rank_(slots.num_slots / slots.num_ranks),
+      ranks_per_node_(slots.ranks_per_node),
+      begin_(static_cast<std::size_t>(slots.num_experts) + 1, 0) {
+  const std::int32_t* experts = slots.experts;
+  for (std::int64_t p = 0; p < slots.num_slots; ++p) {
     if (experts[p] >= 0) ++begin_[experts[p] + 1];
   }
-  for (std::int64_t e = 0; e < args.num_experts; ++e) {
+  for (std::int64_t e = 0; e < slots.num_experts; ++e) {
     any_ = any_ || begin_[e + 1] > 1;
     begin_[e + 1] += begin_[e];
   }
   slots_.resize(static_cast<std::size_t>(begin_.back()));
   std::vector<std::int64_t> next(begin_.begin(), begin_.end() - 1);
-  for (std::int64_t p = 0; p < args.num_slots; ++p) {
+  for (std::int64_t p = 0; p < slots.num_slots; ++p) {
     if (experts[p] >= 0) slots_[next[experts[p]]++] = p;
   }
 }

@@ -1,7 +1,5 @@
 #pragma once
 
-#include "moetuner/planning/tally.h"
-
 #include <cstdint>
 #include <vector>
 
@@ -32,10 +30,19 @@ std::int64_t pick_slot(const Slot* slots,
   return slots[0];
 }
 
+/// The slots of one layer.
+struct LayerSlots {
+  const std::int32_t* experts;  // [P], -1: empty
+  std::int64_t num_slots;
+  std::int64_t num_experts;
+  std::int64_t num_ranks;
+  std::int64_t ranks_per_node;
+};
+
 /// Slots of every expert in one layer, and the rule that picks one of them.
 class Replicas {
  public:
-  Replicas(const TallyArgs& args, std::int64_t layer);
+  explicit Replicas(const LayerSlots& slots);
 
   bool any() const { return any_; }
 

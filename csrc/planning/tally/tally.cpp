@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <stdexcept>
 #include <vector>
 
 namespace moetuner {
@@ -82,13 +83,26 @@ void tally_follow(const TallyArgs& args, const std::vector<Replicas>& replicas) 
 }  // namespace
 
 std::int64_t tally_scale(Homes homes, std::int64_t num_ranks) {
-  return homes == Homes::kRecorded ? 1 : num_ranks;
+  switch (homes) {
+    case Homes::kUniform:
+    case Homes::kFollow:
+      return num_ranks;
+    case Homes::kRecorded:
+      return 1;
+  }
+  throw std::invalid_argument("tally_scale: no such homes");
 }
 
 void tally_routing(const TallyArgs& args) {
   std::vector<Replicas> replicas;
   replicas.reserve(static_cast<std::size_t>(args.num_layers));
-  for (std::int64_t layer = 0; layer < args.num_layers; ++layer) replicas.emplace_back(args, layer);
+  for (std::int64_t layer = 0; layer < args.num_layers; ++layer) {
+    replicas.emplace_back(LayerSlots{.experts = args.slot_experts + layer * args.num_slots,
+                                     .num_slots = args.num_slots,
+                                     .num_experts = args.num_experts,
+                                     .num_ranks = args.num_ranks,
+                                     .ranks_per_node = args.ranks_per_node});
+  }
   switch (args.homes) {
     case Homes::kUniform:
       return tally_uniform(args, replicas);

@@ -1,13 +1,7 @@
 """What moving and computing rows costs on a given machine.
 
-One layer takes, on ranks g and links i (bytes from row counts)::
-
-    max_g max(rows_g * flops_per_row / matmul_rate,
-              active_g * expert_bytes / memory_bandwidth)
-      + sum over dispatch, combine of  max_i bytes_i / bandwidth_i + latency
-
-Few tokens are bound by the weights of the active experts, many by arithmetic. Links are
-each rank's egress and ingress inside its node, and each node's egress and ingress.
+`CostModel` says what the machine can do and how tokens travel. The core's `LayerPrice`
+makes seconds of it: csrc/include/moetuner/planning/price.h, in words docs/objective.md.
 """
 
 from __future__ import annotations
@@ -19,6 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner._checks import check_positive, one_of
+from moetuner._core import (
+    ComputeRates,
+    LayerPrice,
+    LinkRates,
+    Rates,
+    WireRules,
+    wire_rules,
+)
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.hardware import HARDWARE, Hardware
 from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape
@@ -40,6 +42,11 @@ class Wire(str, enum.Enum):
     """One row per (token, expert) on a remote rank."""
     ALLGATHER = "allgather"
     """Every row goes to every rank; placement changes only load."""
+
+    @property
+    def rules(self) -> WireRules:
+        """Which rows travel, and how: the core's rules, which all code asks for."""
+        return wire_rules(self)
 
 
 class Homes(str, enum.Enum):
@@ -93,58 +100,40 @@ class CostModel:
                 f"topology has {topology.num_ranks}"
             )
 
-    def compute_seconds(self, rank_rows: Floats, active_experts: Floats) -> Floats:
-        """Time of the slowest rank.
+    def rates(self, topology: Topology) -> Rates:
+        """Seconds of rows, experts and messages on the ranks of ``topology``.
 
-        Parameters
-        ----------
-        rank_rows, active_experts
-            float64 [..., G]: (token, expert) rows and experts with at least one row.
-
-        Returns
-        -------
-        float64 [...], seconds
+        All that the core needs to price a layer; docs/objective.md has the formulas.
         """
-        arithmetic = rank_rows * (self.shape.flops_per_row / self.hardware.matmul_rate)
-        weights = active_experts * (
-            self.shape.expert_bytes / self.hardware.memory_bandwidth
+        self.check_topology(topology)
+        hardware, shape = self.hardware, self.shape
+        return Rates(
+            compute=ComputeRates(
+                row=shape.flops_per_row / hardware.matmul_rate,
+                expert=shape.expert_bytes / hardware.memory_bandwidth,
+            ),
+            dispatch=self._link_rates(shape.dispatch_bytes, 1, topology),
+            combine=self._link_rates(shape.combine_bytes, 1, topology),
+            both_ways=self._link_rates(
+                shape.dispatch_bytes + shape.combine_bytes, 2, topology
+            ),
+            dispatch_share=shape.dispatch_share,
+            rank_speeds=self.speeds(topology.num_ranks).tolist(),
         )
-        by_rank = np.maximum(arithmetic, weights)
-        if self.rank_speeds:
-            by_rank = by_rank / np.array(self.rank_speeds)
-        seconds: Floats = by_rank.max(axis=-1)
-        return seconds
 
-    def exchange_seconds(
-        self,
-        rank_rows: Floats,
-        node_rows: Floats,
-        bytes_per_value: float,
-        topology: Topology,
-    ) -> Floats:
-        """Time of the slowest link in one direction of the exchange.
+    def layer_price(self, topology: Topology) -> LayerPrice:
+        """The price of a layer on the ranks of ``topology``."""
+        return LayerPrice(self.rates(topology))
 
-        Parameters
-        ----------
-        rank_rows, node_rows
-            float64 [...]: rows on the busiest rank link and node link.
-        bytes_per_value
-            ``shape.dispatch_bytes`` or ``shape.combine_bytes``.
-
-        Returns
-        -------
-        float64 [...], seconds; 0 where nothing crosses a link.
-        """
+    def _link_rates(
+        self, bytes_per_value: float, messages: int, topology: Topology
+    ) -> LinkRates:
+        hardware = self.hardware
         row_bytes = self.shape.hidden_size * bytes_per_value
-        node_bandwidth = self.hardware.nic_bandwidth * topology.ranks_per_node
-        transfer = np.maximum(
-            rank_rows * (row_bytes / self.hardware.rank_bandwidth),
-            node_rows * (row_bytes / node_bandwidth),
+        node_bandwidth = hardware.nic_bandwidth * topology.ranks_per_node
+        return LinkRates(
+            rank_row=row_bytes / hardware.rank_bandwidth,
+            node_row=row_bytes / node_bandwidth,
+            rank_latency=messages * hardware.rank_latency,
+            node_latency=messages * hardware.node_latency,
         )
-        latency = np.where(
-            node_rows > 0,
-            self.hardware.node_latency,
-            np.where(rank_rows > 0, self.hardware.rank_latency, 0.0),
-        )
-        seconds: Floats = transfer + latency
-        return seconds

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner._checks import assert_never
+from moetuner.evaluation.cost import CostModel, Homes, Wire
 
 if TYPE_CHECKING:
+    from moetuner.evaluation.tally import RoutingTally
     from moetuner.placement.model import Placement
     from moetuner.trace import Trace
 
@@ -57,6 +59,69 @@ def tally_routing(
     Returns its int64 arrays, in units of 1 / scale rows.
     """
     return _Walk(trace, placement, wire, homes, groups).run()
+
+
+def layer_seconds(rows: RoutingTally, cost: CostModel) -> Any:
+    """Twin of the core's ``LayerPrice``: compute, dispatch, combine, and the layer.
+
+    float64 [Q, L, 4].
+    """
+    groups, layers = rows.rank_egress.shape[:2]
+    found = np.zeros((groups, layers, 4))
+    for group in range(groups):
+        for layer in range(layers):
+            parts = [
+                _slowest_rank(rows, cost, (group, layer)),
+                _slowest_link(
+                    rows, cost, (group, layer), "", cost.shape.dispatch_bytes
+                ),
+                _slowest_link(
+                    rows, cost, (group, layer), "return_", cost.shape.combine_bytes
+                ),
+            ]
+            found[group, layer] = [*parts, sum(parts)]
+    return found
+
+
+def _slowest_rank(rows: RoutingTally, cost: CostModel, at: tuple[int, int]) -> float:
+    """Arithmetic and reading weights overlap; ranks wait for each other."""
+    ranks = rows.topology.num_ranks
+    slowest = 0.0
+    for slots, speed in zip(
+        rows.slot_rows[at].reshape(ranks, -1), cost.speeds(ranks), strict=True
+    ):
+        flops = slots.sum() * cost.shape.flops_per_row
+        read = (slots > 0).sum() * cost.shape.expert_bytes
+        hardware = cost.hardware
+        seconds = max(flops / hardware.matmul_rate, read / hardware.memory_bandwidth)
+        slowest = max(slowest, seconds / speed)
+    return float(slowest)
+
+
+def _slowest_link(
+    rows: RoutingTally,
+    cost: CostModel,
+    at: tuple[int, int],
+    way: str,
+    bytes_per_value: float,
+) -> float:
+    """Links work side by side; the longest message start counts once."""
+    row_bytes = cost.shape.hidden_size * bytes_per_value
+    seconds, latency = 0.0, 0.0
+    for kind, bandwidth, start in (
+        ("rank", cost.hardware.rank_bandwidth, cost.hardware.rank_latency),
+        (
+            "node",
+            cost.hardware.nic_bandwidth * rows.topology.ranks_per_node,
+            cost.hardware.node_latency,
+        ),
+    ):
+        for side in ("egress", "ingress"):
+            for link in getattr(rows, f"{way}{kind}_{side}")[at]:
+                seconds = max(seconds, link * row_bytes / bandwidth)
+                if link > 0:
+                    latency = start  # of a node's link where there is one: it is last
+    return float(seconds + latency)
 
 
 class _Walk:
@@ -142,14 +207,14 @@ class _Walk:
             self.out[f"{way}node_{leave}"][group, layer, self.node(home)] += 1
             self.out[f"{way}node_{enter}"][group, layer, target] += 1
 
-        if self.wire is Wire.PER_EXPERT:
-            for rank in ranks:
+        targets = self.targets(ranks)
+        if not self.has_gateway():
+            for rank in targets:
                 if self.node(rank) != self.node(home):
                     node_link(self.node(rank))
                 elif rank != home:
                     rank_link(home, rank)
             return
-        targets = range(self.num_ranks) if self.wire is Wire.ALLGATHER else set(ranks)
         for node in {self.node(rank) for rank in targets} - {self.node(home)}:
             node_link(node)
         for rank in targets:
@@ -164,13 +229,26 @@ class _Walk:
         self.out["distinct_nodes"][group, layer] += len(nodes)
         self.out["remote_ranks"][group, layer] += len(distinct - {home})
         self.out["remote_nodes"][group, layer] += len(nodes - {self.node(home)})
-        targets: Any = distinct
-        if self.wire is Wire.PER_EXPERT:
-            targets = ranks
-        elif self.wire is Wire.ALLGATHER:
-            targets = range(self.num_ranks)
-        for rank in targets:
+        for rank in self.targets(ranks):
             self.out["traffic"][layer, home, rank] += 1
+
+    def targets(self, ranks: list[int]) -> list[int]:
+        """Ranks that rows of a token go to, whose experts are on `ranks`."""
+        if self.wire is Wire.DEDUP:
+            return sorted(set(ranks))
+        if self.wire is Wire.PER_EXPERT:
+            return ranks
+        if self.wire is Wire.ALLGATHER:
+            return list(range(self.num_ranks))
+        return assert_never(self.wire)
+
+    def has_gateway(self) -> bool:
+        """Whether rows enter a node once, at the rank with their home's place."""
+        if self.wire is Wire.DEDUP or self.wire is Wire.ALLGATHER:
+            return True
+        if self.wire is Wire.PER_EXPERT:
+            return False
+        return assert_never(self.wire)
 
     def rank(self, slot: int) -> int:
         return slot // self.placement.slots_per_rank

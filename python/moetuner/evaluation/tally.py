@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-_WIRES = {Wire.DEDUP: 0, Wire.PER_EXPERT: 1, Wire.ALLGATHER: 2}
-_HOMES = {Homes.UNIFORM: 0, Homes.RECORDED: 1, Homes.FOLLOW: 2}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RoutingTally:
@@ -152,8 +149,8 @@ def tally(
         trace.num_experts,
         placement.topology.num_ranks,
         placement.topology.ranks_per_node,
-        _WIRES[wire],
-        _HOMES[homes],
+        wire,
+        homes,
         trace.home_rank,
         groups,
         num_groups,
@@ -179,7 +176,7 @@ def check_same_model(trace: Trace | CountTrace, placement: Placement) -> None:
 
 
 def _tally_counts(trace: CountTrace, placement: Placement, wire: Wire) -> RoutingTally:
-    if wire is not Wire.ALLGATHER:
+    if wire.rules.rows is not _core.Rows.TO_ALL:
         raise MissingStatisticsError(
             f"tally: wire={wire.value} needs the experts of each token; this source "
             f"only counted loads, so only wire=allgather can be scored"

@@ -47,26 +47,27 @@ class BatchKind(str, enum.Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LayerSeconds:
-    """Modelled time of each layer, float64 [..., L]; their sum is a layer's time."""
+    """Modelled time of each layer, float64 [..., L], and of its parts."""
 
     compute: Floats
     dispatch: Floats
     combine: Floats
+    layer: Floats
 
     @property
     def total(self) -> Floats:
-        """Sum over the parts and the layers, float64 [...]."""
-        seconds: Floats = (self.compute + self.dispatch + self.combine).sum(axis=-1)
+        """Sum over the layers, float64 [...]."""
+        seconds: Floats = self.layer.sum(axis=-1)
         return seconds
 
 
 def price(rows: RoutingTally, cost: CostModel) -> LayerSeconds:
     """Modelled time of every layer, for each group of the tally."""
-    topology = rows.topology
+    layer_price = cost.layer_price(rows.topology)
     exchange = {}
-    for prefix, value_bytes in (
-        ("", cost.shape.dispatch_bytes),
-        ("return_", cost.shape.combine_bytes),
+    for prefix, direction in (
+        ("", layer_price.rates.dispatch),
+        ("return_", layer_price.rates.combine),
     ):
         busiest = {
             kind: np.maximum(
@@ -75,13 +76,16 @@ def price(rows: RoutingTally, cost: CostModel) -> LayerSeconds:
             )
             for kind in ("rank", "node")
         }
-        exchange[prefix] = cost.exchange_seconds(
-            busiest["rank"], busiest["node"], value_bytes, topology
+        exchange[prefix] = layer_price.exchange(
+            direction, busiest["rank"], busiest["node"]
         )
+    compute = layer_price.compute(rows.rank_rows(), rows.active_experts())
+    dispatch, combine = exchange[""], exchange["return_"]
     return LayerSeconds(
-        compute=cost.compute_seconds(rows.rank_rows(), rows.active_experts()),
-        dispatch=exchange[""],
-        combine=exchange["return_"],
+        compute=compute,
+        dispatch=dispatch,
+        combine=combine,
+        layer=layer_price.total(compute, dispatch, combine),
     )
 
 
@@ -258,8 +262,7 @@ class Workload:
             times = price(
                 tally_batches(trace, placement, self.cost, batches), self.cost
             )
-            by_layer = times.compute + times.dispatch + times.combine
-            total += weight * by_layer.mean(axis=0)
+            total += weight * times.layer.mean(axis=0)
         return total
 
     def seconds(self, placement: Placement, *, num_threads: int = 0) -> float:

@@ -18,9 +18,8 @@ from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver.base import Clock, finish, place
 from moetuner.solver.heuristics.starts import quick_placements, start_ranks
-from moetuner.solver.joint import layers as joint_rounds
 from moetuner.solver.joint.interruptible import Interruptible
-from moetuner.solver.joint.layers import LayerRounds
+from moetuner.solver.joint.layers import LayerRounds, search_options
 from moetuner.solver.joint.profiles import (
     TIME_PROFILES,
     Favour,
@@ -394,41 +393,72 @@ def test_senseless_options_are_refused(options, error, message):
         JointConfig(**options)
 
 
-def core_arguments(rounds):
-    """What `LayerRounds.anneal` hands to the core, by name."""
+def core_arguments(rng, monkeypatch):
+    """What `LayerRounds` hands to the core's `SearchProblem`, and its start."""
     found = {}
-
-    def keep(*arguments):
-        found["all"] = arguments
-        return np.zeros((1, 1), np.int32), np.zeros(1)
-
-    real, joint_rounds._core.search_layers = joint_rounds._core.search_layers, keep
-    try:
-        anneal(rounds, members(rounds.problem, rounds.start), 1)
-    finally:
-        joint_rounds._core.search_layers = real
-    return list(found["all"])
+    monkeypatch.setattr(_core, "SearchProblem", lambda **arguments: found | arguments)
+    rounds = rounds_of(modelled(big_problem(rng)), SearchProfile())
+    monkeypatch.undo()
+    return rounds._search, rounds._members
 
 
 @pytest.mark.parametrize(
-    ("index", "change", "message"),
+    ("name", "change", "message"),
     [
-        (1, lambda begin: begin + 1, "scenario_begin must run from 0"),
-        (2, lambda load: load[:, :1].copy(), "load must be"),
-        (3, lambda active: active[:1].copy(), "active must be"),
-        (6, lambda speed: speed[:5].copy(), "ranks_per_node must divide"),
-        (7, lambda weights: weights[:3].copy(), r"weights must be \[11\]"),
-        (8, lambda per_node: per_node - 1, "ranks_per_node must divide"),
-        (13, lambda ranks: ranks + 1, "rank_of holds 8, outside 0..7"),
+        ("scenario_begin", lambda x: x + 1, "scenario_begin must run from 0"),
+        ("load", lambda x: x[:, :1].copy(), "load must be"),
+        ("active", lambda x: x[:1].copy(), "active must be"),
+        ("row_scale", lambda x: x[:-1].copy(), "row_scale must be"),
+        ("weight", lambda x: x[:-1].copy(), "weight must be"),
+        ("token", lambda x: x[1:].copy(), "token must be"),
+        ("token", lambda x: x - 1, "token must be >= 0"),
+        ("ranks_per_node", lambda x: x - 1, "ranks_per_node must divide"),
+        ("rates", lambda x: x.of_nodes([1.0, 1.0]), "ranks_per_node must divide"),
+        ("home", lambda _: np.zeros(1, np.int32), "home must be"),
+        ("stay_rank", lambda _: np.zeros((1, 1), np.int32), "stay_rank must be"),
     ],
 )
 def test_the_core_refuses_what_would_make_it_read_elsewhere(
-    rng, index, change, message
+    rng, monkeypatch, name, change, message
 ):
-    arguments = core_arguments(rounds_of(modelled(big_problem(rng)), SearchProfile()))
-    arguments[index] = change(arguments[index])
+    arguments, _ = core_arguments(rng, monkeypatch)
+    arguments[name] = change(arguments.get(name))
     with pytest.raises(ValueError, match=message):
-        _core.search_layers(*arguments)
+        _core.SearchProblem(**arguments)
+
+
+def test_the_core_refuses_a_start_on_no_rank(rng, monkeypatch):
+    arguments, members = core_arguments(rng, monkeypatch)
+    options = search_options(SolverOptions(), 1, 1.0, 0, hot=1.0, cold=0.1)
+    problem, stop = _core.SearchProblem(**arguments), np.zeros(1, np.int32)
+    for start, message in (
+        (members + 1, "start holds 8, outside 0..7"),
+        (members[:, :-1].copy(), "start must be"),
+        (members[:1].copy(), "start must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _core.search_layers(problem, options, start, stop)
+    with pytest.raises(ValueError, match="wanted the home of each token"):
+        _core.search_tokens(problem, options, members, stop)
+
+
+def test_a_search_problem_keeps_its_arrays(rng, monkeypatch):
+    """The core reads them long after whoever made them has let them go."""
+    arguments, members = core_arguments(rng, monkeypatch)
+    options = search_options(SolverOptions(), 200, 60.0, 0, hot=1.0, cold=0.1)
+    stop = np.zeros(1, np.int32)
+    kept = _core.SearchProblem(**arguments)
+    expected, _ = _core.search_layers(kept, options, members, stop)
+    copies = {
+        name: value.copy() if isinstance(value, np.ndarray) else value
+        for name, value in arguments.items()
+    }
+    problem = _core.SearchProblem(**copies)
+    del copies
+    for _ in range(8):  # would write where they were
+        rng.integers(0, 9, (1000, 64))
+    found, _ = _core.search_layers(problem, options, members, stop)
+    assert found.tolist() == expected.tolist()
 
 
 def test_a_long_round_takes_its_time_on_two_ranks(rng):

@@ -1,15 +1,17 @@
 #pragma once
 
+#include "moetuner/planning/price.h"
+#include "moetuner/planning/wire.h"
+
 #include <cstdint>
 
 namespace moetuner {
 
 /// What one step from a layer to the next costs, from the rows between ranks.
-enum class ArcCost : int {
-  kGateway = 0,      // slowest link; rows enter a node once, at the home's local index
-  kDirect = 1,       // slowest link; rows go straight to their rank
-  kSlowestPair = 2,  // slowest pair of ranks, rows * link_seconds
-  kRemote = 3,       // rows that change ranks
+enum class ArcCost {
+  kExchange,     // the price of a dispatch; node_rows say what crosses to nodes
+  kSlowestPair,  // slowest pair of ranks, rows * link_seconds
+  kRemote,       // rows that change ranks
 };
 
 /// The cheapest way to line up every state of a layer with every state of the next one.
@@ -20,7 +22,7 @@ enum class ArcCost : int {
 struct ArcArgs {
   const std::int32_t* rank_of;  // [P, E]
   const double* rank_rows;      // [B, P, E, G], rows of tokens that start with f to each rank
-  const double* node_rows;      // [B, P, E, N], the same to each node (kGateway)
+  const double* node_rows;      // [B, P, E, N], the same to each node (kExchange)
   const std::int32_t* rename;   // [A, G], new name of each rank of the next layer
   const double* link_seconds;   // [G, G], for kSlowestPair
   const double* weight;         // [B]
@@ -32,11 +34,9 @@ struct ArcArgs {
   std::int64_t ranks_per_node;
   std::int64_t num_renames;
   ArcCost cost;
-  double rank_seconds;  // per row on a rank's link
-  double node_seconds;  // per row on a node's link
-  double rank_latency;  // once, when any row crosses a rank's link
-  double node_latency;  // once, when any row crosses a node's link
-  int num_threads;      // 0: all cores
+  Crossing crossing;   // for kExchange
+  LinkRates dispatch;  // for kExchange
+  int num_threads;     // 0: all cores
 
   double* best;           // [P, P], weighted sum over batches
   std::int32_t* renamed;  // [P, P], the renaming that reaches it, the first of several

@@ -1,22 +1,10 @@
 #pragma once
 
+#include "moetuner/planning/wire.h"
+
 #include <cstdint>
 
 namespace moetuner {
-
-/// What crosses the network for one token.
-enum class Wire : int {
-  kDedup = 0,      // one row per distinct remote rank; between nodes one per distinct remote node
-  kPerExpert = 1,  // one row per (token, expert) on a remote rank
-  kAllGather = 2,  // every row goes to every rank
-};
-
-/// Where a token's hidden state lives when a layer begins.
-enum class Homes : int {
-  kUniform = 0,   // every rank equally likely, whatever the routing: exact expectation
-  kRecorded = 1,  // the trace has it
-  kFollow = 2,    // uniform at the first layer, then the rank of the token's first expert
-};
 
 /// Counts rows on every rank and link, token by token.
 ///

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import moetuner._core as _core
+from moetuner._core import ArcCost, Crossing, LinkRates
 from moetuner.errors import SolverError
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner.evaluation.cost import Homes
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver.base import (
     NO_CONFIG,
@@ -53,8 +54,6 @@ MAX_RENAMINGS = 50_000
 MAX_NAMED = 1_000_000
 MAX_STEPS = 20_000_000_000
 """Links that the arcs of all layers may look at."""
-
-_GATEWAY, _DIRECT, _SLOWEST_PAIR, _REMOTE = range(4)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +187,7 @@ class _Search:
         """
         topology, workload = self.problem.topology, self.problem.workload
         several = topology.num_nodes > 1 and topology.ranks_per_node > 1
-        return several and workload.cost.wire is not Wire.PER_EXPERT
+        return several and workload.cost.wire.rules.crossing is Crossing.GATEWAY
 
     def _named(self) -> NDArray[np.int32]:
         """The states with all their names."""
@@ -275,13 +274,10 @@ class _Search:
     def _arcs(self, layer: int) -> dict[str, Any]:
         """Cheapest step into every state of `layer` from every state before it."""
         problem, topology = self.problem, self.problem.topology
-        prices: dict[str, Any] = {
-            "cost": _REMOTE,
-            "rank_seconds": 0.0,
-            "node_seconds": 0.0,
-            "rank_latency": 0.0,
-            "node_latency": 0.0,
-        }
+        kind, crossing = ArcCost.REMOTE, Crossing.DIRECT
+        dispatch = LinkRates(
+            rank_row=0.0, node_row=0.0, rank_latency=0.0, node_latency=0.0
+        )
         if self.costs is None:
             flows = problem.statistics.require_transitions("solver exact")
             onehot = np.eye(topology.num_ranks)[self.states]
@@ -290,20 +286,12 @@ class _Search:
             shape = (*to_ranks.shape[:3], topology.num_nodes)
             to_nodes, weight = np.zeros(shape), np.ones(1)
             if problem.objective is Objective.LINK_TRAFFIC:
-                prices["cost"] = _SLOWEST_PAIR
+                kind = ArcCost.SLOWEST_PAIR
         else:
             to_ranks, to_nodes = self.costs.rows_from(layer)
             weight, cost = self.costs.batches.weight, self.costs.cost
-            row_bytes = cost.shape.hidden_size * cost.shape.dispatch_bytes
-            nic = cost.hardware.nic_bandwidth * topology.ranks_per_node
-            direct = cost.wire is Wire.PER_EXPERT
-            prices = {
-                "cost": _DIRECT if direct else _GATEWAY,
-                "rank_seconds": row_bytes / cost.hardware.rank_bandwidth,
-                "node_seconds": row_bytes / nic,
-                "rank_latency": cost.hardware.rank_latency,
-                "node_latency": cost.hardware.node_latency,
-            }
+            kind, crossing = ArcCost.EXCHANGE, cost.wire.rules.crossing
+            dispatch = self.costs.price.rates.dispatch
         return _core.cheapest_arcs(
             rank_of=self.states,
             rank_rows=np.ascontiguousarray(to_ranks),
@@ -312,6 +300,8 @@ class _Search:
             link_seconds=np.ascontiguousarray(problem.link_seconds()),
             weight=weight,
             ranks_per_node=topology.ranks_per_node,
+            cost=kind,
+            crossing=crossing,
+            dispatch=dispatch,
             num_threads=self.options.threads,
-            **prices,
         )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner._checks import assert_never
+from moetuner._core import Crossing, Rows
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.workload import num_batches
 from moetuner.trace import Trace
@@ -93,12 +95,17 @@ class Visited:
         member = (np.arange(num_sets)[:, None] >> np.arange(states.shape[1])) & 1
         onehot = np.eye(topology.num_ranks)[states]  # [P, E, G]
         ranks = np.einsum("me,peg->pmg", member.astype(np.float64), onehot)
-        by_node = ranks.reshape(*ranks.shape[:2], topology.num_nodes, -1).sum(axis=3)
-        if wire is Wire.DEDUP:
-            return cls(ranks=np.minimum(ranks, 1), nodes=np.minimum(by_node, 1))
-        if wire is Wire.ALLGATHER:
-            return cls(ranks=np.ones_like(ranks), nodes=np.ones_like(by_node))
-        return cls(ranks=ranks, nodes=by_node)
+        rules = wire.rules
+        if rules.rows is Rows.PER_RANK:
+            ranks = np.minimum(ranks, 1)
+        elif rules.rows is Rows.TO_ALL:
+            ranks = np.ones_like(ranks)
+        elif rules.rows is not Rows.PER_EXPERT:
+            assert_never(rules.rows)
+        nodes = ranks.reshape(*ranks.shape[:2], topology.num_nodes, -1).sum(axis=3)
+        if rules.crossing is Crossing.GATEWAY:
+            nodes = np.minimum(nodes, 1)
+        return cls(ranks=ranks, nodes=nodes)
 
 
 class LayerCosts:
@@ -113,6 +120,7 @@ class LayerCosts:
     ) -> None:
         self.batches, self.states = batches, states
         self.topology, self.cost = topology, cost
+        self.price = cost.layer_price(topology)
         self.num_sets = int(batches.masks.max(initial=0)) + 1
         self.visited = Visited.of(states, self.num_sets, topology, cost.wire)
 
@@ -148,7 +156,7 @@ class LayerCosts:
         member = (np.arange(self.num_sets)[:, None] >> np.arange(num_experts)) & 1
         rows = counts @ member  # [B, E]
         onehot = np.eye(self.topology.num_ranks)[self.states]
-        return self.cost.compute_seconds(
+        return self.price.compute(
             np.einsum("be,peg->bpg", rows, onehot),
             np.einsum("be,peg->bpg", (rows > 0) * 1.0, onehot),
         )
@@ -187,7 +195,7 @@ class LayerCosts:
         ranks, nodes = np.arange(topology.num_ranks), topology.nodes()
         local, same = ranks % per_node, topology.same_node()
         other = nodes[:, None] != np.arange(topology.num_nodes)  # [G, N]
-        if self.cost.wire is Wire.PER_EXPERT:
+        if self.cost.wire.rules.crossing is Crossing.DIRECT:
             inside = same & ~np.eye(topology.num_ranks, dtype=bool)
             ingress = np.einsum("bphg,hg->bpg", to_ranks, inside)
             egress = np.einsum("bphg,hg->bph", to_ranks, inside)
@@ -200,10 +208,9 @@ class LayerCosts:
         node_in = np.einsum("bphn,hn->bpn", to_nodes, other)
         node_out = np.einsum("bphn,hn->bph", to_nodes, other)
         node_out = node_out.reshape(*node_out.shape[:2], -1, per_node).sum(axis=3)
-        shape = self.cost.shape
-        return self.cost.exchange_seconds(
+        rates = self.price.rates
+        return self.price.exchange(
+            rates.combine if combine else rates.dispatch,
             np.maximum(ingress.max(axis=2), egress.max(axis=2)),
             np.maximum(node_in.max(axis=2), node_out.max(axis=2)),
-            shape.combine_bytes if combine else shape.dispatch_bytes,
-            topology,
         )

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+import moetuner._core as _core
 from moetuner.solver.base import place
-from moetuner.solver.joint.layers import search
+from moetuner.solver.joint.layers import search_options
 from moetuner.solver.joint.scenarios import (
     Scenarios,
     SearchProfile,
     first_homes,
     make_scenarios,
     members,
-    walk_weights,
+    search_problem,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class FollowRounds:
     rank_of: RankOf = field(init=False)
     cost: float = np.inf
     _scenarios: Scenarios = field(init=False)
+    _search: _core.SearchProblem = field(init=False)
     _starts: list[RankOf] = field(init=False)
     _open: list[int] = field(init=False)
     _last: list[float] = field(init=False)
@@ -68,6 +70,12 @@ class FollowRounds:
     def __post_init__(self) -> None:
         workload = self.problem.workload
         self._scenarios = make_scenarios(workload, self.profile.scenario_tokens)
+        self._search = search_problem(
+            self.problem,
+            self._scenarios,
+            self.profile,
+            home=first_homes(self.problem, self._scenarios),
+        )
         topology = self.problem.topology
         groups = [topology.num_ranks]
         if topology.num_nodes > 1 and topology.ranks_per_node > 1:
@@ -116,20 +124,16 @@ class FollowRounds:
         stop: NDArray[np.int32],
     ) -> tuple[RankOf, NDArray[np.float64]]:
         """Ranks of `members` after annealing, [L, P], and search costs, [L]."""
-        return search(
-            self.problem,
-            self._scenarios,
-            start,
-            weights=walk_weights(self.problem, self.profile),
-            proposals=proposals,
-            temperatures=(HOT, COLD),
-            home=first_homes(self.problem, self._scenarios),
+        options = search_options(
+            self.options,
+            proposals,
+            seconds,
+            seed,
+            hot=HOT,
+            cold=COLD,
             sweeps=int(np.clip(proposals // SWEEP_PROPOSALS, *SWEEPS)),
-            options=self.options,
-            seed=seed,
-            seconds=seconds,
-            stop=stop,
         )
+        return _core.search_layers(self._search, options, start, stop)
 
     def align(self, rank_of: RankOf, group: int) -> RankOf:
         """Name whole clusters anew, layer by layer, so that tokens stay where they are.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import moetuner._core as _core
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner.evaluation.cost import Homes
 from moetuner.solver.base import place
 from moetuner.solver.joint.scenarios import (
     Scenarios,
@@ -20,9 +20,7 @@ from moetuner.solver.joint.scenarios import (
     first_homes,
     make_scenarios,
     members,
-    of_nodes,
-    search_weights,
-    walk_weights,
+    search_problem,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +63,7 @@ class LayerRounds:
     rank_of: RankOf = field(init=False)
     cost: Floats = field(init=False)
     _members: RankOf = field(init=False)
+    _search: _core.SearchProblem = field(init=False)
     _home: RankOf | None = None
     _scenarios: Scenarios = field(init=False)
     _rounds: int = 0
@@ -76,8 +75,14 @@ class LayerRounds:
         self._scenarios = make_scenarios(workload, self.profile.scenario_tokens)
         self._members = members(self.problem, self.start)
         cost = workload.cost
-        if cost.homes is Homes.RECORDED and cost.wire is Wire.DEDUP:
+        rules = cost.wire.rules
+        through_gateways = (
+            rules.rows is _core.Rows.PER_RANK
+            and rules.crossing is _core.Crossing.GATEWAY
+        )
+        if cost.homes is Homes.RECORDED and through_gateways:
             self._home = first_homes(self.problem, self._scenarios)
+        self._search = self._problem()
         self.rank_of = self.start
         self.cost = np.full(self.problem.num_layers, np.inf)
         self._open = self.ways()
@@ -144,105 +149,62 @@ class LayerRounds:
         cold: float = COLD,
     ) -> tuple[RankOf, Floats]:
         """Ranks of `members` after annealing, [L, P], and search costs, [L]."""
-        return search(
-            self.problem,
-            self._scenarios,
-            start,
-            weights=self._weights(),
-            proposals=proposals,
-            temperatures=(hot, cold),
-            home=self._home,
-            stay=None if self.stay is None else self.stay.rank_of(),
-            move_seconds=self.move_seconds,
-            options=self.options,
-            seed=seed,
-            seconds=seconds,
-            stop=stop,
+        options = search_options(
+            self.options, proposals, seconds, seed, hot=hot, cold=cold
         )
+        return _core.search_layers(self._search, options, start, stop)
 
     def _find_nodes(
         self, proposals: int, seconds: float, seed: int, stop: NDArray[np.int32]
     ) -> RankOf:
         """Ranks of `members` [L, P]: annealed over nodes, balanced inside them."""
         per_node = self.problem.topology.ranks_per_node
-        nodes, _ = search(
-            self.problem,
-            self._scenarios,
+        nodes, _ = _core.search_layers(
+            self._problem(nodes_alone=True),
+            search_options(self.options, proposals, seconds, seed, hot=HOT, cold=COLD),
             self._members // per_node,
-            weights=of_nodes(self._weights(), per_node),
-            proposals=proposals,
-            temperatures=(HOT, COLD),
-            home=None if self._home is None else self._home // per_node,
-            nodes_alone=True,
-            options=self.options,
-            seed=seed,
-            seconds=seconds,
-            stop=stop,
+            stop,
         )
         load = np.zeros(nodes.shape)
         load[:, : self.problem.num_experts] = self.problem.statistics.load
         return _balance_inside(nodes, load, per_node, self.problem.slots_per_rank)
 
-    def _weights(self) -> Floats:
-        make = search_weights if self._home is None else walk_weights
-        return make(self.problem, self.profile)
+    def _problem(self, *, nodes_alone: bool = False) -> _core.SearchProblem:
+        home, per_node = self._home, self.problem.topology.ranks_per_node
+        if nodes_alone and home is not None:
+            home = home // per_node
+        keeps = self.stay is not None and not nodes_alone
+        return search_problem(
+            self.problem,
+            self._scenarios,
+            self.profile,
+            home=home,
+            stay=self.stay.rank_of() if keeps and self.stay else None,
+            move_seconds=self.move_seconds if keeps else 0.0,
+            nodes_alone=nodes_alone,
+        )
 
 
-def search(
-    problem: PlacementProblem,
-    scenarios: Scenarios,
-    start: RankOf,
-    *,
-    weights: Floats,
-    proposals: int,
-    temperatures: tuple[float, float],
+def search_options(
     options: SolverOptions,
-    seed: int,
+    proposals: int,
     seconds: float,
-    stop: NDArray[np.int32],
-    home: RankOf | None = None,
+    seed: int,
+    *,
+    hot: float,
+    cold: float,
     sweeps: int = 1,
-    stay: RankOf | None = None,
-    move_seconds: float = 0.0,
-    nodes_alone: bool = False,
-) -> tuple[RankOf, Floats]:
-    """The core's search from `start` [L, P]: ranks [L, P] and search costs [L].
-
-    With ``nodes_alone``, nodes take the place of ranks in `start`, `home` [T] and the
-    result, and ``weights`` are those `of_nodes`.
-    """
-    workload, topology = problem.workload, problem.topology
-    cost = workload.cost
-    speeds, per_node = cost.speeds(topology.num_ranks), topology.ranks_per_node
-    if nodes_alone:
-        speeds, per_node = speeds.reshape(-1, per_node).mean(axis=1), 1
-    found: tuple[RankOf, Floats] = _core.search_layers(
-        scenarios.topk_ids,
-        scenarios.begin,
-        scenarios.load,
-        scenarios.active,
-        scenarios.row_scale,
-        scenarios.weight,
-        speeds,
-        weights,
-        per_node,
-        cost.wire is Wire.DEDUP,
-        cost.wire is Wire.ALLGATHER,
-        stay,
-        move_seconds,
-        start,
-        proposals,
-        *temperatures,
-        seed,
-        options.threads,
-        seconds,
-        stop,
-        home,
-        cost.homes is Homes.FOLLOW,
-        cost.shape.dispatch_share,
-        sweeps,
+) -> _core.SearchOptions:
+    """The core's options for one search."""
+    return _core.SearchOptions(
+        proposals=proposals,
+        sweeps=sweeps,
+        start_temperature=hot,
+        end_temperature=cold,
+        seed=seed,
+        num_threads=options.threads,
+        seconds=seconds,
     )
-    return found
 
 
 def _balance_inside(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetuner.evaluation.cost import Homes, Wire
+import moetuner._core as _core
+from moetuner.evaluation.cost import Homes
 from moetuner.evaluation.workload import Workload, batch_index, num_batches
 from moetuner.trace import CountTrace, Trace
 
@@ -219,40 +220,72 @@ def _count(
     return load
 
 
-def search_weights(problem: PlacementProblem, profile: SearchProfile) -> Floats:
-    """``SearchWeights`` of the core, float64 [11], in its order; seconds."""
+def search_problem(
+    problem: PlacementProblem,
+    scenarios: Scenarios,
+    profile: SearchProfile,
+    *,
+    home: NDArray[np.int32] | None,
+    stay: NDArray[np.int32] | None = None,
+    move_seconds: float = 0.0,
+    replicas: bool = False,
+    nodes_alone: bool = False,
+) -> _core.SearchProblem:
+    """What the core looks at: scenarios, from homes [T] or uniform ones, and prices.
+
+    With ``nodes_alone`` nodes take the place of ranks, in ``home`` too.
+    """
     workload, topology = problem.workload, problem.topology
-    hardware, shape = workload.cost.hardware, workload.cost.shape
-    row = shape.flops_per_row / hardware.matmul_rate
-    both_ways = shape.hidden_size * (shape.dispatch_bytes + shape.combine_bytes)
-    rank_row = both_ways / hardware.rank_bandwidth
-    node_row = both_ways / (hardware.nic_bandwidth * topology.ranks_per_node)
-    copies = workload.cost.wire is not Wire.ALLGATHER
-    return np.array(
-        [
-            row,
-            shape.expert_bytes / hardware.memory_bandwidth,
-            rank_row,
-            node_row,
-            2 * hardware.rank_latency,
-            2 * hardware.node_latency,
-            profile.peak * row,
-            profile.pooled * row,
-            profile.variance * row,
-            copies * profile.rank_copies * rank_row / topology.num_ranks,
-            copies * profile.node_copies * node_row / topology.num_nodes,
-        ]
+    cost, per_node = workload.cost, topology.ranks_per_node
+    rates = cost.rates(topology)
+    added = _smoothing(problem, profile, rates, walked=home is not None)
+    if nodes_alone:
+        speeds = cost.speeds(topology.num_ranks).reshape(-1, per_node).mean(axis=1)
+        rates, added = rates.of_nodes(speeds.tolist()), added.of_nodes(per_node)
+    return _core.SearchProblem(
+        topk_ids=scenarios.topk_ids,
+        scenario_begin=scenarios.begin,
+        load=scenarios.load,
+        active=scenarios.active,
+        row_scale=scenarios.row_scale,
+        weight=scenarios.weight,
+        token=scenarios.token,
+        home=home,
+        ranks_per_node=1 if nodes_alone else per_node,
+        wire=cost.wire,
+        homes=cost.homes,
+        rates=rates,
+        smoothing=added,
+        stay_rank=stay,
+        move_seconds=move_seconds,
+        replicas=replicas,
     )
 
 
-def walk_weights(problem: PlacementProblem, profile: SearchProfile) -> Floats:
-    """`search_weights`, copies counted as remote ranks and nodes of a walk."""
-    weights = search_weights(problem, profile)
-    topology = problem.topology
-    # A distinct rank is remote for all homes but one, a distinct node likewise.
-    weights[9] *= topology.num_ranks / max(topology.num_ranks - 1, 1)
-    weights[10] *= topology.num_nodes / max(topology.num_nodes - 1, 1)
-    return weights
+def _smoothing(
+    problem: PlacementProblem,
+    profile: SearchProfile,
+    rates: _core.Rates,
+    *,
+    walked: bool,
+) -> _core.Smoothing:
+    """A profile in seconds; a walk counts copies as remote ranks and nodes."""
+    ranks, nodes = problem.topology.num_ranks, problem.topology.num_nodes
+    row, links = rates.compute.row, rates.both_ways
+    moves = problem.workload.cost.wire.rules.rows is not _core.Rows.TO_ALL
+    rank_copies = moves * profile.rank_copies * links.rank_row / ranks
+    node_copies = moves * profile.node_copies * links.node_row / nodes
+    if walked:
+        # A distinct rank is remote for all homes but one, a distinct node likewise.
+        rank_copies *= ranks / max(ranks - 1, 1)
+        node_copies *= nodes / max(nodes - 1, 1)
+    return _core.Smoothing(
+        peak=profile.peak * row,
+        pooled=profile.pooled * row,
+        variance=profile.variance * row,
+        rank_copies=rank_copies,
+        node_copies=node_copies,
+    )
 
 
 def first_homes(problem: PlacementProblem, scenarios: Scenarios) -> NDArray[np.int32]:
@@ -263,14 +296,6 @@ def first_homes(problem: PlacementProblem, scenarios: Scenarios) -> NDArray[np.i
         return scenarios.home_rank.astype(np.int32)
     turns = np.arange(len(scenarios.token)) % problem.topology.num_ranks
     return turns.astype(np.int32)
-
-
-def of_nodes(weights: Floats, ranks_per_node: int) -> Floats:
-    """`search_weights` for nodes in place of ranks: ``ranks_per_node`` as fast."""
-    found: Floats = weights.copy()
-    found[[0, 1, 6, 7, 8]] /= ranks_per_node  # rows and experts that it computes
-    found[[2, 4, 9]] = 0.0  # what moves inside it
-    return found
 
 
 def members(problem: PlacementProblem, rank_of: NDArray[Any]) -> NDArray[np.int32]:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import moetuner._core as _core
-from moetuner.evaluation.cost import Homes, Wire
 from moetuner.placement.model import EMPTY
+from moetuner.solver.joint.layers import search_options
 from moetuner.solver.joint.scenarios import (
     Scenarios,
     SearchProfile,
     first_homes,
     make_scenarios,
-    walk_weights,
+    search_problem,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ MAX_WALKED_TOKENS = 6_144
 """Tokens that are walked; a move costs time in proportion."""
 SWEEPS = 8
 """Even and odd layers take turns so many times in a round."""
-_WIRES = {Wire.DEDUP: 0, Wire.PER_EXPERT: 1, Wire.ALLGATHER: 2}
 
 
 @dataclass(kw_only=True)
@@ -53,7 +52,7 @@ class TokenRounds:
     placement: Placement = field(init=False)
     _least: float = np.inf
     _scenarios: Scenarios = field(init=False)
-    _homes: NDArray[np.int32] = field(init=False)
+    _search: _core.SearchProblem = field(init=False)
     _rounds: int = 0
 
     def __post_init__(self) -> None:
@@ -61,7 +60,13 @@ class TokenRounds:
         self._scenarios = make_scenarios(
             workload, self.profile.scenario_tokens, MAX_WALKED_TOKENS
         )
-        self._homes = first_homes(self.problem, self._scenarios)
+        self._search = search_problem(
+            self.problem,
+            self._scenarios,
+            self.profile,
+            home=first_homes(self.problem, self._scenarios),
+            replicas=self.replicas,
+        )
 
     def begin(self, placements: list[Placement]) -> None:
         """Take the best of them as where the walk begins."""
@@ -105,35 +110,10 @@ class TokenRounds:
 
         A layer's cost holds its way to the next one too, where homes follow.
         """
-        problem, scenarios = self.problem, self._scenarios
-        workload = problem.workload
-        cost, topology = workload.cost, problem.topology
-        found: tuple[Slots, Floats] = _core.search_tokens(
-            scenarios.topk_ids,
-            scenarios.begin,
-            scenarios.row_scale,
-            scenarios.weight,
-            cost.speeds(topology.num_ranks),
-            self._homes,
-            scenarios.token,
-            walk_weights(problem, self.profile),
-            cost.shape.dispatch_share,
-            problem.num_experts,
-            topology.ranks_per_node,
-            _WIRES[cost.wire],
-            cost.homes is Homes.FOLLOW,
-            self.replicas,
-            slot_experts,
-            proposals,
-            sweeps,
-            hot,
-            cold,
-            seed,
-            self.options.threads,
-            seconds,
-            stop,
+        options = search_options(
+            self.options, proposals, seconds, seed, hot=hot, cold=cold, sweeps=sweeps
         )
-        return found
+        return _core.search_tokens(self._search, options, slot_experts, stop)
 
     def score(self, placement: Placement) -> float:
         """Search cost of a placement, on the sampled tokens."""

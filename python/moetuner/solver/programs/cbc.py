@@ -135,9 +135,10 @@ def solve_milps(
 def _result(outcome: Outcome, bound: float | None) -> MilpResult:
     """What became of a program whose bound was known while CBC ran."""
     if outcome.ended is Ended.NOT_STARTED:
-        raise MissingDependencyError(
-            f"solver: CBC does not start here: {outcome.last_words}"
-        )
+        why = outcome.last_words
+        if "No module named 'mip'" in why:
+            why += "; pip install 'moetuner[cbc]'"
+        raise MissingDependencyError(f"solver: CBC does not start here: {why}")
     if outcome.ended is not Ended.DONE:
         status = _UNFINISHED[outcome.ended]
         return MilpResult(status=status, bound=bound, seconds=outcome.seconds)

@@ -1,5 +1,4 @@
 #include "moetuner/planning/search.h"
-
 #include "planning/search/annealing.h"
 #include "planning/search/layer_search.h"
 
@@ -19,18 +18,22 @@ constexpr double kFewExperts = 64.0;       // up to so many; the more experts, t
 /// Annealing of one layer: pairs that are drawn change places, as luck and temperature allow.
 class Anneal {
  public:
-  Anneal(const SearchArgs& args,
+  Anneal(const SearchProblem& problem,
+         const SearchOptions& options,
+         const SearchState& state,
          std::int64_t layer,
          std::uint64_t seed,
          const Surroundings& around = {})
-      : args_(args),
+      : problem_(problem),
+        options_(options),
+        state_(state),
         layer_(layer),
-        search_(args, layer, around),
+        search_(problem, state, layer, around),
         random_(seed),
         neighbour_share_(kNeighbourShare *
-                         std::min(1.0, kFewExperts / static_cast<double>(args.num_experts))),
-        by_load_(static_cast<std::size_t>(args.num_slots)),
-        place_(static_cast<std::size_t>(args.num_slots)) {
+                         std::min(1.0, kFewExperts / static_cast<double>(problem.num_experts))),
+        by_load_(static_cast<std::size_t>(state.num_slots)),
+        place_(static_cast<std::size_t>(state.num_slots)) {
     std::iota(by_load_.begin(), by_load_.end(), 0);
     std::stable_sort(by_load_.begin(), by_load_.end(), [&](std::int64_t a, std::int64_t b) {
       return search_.load(a) > search_.load(b);
@@ -43,13 +46,13 @@ class Anneal {
   void run(const StopClock& clock) {
     best_ = search_.ranks();
     best_cost_ = search_.cost();
-    if (args_.num_ranks > 1) {
+    if (problem_.num_ranks > 1) {
       cool(clock);
       search_.place(best_);
       descend(clock);
     }
-    std::copy(best_.begin(), best_.end(), args_.rank_of + layer_ * args_.num_slots);
-    args_.cost[layer_] = best_cost_;
+    std::copy(best_.begin(), best_.end(), state_.places + layer_ * state_.num_slots);
+    state_.cost[layer_] = best_cost_;
   }
 
   /// Goes on at one temperature, in units of `unit()`, from where the layer is to where it gets.
@@ -59,7 +62,7 @@ class Anneal {
       try_pair(temperature);
     }
     const auto& ranks = search_.ranks();
-    std::copy(ranks.begin(), ranks.end(), args_.rank_of + layer_ * args_.num_slots);
+    std::copy(ranks.begin(), ranks.end(), state_.places + layer_ * state_.num_slots);
   }
 
   /// Median |change| of random swaps: the unit of temperature.
@@ -79,17 +82,17 @@ class Anneal {
   /// A pair on different ranks, at least one of them an expert; false when none was found.
   bool draw_pair(std::int64_t& a, std::int64_t& b) {
     for (int attempt = 0; attempt < 16; ++attempt) {
-      a = random_.below(args_.num_slots);
+      a = random_.below(state_.num_slots);
       if (random_.unit() < neighbour_share_) {
         const std::int64_t step = 1 + random_.below(3);
         const std::int64_t other = place_[a] + (random_.coin() ? step : -step);
-        if (other < 0 || other >= args_.num_slots) continue;
+        if (other < 0 || other >= state_.num_slots) continue;
         b = by_load_[other];
       } else {
-        b = random_.below(args_.num_slots);
+        b = random_.below(state_.num_slots);
       }
       if (search_.ranks()[a] == search_.ranks()[b]) continue;
-      if (a < args_.num_experts || b < args_.num_experts) return true;
+      if (a < problem_.num_experts || b < problem_.num_experts) return true;
     }
     return false;
   }
@@ -97,11 +100,11 @@ class Anneal {
   void cool(const StopClock& clock) {
     const double base = unit();
     double temperature = 0.0;
-    for (std::int64_t i = 0; i < args_.proposals; ++i) {
+    for (std::int64_t i = 0; i < options_.proposals; ++i) {
       if (i % kClockEvery == 0) {
         if (clock.stopped()) return;
-        const double done = static_cast<double>(i) / static_cast<double>(args_.proposals);
-        temperature = base * args_.temperature(done);
+        const double done = static_cast<double>(i) / static_cast<double>(options_.proposals);
+        temperature = base * options_.temperature(done);
       }
       try_pair(temperature);
       keep_best();
@@ -120,12 +123,12 @@ class Anneal {
   /// Every pair, until none helps or as many were tried as the cooling took.
   void descend(const StopClock& clock) {
     const double least = 1e-12 * search_.cost();
-    std::int64_t left = args_.proposals;
+    std::int64_t left = options_.proposals;
     for (bool better = true; better && left > 0;) {
       better = false;
-      for (std::int64_t a = 0; a < args_.num_experts && left > 0; ++a) {
+      for (std::int64_t a = 0; a < problem_.num_experts && left > 0; ++a) {
         if (clock.stopped()) break;
-        for (std::int64_t b = a + 1; b < args_.num_slots; ++b) {
+        for (std::int64_t b = a + 1; b < state_.num_slots; ++b) {
           if (search_.ranks()[a] == search_.ranks()[b]) continue;
           --left;
           if (search_.propose(a, b) < search_.cost() - least) {
@@ -147,7 +150,9 @@ class Anneal {
     best_ = search_.ranks();
   }
 
-  const SearchArgs& args_;
+  const SearchProblem& problem_;
+  const SearchOptions& options_;
+  const SearchState& state_;
   const std::int64_t layer_;
   LayerSearch search_;
   RandomDraws random_;
@@ -159,57 +164,70 @@ class Anneal {
 };
 
 /// Homes [L, T] under the ranks as they are.
-std::vector<std::int32_t> walk(const SearchArgs& args) {
-  const auto tokens = static_cast<std::size_t>(args.num_tokens);
-  std::vector<std::int32_t> homes(static_cast<std::size_t>(args.num_layers) * tokens);
-  std::copy_n(args.home, args.num_tokens, homes.begin());
-  for (std::int64_t layer = 0; layer + 1 < args.num_layers; ++layer) {
-    const std::int32_t* home = homes.data() + layer * args.num_tokens;
-    const std::int32_t* rank_of = args.rank_of + layer * args.num_slots;
-    for (std::int64_t t = 0; t < args.num_tokens; ++t) {
-      const std::int16_t id = args.topk_ids[(t * args.num_layers + layer) * args.top_k];
-      const bool moves = id >= 0 && id < args.num_experts;
-      homes[(layer + 1) * args.num_tokens + t] = moves ? rank_of[id] : home[t];
+std::vector<std::int32_t> walk(const SearchProblem& problem, const SearchState& state) {
+  const auto tokens = static_cast<std::size_t>(problem.num_tokens);
+  std::vector<std::int32_t> homes(static_cast<std::size_t>(problem.num_layers) * tokens);
+  std::copy_n(problem.home, problem.num_tokens, homes.begin());
+  for (std::int64_t layer = 0; layer + 1 < problem.num_layers; ++layer) {
+    const std::int32_t* home = homes.data() + layer * problem.num_tokens;
+    const std::int32_t* rank_of = state.places + layer * state.num_slots;
+    for (std::int64_t t = 0; t < problem.num_tokens; ++t) {
+      const std::int16_t id = problem.topk_ids[(t * problem.num_layers + layer) * problem.top_k];
+      const bool moves = id >= 0 && id < problem.num_experts;
+      homes[(layer + 1) * problem.num_tokens + t] = moves ? rank_of[id] : home[t];
     }
   }
   return homes;
 }
 
 /// Homes that follow couple layers: even ones and odd ones take turns.
-void search_chain(const SearchArgs& args, const StopClock& clock) {
-  std::vector<double> unit(static_cast<std::size_t>(args.num_layers), -1.0);
+void search_chain(const SearchProblem& problem,
+                  const SearchOptions& options,
+                  const SearchState& state,
+                  const StopClock& clock) {
+  std::vector<double> unit(static_cast<std::size_t>(problem.num_layers), -1.0);
   std::vector<std::int32_t> homes;
   const auto around = [&](std::int64_t layer) {
-    const bool coupled = layer + 1 < args.num_layers;
-    return Surroundings{homes.data() + layer * args.num_tokens,
-                        coupled ? args.rank_of + (layer + 1) * args.num_slots : nullptr};
+    const bool coupled = layer + 1 < problem.num_layers;
+    return Surroundings{homes.data() + layer * problem.num_tokens,
+                        coupled ? state.places + (layer + 1) * state.num_slots : nullptr};
   };
   take_turns(
-      args,
+      problem.num_layers,
+      options,
       2,
       clock,
-      [&] { homes = walk(args); },
+      [&] { homes = walk(problem, state); },
       [&](std::int64_t layer, std::int64_t sweep) {
-        Anneal anneal(
-            args, layer, seed_of(args.seed, sweep * args.num_layers + layer), around(layer));
+        Anneal anneal(problem,
+                      options,
+                      state,
+                      layer,
+                      seed_of(options.seed, sweep * problem.num_layers + layer),
+                      around(layer));
         if (unit[layer] < 0) unit[layer] = anneal.unit();
-        const double temperature = args.sweep_temperature(sweep) * unit[layer];
-        anneal.step(args.proposals / args.sweeps, temperature, clock);
+        const double temperature = options.sweep_temperature(sweep) * unit[layer];
+        anneal.step(options.proposals / options.sweeps, temperature, clock);
       });
   // Layers moved after others had been priced.
-  homes = walk(args);
-  parallel_for(args.num_layers, args.num_threads, [&](std::int64_t layer) {
-    args.cost[layer] = LayerSearch(args, layer, around(layer)).own_cost();
+  homes = walk(problem, state);
+  parallel_for(problem.num_layers, options.num_threads, [&](std::int64_t layer) {
+    state.cost[layer] = LayerSearch(problem, state, layer, around(layer)).own_cost();
   });
 }
 
 }  // namespace
 
-void search_layers(const SearchArgs& args) {
-  const StopClock clock(args.seconds, args.stop);
-  if (args.home != nullptr && args.follow) return search_chain(args, clock);
-  parallel_for(args.num_layers, args.num_threads, [&](std::int64_t layer) {
-    Anneal(args, layer, seed_of(args.seed, layer), {.home = args.home}).run(clock);
+void search_layers(const SearchProblem& problem,
+                   const SearchOptions& options,
+                   const SearchState& state) {
+  const StopClock clock(options.seconds, state.stop);
+  if (problem.home != nullptr && problem.follow) {
+    return search_chain(problem, options, state, clock);
+  }
+  parallel_for(problem.num_layers, options.num_threads, [&](std::int64_t layer) {
+    Anneal(problem, options, state, layer, seed_of(options.seed, layer), {.home = problem.home})
+        .run(clock);
   });
 }
 
