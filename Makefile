@@ -44,9 +44,9 @@ clean:  ## Remove everything that the targets above made
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The planner alone, as `pip install moetuner[plot]` gives it: no torch.
+# The planner alone, as `pip install moetuner` gives it: no torch, no matplotlib.
 $(VENV)/.planner: $(BIN)/python $(NATIVE)
-	@test -e $(VENV)/.dev || $(BIN)/pip install --quiet ".[plot]"
+	@test -e $(VENV)/.dev || $(BIN)/pip install --quiet .
 	@touch $@
 
 # Everything: torch, the ops, the development tools; Python sources are used in place.

@@ -47,16 +47,30 @@ SOLVERS = {
 """Room, module and class of each solver, by name."""
 
 
-def get_solver(name: str) -> Solver:
-    """Return a solver with its default options; its module is imported only now.
+def get_solver(name: str, config: object = None) -> Solver:
+    """Return a solver; its module is imported only now.
+
+    Parameters
+    ----------
+    name
+        In `SOLVERS`.
+    config
+        Its own options, `moetuner.solver.joint.config.JointConfig` say; None means its
+        defaults.
 
     Raises
     ------
     SolverError
-        When there is no solver of that name.
+        When there is no solver of that name, or the options are another solver's.
     """
     if name not in SOLVERS:
         raise SolverError(f"unknown solver {name!r}; there are {', '.join(SOLVERS)}")
     module, _, made = SOLVERS[name].rpartition(".")
     solver = getattr(importlib.import_module(f"moetuner.solver.{module}"), made)
-    return cast("Solver", solver())
+    if config is None:
+        return cast("Solver", solver())
+    own = type(getattr(solver(), "config", None))
+    if own is type(None) or not isinstance(config, own):
+        wanted = "takes no config" if own is type(None) else f"wanted {own.__name__}"
+        raise SolverError(f"solver {name}: {wanted}, got {type(config).__name__}")
+    return cast("Solver", solver(config=config))

@@ -17,7 +17,6 @@ from moetuner.trace.split import (
     split_by_sequence,
     subsample,
 )
-from moetuner.trace.synthetic import synthetic_trace
 
 if TYPE_CHECKING:
     import os
@@ -34,7 +33,6 @@ __all__ = [
     "select",
     "split_by_sequence",
     "subsample",
-    "synthetic_trace",
     "topic_trace",
     "write_trace",
 ]

@@ -15,15 +15,15 @@ from moetuner.solver.programs.joint_ilp import (
     JointIlpSolver,
     kept_bounds,
 )
-from moetuner.trace import synthetic_trace
 from moetuner.trace.statistics import RoutingStatistics
+from zipf_trace import zipf_trace
 
 BACKENDS = [JointIlpSolver(config=JointIlpConfig(backend=b)) for b in Backend]
 FOUR = Topology(num_ranks=4, ranks_per_node=4)
 
 
 def traffic_problem(num_layers, num_experts, topology, seed=0, **options):
-    trace = synthetic_trace(
+    trace = zipf_trace(
         num_tokens=3000,
         num_layers=num_layers,
         num_experts=num_experts,
