@@ -68,6 +68,16 @@ def test_nobody_waits_for_cbc_after_an_interruption(trace):
     assert "chain" in found.solutions
 
 
+def test_without_cbc_the_programs_are_left_out_with_the_reason(
+    trace, tmp_path, monkeypatch
+):
+    (tmp_path / "mip.py").write_text("raise ImportError('no CBC here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = solve_baselines(problem_of(trace), Baselines.ALL, QUICK)
+    assert "no CBC here" in found.left_out["ilp2"]
+    assert "chain" in found.solutions
+
+
 def test_what_counts_lack_is_left_out_with_the_reason(traces_dir):
     counts = read_trace(traces_dir / "gemma-4-26b-a4b-avifenesh" / "theme_counts.npz")
     problem = problem_of(counts, 33, CostModel(wire=Wire.ALLGATHER))

@@ -6,7 +6,11 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from moetuner.errors import MissingStatisticsError, SolverError
+from moetuner.errors import (
+    MissingDependencyError,
+    MissingStatisticsError,
+    SolverError,
+)
 from moetuner.evaluation.evaluate import GainInterval, paired_gain
 from moetuner.problem import Objective
 from moetuner.solver import Solution, SolverOptions, get_solver
@@ -26,6 +30,7 @@ _QUICK = (
     *("lpt", "eplb", WITH_REPLICAS, "affinity", "coactivation", "chain"),
 )
 _SLOW = ("ilp2",)
+_LEFT_OUT = (MissingDependencyError, MissingStatisticsError, SolverError)
 BASELINES = (*_QUICK, *_SLOW)
 """Names of all; those of solvers, but for `WITH_REPLICAS`."""
 QUICK_SECONDS = 10.0
@@ -81,8 +86,8 @@ def solve_baselines(
 
     Each minimises what it is for, whatever the problem's objective; only
     `WITH_REPLICAS` uses slots to spare for replicas. Left out are those of the solver
-    `skip`, and, with the reason, those that this problem has not enough for and, in a
-    `hurry`, the slow ones.
+    `skip`, and, with the reason, those that this problem has not enough for, those
+    whose CBC is not installed and, in a `hurry`, the slow ones.
     """
     solutions: dict[str, Solution] = {}
     left_out: dict[str, str] = {}
@@ -94,7 +99,7 @@ def solve_baselines(
             continue
         try:
             solutions[name] = _solve(problem, name, options)
-        except (MissingStatisticsError, SolverError) as error:
+        except _LEFT_OUT as error:
             left_out[name] = str(error)
     return SolvedBaselines(solutions=solutions, left_out=left_out)
 

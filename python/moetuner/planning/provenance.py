@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from moetuner._checks import is_number, is_whole
@@ -43,11 +44,20 @@ def with_source(
         other_traces=tuple(each.sha256 for each in recordings[1:]),
         progress=progress,
         options=to_plain(options),
-        versions={name: version(name) for name in _DECIDES},
+        versions=_versions(),
     )
     return replace(
         solution, placement=replace(solution.placement, provenance=provenance)
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for name in _DECIDES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def options_of(placement: Placement, *, stay: Placement | None = None) -> PlanOptions:

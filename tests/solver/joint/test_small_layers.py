@@ -166,3 +166,13 @@ def test_few_copies_and_uniform_homes_ask_for_no_such_stage(rng, favour, homes, 
     solver = JointSolver(config=JointConfig(favour=favour, rounds=1))
     stages = [stage.name for stage in solver.solve(problem).stages]
     assert ("small layers" in stages) == tried
+
+
+def test_without_cbc_what_the_search_found_stands(rng, tmp_path, monkeypatch):
+    (tmp_path / "mip.py").write_text("raise ImportError('no CBC here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    topology = Topology(num_ranks=5, ranks_per_node=5)
+    problem = modelled(random_problem(rng, 2, 10, topology))
+    solution = TRACE_ALONE.solve(problem, SolverOptions(time_limit=3, threads=1))
+    assert solution.status is SolveStatus.HEURISTIC
+    assert solution.value == problem.objective_value(solution.placement)

@@ -35,6 +35,14 @@ def test_a_cbc_that_cannot_be_loaded_is_named_not_passed_over(tmp_path, monkeypa
         solve_milps([model()], time_limit=60)
 
 
+def test_without_python_mip_the_message_says_what_to_install(tmp_path, monkeypatch):
+    reason = "\"No module named 'mip'\""
+    (tmp_path / "mip.py").write_text(f"raise ModuleNotFoundError({reason})")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingDependencyError, match=r"install 'moetuner\[cbc\]'"):
+        solve_milps([model()], time_limit=60)
+
+
 def test_a_child_that_dies_at_work_is_told_from_one_that_is_late(monkeypatch):
     def die_instead(child, *_):
         while not child.ready:

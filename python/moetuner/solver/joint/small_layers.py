@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from moetuner.errors import MissingDependencyError
 from moetuner.evaluation.cost import Homes
 from moetuner.solver.base import SolverOptions, SolveStatus
 from moetuner.solver.exact.exact import ExactSolver
@@ -78,7 +79,10 @@ def finish_small_layers(
         if problem.workload.cost.homes is Homes.UNIFORM:
             return False
         return runner.run(lambda stop: try_all(incumbent, clock, stop))
-    solution = solve_small_layers(problem, options, clock, incumbent.placement)
+    try:
+        solution = solve_small_layers(problem, options, clock, incumbent.placement)
+    except MissingDependencyError:  # CBC is an extra; what was found stands without
+        return False
     incumbent.offer(solution.placement)
     if solution.lower_bound is not None:
         incumbent.bound = max(incumbent.bound or 0.0, solution.lower_bound)

@@ -148,9 +148,10 @@ def _collect(
             if on_update:
                 on_update(index, answer["incumbent"], bound)
         if child in busy and child.dead and not child.ready:
-            raise MissingDependencyError(
-                f"solver: CBC does not start here: {child.last_words()}"
-            )
+            why = child.last_words()
+            if "No module named 'mip'" in why:
+                why += "; pip install 'moetuner[cbc]'"
+            raise MissingDependencyError(f"solver: CBC does not start here: {why}")
         if child in busy and (child.dead or time.time() > latest):
             status = SolveStatus.FAILED if child.dead else SolveStatus.TIME_LIMIT
             results[index] = replace(results[index], status=status)
