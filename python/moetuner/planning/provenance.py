@@ -35,8 +35,7 @@ def with_source(
 ) -> Solution:
     """The solution with model, traces, resolved options and its course."""
     if options.config is None:
-        config = getattr(get_solver(options.solver), "config", None)
-        options = replace(options, config=config)
+        options = replace(options, config=get_solver(options.solver).config)
     provenance = replace(
         solution.placement.provenance,
         model=recordings[0].score.metadata.model,
@@ -95,9 +94,7 @@ def options_of(placement: Placement, *, stay: Placement | None = None) -> PlanOp
 
 def _config_of(solver: str, told: Any, stay: Placement | None) -> Any:
     """The solver's own options, with the placement in use put back."""
-    kind: Any = type(getattr(get_solver(solver), "config", None))
-    if told is None or kind is type(None):
-        return None
+    kind = type(get_solver(solver).config)
     named = told.get("stay") if isinstance(told, dict) else None
     if named is None:
         return from_plain(kind, told, "provenance.options.config")

@@ -38,11 +38,9 @@ SOLVERS = {
     "chain": "heuristics.chain.ChainSolver",
     "ilp1": "programs.ilp1.Ilp1Solver",
     "ilp2": "programs.ilp2.Ilp2Solver",
+    "ilp": "programs.ilp.IlpSolver",
     "exact": "exact.exact.ExactSolver",
-    "joint_ilp": "programs.joint_ilp.JointIlpSolver",
     "joint": "joint.solver.JointSolver",
-    "lns": "programs.lns.LnsSolver",
-    "oracle": "exact.oracle.OracleSolver",
 }
 """Room, module and class of each solver, by name."""
 
@@ -53,24 +51,25 @@ def get_solver(name: str, config: object = None) -> Solver:
     Parameters
     ----------
     name
-        In `SOLVERS`.
+        One of `SOLVERS`.
     config
-        Its own options, `moetuner.solver.joint.config.JointConfig` say; None means its
-        defaults.
+        The solver's own options, of the class of its ``config``; None: its defaults.
 
     Raises
     ------
     SolverError
-        When there is no solver of that name, or the options are another solver's.
+        When there is no solver of that name, or its options are of another class.
     """
     if name not in SOLVERS:
         raise SolverError(f"unknown solver {name!r}; there are {', '.join(SOLVERS)}")
     module, _, made = SOLVERS[name].rpartition(".")
     solver = getattr(importlib.import_module(f"moetuner.solver.{module}"), made)
+    default = cast("Solver", solver())
     if config is None:
-        return cast("Solver", solver())
-    own = type(getattr(solver(), "config", None))
-    if own is type(None) or not isinstance(config, own):
-        wanted = "takes no config" if own is type(None) else f"wanted {own.__name__}"
-        raise SolverError(f"solver {name}: {wanted}, got {type(config).__name__}")
+        return default
+    wanted = type(default.config)
+    if type(config) is not wanted:
+        raise SolverError(
+            f"solver {name}: config must be of class {wanted.__name__}, got {config!r}"
+        )
     return cast("Solver", solver(config=config))

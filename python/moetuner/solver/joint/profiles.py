@@ -83,7 +83,6 @@ def choose_profile(
     or the traces cannot be cut in two.
     """
     workload = problem.workload
-    assert workload is not None
     try:
         splits = [split_by_sequence(t, 0.5, options.seed) for t in workload.traces]
     except InvalidTraceError:
