@@ -16,21 +16,22 @@ COST = [
     *("--rank-speeds", "--hidden-size", "--expert-hidden-size"),
 ]
 FROZEN = {
-    "describe": ["trace", "--json"],
+    "describe": ["trace", "--top-k", "--json"],
     "plan": [
         *("trace", "--ranks", "--ranks-per-node", "--slots-per-rank", "--solver"),
         *("--time-limit", "--seed", "--threads", "--split", "--also", "--worst-case"),
         *("--favour", "--from", "--move-cost", "--prove", "--baselines", *COST),
-        *("--out", "--moves", "--report", "--json", "--quiet"),
+        *("--top-k", "--out", "--moves", "--report", "--json", "--quiet"),
     ],
-    "evaluate": ["trace", "placements", *COST, "--json", "--quiet"],
+    "evaluate": ["trace", "placements", *COST, "--top-k", "--json", "--quiet"],
     "verify": ["trace", "placement", "counters", "--json"],
     "report": [
-        *("trace", "placements", "--out", "--before", "--plots", *COST, "--quiet"),
+        *("trace", "placements", "--out", "--before", "--plots", *COST),
+        *("--top-k", "--quiet"),
     ],
     "certify": [
         *("trace", "placement", "--time-limit", "--threads", *COST),
-        *("--json", "--quiet"),
+        *("--top-k", "--json", "--quiet"),
     ],
     "demo": ["--out-dir", "--time-limit", "--threads", "--quiet"],
     "import": [
@@ -38,7 +39,8 @@ FROZEN = {
         *("--num-layers", "--top-k", "--layers", "--placement", "--quiet"),
     ],
     "export": [
-        *("placement", "--to", "--out", "--num-layers", "--trace", "--pull-request"),
+        *("placement", "--to", "--out", "--num-layers", "--moe-layers"),
+        *("--mtp-layers", "--trace", "--pull-request"),
         *("--hidden-size", "--expert-hidden-size", "--quiet"),
     ],
     "import-placement": [

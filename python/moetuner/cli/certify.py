@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from moetuner.cli.options import CostOptions, Json, Quiet, TracePath, priced_words
+from moetuner.cli.options import (
+    CostOptions,
+    Json,
+    Quiet,
+    TopK,
+    TracePath,
+    priced_words,
+)
 
 
 def certify(
@@ -17,6 +24,7 @@ def certify(
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
     *,
     cost: CostOptions,
+    top_k: TopK = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -35,7 +43,7 @@ def certify(
     from moetuner.solver import ProgressEvent
     from moetuner.trace import read_trace
 
-    routing, plan = read_trace(trace), read_placement(placement)
+    routing, plan = read_trace(trace, top_k=top_k), read_placement(placement)
     check_same_model(routing, plan)
     pricing = cost.pricing([routing], quiet, plan)
     workload = Workload(

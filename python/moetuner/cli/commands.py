@@ -8,20 +8,20 @@ from typing import Annotated
 import typer
 
 from moetuner.cli.messages import fail
-from moetuner.cli.options import CostOptions, Json, Quiet, TracePath, priced_words
+from moetuner.cli.options import CostOptions, Json, Quiet, TopK, TracePath, priced_words
 from moetuner.errors import InvalidPlacementError, InvalidTraceError
 
 _MOST_SHOWN = 20  # differences; --json has all
 
 
-def describe(trace: TracePath, as_json: Json = False) -> None:
+def describe(trace: TracePath, top_k: TopK = None, as_json: Json = False) -> None:
     """Say what a trace holds: sizes, skew, affinity, what is missing."""
     from moetuner.report.table import description_table
     from moetuner.report.terminal import print_content, print_json
     from moetuner.trace import read_trace
     from moetuner.trace.description import describe as describe_trace
 
-    description = describe_trace(read_trace(trace))
+    description = describe_trace(read_trace(trace, top_k=top_k))
     if as_json:
         print_json(description.to_json())
     else:
@@ -33,6 +33,7 @@ def evaluate(
     placements: Annotated[list[Path], typer.Argument(help="Placement files")],
     *,
     cost: CostOptions,
+    top_k: TopK = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -47,7 +48,7 @@ def evaluate(
     from moetuner.report.terminal import print_content, print_json, print_sentences
     from moetuner.trace import read_trace
 
-    routing = read_trace(trace)
+    routing = read_trace(trace, top_k=top_k)
     names, plans = (
         [str(path) for path in placements],
         list(map(read_placement, placements)),

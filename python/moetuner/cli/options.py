@@ -42,6 +42,11 @@ ExpertHiddenSize = Annotated[
     typer.Option(help="Inner width of one expert, when unknown", min=1, max=2**24),
 ]
 
+TopK = Annotated[
+    int | None,
+    typer.Option(help="Experts per token, where counts do not say it", min=1),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostOptions:
@@ -162,6 +167,14 @@ def _possible_wire(
     if not any(isinstance(trace, CountTrace) for trace in traces):
         return wire
     note("this source only counted loads: scored with wire=allgather", quiet)
+    if any(
+        isinstance(trace, CountTrace) and not trace.tokens_known for trace in traces
+    ):
+        note(
+            "it does not say how many experts a token has: each choice counts as a "
+            "token; --top-k says it",
+            quiet,
+        )
     return Wire.ALLGATHER
 
 

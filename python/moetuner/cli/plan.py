@@ -14,6 +14,7 @@ from moetuner.cli.options import (
     Json,
     Quiet,
     SolverName,
+    TopK,
     TracePath,
     topology_of,
 )
@@ -104,7 +105,9 @@ def plan(
         int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
     ] = 0,
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
-    split: Annotated[float, typer.Option(help="Share of tokens to plan on")] = 0.5,
+    split: Annotated[
+        float, typer.Option(help="Share of tokens to plan on; 1: all, none held out")
+    ] = 0.5,
     also: Annotated[
         list[Path] | None,
         typer.Option(help="One more trace that the plan is for; may be repeated"),
@@ -122,6 +125,7 @@ def plan(
         typer.Option(help="What stands beside the plan; all: also ilp2, in its time"),
     ] = Baselines.QUICK,
     cost: CostOptions,
+    top_k: TopK = None,
     outputs: Outputs,
 ) -> None:
     """Plan on one part of a trace, score on the other, write the placement."""
@@ -135,7 +139,7 @@ def plan(
     if outputs.moves is not None and joint.from_placement is None:
         raise InvalidProblemError("--moves needs --from")
     topology = topology_of(ranks, ranks_per_node, outputs.quiet)
-    traces = [read_trace(path) for path in files]
+    traces = [read_trace(path, top_k=top_k) for path in files]
     pricing = cost.pricing(traces, outputs.quiet)
     options = PlanOptions(
         solver=solver.value,

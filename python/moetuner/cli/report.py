@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetuner.cli.options import CostOptions, Quiet, TracePath, priced_words
+from moetuner.cli.options import CostOptions, Quiet, TopK, TracePath, priced_words
 from moetuner.errors import InvalidPlacementError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def report(
     ] = None,
     *,
     cost: CostOptions,
+    top_k: TopK = None,
     quiet: Quiet = False,
 ) -> None:
     """Show what placements do: one HTML file with figures and their numbers.
@@ -48,7 +49,7 @@ def report(
     check_report(out, [trace, *placements, *([before] if before else [])])
     if plots is not None:
         check_folder(plots)
-    routing = read_trace(trace)
+    routing = read_trace(trace, top_k=top_k)
     given = [*placements, *([before] if before else [])]
     named = _read(given)
     first = next(iter(named.values()))

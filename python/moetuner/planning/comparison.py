@@ -131,7 +131,13 @@ def _held_out(
     about = trace.metadata.dataset or trace.metadata.source
     for part in found:
         split = split_by_sequence(trace, *part)
-        return Recording(name=about, sha256=sha256, plan=split.plan, score=split.score)
+        return Recording(
+            name=about,
+            sha256=sha256,
+            plan=split.plan,
+            score=split.score,
+            in_sample=not split.held_out,
+        )
     return Recording(name=about, sha256=sha256, plan=None, score=trace)
 
 

@@ -72,7 +72,7 @@ class PlanOptions:
         Slots per rank and layer; 0 means just enough, or those of the placement in
         use where that holds replicas.
     plan_fraction
-        Share of the tokens to plan on; the rest scores.
+        Share of the tokens to plan on; the rest scores. 1 holds nothing out.
     batch_tokens, batch_kind
         Batches that are planned for and scored, see
         `moetuner.evaluation.workload.Workload`.
@@ -88,7 +88,7 @@ class PlanOptions:
     Raises
     ------
     InvalidProblemError
-        When the time limit is not finite, or the fraction not in (0, 1).
+        When the time limit is not finite, or the fraction not in (0, 1].
     """
 
     solver: str = "joint"
@@ -120,9 +120,9 @@ class PlanOptions:
                 f"PlanOptions: time_limit must be finite, got "
                 f"{self.solver_options.time_limit}"
             )
-        if not is_number(self.plan_fraction) or not 0 < self.plan_fraction < 1:
+        if not is_number(self.plan_fraction) or not 0 < self.plan_fraction <= 1:
             raise InvalidProblemError(
-                f"PlanOptions: plan_fraction must be in (0, 1), got "
+                f"PlanOptions: plan_fraction must be in (0, 1], got "
                 f"{self.plan_fraction!r}"
             )
 

@@ -33,6 +33,8 @@ class Recording:
     """The planning part; None when nothing was planned on this trace."""
     score: Trace | CountTrace
     """The held-out part; all of it when nothing was planned on this trace."""
+    in_sample: bool = False
+    """Whether nothing could be held out: both parts are the whole trace."""
 
     @property
     def plan_tokens(self) -> int:
@@ -60,7 +62,7 @@ def split_recordings(
     Raises
     ------
     InvalidTraceError
-        When one cannot be split, or a part of it routes no token.
+        When a part of one routes no token.
     """
     found = []
     for number, trace in enumerate(traces, start=1):
@@ -76,7 +78,11 @@ def split_recordings(
         name = f"trace {number} ({about})" if about else f"trace {number}"
         found.append(
             Recording(
-                name=name, sha256=trace.sha256(), plan=split.plan, score=split.score
+                name=name,
+                sha256=trace.sha256(),
+                plan=split.plan,
+                score=split.score,
+                in_sample=not split.held_out,
             )
         )
     return tuple(found)

@@ -56,6 +56,8 @@ class Comparison:
     plan_tokens: int
     """Tokens of this recording that the result was planned on; 0 when it was planned
     on another, or nobody knows."""
+    in_sample: bool = False
+    """Whether the result was planned on the very tokens that are scored."""
     rival: Rival | None = None
     """The best baseline beside the result."""
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -83,6 +85,8 @@ class Comparison:
     @property
     def held_out(self) -> bool:
         """Whether the result is known not to have been planned on the scored tokens."""
+        if self.in_sample:
+            return False
         origin = self.result.placement.provenance
         of_another = origin.trace_sha256 not in ("", self.trace_sha256)
         return self.plan_tokens > 0 or of_another or origin.solver in PLANNED_ON_NOTHING
@@ -166,6 +170,7 @@ def score_placements(
         scored=trace,
         trace_sha256=recording.sha256,
         plan_tokens=recording.plan_tokens,
+        in_sample=recording.in_sample,
         rival=best_rival(result, draws),
         left_out=left_out or {},
     )

@@ -27,6 +27,7 @@ def comparison_json(report: Comparison) -> dict[str, Any]:
         "ranks_per_node": report.topology.ranks_per_node,
         "plan_tokens": report.plan_tokens,
         "score_tokens": report.score_tokens,
+        "held_out": report.held_out,
         "placements": [_scored(each) for each in report.candidates],
         "best_baseline": _plain(report.rival),
         "left_out": dict(report.left_out),

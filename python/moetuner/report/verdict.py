@@ -84,7 +84,8 @@ def _batch(comparison: Comparison) -> str:
     """What is timed."""
     first = " of the first trace" if comparison.others else ""
     which = "held-out " if comparison.held_out else ""
-    seen = "" if comparison.held_out else ", of tokens that it may have seen,"
+    known = "was planned on" if comparison.in_sample else "may have seen"
+    seen = "" if comparison.held_out else f", of tokens that it {known},"
     if comparison.result.evaluation.batch_seconds.size < 2:
         return f"one batch of all {which}tokens{first}{seen}"
     return f"the mean {which}batch{first}{seen}"

@@ -69,6 +69,11 @@ def _lead(comparison: Comparison) -> str:
     """On what was planned and scored."""
     scored = f"{comparison.score_tokens:,} tokens"
     origin = comparison.result.placement.provenance
+    if comparison.in_sample:
+        return (
+            f"Planned on all {scored}, scored on the same: nothing was held out. Other "
+            f"tokens will gain less."
+        )
     if comparison.plan_tokens:
         return (
             f"Planned on {comparison.plan_tokens:,} tokens of this recording, scored "
