@@ -22,7 +22,7 @@ from moetuner.placement.file import read_placement
         ["--time-limit", "-1"],
         ["--time-limit", "0"],
         ["--split", "0"],
-        ["--split", "1"],
+        ["--split", "1.5"],
         ["--split", "nan"],
         ["--seed", "-1"],
         ["--seed", "99999999999"],
@@ -160,18 +160,23 @@ def test_truncated_trace_is_refused(folder, ids):
     assert folder.run("describe", trace).exit_code == 2
 
 
-@pytest.mark.parametrize("kind", ["padding", "no sequence", "one sequence", "no token"])
+@pytest.mark.parametrize("kind", ["no sequence", "one sequence"])
+def test_what_leaves_nothing_to_hold_out_is_planned_whole(folder, ids, kind):
+    sequence = None if kind == "no sequence" else np.zeros(len(ids), np.int32)
+    trace = folder.trace(ids, sequence=sequence)
+    result = folder.plan(trace)
+    assert result.exit_code == 0
+    assert "nothing was held out" in result.stdout
+    assert "Scores on the tokens that it is planned on" in result.stdout
+
+
+@pytest.mark.parametrize("kind", ["padding", "no token"])
 def test_traces_that_cannot_be_planned_are_refused(folder, ids, kind):
-    fields = {}
     if kind == "padding":
         ids = np.full_like(ids, -1)
-    if kind == "no sequence":
-        fields["sequence"] = None
-    if kind == "one sequence":
-        fields["sequence"] = np.zeros(len(ids), np.int32)
     if kind == "no token":
         ids = ids[:0]
-    trace = folder.trace(ids, **fields)
+    trace = folder.trace(ids)
     assert folder.run("describe", trace, "--json").exit_code == 0
     result = folder.plan(trace)
     assert result.exit_code == 2

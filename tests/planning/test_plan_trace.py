@@ -212,7 +212,7 @@ def test_options_that_do_not_fit_the_trace_are_refused(trace, fields, error):
         plan_trace(trace, FOUR, options(**fields))
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, math.nan])
+@pytest.mark.parametrize("fraction", [0.0, 1.1, -1.0, math.nan])
 def test_options_refuse_a_fraction_outside_zero_to_one(fraction):
     with pytest.raises(InvalidProblemError, match="plan_fraction"):
         PlanOptions(plan_fraction=fraction)

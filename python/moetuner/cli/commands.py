@@ -20,6 +20,7 @@ from moetuner.cli.options import (
     Quiet,
     RankSpeeds,
     RequestHomesOption,
+    TopK,
     TracePath,
     WireOption,
     cost_model,
@@ -36,14 +37,14 @@ from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
 _MOST_SHOWN = 20  # differences; --json has all
 
 
-def describe(trace: TracePath, as_json: Json = False) -> None:
+def describe(trace: TracePath, top_k: TopK = None, as_json: Json = False) -> None:
     """Say what a trace holds: sizes, skew, affinity, what is missing."""
     from moetuner.report.table import description_table
     from moetuner.report.terminal import print_content, print_json
     from moetuner.trace import read_trace
     from moetuner.trace.description import describe as describe_trace
 
-    description = describe_trace(read_trace(trace))
+    description = describe_trace(read_trace(trace, top_k=top_k))
     if as_json:
         print_json(description.to_json())
     else:
@@ -62,6 +63,7 @@ def evaluate(
     rank_speeds: RankSpeeds = "",
     hidden_size: HiddenSize = None,
     expert_hidden_size: ExpertHiddenSize = None,
+    top_k: TopK = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -82,7 +84,7 @@ def evaluate(
     from moetuner.report.terminal import print_content, print_json
     from moetuner.trace import read_trace
 
-    routing = read_trace(trace)
+    routing = read_trace(trace, top_k=top_k)
     wire = wire or default_wire([routing], quiet)
     cost = cost_model(
         routing,

@@ -57,6 +57,10 @@ ExpertHiddenSize = Annotated[
     typer.Option(help="Inner width of one expert, when unknown", min=1, max=2**24),
 ]
 
+TopK = Annotated[
+    int | None,
+    typer.Option(help="Experts per token, where counts do not say it", min=1),
+]
 RankSpeeds = Annotated[
     str, typer.Option(help="How fast each rank computes: 1,1,0.5,...; empty: alike")
 ]
@@ -156,4 +160,12 @@ def default_wire(traces: Sequence[Trace | CountTrace], quiet: bool) -> Wire:
     if not any(isinstance(trace, CountTrace) for trace in traces):
         return Wire.DEDUP
     note("this source only counted loads: scored with wire=allgather", quiet)
+    if any(
+        isinstance(trace, CountTrace) and not trace.tokens_known for trace in traces
+    ):
+        note(
+            "it does not say how many experts a token has: each choice counts as a "
+            "token; --top-k says it",
+            quiet,
+        )
     return Wire.ALLGATHER

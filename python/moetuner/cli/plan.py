@@ -21,6 +21,7 @@ from moetuner.cli.options import (
     RankSpeeds,
     RequestHomesOption,
     SolverName,
+    TopK,
     TracePath,
     WireOption,
     cost_model,
@@ -57,7 +58,9 @@ def plan(
         int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
     ] = 0,
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
-    split: Annotated[float, typer.Option(help="Share of tokens to plan on")] = 0.5,
+    split: Annotated[
+        float, typer.Option(help="Share of tokens to plan on; 1: all, none held out")
+    ] = 0.5,
     also: Annotated[
         list[Path] | None,
         typer.Option(help="One more trace that the plan is for; may be repeated"),
@@ -118,6 +121,7 @@ def plan(
     rank_speeds: RankSpeeds = "",
     hidden_size: HiddenSize = None,
     expert_hidden_size: ExpertHiddenSize = None,
+    top_k: TopK = None,
     plot: Annotated[
         Path | None, typer.Option(help="Figure to write (.png, .svg, .pdf)")
     ] = None,
@@ -143,8 +147,8 @@ def plan(
     if from_placement is None and (moves is not None or move_cost):
         raise InvalidProblemError("--moves and --move-cost need --from")
     topology = topology_of(ranks, ranks_per_node, quiet)
-    routing = read_trace(trace)
-    others = [read_trace(path) for path in more]
+    routing = read_trace(trace, top_k=top_k)
+    others = [read_trace(path, top_k=top_k) for path in more]
     wire = wire or default_wire([routing, *others], quiet)
     cost = cost_model(
         routing,

@@ -121,7 +121,7 @@ def comparison_of_plan(trace: Trace | CountTrace, report: PlanReport) -> Compari
         statistics=RoutingStatistics.from_trace(split.score),
         metadata=trace.metadata,
         trace_sha256=trace.sha256(),
-        plan_tokens=report.plan_tokens,
+        plan_tokens=report.plan_tokens if report.held_out else 0,
         rival=report.rival,
         left_out=report.left_out,
         domains=report.domains,
@@ -203,7 +203,7 @@ def compare_placements(
         statistics=RoutingStatistics.from_trace(score),
         metadata=trace.metadata,
         trace_sha256=sha256,
-        plan_tokens=0 if split is None else num_tokens(split.plan),
+        plan_tokens=num_tokens(split.plan) if split and split.held_out else 0,
         rival=scores.rival,
         left_out=baselines.left_out,
     )

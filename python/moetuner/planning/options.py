@@ -125,8 +125,8 @@ class PlanOptions:
                 "PlanOptions: memory_slack is about free cluster sizes; it needs "
                 "equal_slots=False (--free-sizes)"
             )
-        if not 0 < self.plan_fraction < 1:
+        if not 0 < self.plan_fraction <= 1:
             raise InvalidProblemError(
-                f"PlanOptions: plan_fraction must be in (0, 1), got "
+                f"PlanOptions: plan_fraction must be in (0, 1], got "
                 f"{self.plan_fraction}"
             )

@@ -88,6 +88,9 @@ class PlanReport:
     """All recordings together, where there are several."""
     request_homes: ScoredHomes | None = None
     """Of the result on the first recording, where it was asked for."""
+    held_out: bool = True
+    """Whether the result was scored on tokens that it was not planned on; a single
+    sequence or matrix of counts leaves nothing to hold out."""
 
     @property
     def result(self) -> Candidate:
@@ -98,11 +101,6 @@ class PlanReport:
     def baseline(self) -> Candidate:
         """Contiguous blocks: the first candidate."""
         return self.candidates[0]
-
-    @property
-    def held_out(self) -> bool:
-        """Whether the result was scored on tokens that it was not planned on."""
-        return True
 
     @property
     def cost(self) -> CostModel:
@@ -235,6 +233,7 @@ def _report(
         domains=domains,
         overall=score_overall(parts, options) if domains else None,
         request_homes=_score_homes(split.score, placements[options.solver], options),
+        held_out=all(each.held_out for each in splits),
     )
 
 

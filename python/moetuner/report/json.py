@@ -25,6 +25,7 @@ def plan_json(report: PlanReport) -> dict[str, Any]:
         "ranks_per_node": report.topology.ranks_per_node,
         "plan_tokens": report.plan_tokens,
         "score_tokens": report.score_tokens,
+        "held_out": report.held_out,
         "placements": [_candidate(candidate) for candidate in report.candidates],
         "best_baseline": _plain(report.rival),
         "left_out": dict(report.left_out),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moetuner.planning.request_homes import ScoredHomes
     from moetuner.trace.description import Range, TraceDescription
 
+_MOST_LAYERS = 6  # listed with experts that nobody uses
 # Heads in two lines: every table stays within 80 columns.
 _COLUMNS = (
     "load\nmean",
@@ -32,7 +33,8 @@ busiest rank / its even share of tokens; time: modelled, all tokens as one batch
 
 def plan_table(report: PlanReport) -> Table:
     """Baselines and result, scored on the held-out part."""
-    table = _score_table("placement", title="Scores on held-out tokens")
+    where = "held-out tokens" if report.held_out else "the tokens that it is planned on"
+    table = _score_table("placement", title=f"Scores on {where}")
     table.add_column("gain over contiguous\n[95% interval]", justify="right")
     for candidate in report.candidates:
         last = candidate is report.result
@@ -142,20 +144,46 @@ def description_table(description: TraceDescription) -> Table:
     rows = {
         "model": description.model or "unknown",
         "source": f"{description.source} / {description.dataset}",
-        "tokens": f"{description.num_tokens:,} in {description.num_sequences:,} "
-        f"sequences",
+        "tokens": _tokens(description),
         "layers": f"{len(layers)}: {layers[0]}..{layers[-1]}{gaps}",
-        "experts": f"{description.num_experts}, top-{description.top_k}",
+        "experts": f"{description.num_experts}, "
+        + (f"top-{description.top_k}" if description.top_k else "top-k unknown"),
         "first expert known": "yes" if description.ranked else "no (no weights)",
-        "unused experts": str(description.unused_experts),
+        "unused experts": _unused(description),
         "busiest / mean expert": _range(description.load_skew),
         "co-activation lift": _range(description.coactivation_lift),
         "layer-to-layer lift": _range(description.transition_lift),
         "missing": ", ".join(description.missing) or "nothing",
     }
+    for hint in description.hints:
+        rows[f"hint {len(rows)}"] = hint
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(
+            name.partition(" ")[0] if name.startswith("hint") else name, value
+        )
     return table
+
+
+def _tokens(description: TraceDescription) -> str:
+    groups = f"in {description.num_sequences:,} sequences"
+    if description.tokens_known:
+        return f"{description.num_tokens:,} {groups}"
+    return (
+        f"unknown: {description.num_tokens:,} choices of experts a layer {groups}; "
+        f"--top-k says how many a token has"
+    )
+
+
+def _unused(description: TraceDescription) -> str:
+    """How many experts no token chose, in all and at the layers with the most."""
+    pairs = len(description.layers) * description.num_experts
+    per_layer = zip(description.layers, description.unused_per_layer, strict=True)
+    worst = sorted(((n, layer) for layer, n in per_layer if n), key=lambda one: -one[0])
+    if not worst:
+        return "none"
+    listed = ", ".join(f"{n} at layer {layer}" for n, layer in worst[:_MOST_LAYERS])
+    more = ", ..." if len(worst) > _MOST_LAYERS else ""
+    return f"{description.unused_experts:,} of {pairs:,}: {listed}{more}"
 
 
 def _table(title: str | None = None) -> Table:

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 def print_plan(report: PlanReport) -> None:
     """What was planned on what, the solver's claims, the scores, the verdict."""
+    scored = f"scored on {report.score_tokens:,} others (split by sequence)"
+    if not report.held_out:
+        scored = "scored on the same: nothing was held out"
     print_content(
-        f"planned on {report.plan_tokens:,} tokens, scored on {report.score_tokens:,} "
-        f"others (split by sequence); {report.topology.num_ranks} ranks, "
+        f"planned on {report.plan_tokens:,} tokens, {scored}; "
+        f"{report.topology.num_ranks} ranks, "
         f"{report.topology.ranks_per_node} per node; "
         f"wire {report.options.cost.wire.value}, "
         f"homes {report.options.cost.homes.value}"
