@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 # The torch that the ops are built and tested against; any torch >= 2.11 will do.
 TORCH  ?= torch==2.13.0
 
-NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f)
+NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc cmake tests/cpp -type f)
 CXX_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
-.PHONY: help demo test test-all coverage check docs wheel format stub bench clean
+.PHONY: help demo test test-all sanitize coverage check docs wheel format stub bench clean
 
 help:  ## What there is to make
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -21,6 +21,14 @@ test: $(VENV)/.dev  ## The tests that this machine can run, without the slow one
 
 test-all: test  ## And the slow ones
 	$(BIN)/python -m pytest -m slow
+
+sanitize: $(VENV)/.sanitize  ## Tests of the planning core under ASan with UBSan, and under TSan
+	for kind in address,undefined thread; do \
+	  $(BIN)/cmake -S tests/cpp -B build/sanitize-$$kind -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -DMOETUNER_WERROR=ON -DMOETUNER_SANITIZE=$$kind && \
+	  $(BIN)/cmake --build build/sanitize-$$kind --parallel && \
+	  $(BIN)/ctest --test-dir build/sanitize-$$kind --output-on-failure || exit 1; \
+	done
 
 coverage: $(VENV)/.coverage  ## Which lines of Python `make test` reaches; pages in build/coverage/html
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html
@@ -67,13 +75,14 @@ $(VENV)/.planner: $(BIN)/python $(NATIVE)
 # What tests need: torch, the ops, CBC, Transformers; Python sources are used in place.
 $(VENV)/.dev: $(BIN)/python $(NATIVE)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	MOETUNER_WERROR=ON $(BIN)/python -m pip install --quiet --editable ".[cbc,plot]" --group test
+	MOETUNER_WERROR=ON MOETUNER_CORE_TESTS=ON $(BIN)/python -m pip install --quiet --editable ".[cbc,plot]" --group test
 	@touch $@ $(VENV)/.planner
 
 # The tools of each of these, beside moetuner.
 $(VENV)/.lint: $(VENV)/.dev
 $(VENV)/.coverage: $(VENV)/.dev
 $(VENV)/.docs: $(VENV)/.planner
-$(VENV)/.lint $(VENV)/.coverage $(VENV)/.docs: $(VENV)/.%: pyproject.toml
+$(VENV)/.sanitize: $(BIN)/python
+$(VENV)/.lint $(VENV)/.coverage $(VENV)/.docs $(VENV)/.sanitize: $(VENV)/.%: pyproject.toml
 	$(BIN)/python -m pip install --quiet --group $*
 	@touch $@

@@ -70,6 +70,5 @@ def tiny_problems(draw, spare=0):
         workload,
         Topology(num_ranks=num_ranks, ranks_per_node=per_node),
         slots_per_rank=least + spare,
-        equal_slots=draw(st.sampled_from([True, True, False])),
     )
     return problem, rng

@@ -15,13 +15,12 @@ from moetuner.evaluation.evaluate import (
 from moetuner.evaluation.hardware import Hardware
 from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.tally import tally
-from moetuner.evaluation.workload import price
+from moetuner.evaluation.workload import Workload, price
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
 from moetuner.trace import CountTrace, read_trace, split_by_sequence
-from moetuner.trace.statistics import RoutingStatistics
 from strategies import (
     make_trace,
     random_ids,
@@ -310,12 +309,9 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_traces_score_as_measured_before(traces_dir, name):
     split = split_by_sequence(read_trace(traces_dir / f"{name}.npz"))
-    statistics = RoutingStatistics.from_trace(
-        split.plan, coactivation=False, transitions=False, num_threads=2
-    )
-    problem = PlacementProblem(
-        statistics=statistics,
-        topology=Topology(num_ranks=8, ranks_per_node=4),
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(split.plan,)),
+        Topology(num_ranks=8, ranks_per_node=4),
         objective=Objective.MAX_LOAD,
     )
     for solver, expected in zip(("contiguous", "lpt"), REAL[name], strict=True):

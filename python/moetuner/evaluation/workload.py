@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,12 +105,17 @@ def batch_index(
     if batch_tokens == POOLED or not sizes.sum():
         return np.zeros(order.size, np.int32)
     total = int(sizes.sum())
-    num_batches = max(round(total / batch_tokens), 1)
+    wanted = max(round(total / batch_tokens), 1)
     middle = np.cumsum(sizes) - sizes / 2
-    batch_of_unit = np.minimum(middle * num_batches // total, num_batches - 1)
+    batch_of_unit = np.minimum(middle * wanted // total, wanted - 1)
     of_unit = np.zeros(sizes.size, np.int32)
     _, of_unit[sizes > 0] = np.unique(batch_of_unit[sizes > 0], return_inverse=True)
     return of_unit[order]
+
+
+def num_batches(batches: NDArray[np.integer[Any]]) -> int:
+    """How many batches a `batch_index` tells apart; one where there is no token."""
+    return int(batches.max(initial=0)) + 1
 
 
 def _units(
@@ -152,7 +157,9 @@ def tally_batches(
         num_threads=num_threads,
     )
     if isinstance(trace, CountTrace):
-        rows = rows.weighted((np.arange(batches.max() + 1)[:, None] == batches) * 1.0)
+        rows = rows.weighted(
+            (np.arange(num_batches(batches))[:, None] == batches) * 1.0
+        )
     return rows
 
 

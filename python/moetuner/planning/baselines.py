@@ -124,7 +124,7 @@ def _names(problem: PlacementProblem, wanted: Baselines) -> tuple[str, ...]:
         return (REFERENCE,)
     if wanted is Baselines.UNPLANNED:
         return PLANNED_ON_NOTHING
-    spare = problem.equal_slots and problem.slots_per_rank > problem.least_slots
+    spare = problem.wants_replicas
     names = BASELINES if wanted is Baselines.ALL else _QUICK
     return tuple(name for name in names if spare or name != WITH_REPLICAS)
 
@@ -137,5 +137,5 @@ def _solve(problem: PlacementProblem, name: str, options: SolverOptions) -> Solu
     if name not in _SLOW:
         limit = min(options.time_limit, QUICK_SECONDS)
         options = replace(options, time_limit=limit)
-    asked = replace(problem, objective=objective, equal_slots=True)
+    asked = replace(problem, objective=objective)
     return solver.solve(asked, options)

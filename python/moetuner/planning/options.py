@@ -39,7 +39,7 @@ class PlanOptions:
         Slots per rank and layer; 0 means just enough, or those of ``stay`` where that
         holds replicas.
     equal_slots, memory_slack
-        See `PlacementProblem`.
+        Of the solver ``ilp1`` alone, see `moetuner.solver.programs.ilp1.Ilp1Config`.
     plan_fraction
         Share of the tokens to plan on; the rest scores.
     batch_tokens, batch_kind
@@ -114,6 +114,11 @@ class PlanOptions:
             raise InvalidProblemError(
                 f"PlanOptions: time_limit must be finite, got "
                 f"{self.solver_options.time_limit}"
+            )
+        if not self.equal_slots and self.solver != "ilp1":
+            raise InvalidProblemError(
+                f"PlanOptions: equal_slots=False (--free-sizes) is for the solver "
+                f"ilp1, got {self.solver}"
             )
         if self.memory_slack is not None and self.equal_slots:
             raise InvalidProblemError(

@@ -38,7 +38,8 @@ from moetuner.solver import (
     Stage,
     get_solver,
 )
-from moetuner.solver.joint.solver import JointConfig, JointSolver
+from moetuner.solver.joint.config import JointConfig
+from moetuner.solver.programs.ilp1 import Ilp1Config
 from moetuner.trace import CountTrace, Trace, read_trace
 
 if TYPE_CHECKING:
@@ -160,8 +161,6 @@ def plan_trace(
         topology,
         objective=solver.objectives[0],
         slots_per_rank=options.slots_per_rank,
-        equal_slots=options.equal_slots,
-        memory_slack=options.memory_slack,
     )
     if options.stay is not None:
         _check_stay(problem, options.stay)
@@ -280,16 +279,19 @@ def _check_stay(problem: PlacementProblem, stay: Placement) -> None:
 
 
 def _solver_of(options: PlanOptions) -> Solver:
-    if options.solver != "joint":
-        return get_solver(options.solver)
-    return JointSolver(
-        config=JointConfig(
+    config: object = None
+    if options.solver == "joint":
+        config = JointConfig(
             favour=options.favour,
             copy_weight=options.copy_weight,
             stay=options.stay,
             move_seconds=options.move_seconds,
         )
-    )
+    elif options.solver == "ilp1":
+        config = Ilp1Config(
+            free_sizes=not options.equal_slots, memory_slack=options.memory_slack
+        )
+    return get_solver(options.solver, config)
 
 
 def _proven(

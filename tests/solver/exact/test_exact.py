@@ -18,6 +18,7 @@ from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver.exact.partitions import partitions, renamings
 from moetuner.trace import CountTrace, synthetic_trace
+from oracle import oracle
 from strategies import TOY_COST, make_trace, placement_problems, random_ids
 from tiny import tiny_problems
 
@@ -31,7 +32,7 @@ EXACT = get_solver("exact")
 def test_states_of_eight_experts_are_counted_right(ranks, per_node, count):
     """8! / (2!^4 4!) = 105 and so on; two nodes of four: 8! / (4! 4! 2)."""
     topology = Topology(num_ranks=ranks, ranks_per_node=per_node)
-    states = partitions(8, topology, 0, 8 // ranks, 1000)
+    states = partitions(8, topology, 8 // ranks, 1000)
     assert len(states) == count == len(np.unique(states, axis=0))
     # With all their names they are all placements: none is missing, none twice.
     if ranks <= 4:
@@ -42,7 +43,7 @@ def test_states_of_eight_experts_are_counted_right(ranks, per_node, count):
 @given(tiny_problems())
 def test_it_finds_what_the_oracle_finds(case):
     problem, _ = case
-    truth = get_solver("oracle").solve(problem)
+    truth = oracle(problem)
     workload = problem.workload
     holes = any((trace.topk_ids < 0).any() for trace in workload.traces)
     if (
@@ -58,13 +59,14 @@ def test_it_finds_what_the_oracle_finds(case):
 @given(
     placement_problems(max_experts=5, max_layers=3, shapes=((2, 1), (2, 2), (4, 2))),
     st.sampled_from([o for o in Objective if o is not Objective.MODELLED_TIME]),
-    st.booleans(),
+    st.sampled_from([0, 4]),
 )
-def test_other_objectives_too(case, objective, equal_slots):
-    problem = replace(case[0], objective=objective, equal_slots=equal_slots)
+def test_other_objectives_too(case, objective, slots):
+    slots = slots and max(slots, case[0].slots_per_rank)
+    problem = replace(case[0], objective=objective, slots_per_rank=slots)
     solution = EXACT.solve(problem)
     assert solution.status is SolveStatus.OPTIMAL
-    truth = get_solver("oracle").solve(problem).value
+    truth = oracle(problem).value
     assert solution.value == pytest.approx(truth, rel=1e-9, abs=1e-12)
 
 
@@ -117,7 +119,7 @@ def test_names_inside_a_node_matter_where_rows_come_back_through_gateways(wire):
         Workload(traces=(make_trace(ids, 4, ranked=True),), cost=cost, batch_tokens=0),
         Topology(num_ranks=4, ranks_per_node=2),
     )
-    truth = get_solver("oracle").solve(problem)
+    truth = oracle(problem)
     assert EXACT.solve(problem).value == pytest.approx(truth.value, rel=1e-9)
 
 

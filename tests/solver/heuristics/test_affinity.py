@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from moetuner.errors import MissingStatisticsError
+from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import get_solver
 from moetuner.solver.base import Clock
 from moetuner.solver.heuristics.coactivation import cluster, coactivation_of
 from moetuner.trace import synthetic_trace
-from moetuner.trace.statistics import RoutingStatistics
-from strategies import make_trace, placement_problems, random_problem
+from oracle import oracle
+from strategies import (
+    make_trace,
+    placement_problems,
+    problem_of_counts,
+    random_problem,
+)
 
 
 @given(placement_problems(max_experts=6, shapes=((2, 1), (3, 3), (4, 2))))
@@ -29,7 +35,7 @@ def test_affinity_keeps_at_least_what_blocks_keep(case):
     )
     found = get_solver("affinity").solve(one_level)
     assert found.value <= get_solver("contiguous").solve(one_level).value + 1e-12
-    assert blocks.value >= get_solver("oracle").solve(problem).value - 1e-12
+    assert blocks.value >= oracle(problem).value - 1e-12
 
 
 def test_affinity_follows_partners_across_layers():
@@ -41,9 +47,9 @@ def test_affinity_follows_partners_across_layers():
         Topology(num_ranks=4, ranks_per_node=4),
         Topology(num_ranks=4, ranks_per_node=2),
     ):
-        problem = PlacementProblem(
-            statistics=RoutingStatistics.from_trace(trace),
-            topology=topology,
+        problem = PlacementProblem.from_workload(
+            Workload(traces=(trace,)),
+            topology,
             objective=Objective.TOTAL_TRAFFIC,
         )
         assert get_solver("affinity").solve(problem).value == 0
@@ -53,9 +59,9 @@ def test_affinity_follows_partners_across_layers():
 def test_clusters_hold_what_is_chosen_together():
     """Tokens choose {0, 3}, {1, 4} or {2, 5}: three clusters of two, nothing cut."""
     ids = np.array([[[0, 3]], [[4, 1]], [[2, 5]]] * 5, np.int16)
-    problem = PlacementProblem(
-        statistics=RoutingStatistics.from_trace(make_trace(ids, 6)),
-        topology=Topology(num_ranks=3, ranks_per_node=1),
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(make_trace(ids, 6),)),
+        Topology(num_ranks=3, ranks_per_node=1),
     )
     ranks = get_solver("coactivation").solve(problem).placement.rank_of()[0]
     assert (ranks[:3] == ranks[3:]).all()
@@ -84,6 +90,6 @@ def test_coactivation_is_counted_where_it_is_missing(rng):
     problem = random_problem(rng, 2, 6, Topology(num_ranks=2, ranks_per_node=1))
     lean = replace(problem, statistics=replace(problem.statistics, coactivation=None))
     np.testing.assert_array_equal(coactivation_of(lean), coactivation_of(problem))
-    bare = replace(lean, workload=None)
+    bare = problem_of_counts(problem.statistics.load, problem.topology)
     with pytest.raises(MissingStatisticsError, match="needs same-layer co-activation"):
         get_solver("coactivation").solve(bare)

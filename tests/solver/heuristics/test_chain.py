@@ -23,9 +23,7 @@ def best_naming(problem, clusters):
     best = np.inf
     for choice in itertools.product(names, repeat=len(clusters)):
         rank_of = np.stack([p[row] for p, row in zip(choice, clusters, strict=True)])
-        if problem.keeps_memory(rank_of):
-            value = problem.objective_value(place(problem, rank_of))
-            best = min(best, value)
+        best = min(best, problem.objective_value(place(problem, rank_of)))
     return best
 
 
@@ -71,12 +69,3 @@ def test_a_permuted_layer_is_put_back(rng):
     clusters = np.array([[0, 0, 1, 1, 2, 2], [2, 2, 0, 0, 1, 1]], np.int32)
     aligned = align_layers(problem, clusters)
     assert aligned.tolist() == [[0, 0, 1, 1, 2, 2]] * 2
-
-
-@given(
-    placement_problems(max_experts=7, max_layers=3, shapes=((2, 1), (4, 2))), TRAFFIC
-)
-def test_alignment_keeps_the_memory_row(case, objective):
-    problem = replace(case[0], objective=objective, equal_slots=False, memory_slack=1)
-    solution = get_solver("chain").solve(problem)
-    assert problem.keeps_memory(solution.placement.rank_of())

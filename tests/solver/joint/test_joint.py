@@ -33,6 +33,7 @@ from moetuner.solver.joint.scenarios import (
 )
 from moetuner.solver.joint.solver import JointConfig, JointSolver
 from moetuner.solver.joint.tokens import TokenRounds
+from oracle import oracle
 from strategies import (
     TOY_COST,
     make_trace,
@@ -157,7 +158,7 @@ def test_tiny_problems_are_solved_like_the_oracle_does(case):
     problem, _ = case
     solver = JointSolver(config=JointConfig(profile=NOTHING_MORE, rounds=3))
     solution = solver.solve(problem, SolverOptions(time_limit=10, threads=2))
-    truth = get_solver("oracle").solve(problem).value
+    truth = oracle(problem).value
     assert solution.value == problem.objective_value(solution.placement)
     if solution.placement.has_replicas:  # the oracle knows none
         assert solution.value <= truth * (1 + 1e-9)
@@ -392,16 +393,6 @@ def test_senseless_options_are_refused(options, error, message):
         JointConfig(**options)
 
 
-def test_a_placement_in_use_has_equal_slots(rng):
-    problem = replace(modelled(big_problem(rng)), equal_slots=False)
-    stay = get_solver("contiguous").solve(
-        replace(problem, equal_slots=True, objective=Objective.MAX_LOAD)
-    )
-    solver = JointSolver(config=JointConfig(stay=stay.placement))
-    with pytest.raises(SolverError, match="stay needs equal_slots"):
-        solver.solve(problem)
-
-
 def core_arguments(rng, monkeypatch):
     """What `LayerRounds` hands to the core's `SearchProblem`, and its start."""
     found = {}
@@ -490,7 +481,7 @@ def test_the_bound_that_is_shown_holds_for_the_optimum(rng):
     solution = JointSolver(config=JointConfig(rounds=2)).solve(
         problem, SolverOptions(time_limit=20), progress=told.append
     )
-    truth = get_solver("oracle").solve(problem).value
+    truth = oracle(problem).value
     assert 0 < solution.lower_bound <= truth <= solution.value
     assert {event.bound for event in told} == {solution.lower_bound}
     assert solution.stages[-1].value == solution.value

@@ -1,23 +1,19 @@
 """The search that walks tokens: replicas, recorded homes and homes that follow."""
 
 from dataclasses import replace
-from functools import partialmethod
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.evaluation.cost import Homes, Wire
-from moetuner.evaluation.workload import Workload
-from moetuner.placement.topology import Topology
-from moetuner.problem import PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
 from moetuner.solver.base import place
 from moetuner.solver.heuristics.starts import start_ranks
 from moetuner.solver.joint.interruptible import Interruptible
 from moetuner.solver.joint.solver import JointConfig, JointSolver
 from moetuner.solver.joint.tokens import TokenRounds
-from strategies import TOY_COST, make_trace, random_ids, random_placement
+from strategies import random_placement
 from test_joint import (
     NOTHING_MORE,
     big_problem,
@@ -83,30 +79,6 @@ def test_changes_along_tokens_add_up_to_the_cost_computed_afresh(
     # Odd layers came last: even ones saw the odd ones' old places.
     layers = slice(1, None, 2) if problem.workload.cost.homes is Homes.FOLLOW else ...
     assert cost[layers] == pytest.approx(fresh[layers], rel=1e-9)
-
-
-def test_a_walk_with_free_sizes_leaves_no_rank_without_experts(rng, monkeypatch):
-    """Swaps with empty slots may; the placement from before is kept then."""
-    ids = random_ids(rng, 100, 3, 9, 2, 0.1, 2.0)
-    cost = replace(TOY_COST, homes=Homes.FOLLOW, wire=Wire.PER_EXPERT)
-    problem = PlacementProblem.from_workload(
-        Workload(traces=(make_trace(ids, 9, ranked=True),), cost=cost),
-        Topology(num_ranks=4, ranks_per_node=2),
-        equal_slots=False,
-    )
-    start = np.zeros((3, 9), np.int32)
-    start[:, -3:] = [1, 2, 3]
-    walk, begin = walk_of(problem), place(problem, start)
-    hot = partialmethod(TokenRounds.anneal, hot=1.0, cold=1.0)
-    monkeypatch.setattr(TokenRounds, "anneal", hot)
-    stop, bare = np.zeros(1, np.int32), 0
-    for seed in range(8):
-        slots, _ = walk.anneal(begin.slot_experts, 500, 60.0, seed, stop)
-        bare += replace(begin, slot_experts=slots).rank_sizes().min() == 0
-        walk.begin([begin])
-        walk.round(500, 60.0)
-        problem.check(walk.placement)
-    assert bare
 
 
 def test_the_walk_does_not_depend_on_threads(rng):

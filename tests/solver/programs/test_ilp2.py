@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.shapes import shape_for_model
+from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus
 from moetuner.solver.programs.cbc import CUTOFF_INCREMENT
 from moetuner.solver.programs.ilp2 import Ilp2Config, Ilp2Solver, pair_bounds
 from moetuner.trace import read_trace, split_by_sequence
-from moetuner.trace.statistics import RoutingStatistics
 from strategies import placement_problems, random_problem
 
 EXACT = Ilp2Solver(config=Ilp2Config(force_ilp=True, gap_relative=0.0))
@@ -73,36 +73,6 @@ def test_with_one_link_speed_the_program_equals_the_assignment(case):
     )
     assert by_program.value == pytest.approx(by_assignment.value, rel=1e-6, abs=1e-15)
     assert by_program.status is by_assignment.status is SolveStatus.OPTIMAL
-
-
-@settings(max_examples=6)
-@given(
-    placement_problems(
-        max_experts=7,
-        max_layers=3,
-        shapes=((2, 1), (3, 1)),
-        objective=Objective.LINK_TRAFFIC,
-        equal_slots=False,
-    ),
-    st.integers(1, 3),
-)
-def test_memory_row_holds_and_costs_what_it_must(case, slack):
-    """Best of all namings that keep the paper's row (13)."""
-    problem = replace(case[0], memory_slack=slack)
-    solution = EXACT.solve(problem, QUICK)
-    clusters = solution.placement.rank_of()
-    names = [
-        np.array(p) for p in itertools.permutations(range(problem.topology.num_ranks))
-    ]
-    seconds, best = problem.link_seconds(), np.inf
-    for choice in itertools.product(names, repeat=problem.num_layers):
-        rank_of = np.stack([p[r] for p, r in zip(choice, clusters, strict=True)])
-        if problem.keeps_memory(rank_of):
-            flows = problem.rank_flows(rank_of)
-            best = min(best, (flows * seconds).max(axis=(1, 2)).sum())
-    totals = problem.rank_sizes(clusters).sum(axis=0)
-    assert np.abs(totals - totals.mean()).max() <= slack
-    assert solution.stages[-1].value == pytest.approx(best, rel=1e-6, abs=1e-15)
 
 
 @given(
@@ -170,11 +140,11 @@ def test_a_program_too_large_for_cbc_is_not_built(rng):
 @pytest.mark.parametrize("time_limit", [2, 5])
 def test_the_time_limit_holds_for_a_real_trace(traces_dir, time_limit):
     trace = read_trace(traces_dir / "gpt-oss-20b-fingerprinting" / "mmlu.npz")
-    problem = PlacementProblem(
-        statistics=RoutingStatistics.from_trace(split_by_sequence(trace).plan),
-        topology=Topology(num_ranks=8, ranks_per_node=4),
+    cost = CostModel(shape=shape_for_model(trace.metadata.model))
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(split_by_sequence(trace).plan,), cost=cost),
+        Topology(num_ranks=8, ranks_per_node=4),
         objective=Objective.LINK_TRAFFIC,
-        shape=shape_for_model(trace.metadata.model),
     )
     began = time.monotonic()
     solution = Ilp2Solver().solve(

@@ -13,6 +13,7 @@ Legend: L layers, E experts, P states, G ranks, B batches.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,9 @@ from moetuner.errors import SolverError
 from moetuner.evaluation.cost import Homes
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver.base import (
+    NO_CONFIG,
     Clock,
+    NoConfig,
     ProgressCallback,
     ProgressEvent,
     Solution,
@@ -53,11 +56,13 @@ MAX_STEPS = 20_000_000_000
 """Links that the arcs of all layers may look at."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExactSolver:
     """Optimal for about 8 experts; refuses what it cannot enumerate."""
 
-    name = "exact"
-    objectives = (
+    config: NoConfig = NO_CONFIG
+    name: str = "exact"
+    objectives: tuple[Objective, ...] = (
         Objective.MODELLED_TIME,
         *(o for o in Objective if o is not Objective.MODELLED_TIME),
     )
@@ -83,9 +88,8 @@ class ExactSolver:
         except KeyboardInterrupt:
             status, rank_of = SolveStatus.INTERRUPTED, balanced_rank_of(problem)
         stages: tuple[Stage, ...] = ()
-        slots = problem.slots_per_rank * problem.topology.num_ranks
         timed = problem.objective is Objective.MODELLED_TIME
-        if bound is not None and timed and slots > problem.num_experts:
+        if bound is not None and timed and problem.spare_slots:
             # Replicas are not among the states: the proof is about those without.
             stages = (
                 Stage(
@@ -118,10 +122,8 @@ def _check(problem: PlacementProblem) -> None:
 
     if problem.num_experts > MAX_EXPERTS:
         refuse(f"at most {MAX_EXPERTS} experts, got {problem.num_experts}")
-    if not problem.equal_slots and problem.memory_slack is not None:
-        refuse("a memory row couples all layers; drop memory_slack")
     workload = problem.workload
-    if problem.objective is not Objective.MODELLED_TIME or workload is None:
+    if problem.objective is not Objective.MODELLED_TIME:
         return
     if workload.worst_case:
         refuse("the worst of several traces is no sum over layers")
@@ -148,13 +150,9 @@ class _Search:
     ) -> None:
         self.problem, self.options, self.clock = problem, options, clock
         self.progress = progress
-        equal, topology = problem.equal_slots, problem.topology
+        topology = problem.topology
         self.states = partitions(
-            problem.num_experts,
-            topology,
-            0 if equal else 1,
-            problem.slots_per_rank if equal else problem.num_experts,
-            MAX_STATES,
+            problem.num_experts, topology, problem.slots_per_rank, MAX_STATES
         )
         self.names = np.arange(topology.num_ranks, dtype=np.int32)[None]
         self.steps = problem.objective in (
@@ -164,7 +162,6 @@ class _Search:
         self.costs: LayerCosts | None = None
         homes = Homes.UNIFORM
         if problem.objective is Objective.MODELLED_TIME:
-            assert problem.workload is not None
             homes = problem.workload.cost.homes
             self.steps = homes is Homes.FOLLOW
         if self.steps or homes is Homes.RECORDED:
@@ -176,7 +173,6 @@ class _Search:
             self.names = renamings(topology, MAX_RENAMINGS, alike=True)
             self.states = one_of_each(self.states, self.names)
         if problem.objective is Objective.MODELLED_TIME:
-            assert problem.workload is not None
             batches = Batches.of(problem.workload)
             self.costs = LayerCosts(
                 batches, self.states, topology, problem.workload.cost
@@ -190,7 +186,6 @@ class _Search:
         of one node change names.
         """
         topology, workload = self.problem.topology, self.problem.workload
-        assert workload is not None
         several = topology.num_nodes > 1 and topology.ranks_per_node > 1
         return several and workload.cost.wire.rules.crossing is Crossing.GATEWAY
 

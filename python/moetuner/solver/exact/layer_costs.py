@@ -17,6 +17,7 @@ import numpy as np
 from moetuner._checks import assert_never
 from moetuner._core import Crossing, Rows
 from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.workload import num_batches
 from moetuner.trace import Trace
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Batches:
             masks.append(np.where(ids >= 0, 1 << np.maximum(ids, 0), 0).sum(axis=2))
             first.append(ids[..., 0])
             batch.append(batches + offset)
-            count = int(batches.max()) + 1 if batches.size else 1
+            count = num_batches(batches)
             offset += count
             weight += [share / count] * count
             if trace.home_rank is not None:

@@ -24,9 +24,9 @@ _MAX_CELLS = 200_000
 
 
 def partitions(
-    num_experts: int, topology: Topology, least: int, most: int, limit: int
+    num_experts: int, topology: Topology, slots: int, limit: int
 ) -> NDArray[np.int32]:
-    """Each placement of E experts with ``least`` to ``most`` on a rank, once.
+    """Each placement of E experts with at most ``slots`` on a rank, once.
 
     Placements that differ by the names of ranks in a node, or of nodes, count as one.
 
@@ -46,10 +46,7 @@ def partitions(
     sizes = [0] * num_ranks
 
     def place(expert: int) -> None:
-        left = num_experts - expert
-        if sum(max(least - size, 0) for size in sizes) > left:
-            return
-        if not left:
+        if expert == num_experts:
             if len(states) == limit:
                 raise SolverError(
                     f"solver exact: more than {limit} ways to place {num_experts} "
@@ -61,7 +58,7 @@ def partitions(
             first = rank - rank % per_node
             opened = all(sizes[first:rank])  # ranks of a node open in order
             node_opened = not first or sizes[first - per_node]  # so do nodes
-            if opened and node_opened and sizes[rank] < most:
+            if opened and node_opened and sizes[rank] < slots:
                 sizes[rank] += 1
                 rank_of.append(rank)
                 place(expert + 1)
@@ -119,18 +116,12 @@ def one_of_each(
 
 
 def legal_layers(problem: PlacementProblem) -> NDArray[np.int32] | None:
-    """All legal ranks of one layer's experts, int32 [states, E]; None: too many.
-
-    The memory row, which is about all layers, is left out.
-    """
+    """All legal ranks of one layer's experts, int32 [states, E]; None: too many."""
     num_experts, num_ranks = problem.num_experts, problem.topology.num_ranks
     if num_ranks**num_experts > _MAX_CELLS:
         return None
     cells = np.indices((num_ranks,) * num_experts).reshape(num_experts, -1).T
     sizes = (cells[:, :, None] == np.arange(num_ranks)).sum(axis=1)
-    if problem.equal_slots:
-        legal = (sizes <= problem.slots_per_rank).all(axis=1)
-    else:
-        legal = (sizes >= 1).all(axis=1)
+    legal = (sizes <= problem.slots_per_rank).all(axis=1)
     states: NDArray[np.int32] = cells[legal].astype(np.int32)
     return states

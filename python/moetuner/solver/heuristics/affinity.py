@@ -11,6 +11,7 @@ Legend: L layers, E experts, P places (nodes, then ranks).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,14 +20,15 @@ from scipy.optimize import linear_sum_assignment
 from moetuner.placement.model import contiguous_rank_of
 from moetuner.problem import Objective
 from moetuner.solver.base import (
+    NO_CONFIG,
     Clock,
+    NoConfig,
     ProgressCallback,
     Solution,
     SolverOptions,
     SolveStatus,
     finish,
 )
-from moetuner.solver.heuristics.lpt import within_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,11 +41,13 @@ if TYPE_CHECKING:
 MAX_SWEEPS = 20
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AffinitySolver:
     """Keeps tokens where they are; hot experts may crowd together."""
 
-    name = "affinity"
-    objectives = (
+    config: NoConfig = NO_CONFIG
+    name: str = "affinity"
+    objectives: tuple[Objective, ...] = (
         Objective.TOTAL_TRAFFIC,
         *(o for o in Objective if o is not Objective.TOTAL_TRAFFIC),
     )
@@ -71,7 +75,7 @@ class AffinitySolver:
         return finish(
             self,
             problem,
-            within_memory(problem, rank_of),
+            rank_of,
             clock,
             status=SolveStatus.HEURISTIC,
             warm_start=warm_start,

@@ -8,6 +8,7 @@ given the step before it, the chain as a whole is not.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from moetuner.problem import Objective
 from moetuner.solver.base import (
+    NO_CONFIG,
     Clock,
+    NoConfig,
     ProgressCallback,
     Solution,
     SolverOptions,
@@ -38,11 +41,16 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChainSolver:
     """Balance first, then exact (one link speed) or stepwise alignment of layers."""
 
-    name = "chain"
-    objectives = (Objective.TOTAL_TRAFFIC, Objective.LINK_TRAFFIC)
+    config: NoConfig = NO_CONFIG
+    name: str = "chain"
+    objectives: tuple[Objective, ...] = (
+        Objective.TOTAL_TRAFFIC,
+        Objective.LINK_TRAFFIC,
+    )
 
     def solve(
         self,
@@ -58,8 +66,6 @@ class ChainSolver:
         clock = Clock(time_limit=options.time_limit)
         clusters = balanced_rank_of(problem)
         rank_of, exact = align_layers(problem, clusters), alignment_is_exact(problem)
-        if not problem.keeps_memory(rank_of):
-            rank_of, exact = clusters, False
         value = problem.objective_value(place(problem, rank_of))
         stage = Stage(
             name="alignment of fixed clusters",

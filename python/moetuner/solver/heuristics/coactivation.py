@@ -9,6 +9,7 @@ Legend: L layers, E experts, P clusters.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,15 @@ import numpy as np
 from moetuner.placement.model import contiguous_rank_of
 from moetuner.problem import Objective
 from moetuner.solver.base import (
+    NO_CONFIG,
     Clock,
+    NoConfig,
     ProgressCallback,
     Solution,
     SolverOptions,
     SolveStatus,
     finish,
 )
-from moetuner.solver.heuristics.lpt import within_memory
 from moetuner.trace import Trace
 from moetuner.trace.statistics import RoutingStatistics
 
@@ -37,11 +39,13 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CoactivationSolver:
     """Keeps a token's experts together; hot experts may crowd together."""
 
-    name = "coactivation"
-    objectives = tuple(Objective)
+    config: NoConfig = NO_CONFIG
+    name: str = "coactivation"
+    objectives: tuple[Objective, ...] = tuple(Objective)
 
     def solve(
         self,
@@ -62,7 +66,7 @@ class CoactivationSolver:
         return finish(
             self,
             problem,
-            within_memory(problem, rank_of),
+            rank_of,
             clock,
             status=SolveStatus.HEURISTIC,
             warm_start=warm_start,
@@ -78,7 +82,7 @@ def coactivation_of(problem: PlacementProblem) -> Floats:
         When the source only counted loads.
     """
     counted = problem.statistics.coactivation
-    if counted is None and problem.workload is not None:
+    if counted is None:
         workload = problem.workload
         known = [isinstance(trace, Trace) for trace in workload.traces]
         if any(known):

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moetuner.placement.model import contiguous_rank_of
 from moetuner.problem import Objective
 from moetuner.solver.base import (
+    NO_CONFIG,
     Clock,
+    NoConfig,
     ProgressCallback,
     Solution,
     SolverOptions,
     SolveStatus,
     finish,
 )
-from moetuner.solver.heuristics.lpt import within_memory
 
 if TYPE_CHECKING:
     from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ContiguousSolver:
     """Blocks of consecutive expert ids, the same in every layer."""
 
-    name = "contiguous"
-    objectives = tuple(Objective)
+    config: NoConfig = NO_CONFIG
+    name: str = "contiguous"
+    objectives: tuple[Objective, ...] = tuple(Objective)
 
     def solve(
         self,
@@ -40,11 +44,10 @@ class ContiguousSolver:
         blocks = contiguous_rank_of(
             problem.num_layers, problem.num_experts, problem.topology.num_ranks
         )
-        rank_of = within_memory(problem, blocks)
         return finish(
             self,
             problem,
-            rank_of,
+            blocks,
             clock,
             status=SolveStatus.HEURISTIC,
             warm_start=warm_start,

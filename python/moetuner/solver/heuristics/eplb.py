@@ -36,9 +36,7 @@ from moetuner.solver.base import (
     SolverOptions,
     SolveStatus,
     finish,
-    place,
 )
-from moetuner.solver.heuristics.lpt import fill_empty_ranks, within_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,11 +88,8 @@ class EplbSolver:
                 f"experts, got {groups}"
             )
         hierarchical = groups % topology.num_nodes == 0
-        needed = problem.least_slots
         replicas = (
-            problem.equal_slots
-            and problem.slots_per_rank > needed
-            and problem.objective is Objective.MODELLED_TIME
+            problem.wants_replicas and problem.objective is Objective.MODELLED_TIME
         )
         slots = [
             rebalance(
@@ -113,8 +108,6 @@ class EplbSolver:
             num_experts=problem.num_experts,
             topology=topology,
         )
-        if not problem.equal_slots:
-            placement = place(problem, self._free_sizes(problem, placement.rank_of()))
         return finish(
             self,
             problem,
@@ -123,14 +116,6 @@ class EplbSolver:
             status=SolveStatus.HEURISTIC,
             warm_start=warm_start,
         )
-
-    def _free_sizes(
-        self, problem: PlacementProblem, rank_of: NDArray[np.int32]
-    ) -> NDArray[np.int32]:
-        """No rank empty, and the memory row kept."""
-        for row, load in zip(rank_of, problem.relative_load(), strict=True):
-            fill_empty_ranks(row, load, problem.topology.num_ranks)
-        return within_memory(problem, rank_of)
 
 
 def rebalance(

@@ -6,15 +6,17 @@ by exchanging experts of the fullest rank while its load falls.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import moetuner._core as _core
-from moetuner.placement.model import contiguous_rank_of
 from moetuner.problem import Objective
 from moetuner.solver.base import (
+    NO_CONFIG,
     Clock,
+    NoConfig,
     ProgressCallback,
     Solution,
     SolverOptions,
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from moetuner.problem import PlacementProblem
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LptSolver:
     """Milliseconds, near-perfect balance, no thought of traffic."""
 
-    name = "lpt"
-    objectives = (Objective.MAX_LOAD, Objective.LOAD_DEVIATION)
+    config: NoConfig = NO_CONFIG
+    name: str = "lpt"
+    objectives: tuple[Objective, ...] = (Objective.MAX_LOAD, Objective.LOAD_DEVIATION)
 
     def solve(
         self,
@@ -59,14 +63,14 @@ class LptSolver:
 
 
 def balanced_rank_of(problem: PlacementProblem) -> NDArray[np.int32]:
-    """LPT with swaps in every layer, within the memory row, int32 [L, E]."""
+    """LPT with swaps in every layer, int32 [L, E]."""
     num_ranks = problem.topology.num_ranks
     rows = []
     for load in problem.relative_load():
         packed = _core.pack_by_load(load, num_ranks, problem.slots_per_rank)
         fill_empty_ranks(packed, load, num_ranks)
         rows.append(_core.refine_by_swaps(load, packed, num_ranks))
-    return within_memory(problem, np.stack(rows))
+    return np.stack(rows)
 
 
 def load_bounds(problem: PlacementProblem) -> NDArray[np.float64]:
@@ -82,49 +86,6 @@ def load_bounds(problem: PlacementProblem) -> NDArray[np.float64]:
     if problem.objective is Objective.MAX_LOAD:
         return np.where(used, heaviest, 0.0)
     return np.where(used, 2 * (heaviest - 1.0), 0.0)
-
-
-def within_memory(
-    problem: PlacementProblem, rank_of: NDArray[np.int32]
-) -> NDArray[np.int32]:
-    """`rank_of` [L, E] with clusters renamed so that the memory row holds.
-
-    Where it holds already nothing changes. Where names alone cannot do it, the layers
-    with the most uneven clusters get equal ones, swapped for balance.
-    """
-    if problem.keeps_memory(rank_of):
-        return rank_of
-    num_ranks = problem.topology.num_ranks
-    rank_of = even_out_sizes(rank_of, num_ranks)
-    blocks = contiguous_rank_of(1, problem.num_experts, num_ranks)[0]
-    load = problem.relative_load()
-    for layer in np.argsort(-np.ptp(problem.rank_sizes(rank_of), axis=1)):
-        if problem.keeps_memory(rank_of):
-            break
-        rank_of[layer] = _core.refine_by_swaps(load[layer], blocks, num_ranks)
-        rank_of = even_out_sizes(rank_of, num_ranks)
-    return rank_of
-
-
-def even_out_sizes(
-    rank_of: NDArray[np.integer[Any]], num_ranks: int
-) -> NDArray[np.int32]:
-    """Rename the clusters of each layer so that ranks hold about equally many experts.
-
-    Layer by layer the largest cluster goes to the rank with the fewest so far; loads
-    within a layer do not change.
-    """
-    totals = np.zeros(num_ranks, np.int64)
-    renamed = np.empty(rank_of.shape, np.int32)
-    for row, ranks in zip(renamed, rank_of, strict=True):
-        sizes = np.bincount(ranks, minlength=num_ranks)
-        clusters = np.argsort(-sizes, kind="stable")
-        emptiest = np.argsort(totals, kind="stable")
-        new_rank = np.empty(num_ranks, np.int32)
-        new_rank[clusters] = emptiest
-        row[:] = new_rank[ranks]
-        totals[emptiest] += sizes[clusters]
-    return renamed
 
 
 def fill_empty_ranks(

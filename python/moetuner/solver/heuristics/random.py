@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,25 +10,28 @@ import numpy as np
 from moetuner.placement.model import contiguous_rank_of
 from moetuner.problem import Objective
 from moetuner.solver.base import (
+    NO_CONFIG,
     Clock,
+    NoConfig,
     ProgressCallback,
     Solution,
     SolverOptions,
     SolveStatus,
     finish,
 )
-from moetuner.solver.heuristics.lpt import within_memory
 
 if TYPE_CHECKING:
     from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RandomSolver:
     """Each layer's experts in an order drawn from the seed."""
 
-    name = "random"
-    objectives = tuple(Objective)
+    config: NoConfig = NO_CONFIG
+    name: str = "random"
+    objectives: tuple[Objective, ...] = tuple(Objective)
 
     def solve(
         self,
@@ -43,11 +47,10 @@ class RandomSolver:
             problem.num_layers, problem.num_experts, problem.topology.num_ranks
         )
         shuffled = np.random.default_rng(options.seed).permuted(blocks, axis=1)
-        rank_of = within_memory(problem, shuffled)
         return finish(
             self,
             problem,
-            rank_of,
+            shuffled,
             clock,
             status=SolveStatus.HEURISTIC,
             warm_start=warm_start,

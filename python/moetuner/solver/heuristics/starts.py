@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from moetuner.placement.model import contiguous_rank_of
 from moetuner.problem import Objective
+from moetuner.solver.base import place
 from moetuner.solver.heuristics.chain import align_layers
 from moetuner.solver.heuristics.lpt import balanced_rank_of
-from moetuner.solver.joint.incumbent import place_or_none
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,13 +22,12 @@ if TYPE_CHECKING:
 
 
 def quick_placements(problem: PlacementProblem) -> list[Placement]:
-    """Those of `start_ranks` that answer the problem."""
-    placements = [place_or_none(problem, rank_of) for rank_of in start_ranks(problem)]
-    return [placement for placement in placements if placement is not None]
+    """Placements of the quick methods."""
+    return [place(problem, rank_of) for rank_of in start_ranks(problem)]
 
 
 def start_ranks(problem: PlacementProblem) -> list[RankOf]:
-    """Ranks [L, E] of the quick methods; the first one is always legal."""
+    """Ranks [L, E] of the quick methods."""
     topology = problem.topology
     balanced = balanced_rank_of(replace(problem, objective=Objective.MAX_LOAD))
     blocks = contiguous_rank_of(

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 import moetuner._core as _core
-from moetuner.solver.joint.incumbent import place_or_none
+from moetuner.solver.base import place
 from moetuner.solver.joint.layers import search_options
 from moetuner.solver.joint.scenarios import (
     Scenarios,
@@ -69,7 +69,6 @@ class FollowRounds:
 
     def __post_init__(self) -> None:
         workload = self.problem.workload
-        assert workload is not None
         self._scenarios = make_scenarios(workload, self.profile.scenario_tokens)
         self._search = search_problem(
             self.problem,
@@ -94,9 +93,9 @@ class FollowRounds:
         return self.cost < before
 
     @property
-    def placement(self) -> Placement | None:
-        """The best found so far, when it answers the problem."""
-        return place_or_none(self.problem, self.rank_of)
+    def placement(self) -> Placement:
+        """The best found so far."""
+        return place(self.problem, self.rank_of)
 
     def settle(self) -> int:
         """Keep to the start that went best last time; of how many it is one."""

@@ -7,17 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.errors import InvalidPlacementError
 from moetuner.placement.moves import fetched_copies
-from moetuner.solver.base import place
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
-
-    RankOf = NDArray[np.int32]
 
 
 @dataclass(kw_only=True)
@@ -41,22 +35,12 @@ class Incumbent:
             value += self.move_seconds * moved.size
         return value
 
-    def offer(self, placement: Placement | None) -> None:
-        """Take `placement` when there is one and it is better."""
-        if placement is not None and (value := self.value_of(placement)) < self.value:
+    def offer(self, placement: Placement) -> None:
+        """Take `placement` when it is better."""
+        if (value := self.value_of(placement)) < self.value:
             self.placement, self.value = placement, value
 
-    def prefer(self, placement: Placement | None) -> None:
+    def prefer(self, placement: Placement) -> None:
         """Take what a search prefers, for it looks further than at the value alone."""
-        if placement is not None and (value := self.value_of(placement)) <= self.floor:
+        if (value := self.value_of(placement)) <= self.floor:
             self.placement, self.value = placement, value
-
-
-def place_or_none(problem: PlacementProblem, rank_of: RankOf) -> Placement | None:
-    """The placement of `rank_of` [L, E] when it answers the problem."""
-    try:
-        placement = place(problem, rank_of)
-        problem.check(placement)
-    except InvalidPlacementError:
-        return None
-    return placement

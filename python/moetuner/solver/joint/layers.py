@@ -13,7 +13,7 @@ import numpy as np
 
 import moetuner._core as _core
 from moetuner.evaluation.cost import Homes
-from moetuner.solver.joint.incumbent import place_or_none
+from moetuner.solver.base import place
 from moetuner.solver.joint.scenarios import (
     Scenarios,
     SearchProfile,
@@ -72,7 +72,6 @@ class LayerRounds:
 
     def __post_init__(self) -> None:
         workload = self.problem.workload
-        assert workload is not None
         self._scenarios = make_scenarios(workload, self.profile.scenario_tokens)
         self._members = members(self.problem, self.start)
         cost = workload.cost
@@ -96,9 +95,9 @@ class LayerRounds:
         return bool((self.cost < before).any())
 
     @property
-    def placement(self) -> Placement | None:
-        """The best found so far, when it answers the problem."""
-        return place_or_none(self.problem, self.rank_of)
+    def placement(self) -> Placement:
+        """The best found so far."""
+        return place(self.problem, self.rank_of)
 
     def settle(self) -> int:
         """Keep to the way that went best last time; of how many it is one."""

@@ -82,7 +82,6 @@ def choose_profile(
     or the traces cannot be cut in two.
     """
     workload = problem.workload
-    assert workload is not None
     splits = [split_by_sequence(t, 0.5, options.seed) for t in workload.traces]
     if not all(split.held_out for split in splits):
         return TIME_PROFILES[0]

@@ -30,7 +30,6 @@ def layers_that_pay(
     each copy to fetch. Exact where a layer's time depends on that layer alone (homes
     not `Homes.FOLLOW`).
     """
-    assert problem.workload is not None
     base, other = widened(base, problem), widened(other, problem)
     costs = [
         problem.workload.layer_seconds(each)

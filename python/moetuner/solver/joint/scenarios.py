@@ -12,7 +12,7 @@ import numpy as np
 
 import moetuner._core as _core
 from moetuner.evaluation.cost import Homes
-from moetuner.evaluation.workload import Workload, batch_index
+from moetuner.evaluation.workload import Workload, batch_index, num_batches
 from moetuner.trace import CountTrace, Trace
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def make_scenarios(
         if not whole:
             tokens = max(scenario_tokens, 0)  # 0 pools
             group = batch_index(trace, tokens, workload.batch_kind)
-            size = int(np.sum(trace.num_tokens)) / (int(batches.max(initial=0)) + 1)
+            size = int(np.sum(trace.num_tokens)) / num_batches(batches)
         parts.append(_scenarios_of(trace, group, size, share, max_tokens))
     if len(parts) == 1:
         return parts[0]
@@ -127,7 +127,7 @@ def _scenarios_of(
     max_tokens: int,
 ) -> Scenarios:
     """Scenarios by ``group``; ``batch_size`` is what one stands for, 0: for itself."""
-    num_scenarios = int(group.max(initial=0)) + 1
+    num_scenarios = num_batches(group)
     layers, experts = trace.num_layers, trace.num_experts
     if isinstance(trace, CountTrace):
         counts = np.zeros((num_scenarios, layers, experts), np.int64)
@@ -151,7 +151,7 @@ def _scenarios_of(
     # Sampling may leave a scenario without a token.
     kept, scenario = np.unique(group, return_inverse=True)
     full = full[kept]
-    num_scenarios = int(scenario.max(initial=0)) + 1
+    num_scenarios = num_batches(scenario)
     ids = np.ascontiguousarray(trace.topk_ids[order])
     sizes = np.bincount(scenario, minlength=num_scenarios)
     load = _count(ids, scenario, num_scenarios, experts)
@@ -173,7 +173,7 @@ def _sample(group: NDArray[np.int32], max_tokens: int) -> NDArray[np.int64]:
     Parts of many would cost time for each, and peak for having few tokens.
     """
     chosen = np.arange(group.size)
-    num_scenarios = int(group.max(initial=0)) + 1
+    num_scenarios = num_batches(group)
     if group.size > max_tokens:
         count = max(round(num_scenarios * max_tokens / group.size), 1)
         kept = np.arange(count) * num_scenarios // count
@@ -236,7 +236,6 @@ def search_problem(
     With ``nodes_alone`` nodes take the place of ranks, in ``home`` too.
     """
     workload, topology = problem.workload, problem.topology
-    assert workload is not None
     cost, per_node = workload.cost, topology.ranks_per_node
     rates = cost.rates(topology)
     added = _smoothing(problem, profile, rates, walked=home is not None)
@@ -271,7 +270,6 @@ def _smoothing(
     walked: bool,
 ) -> _core.Smoothing:
     """A profile in seconds; a walk counts copies as remote ranks and nodes."""
-    assert problem.workload is not None
     ranks, nodes = problem.topology.num_ranks, problem.topology.num_nodes
     row, links = rates.compute.row, rates.both_ways
     moves = problem.workload.cost.wire.rules.rows is not _core.Rows.TO_ALL
@@ -293,7 +291,6 @@ def _smoothing(
 def first_homes(problem: PlacementProblem, scenarios: Scenarios) -> NDArray[np.int32]:
     """Where tokens are at the first layer, int32 [T]: recorded, or by turns."""
     workload = problem.workload
-    assert workload is not None
     if workload.cost.homes is Homes.RECORDED:
         assert scenarios.home_rank is not None
         return scenarios.home_rank.astype(np.int32)

@@ -26,8 +26,8 @@ class Rounds(Protocol):
     """A search in rounds, each of which may go several ways."""
 
     @property
-    def placement(self) -> Placement | None:
-        """The best found so far, when it answers the problem."""
+    def placement(self) -> Placement:
+        """The best found so far."""
 
     def round(self, proposals: int, seconds: float) -> bool:
         """Go every way that is open; whether anything is better now."""

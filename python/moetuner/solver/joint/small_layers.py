@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 from moetuner.errors import MissingDependencyError
 from moetuner.evaluation.cost import Homes
-from moetuner.solver.base import SolverOptions, SolveStatus
+from moetuner.solver.base import SolverOptions, SolveStatus, place
 from moetuner.solver.exact.exact import ExactSolver
 from moetuner.solver.exact.partitions import legal_layers
-from moetuner.solver.joint.incumbent import place_or_none
 from moetuner.solver.joint.profiles import Favour
-from moetuner.solver.programs.lns import LnsSolver
+from moetuner.solver.programs.ilp import IlpSolver
 from moetuner.trace import Trace
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ def has_kernel(problem: PlacementProblem, config: JointConfig) -> bool:
     planned on smoothed plans are as good or better, so it is for one trace alone.
     """
     workload = problem.workload
-    assert workload is not None
     return (
         config.favour is Favour.TRACE
         and not config.rounds
@@ -57,8 +55,7 @@ def has_kernel(problem: PlacementProblem, config: JointConfig) -> bool:
         and config.stay is None
         and problem.topology.num_ranks > 1
         and problem.num_experts <= MAX_EXPERTS
-        and problem.equal_slots
-        and problem.slots_per_rank == problem.least_slots
+        and not problem.wants_replicas
         and workload.cost.homes is Homes.UNIFORM
         and all(isinstance(trace, Trace) for trace in workload.traces)
         and not workload.takes_slowest
@@ -74,7 +71,6 @@ def finish_small_layers(
 ) -> bool:
     """Exact methods where layers are small; whether there were any to use."""
     problem = incumbent.problem
-    assert problem.workload is not None
     if not has_kernel(problem, config):
         if problem.workload.cost.homes is Homes.UNIFORM:
             return False
@@ -96,14 +92,13 @@ def solve_small_layers(
 ) -> Solution:
     """The optimum, or the best that is found from `start` in the time that is left."""
     left = replace(options, time_limit=clock.left)
-    assert problem.workload is not None
     alike = problem.workload.cost.equal_speeds
     if problem.num_experts <= EXACT_EXPERTS and alike:
         solution = ExactSolver().solve(problem, left, warm_start=start)
         if solution.status is not SolveStatus.TIME_LIMIT or clock.left <= 0:
             return solution
         left = replace(options, time_limit=clock.left)
-    return LnsSolver().solve(problem, left, warm_start=start)
+    return IlpSolver().solve(problem, left, warm_start=start)
 
 
 def try_all(incumbent: Incumbent, clock: Clock, stop: NDArray[np.int32]) -> bool:
@@ -127,7 +122,7 @@ def try_all(incumbent: Incumbent, clock: Clock, stop: NDArray[np.int32]) -> bool
             if stop[0] or clock.left <= 0:
                 return True
             rank_of[layer] = state
-            incumbent.offer(place_or_none(problem, rank_of))
+            incumbent.offer(place(problem, rank_of))
         unchanged = unchanged + 1 if incumbent.value >= before else 1
         layer = (layer + 1) % problem.num_layers
     return True

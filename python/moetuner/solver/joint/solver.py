@@ -8,11 +8,10 @@ phase walks the tokens through all layers. See ``docs/planning.md``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moetuner.bounds import counting_bound
-from moetuner.errors import SolverError
 from moetuner.evaluation.cost import Homes, Wire
 from moetuner.problem import Objective
 from moetuner.solver.base import (
@@ -25,12 +24,13 @@ from moetuner.solver.base import (
     Stage,
     check_objective,
     finish,
+    place,
 )
 from moetuner.solver.heuristics.lpt import balanced_rank_of
 from moetuner.solver.heuristics.starts import quick_placements
 from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.follow import FollowRounds
-from moetuner.solver.joint.incumbent import Incumbent, place_or_none
+from moetuner.solver.joint.incumbent import Incumbent
 from moetuner.solver.joint.interruptible import Interruptible
 from moetuner.solver.joint.layers import LayerRounds
 from moetuner.solver.joint.profiles import (
@@ -98,7 +98,7 @@ class JointSolver:
         """See `moetuner.solver.Solver`."""
         check_objective(self, problem)
         workload = problem.workload
-        if workload is not None and workload.takes_slowest:
+        if workload.takes_slowest:
             return solve_worst_case(
                 self,
                 problem,
@@ -120,8 +120,6 @@ class JointSolver:
             clock=Clock(time_limit=options.time_limit),
         )
         if self.config.stay is not None:
-            if not problem.equal_slots:
-                raise SolverError("solver joint: stay needs equal_slots")
             problem.check(self.config.stay)
             run.incumbent.offer(self.config.stay)
         else:
@@ -165,7 +163,7 @@ class JointSolver:
 
     def _bound(self, problem: PlacementProblem, options: SolverOptions) -> float | None:
         """What counting proves, where there is time for it."""
-        if options.time_limit < LEAST_TRIAL_TIME or not problem.equal_slots:
+        if options.time_limit < LEAST_TRIAL_TIME:
             return None
         return counting_bound(problem)
 
@@ -196,7 +194,7 @@ class _Run:
         stay = self.config.stay
         if stay is not None and stay.has_replicas:
             return self._refill(profile, stay)
-        balanced = balanced_rank_of(replace(self.problem, equal_slots=True))
+        balanced = balanced_rank_of(self.problem)
         layers = LayerRounds(
             problem=self.problem,
             options=self.options,
@@ -223,12 +221,12 @@ class _Run:
             share = FOLLOW_SHARE if walk else 1.0
             status = self._rounds("follow", FIRST_PROPOSALS, share, together)
             rank_of = together.rank_of
-        if stay is not None and self._has_spare_slots() and not self._counted():
+        if stay is not None and self.problem.wants_replicas and not self._counted():
             found = self.incumbent.placement
             self._offer_layers(found, spread_replicas(self.problem, found))
         if not walk or not self._goes_on():
             return status
-        tokens = self._token_rounds(profile, replicas=self._has_spare_slots())
+        tokens = self._token_rounds(profile, replicas=self.problem.wants_replicas)
         if tokens.replicas and self.config.favour is not Favour.COPIES:
             self.incumbent.floor = self.incumbent.value  # never slower than without
         tokens.begin(self._walks(tokens, rank_of))
@@ -314,7 +312,7 @@ class _Run:
         """Whether there is room for replicas, or homes matter to each row by itself."""
         cost = self._cost()
         alone = cost.homes is not Homes.UNIFORM and cost.wire is Wire.PER_EXPERT
-        return (alone or self._has_spare_slots()) and self._may_walk()
+        return (alone or self.problem.wants_replicas) and self._may_walk()
 
     def _may_walk(self) -> bool:
         """Whether tokens are known, and layers may be lined up anew."""
@@ -324,23 +322,14 @@ class _Run:
     def _counted(self) -> bool:
         """Whether a source only counted: nobody knows which replica a token takes."""
         workload = self.problem.workload
-        assert workload is not None
         return any(isinstance(trace, CountTrace) for trace in workload.traces)
 
     def _cost(self) -> CostModel:
-        workload = self.problem.workload
-        assert workload is not None
-        return workload.cost
-
-    def _has_spare_slots(self) -> bool:
-        """Whether ranks were given more slots than the experts need."""
-        problem = self.problem
-        return problem.equal_slots and problem.slots_per_rank > problem.least_slots
+        return self.problem.workload.cost
 
     def _walks(self, tokens: TokenRounds, rank_of: RankOf) -> list[Placement]:
         """Where a walk may begin, with copies in the spare slots."""
-        starts = [place_or_none(self.problem, rank_of), self.incumbent.placement]
-        placements = [placement for placement in starts if placement is not None]
+        placements = [place(self.problem, rank_of), self.incumbent.placement]
         if tokens.replicas:
             placements += [spread_replicas(self.problem, each) for each in placements]
         return placements

@@ -50,7 +50,6 @@ def solve_worst_case(
     ``value_of`` says which is best: the objective, and what moves cost.
     """
     workload = problem.workload
-    assert workload is not None
     clock = Clock(time_limit=options.time_limit)
     share = replace(options, time_limit=options.time_limit / PASSES)
     weights = np.full(len(workload.traces), 1 / len(workload.traces))

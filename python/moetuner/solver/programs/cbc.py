@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -49,11 +49,12 @@ _STATUS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MilpResult:
-    """What CBC found: ``x`` [n] or None, and a proven bound or None."""
+    """What CBC found: ``x`` [n] or None, a proven bound or None, and in how long."""
 
     status: SolveStatus
     x: NDArray[np.float64] | None = None
     bound: float | None = None
+    seconds: float = 0.0
 
 
 UpdateCallback = Callable[[int, "float | None", "float | None"], None]
@@ -103,7 +104,7 @@ def solve_milps(
     results = [MilpResult(status=SolveStatus.INTERRUPTED) for _ in models]
     waiting = list(reversed(range(len(models))))
     children: list[_Child] = []
-    busy: dict[_Child, tuple[int, float]] = {}
+    busy: dict[_Child, _Task] = {}
     try:
         for _ in range(width):
             children.append(_Child())
@@ -116,7 +117,7 @@ def solve_milps(
                     if not child.running:
                         child.restart()
                     child.send(models[index], latest, gap_absolute, seed)
-                    busy[child] = (index, latest + _GRACE)
+                    busy[child] = _Task(index=index, latest=latest + _GRACE)
             _collect(busy, results, on_update)
             if not busy and time.time() >= deadline:
                 break
@@ -130,16 +131,30 @@ def solve_milps(
     return results
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Task:
+    """A program that a child has, and when it is late."""
+
+    index: int
+    latest: float
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+
 def _collect(
-    busy: dict[_Child, tuple[int, float]],
+    busy: dict[_Child, _Task],
     results: list[MilpResult],
     on_update: UpdateCallback | None,
 ) -> None:
     """Take what the busy children have to say; stop those that died or are late."""
-    for child, (index, latest) in list(busy.items()):
+    for child, task in list(busy.items()):
+        index = task.index
         for answer in child.answers(wait=0.02):
             if "status" in answer:
-                results[index] = _result(answer)
+                results[index] = _result(answer, task.seconds)
                 del busy[child]
                 continue
             bound = _proven(answer["bound"])
@@ -152,21 +167,24 @@ def _collect(
             if "No module named 'mip'" in why:
                 why += "; pip install 'moetuner[cbc]'"
             raise MissingDependencyError(f"solver: CBC does not start here: {why}")
-        if child in busy and (child.dead or time.time() > latest):
+        if child in busy and (child.dead or time.time() > task.latest):
             status = SolveStatus.FAILED if child.dead else SolveStatus.TIME_LIMIT
-            results[index] = replace(results[index], status=status)
+            results[index] = replace(
+                results[index], status=status, seconds=task.seconds
+            )
             del busy[child]
             child.close()
         if child not in busy and on_update:
             on_update(index, None, results[index].bound)
 
 
-def _result(answer: dict[str, Any]) -> MilpResult:
+def _result(answer: dict[str, Any], seconds: float) -> MilpResult:
     x = answer["x"]
     return MilpResult(
         status=_STATUS.get(answer["status"], SolveStatus.TIME_LIMIT),
         x=None if x is None else np.array(x, np.float64),
         bound=_proven(answer["bound"]),
+        seconds=seconds,
     )
 
 

@@ -7,18 +7,20 @@ not touch each other, so each is a program of its own::
     min sum_g d[g]      s.t.  sum_g x[e, g] = 1,   1 <= sum_e x[e, g] <= slots
 
 Loads are in units of the mean rank load. With free sizes the upper limit is dropped, as
-the paper prints it; its memory row, which couples the layers, is then kept by renaming
-clusters and, where that is not enough, by equal ones: a heuristic, and said to be one.
-For `Objective.MAX_LOAD` the objective is the largest load instead.
+the paper prints it; see `moetuner.solver.programs.free_sizes` for its memory row. For
+`Objective.MAX_LOAD` the objective is the largest load instead.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._checks import is_whole
+from moetuner.errors import SolverError
+from moetuner.placement.model import Placement
 from moetuner.problem import Objective
 from moetuner.solver.base import (
     Clock,
@@ -30,20 +32,21 @@ from moetuner.solver.base import (
     Stage,
     check_objective,
     finish,
+    place,
+    worst_status,
 )
-from moetuner.solver.heuristics.lpt import (
-    balanced_rank_of,
+from moetuner.solver.heuristics.lpt import balanced_rank_of, load_bounds
+from moetuner.solver.programs.cbc import MilpResult, solve_milps
+from moetuner.solver.programs.free_sizes import (
+    check_sizes,
     even_out_sizes,
-    load_bounds,
     within_memory,
 )
-from moetuner.solver.programs.cbc import MilpResult, solve_milps
 from moetuner.solver.programs.model import MilpBuilder, MilpModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
 
 
@@ -57,9 +60,39 @@ class Ilp1Config:
         A layer counts as optimal when value - bound is below this, in mean rank
         loads. Loads are sums of many numbers: gaps far below this cannot be seen in
         any running time.
+    free_sizes
+        As the paper prints it: a rank holds at least one expert and at most all, and
+        the placement has as many slots as its largest cluster. Serving engines need
+        equal ones.
+    memory_slack
+        With free sizes: how many experts a rank may hold above or below its equal
+        share, summed over all layers (the paper's row 13, with slack); None drops
+        the row.
+
+    Raises
+    ------
+    SolverError
+        When the slack is no whole number >= 0, or given for equal sizes.
     """
 
     gap_absolute: float = 1e-3
+
+    free_sizes: bool = False
+    memory_slack: int | None = None
+
+    def __post_init__(self) -> None:
+        slack = self.memory_slack
+        if slack is None:
+            return
+        if not is_whole(slack) or slack < 0:
+            raise SolverError(
+                f"Ilp1Config: memory_slack must be a whole number >= 0, got {slack!r}"
+            )
+        if not self.free_sizes:
+            raise SolverError(
+                "Ilp1Config: memory_slack is about clusters of free size; it needs "
+                "free_sizes=True"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,17 +117,22 @@ class Ilp1Solver:
         """See `moetuner.solver.Solver`."""
         check_objective(self, problem)
         clock = Clock(time_limit=options.time_limit)
-        start = balanced_rank_of(problem)
+        config, most = self.config, problem.slots_per_rank
+        if config.free_sizes:
+            most = problem.num_experts
+            if warm_start is not None:
+                check_sizes(warm_start.rank_sizes(), config.memory_slack)
+        start = within_memory(problem, balanced_rank_of(problem), config.memory_slack)
         tracker = _Tracker(problem, start, clock, progress)
         # A layer where the start already meets a proven bound needs no program.
         open_layers = np.flatnonzero(
-            tracker.values - tracker.bounds > self.config.gap_absolute
+            tracker.values - tracker.bounds > config.gap_absolute
         )
         try:
             results = solve_milps(
-                [layer_model(problem, i, start[i]) for i in open_layers.tolist()],
+                [layer_model(problem, i, start[i], most) for i in open_layers.tolist()],
                 time_limit=clock.left,
-                gap_absolute=self.config.gap_absolute,
+                gap_absolute=config.gap_absolute,
                 threads=options.threads,
                 seed=options.seed,
                 on_update=lambda i, value, bound: tracker.update(
@@ -105,14 +143,14 @@ class Ilp1Solver:
             results = [MilpResult(status=SolveStatus.INTERRUPTED)] * open_layers.size
         rank_of, bounds = start.copy(), tracker.bounds
         for layer, result in zip(open_layers.tolist(), results, strict=True):
-            rank_of[layer] = _better_layer(problem, layer, start[layer], result)
+            rank_of[layer] = _better_layer(problem, layer, start[layer], most, result)
             if result.bound is not None:
                 bounds[layer] = max(bounds[layer], result.bound)
-        if not problem.equal_slots:
+        if config.free_sizes:
             rank_of = even_out_sizes(rank_of, problem.topology.num_ranks)
-        status = _status(results)
+        status = worst_status(result.status for result in results)
         alone = layer_values(problem, rank_of)
-        rank_of = within_memory(problem, rank_of)
+        rank_of = within_memory(problem, rank_of, config.memory_slack)
         values = layer_values(problem, rank_of)
         if values.mean() > tracker.values.mean():
             rank_of, values = start, tracker.values
@@ -129,8 +167,8 @@ class Ilp1Solver:
         )
         return finish(
             self,
-            problem,
-            rank_of,
+            replace(problem, slots_per_rank=most),
+            self._place(problem, rank_of),
             clock,
             status=status,
             lower_bound=float(bounds.mean()),
@@ -138,11 +176,26 @@ class Ilp1Solver:
             warm_start=warm_start,
         )
 
+    def _place(
+        self, problem: PlacementProblem, rank_of: NDArray[np.int32]
+    ) -> Placement:
+        """The placement of `rank_of` [L, E], as wide as its largest cluster may be."""
+        if not self.config.free_sizes:
+            return place(problem, rank_of)
+        return Placement.from_rank_of(
+            rank_of,
+            layer_ids=problem.statistics.layer_ids,
+            topology=problem.topology,
+        )
+
 
 def layer_model(
-    problem: PlacementProblem, layer: int, start: NDArray[np.integer[Any]]
+    problem: PlacementProblem,
+    layer: int,
+    start: NDArray[np.integer[Any]],
+    most: int,
 ) -> MilpModel:
-    """ILP1 of one layer, warm-started from `start` [E]."""
+    """ILP1 of one layer, warm-started from `start` [E], up to `most` experts a rank."""
     load = problem.relative_load()[layer]
     num_experts, num_ranks = problem.num_experts, problem.topology.num_ranks
     builder = MilpBuilder()
@@ -153,7 +206,6 @@ def layer_model(
         builder.fix(x[expert, i + 1 :], 0.0)
     for expert in range(num_experts):
         builder.add_row(x[expert], lower=1.0, upper=1.0)
-    most = problem.slots_per_rank if problem.equal_slots else num_experts
     least = max(1, num_experts - most * (num_ranks - 1))
     for rank in range(num_ranks):
         builder.add_row(x[:, rank], lower=float(least), upper=float(most))
@@ -201,6 +253,7 @@ def _better_layer(
     problem: PlacementProblem,
     layer: int,
     start: NDArray[np.int32],
+    most: int,
     result: MilpResult,
 ) -> NDArray[np.int32]:
     """CBC's clusters when they are legal and better than the start's."""
@@ -210,7 +263,6 @@ def _better_layer(
     x = result.x[: num_experts * num_ranks].reshape(num_experts, num_ranks)
     found = x.argmax(axis=1).astype(np.int32)
     sizes = np.bincount(found, minlength=num_ranks)
-    most = problem.slots_per_rank if problem.equal_slots else num_experts
     if sizes.min() < 1 or sizes.max() > most:
         return start
     rows = np.stack([found, start])
@@ -221,18 +273,6 @@ def _better_layer(
     else:
         new, old = np.abs(loads - load.sum() / num_ranks).sum(axis=1)
     return found if new < old else start
-
-
-def _status(results: list[MilpResult]) -> SolveStatus:
-    states = {result.status for result in results}
-    for status in (
-        SolveStatus.INTERRUPTED,
-        SolveStatus.FAILED,
-        SolveStatus.TIME_LIMIT,
-    ):
-        if status in states:
-            return status
-    return SolveStatus.OPTIMAL
 
 
 class _Tracker:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -117,8 +117,6 @@ class Ilp2Solver:
         """Ranks of fixed clusters, and how well that is known to be done."""
         began = clock.seconds
         start, exact = align_layers(problem, clusters), alignment_is_exact(problem)
-        if not problem.keeps_memory(start):
-            start, exact = clusters, False
         value = scale = problem.objective_value(place(problem, start))
         bound, status = value, SolveStatus.OPTIMAL
         if (self.config.force_ilp or not exact) and value > 0:
@@ -172,7 +170,7 @@ class Ilp2Solver:
                 )
 
         try:
-            model = mapping_model(problem, flows, bounds, scale, start)
+            model = mapping_model(problem, flows, bounds, scale)
             (result,) = solve_milps(
                 [model],
                 time_limit=clock.left,
@@ -217,7 +215,6 @@ def mapping_model(
     flows: Floats,
     bounds: Floats,
     scale: float,
-    start: NDArray[np.integer[Any]],
 ) -> MilpModel:
     """ILP2 for clusters that sit, at the start, on the rank of their own number.
 
@@ -259,8 +256,6 @@ def mapping_model(
                     columns += [*share_node[a, b]]
                     factors += [flow[a, b] * (outside - inside)] * num_nodes
                 builder.add_row(columns, factors, lower=flow[a, b] * outside)
-    if problem.memory_slack is not None and not problem.equal_slots:
-        _add_memory_row(builder, y, problem, start)
     values = np.zeros(len(builder))
     values[y[:, np.arange(num_ranks), np.arange(num_ranks)]] = 1.0
     return builder.build(values)
@@ -312,20 +307,6 @@ def _add_sharing(
                         upper=0.0,
                     )
     return s
-
-
-def _add_memory_row(
-    builder: MilpBuilder,
-    y: NDArray[np.int64],
-    problem: PlacementProblem,
-    start: NDArray[np.integer[Any]],
-) -> None:
-    """The paper's row (13) with slack: every rank holds its share of all experts."""
-    sizes = problem.rank_sizes(start).astype(float)  # cluster c = rank c at the start
-    share = sizes.sum() / problem.topology.num_ranks
-    slack = float(problem.memory_slack or 0)
-    for rank in range(problem.topology.num_ranks):
-        builder.add_row(y[:, :, rank], sizes, lower=share - slack, upper=share + slack)
 
 
 def _read_ranks(

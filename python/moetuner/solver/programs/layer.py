@@ -1,8 +1,8 @@
-"""One layer as an integer program: some ranks' experts free, all others where they are.
+"""The modelled time of one layer as an integer program.
 
-x[e, g] = 1 when free expert e sits on free rank g. A token matters only by the free
-experts that it chose, so tokens that chose the same ones share the variables of what
-they visit, y[set, g]::
+x[e, g] = 1 when expert e sits on rank g. A token matters only by the experts that it
+chose, so tokens that chose the same ones share the variables of what they visit,
+y[set, g]::
 
     min  sum over batches b of  weight[b] (C[b] + Z[b])
     sum_g x[e, g] = 1,     sum_e x[e, g] <= slots
@@ -15,7 +15,7 @@ program's value is the evaluator's time of the layer: exactly where homes are un
 where they are recorded with latencies always paid. Ranks that differ by nothing are
 opened in order.
 
-Legend: E experts, G ranks, N nodes, B batches, F free experts, R free ranks, M sets.
+Legend: E experts, G ranks, N nodes, B batches, M sets, H homes that are told apart.
 """
 
 from __future__ import annotations
@@ -42,196 +42,193 @@ UNITS = 100.0
 """A layer's time in the program: CBC's tolerances are absolute, 1e-5 at the most."""
 LEAST_SECONDS = 1e-9
 """Taken for the time of a layer that has nothing to do."""
-MAX_FREE_EXPERTS = 62
-"""Sets of free experts are 64-bit masks."""
+MAX_EXPERTS = 62
+"""Sets of experts are 64-bit masks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearRates:
+    """What the program's rows cost, in seconds, at speed 1.
+
+    ``rank_row`` and ``node_row`` are there and back, ``latency`` is of both ways.
+    """
+
+    row: float
+    active_expert: float
+    rank_row: float
+    node_row: float
+    latency: float
+
+    @classmethod
+    def of(cls, problem: PlacementProblem) -> LinearRates:
+        """The rates of the problem's cost model."""
+        cost, topology = problem.workload.cost, problem.topology
+        hardware, shape = cost.hardware, cost.shape
+        both_ways = shape.hidden_size * (shape.dispatch_bytes + shape.combine_bytes)
+        latency = 0.0
+        if topology.num_nodes > 1:
+            latency = hardware.node_latency
+        elif topology.num_ranks > 1:
+            latency = hardware.rank_latency
+        return cls(
+            row=shape.flops_per_row / hardware.matmul_rate,
+            active_expert=shape.expert_bytes / hardware.memory_bandwidth,
+            rank_row=both_ways / hardware.rank_bandwidth,
+            node_row=both_ways / (hardware.nic_bandwidth * topology.ranks_per_node),
+            latency=2 * latency,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LayerProgram:
-    """A program, and what its columns mean.
+    """A program, and what its values mean.
 
-    A value v of the program stands for ``constant + unit * v`` seconds of the layer.
+    A value v of the program stands for ``latency + unit * v`` seconds of the layer, or
+    less than that by ``free_latency`` where a placement needs no row at all.
     """
 
     model: MilpModel
-    rank_of: RankOf
-    experts: Ints
-    ranks: Ints
-    most: int
-    constant: float
+    num_experts: int
+    num_ranks: int
+    slots: int
+    latency: float
+    free_latency: float
     unit: float
 
     def seconds(self, value: float) -> float:
-        """Time of the layer for a value (or bound) of the program."""
-        return self.constant + self.unit * value
+        """Time of the layer for a value of the program, at most."""
+        return self.latency + self.unit * value
+
+    def bound(self, value: float) -> float:
+        """Time of the layer at least, when the program is worth at least `value`."""
+        return max(self.seconds(value) - self.free_latency, 0.0)
 
     def read(self, x: Floats) -> RankOf | None:
         """Rank of each expert [E] in a solution; None when it is not legal."""
-        shape = (self.experts.size, self.ranks.size)
-        chosen = x[: self.experts.size * self.ranks.size].reshape(shape)
-        sizes = np.bincount(chosen.argmax(axis=1), minlength=self.ranks.size)
-        if (chosen.max(axis=1) < 0.5).any() or sizes.max() > self.most:
+        shape = (self.num_experts, self.num_ranks)
+        chosen = x[: self.num_experts * self.num_ranks].reshape(shape)
+        rank_of: RankOf = chosen.argmax(axis=1).astype(np.int32)
+        sizes = np.bincount(rank_of, minlength=self.num_ranks)
+        if (chosen.max(axis=1) < 0.5).any() or sizes.max() > self.slots:
             return None
-        found: RankOf = self.rank_of.copy()
-        found[self.experts] = self.ranks[chosen.argmax(axis=1)]
-        return found
+        return rank_of
 
 
-def count_visits(
-    problem: PlacementProblem, tokens: LayerTokens, rank_of: RankOf, ranks: Ints
-) -> int:
-    """Size of the program: M R for sets of several experts, and its F R choices.
-
-    More than `MAX_FREE_EXPERTS` have no program: then it is too large a number.
-    """
-    experts = np.flatnonzero(np.isin(rank_of, ranks))
-    if experts.size > MAX_FREE_EXPERTS:
-        return int(np.iinfo(np.int64).max)
-    sets = np.unique(tokens.masks(experts, problem.num_experts))
+def count_visits(problem: PlacementProblem, tokens: LayerTokens) -> int:
+    """Size of the program: M G for sets of several experts, and its E G choices."""
+    sets = np.unique(tokens.masks())
     several = int(((sets & (sets - 1)) != 0).sum())
-    return (several + experts.size) * ranks.size
+    return (several + problem.num_experts) * problem.topology.num_ranks
 
 
 def layer_program(
-    problem: PlacementProblem,
-    tokens: LayerTokens,
-    rank_of: RankOf,
-    ranks: Ints,
-    seconds: float,
+    problem: PlacementProblem, tokens: LayerTokens, rank_of: RankOf, seconds: float
 ) -> LayerProgram:
-    """The program that frees the experts on ``ranks``.
+    """The program of a layer.
 
     Parameters
     ----------
     problem
-        With objective modelled-time, homes that do not follow, no memory row.
+        With objective modelled-time and homes that do not follow, at most
+        `MAX_EXPERTS` experts.
     tokens
         Of the layer.
     rank_of
-        Ranks [E] now: where fixed experts stay, and CBC's start.
-    ranks
-        The free ranks, ascending.
+        Ranks [E], CBC's start.
     seconds
-        Time of the layer now, which sets the program's unit.
+        Time of the layer there, which sets the program's unit.
     """
     return _Program(
         problem=problem,
         tokens=tokens,
-        rank_of=rank_of,
-        ranks=ranks,
         unit=max(seconds, LEAST_SECONDS) / UNITS,
-    ).build()
+    ).build(rank_of)
 
 
 @dataclass(kw_only=True)
 class _Program:
     problem: PlacementProblem
     tokens: LayerTokens
-    rank_of: RankOf
-    ranks: Ints
     unit: float
+    rates: LinearRates = field(init=False)
     builder: MilpBuilder = field(default_factory=MilpBuilder)
     x: Ints = field(init=False)
-    """Columns [F, R]."""
-    experts: Ints = field(init=False)
+    """Columns [E, G]."""
 
-    def build(self) -> LayerProgram:
-        self.experts = np.flatnonzero(np.isin(self.rank_of, self.ranks))
-        shape = (self.experts.size, self.ranks.size)
-        self.x = self.builder.add_columns(*shape, upper=1.0, integer=True)
-        equal = self.problem.equal_slots
-        most = self.problem.slots_per_rank if equal else self.problem.num_experts
+    def build(self, start: RankOf) -> LayerProgram:
+        problem, num_ranks = self.problem, self.problem.topology.num_ranks
+        self.rates = LinearRates.of(problem)
+        self.x = self.builder.add_columns(
+            problem.num_experts, num_ranks, upper=1.0, integer=True
+        )
         for choices in self.x:
             self.builder.add_row(choices, lower=1.0, upper=1.0)
         for members in self.x.T:
-            self.builder.add_row(
-                members, lower=0.0 if equal else 1.0, upper=float(most)
-            )
-        start = self._open_in_order()
+            self.builder.add_row(members, upper=float(problem.slots_per_rank))
+        start = self._open_in_order(start)
         self._compute()
         self._exchange()
         values = np.zeros(len(self.builder))
-        place = np.searchsorted(self.ranks, start[self.experts])
-        values[self.x[np.arange(self.experts.size), place]] = 1.0
+        values[self.x[np.arange(problem.num_experts), start]] = 1.0
+        uniform = problem.workload.cost.homes is Homes.UNIFORM
+        latency = self.rates.latency * float(self.tokens.weight @ self._travels())
         return LayerProgram(
             model=self.builder.build(values),
-            rank_of=self.rank_of,
-            experts=self.experts,
-            ranks=self.ranks,
-            most=most,
-            constant=self._latency(),
+            num_experts=problem.num_experts,
+            num_ranks=num_ranks,
+            slots=problem.slots_per_rank,
+            latency=latency,
+            free_latency=0.0 if uniform else latency,
             unit=self.unit,
         )
 
-    def _open_in_order(self) -> RankOf:
-        """Fix names of free ranks that nothing tells apart; the start in those names.
+    def _open_in_order(self, start: RankOf) -> RankOf:
+        """Fix names of ranks that nothing tells apart; the start in those names.
 
-        The i-th heaviest expert opens at most the i-th free rank of a node, and where
-        all ranks are free at most the i-th node.
+        The i-th heaviest expert opens at most the i-th rank of a node, and at most the
+        i-th node.
         """
-        workload, topology = self.problem.workload, self.problem.topology
-        assert workload is not None
-        cost = workload.cost
+        topology, cost = self.problem.topology, self.problem.workload.cost
         if cost.homes is not Homes.UNIFORM or not cost.equal_speeds:
-            return self.rank_of
+            return start
+        per_node = topology.ranks_per_node
         load = self.tokens.weight @ self.tokens.rows
-        order = np.argsort(-load[self.experts], kind="stable")
-        node = topology.nodes()[self.ranks]
-        first = np.searchsorted(node, node)
-        position = np.arange(self.ranks.size) - first  # among the free ranks of a node
-        whole = self.ranks.size == topology.num_ranks
-        start: RankOf = self.rank_of.copy()
+        place = np.arange(topology.num_ranks)
         new_node: dict[int, int] = {}
         new_rank: dict[int, int] = {}
         opened = np.zeros(topology.num_nodes, np.int64)
-        for i, expert in enumerate(order.tolist()):
-            late = position > i
-            if whole:
-                late |= node > i
+        for i, expert in enumerate(np.argsort(-load, kind="stable").tolist()):
+            late = (place % per_node > i) | (place // per_node > i)
             self.builder.fix(self.x[expert, late], 0.0)
-            rank = int(self.rank_of[self.experts[expert]])
-            old = rank // topology.ranks_per_node
-            new = new_node.setdefault(old, len(new_node)) if whole else old
+            rank = int(start[expert])
+            node = new_node.setdefault(rank // per_node, len(new_node))
             if rank not in new_rank:
-                at = int(np.searchsorted(node, new)) + int(opened[new])
-                new_rank[rank], opened[new] = int(self.ranks[at]), opened[new] + 1
-            start[self.experts[expert]] = new_rank[rank]
-        return start
+                new_rank[rank] = node * per_node + int(opened[node])
+                opened[node] += 1
+        named: RankOf = np.array([new_rank[rank] for rank in start.tolist()], np.int32)
+        return named
 
-    def _least(self, floors: Floats) -> Ints:
-        """A column for each batch, weighed in the objective, not below `floors` [B]."""
-        columns = self.builder.add_columns(floors.size)
+    def _batch_columns(self) -> Ints:
+        """A column for each batch, weighed in the objective."""
+        columns = self.builder.add_columns(self.tokens.weight.size)
         self.builder.weigh(columns, self.tokens.weight)
-        for column, floor in zip(columns.tolist(), floors.tolist(), strict=True):
-            self.builder.add_row([column], lower=floor)
         return columns
 
     def _compute(self) -> None:
         """What the slowest rank takes."""
-        workload, num_ranks = self.problem.workload, self.problem.topology.num_ranks
-        assert workload is not None
-        shape, hardware = workload.cost.shape, workload.cost.hardware
+        speeds = self.problem.workload.cost.speeds(self.problem.topology.num_ranks)
         rows = self.tokens.rows
-        arithmetic = rows * (shape.flops_per_row / hardware.matmul_rate) / self.unit
-        weights = (rows > 0) * (shape.expert_bytes / hardware.memory_bandwidth)
-        weights = weights / self.unit
-        speeds = workload.cost.speeds(num_ranks)
-        onehot = np.eye(num_ranks)[self.rank_of]
-        onehot[self.experts] = 0.0
-        fixed = np.maximum(arithmetic @ onehot, weights @ onehot) / speeds
-        slowest = self._least(fixed.max(axis=1))
-        kinds = [arithmetic[:, self.experts], weights[:, self.experts]]
-        for batch, column in enumerate(slowest.tolist()):
-            here = [kind[batch] for kind in kinds]
+        arithmetic = rows * (self.rates.row / self.unit)
+        weights = (rows > 0) * (self.rates.active_expert / self.unit)
+        for batch, column in enumerate(self._batch_columns().tolist()):
+            here = [arithmetic[batch], weights[batch]]
             if (here[0] >= here[1]).all():
                 del here[1]
             elif (here[0] <= here[1]).all():
                 del here[0]
             for need in here:
-                for members, speed in zip(
-                    self.x.T, speeds[self.ranks].tolist(), strict=True
-                ):
-                    used = np.flatnonzero(need)
+                used = np.flatnonzero(need)
+                for members, speed in zip(self.x.T, speeds.tolist(), strict=True):
                     self.builder.add_row(
                         [column, *members[used]], [-1.0, *need[used] / speed], upper=0.0
                     )
@@ -239,62 +236,45 @@ class _Program:
     def _exchange(self) -> None:
         """What the busiest link takes, there and back."""
         tokens, topology = self.tokens, self.problem.topology
-        workload, num_nodes = self.problem.workload, topology.num_nodes
-        assert workload is not None
-        hardware, shape = workload.cost.hardware, workload.cost.shape
-        row = shape.hidden_size * (shape.dispatch_bytes + shape.combine_bytes)
-        placed = self.rank_of.copy()
-        placed[self.experts] = -1
-        masks = tokens.masks(self.experts, self.problem.num_experts)
-        visits = tokens.fixed_visits(placed, topology.num_ranks)
-        free_ranks, free_nodes = self.ranks, np.unique(topology.nodes()[self.ranks])
-        if workload.cost.wire is Wire.ALLGATHER:
-            visits[:], free_ranks, free_nodes = True, self.ranks[:0], free_nodes[:0]
-        by_node = visits.reshape(-1, num_nodes, topology.ranks_per_node)
-        node_visits: NDArray[np.bool_] = np.asarray(by_node.any(axis=2))
-        if free_nodes.size == 1:  # then who chose a free expert visits its node
-            node_visits[:, free_nodes[0]] |= masks > 0
-            free_nodes = free_nodes[:0]
-        same, unlike = topology.same_node(), ~np.eye(topology.num_ranks, dtype=bool)
-        node_seconds = row / (hardware.nic_bandwidth * topology.ranks_per_node)
+        unlike = ~np.eye(topology.num_ranks, dtype=bool)
         levels = [
             _Level(
-                seconds=row / hardware.rank_bandwidth / self.unit,
-                pairs=same & unlike,
+                seconds=self.rates.rank_row / self.unit,
+                pairs=topology.same_node() & unlike,
                 out=tokens.rank_out,
-                fixed=_count_fixed(tokens, visits),
-                free=self._visits(masks, visits, free_ranks, self.ranks),
-            ),
-            _Level(
-                seconds=node_seconds / self.unit,
-                pairs=~np.eye(num_nodes, dtype=bool),
-                out=tokens.node_out,
-                fixed=_count_fixed(tokens, node_visits),
-                free=self._visits(
-                    masks, node_visits, free_nodes, topology.nodes()[self.ranks]
-                ),
-            ),
+            )
         ]
-        floors = np.max([level.floors() for level in levels], axis=0)
-        busiest = self._least(floors)
+        if topology.num_nodes > 1:
+            levels.append(
+                _Level(
+                    seconds=self.rates.node_row / self.unit,
+                    pairs=~np.eye(topology.num_nodes, dtype=bool),
+                    out=tokens.node_out,
+                )
+            )
+        busiest = self._batch_columns()
+        if self.problem.workload.cost.wire is Wire.ALLGATHER:
+            everyone = np.zeros(len(tokens.batch), np.int64)
+            sent = tokens.count(np.arange(len(tokens.batch)), everyone, 1)[:, 0]
+            floors = np.max([level.of_all(sent) for level in levels], axis=0)
+            for column, floor in zip(busiest.tolist(), floors.tolist(), strict=True):
+                self.builder.add_row([column], lower=floor)
+            return
         for level in levels:
-            level.add_links(self.builder, busiest)
+            level.add_links(self.builder, busiest, self._visits(len(level.pairs)))
 
-    def _visits(
-        self, masks: Ints, visited: NDArray[np.bool_], free: Ints, units: Ints
-    ) -> dict[int, tuple[Ints, Floats]]:
-        """Columns [M] of who visits each of ``free``, and their counts [B, M, H].
-
-        ``units`` [R] says what each free rank belongs to.
-        """
-        found = {}
-        for unit in free.tolist():
-            token = np.flatnonzero((masks > 0) & ~visited[:, unit])
-            sets, key = np.unique(masks[token], return_inverse=True)
+    def _visits(self, num_units: int) -> list[tuple[Ints, Floats]]:
+        """Of each unit, columns [M] of who visits it, and their counts [B, M, H]."""
+        masks = self.tokens.masks()
+        token = np.flatnonzero(masks)
+        sets, key = np.unique(masks[token], return_inverse=True)
+        counts = self.tokens.count(token, key, sets.size)
+        experts = np.arange(self.problem.num_experts)
+        found = []
+        for inside in np.split(self.x, num_units, axis=1):  # [E, ranks of the unit]
             columns = np.empty(sets.size, np.int64)
-            inside = self.x[:, units == unit]
             for i, each in enumerate(sets.tolist()):
-                chosen = [e for e in range(self.experts.size) if each >> e & 1]
+                chosen = experts[(each >> experts & 1) != 0]
                 if len(chosen) == 1 and inside.shape[1] == 1:
                     columns[i] = inside[chosen[0], 0]
                     continue
@@ -305,23 +285,15 @@ class _Program:
                         [1.0, *-np.ones(inside.shape[1])],
                         lower=0.0,
                     )
-            found[unit] = (columns, self.tokens.count(token, key, sets.size))
+            found.append((columns, counts))
         return found
 
-    def _latency(self) -> float:
-        """Seconds of both ways that every batch with a row pays."""
-        workload, topology = self.problem.workload, self.problem.topology
-        assert workload is not None
-        hardware, tokens = workload.cost.hardware, self.tokens
-        travels = tokens.rows.any(axis=1)
-        if workload.cost.wire is Wire.ALLGATHER:
-            travels = np.bincount(tokens.batch, minlength=tokens.weight.size) > 0
-        seconds = 0.0
-        if topology.num_nodes > 1:
-            seconds = hardware.node_latency
-        elif topology.num_ranks > 1:
-            seconds = hardware.rank_latency
-        return 2 * seconds * float(tokens.weight @ travels)
+    def _travels(self) -> NDArray[np.bool_]:
+        """Batches [B] with rows that may cross a link."""
+        tokens = self.tokens
+        if self.problem.workload.cost.wire is Wire.ALLGATHER:
+            return np.bincount(tokens.batch, minlength=tokens.weight.size) > 0
+        return np.asarray(tokens.rows.any(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -329,55 +301,48 @@ class _Level:
     """Links between ranks of a node, or between nodes: U of either.
 
     ``pairs`` [U, U] says between whom a row goes, ``out`` [H, U] the share of a home's
-    rows that leave through a unit, ``fixed`` [B, U, H] the visits that are decided,
-    ``free`` those that are not, as `_Program._visits` gives them.
+    rows that leave through a unit.
     """
 
     seconds: float
     pairs: NDArray[np.bool_]
     out: Floats
-    fixed: Floats
-    free: dict[int, tuple[Ints, Floats]]
 
-    def carried(self) -> Floats:
-        """Decided rows into a unit from another, [B, U, U]."""
-        rows: Floats = (self.fixed @ self.out) * self.pairs
-        return rows
+    def of_all(self, sent: Floats) -> Floats:
+        """Seconds of the busiest link, [B], when all get the rows `sent` [B, H]."""
+        leaving = sent @ self.out  # [B, U]
+        ways = np.concatenate(
+            [leaving @ self.pairs, leaving * self.pairs.sum(axis=0)], axis=1
+        )
+        busiest: Floats = self.seconds * ways.max(axis=1)
+        return busiest
 
-    def floors(self) -> Floats:
-        """Seconds of the busiest link, by decided rows alone, [B]."""
-        rows = self.carried()
-        ways = np.concatenate([rows.sum(axis=2), rows.sum(axis=1)], axis=1)
-        floors: Floats = self.seconds * ways.max(axis=1)
-        return floors
-
-    def add_links(self, builder: MilpBuilder, busiest: Ints) -> None:
-        """Rows that keep every undecided link below ``busiest`` [B]."""
-        decided, shared = self.carried(), len(self.out) == 1
-        ingress, egress = decided.sum(axis=2), decided.sum(axis=1)
+    def add_links(
+        self, builder: MilpBuilder, busiest: Ints, visits: list[tuple[Ints, Floats]]
+    ) -> None:
+        """Rows that keep every link below ``busiest`` [B]."""
+        shared = len(self.out) == 1
         for batch, column in enumerate(busiest.tolist()):
             leaving: dict[int, list[int]] = {}
-            for unit, (visits, counts) in self.free.items():
+            for unit, (columns, counts) in enumerate(visits):
                 ways: list[int] = []
                 senders = np.flatnonzero(self.pairs[unit]).tolist()
                 rows = self.seconds * counts[batch] @ self.out  # [M, U]
                 for sender in senders:
                     # From uniform homes all senders send alike: one column will do.
                     if not (shared and ways):
-                        ways.append(_add_sum(builder, visits, rows[:, sender]))
+                        ways.append(_add_sum(builder, columns, rows[:, sender]))
                     leaving.setdefault(sender, []).append(ways[-1])
                 if ways:
                     factor = float(len(senders)) if shared else 1.0
                     builder.add_row(
                         [column, *ways],
                         [1.0, *np.full(len(ways), -factor)],
-                        lower=self.seconds * float(ingress[batch, unit]),
+                        lower=0.0,
                     )
-            for sender, rows_out in leaving.items():
+            for rows_out in leaving.values():
                 builder.add_row(
-                    [column, *rows_out],
-                    [1.0, *-np.ones(len(rows_out))],
-                    lower=self.seconds * float(egress[batch, sender]),
+                    [column, *rows_out], [1.0, *-np.ones(len(rows_out))], lower=0.0
                 )
 
 
@@ -387,9 +352,3 @@ def _add_sum(builder: MilpBuilder, columns: Ints, factors: Floats) -> int:
     used = np.flatnonzero(factors)
     builder.add_row([total, *columns[used]], [1.0, *-factors[used]], lower=0.0)
     return total
-
-
-def _count_fixed(tokens: LayerTokens, visited: NDArray[np.bool_]) -> Floats:
-    """Visits that are decided, by batch, unit and home, [B, U, H]."""
-    token, unit = np.nonzero(visited)
-    return tokens.count(token, unit, visited.shape[1])

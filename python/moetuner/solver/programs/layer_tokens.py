@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner.evaluation.cost import Homes, Wire
+from moetuner.evaluation.workload import num_batches
 from moetuner.trace import Trace
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ class LayerTokens:
     def of(cls, problem: PlacementProblem, layer: int) -> LayerTokens:
         """The tokens of all traces, each batch with the weight that it has."""
         workload = problem.workload
-        assert workload is not None
         ids, batch, homes, weight, offset = [], [], [], [], 0
         top_k = max(trace.topk_ids.shape[2] for trace in _traces(problem))
         for trace, batches, share in zip(
@@ -52,7 +52,7 @@ class LayerTokens:
         ):
             chosen = np.full((trace.num_tokens, top_k), -1, np.int64)
             chosen[:, : trace.topk_ids.shape[2]] = trace.topk_ids[:, layer]
-            count = int(batches.max()) + 1 if batches.size else 1
+            count = num_batches(batches)
             ids.append(np.where(chosen < problem.num_experts, chosen, -1))
             batch.append(batches.astype(np.int64) + offset)
             weight += [share / count] * count
@@ -89,24 +89,14 @@ class LayerTokens:
         counted = np.bincount(cell, minlength=size)
         return counted.reshape(self.weight.size, num_keys, width).astype(np.float64)
 
-    def fixed_visits(self, ranks: NDArray[Any], num_ranks: int) -> NDArray[np.bool_]:
-        """Ranks [T, G] that tokens visit for experts at `ranks` [E], -1: undecided."""
-        where = np.where(self.ids >= 0, ranks[self.ids], -1)
-        visited = np.zeros((len(where), num_ranks + 1), bool)
-        visited[np.arange(len(where))[:, None], where] = True
-        return visited[:, :-1]
-
-    def masks(self, experts: NDArray[Any], num_experts: int) -> NDArray[np.int64]:
-        """Which of ``experts`` [n] each token chose, as bits, int64 [T]."""
-        bit = np.zeros(num_experts, np.int64)
-        bit[experts] = np.int64(1) << np.arange(len(experts), dtype=np.int64)
-        bits = np.where(self.ids >= 0, bit[self.ids], 0)
+    def masks(self) -> NDArray[np.int64]:
+        """Which experts each row's token chose, as bits, int64 [T]; at most 62."""
+        bits = np.where(self.ids >= 0, np.int64(1) << np.maximum(self.ids, 0), 0)
         found: NDArray[np.int64] = np.bitwise_or.reduce(bits, axis=1)
         return found
 
 
 def _traces(problem: PlacementProblem) -> list[Trace]:
-    assert problem.workload is not None
     return [trace for trace in problem.workload.traces if isinstance(trace, Trace)]
 
 
@@ -117,7 +107,6 @@ def _ways_out(problem: PlacementProblem, recorded: bool) -> tuple[Floats, Floats
     with a row per expert there is none, and a home sends to its own node alone.
     """
     topology, workload = problem.topology, problem.workload
-    assert workload is not None
     ranks, per_node = np.arange(topology.num_ranks), topology.ranks_per_node
     if workload.cost.wire is Wire.PER_EXPERT:
         by_rank = np.eye(topology.num_ranks)
