@@ -23,6 +23,7 @@ EVERY = 0.999
 REPEATED = 0.01
 """Share of the tokens in one and the same row that is more than chance."""
 _MIN_ENTRIES = 8  # ids of a token; shorter rows are alike by chance
+_SLICE = 1 << 12  # tokens that are widened at a time
 _MAX_ROWS = 1 << 16  # different repeated rows that are remembered
 
 
@@ -82,12 +83,19 @@ class TraceHints:
             self._load[layer, : len(counts)] += counts
 
     def _hash(self, ids: NDArray[np.int16]) -> None:
-        rows = np.sort(ids, axis=2).reshape(len(ids), -1).astype(np.uint64)
+        width = ids.shape[1] * ids.shape[2]
         if self._weights is None:
             rng = np.random.default_rng(0)
-            odd = rng.integers(1, 1 << 63, rows.shape[1], np.uint64) | np.uint64(1)
+            odd = rng.integers(1, 1 << 63, width, np.uint64) | np.uint64(1)
             self._weights = odd
-        hashes, counts = np.unique(rows @ self._weights, return_counts=True)
+        hashes = np.concatenate(
+            [
+                ids[start : start + _SLICE].reshape(-1, width).astype(np.uint64)
+                @ self._weights
+                for start in range(0, len(ids), _SLICE)
+            ]
+        )
+        hashes, counts = np.unique(hashes, return_counts=True)
         known = self._rows
         for key, count in zip(hashes.tolist(), counts.tolist(), strict=True):
             if key in known or (count > 1 and len(known) < _MAX_ROWS):
