@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moetuner.ops._devices import same_device
 from moetuner.ops._effects import keep_in_order
 from moetuner.ops._ranges import ranged
 
@@ -72,6 +73,8 @@ def _fake(
     splits: torch.Tensor,
     group_name: str,
 ) -> torch.Tensor:
+    others = {"recv_weights": recv_weights, "send_map": send_map}
+    same_device("combine", rows, recv_map=recv_map, **others)
     return rows.new_empty(send_map.shape[0], rows.shape[1])
 
 
@@ -82,6 +85,7 @@ def _fake_send_back(
     splits: torch.Tensor,
     group_name: str,
 ) -> torch.Tensor:
+    same_device("send_back", received, send_map=send_map)
     return received.new_empty(send_map.shape[0], received.shape[1])
 
 
@@ -96,6 +100,9 @@ def _fake_backward(
     recv_weights: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    maps = {"recv_map": recv_map, "send_map": send_map}
+    others = {"recv_weights": recv_weights, "rows": rows}
+    same_device("combine_backward", grad_out, **maps, **others)
     grad_rows = grad_out.new_empty(num_rows, grad_out.shape[1])
     if rows is None or recv_weights is None:
         return grad_rows, grad_out.new_empty(0)

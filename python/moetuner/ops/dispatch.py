@@ -13,6 +13,7 @@ import torch
 
 from moetuner.errors import ExchangeOverflowError
 from moetuner.ops._collectives import group_named
+from moetuner.ops._devices import same_device
 from moetuner.ops._effects import keep_in_order
 from moetuner.ops._ranges import ranged
 
@@ -250,6 +251,9 @@ def _fake(
     ranks_per_node: int = 0,
     counts: bool = False,
 ) -> list[torch.Tensor]:
+    tables = {"candidates": candidates, "num_candidates": num_candidates}
+    others = {"topk_ids": topk_ids, "topk_weights": topk_weights}
+    same_device("dispatch", x, **others, **tables)
     num_ranks = group_named(group_name).size()
     num_tokens, top_k = topk_ids.shape
     split_shape: tuple[int, ...]
