@@ -2,13 +2,21 @@
 
 from moetuner.nn.counter import RoutingCounter
 from moetuner.nn.counts import gather_counts, record_run
-from moetuner.nn.exchange import Exchange, ExchangeOptions, Residency
+from moetuner.nn.data_parallel import (
+    average_gradients,
+    expert_parameters,
+    ready_for_ddp,
+)
+from moetuner.nn.exchange import Exchange
 from moetuner.nn.exchange_counts import ExchangeCounts
+from moetuner.nn.exchange_options import ExchangeOptions, Levels, Residency
 from moetuner.nn.experts import Activation, ExpertOptions, Experts, grouped_linear
 from moetuner.nn.follow import Resident, return_home
 from moetuner.nn.layer import MoELayer, TopKRouter
 from moetuner.nn.move import apply_placement, contiguous_placement, logical_order
+from moetuner.nn.recompute import keep_routing, recomputing
 from moetuner.nn.recorder import Recorder
+from moetuner.nn.tail import defined_rows, expert_of_rows, per_expert
 
 __all__ = [
     "Activation",
@@ -17,6 +25,7 @@ __all__ = [
     "ExchangeOptions",
     "ExpertOptions",
     "Experts",
+    "Levels",
     "MoELayer",
     "Recorder",
     "Residency",
@@ -24,10 +33,18 @@ __all__ = [
     "RoutingCounter",
     "TopKRouter",
     "apply_placement",
+    "average_gradients",
     "contiguous_placement",
+    "defined_rows",
+    "expert_of_rows",
+    "expert_parameters",
     "gather_counts",
     "grouped_linear",
+    "keep_routing",
     "logical_order",
+    "per_expert",
+    "ready_for_ddp",
+    "recomputing",
     "record_run",
     "return_home",
 ]

@@ -12,7 +12,9 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from moetuner.errors import InvalidPlacementError
-from moetuner.nn.exchange import Exchange, ExchangeOptions, Residency
+from moetuner.nn.data_parallel import check_owned, ready_for_ddp
+from moetuner.nn.exchange import Exchange
+from moetuner.nn.exchange_options import ExchangeOptions, Residency
 from moetuner.ops._ranges import ranged
 
 if TYPE_CHECKING:
@@ -53,8 +55,10 @@ class MoELayer(torch.nn.Module):
 
     Notes
     -----
-    Traffic is always counted: ``layer.exchange.counts()``. Replicas of an expert are
-    trained apart unless their gradients are summed: train without them.
+    Traffic is always counted: ``layer.exchange.counts()``. In training, who divides
+    which gradient, and what wrappers may do: `average_gradients`, `ready_for_ddp`,
+    `expert_parameters`. Replicas of an expert drift apart unless `average_gradients`
+    sums their gradients.
 
     Examples
     --------
@@ -94,6 +98,8 @@ class MoELayer(torch.nn.Module):
             num_experts=getattr(router, "num_experts", None),
             problem=wrong,
         )
+        ready_for_ddp(self)
+        self.register_load_state_dict_post_hook(_follow_experts)  # type: ignore[no-untyped-call,unused-ignore]
 
     def forward(
         self, x: torch.Tensor, keys: torch.Tensor | None = None
@@ -112,6 +118,7 @@ class MoELayer(torch.nn.Module):
         torch.Tensor or Resident
             [..., H]; under ``follow`` a `Resident` of [U, H]: other tokens, with keys.
         """
+        check_owned(self.experts, self.exchange)
         tokens = x.reshape(-1, x.shape[-1])
         topk_ids, topk_weights = route(self.router, tokens)
         if self.exchange.options.residency is Residency.FOLLOW:
@@ -160,6 +167,12 @@ def route(
     """The router, by the name of its range."""
     ids, weights = router(tokens)
     return ids, weights
+
+
+def _follow_experts(layer: MoELayer, incompatible: object) -> None:  # noqa: ARG001
+    """``load_state_dict(assign=True)`` may have put them on another device."""
+    for parameter in layer.experts.parameters():
+        layer.exchange.go_to(local_share(parameter).device)
 
 
 def wrong_rows(experts: torch.nn.Module, num_slots: int) -> str:

@@ -6,6 +6,7 @@ Legend: E experts, G ranks, S slots per rank, P = G * S slots.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from moetuner.errors import InvalidPlacementError
-from moetuner.nn.exchange import ATTRIBUTE, Exchange, agree, misfit
-from moetuner.nn.layer import MoELayer, local_share, wrong_rows
+from moetuner.nn.exchange import Exchange, agree, misfit
+from moetuner.nn.layer import local_share, wrong_rows
+from moetuner.nn.placed import Placed, placed_experts
 from moetuner.ops._collectives import group_named
 from moetuner.placement.model import Placement, contiguous_rank_of
 from moetuner.placement.tables import PlacementTables, fingerprint
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-
-Placed = tuple[torch.nn.Module, Exchange]
 
 
 def contiguous_placement(
@@ -106,7 +106,8 @@ def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[No
         As for `apply_placement`, with the same memory peak.
     whole
         Every rank holds all experts, [E, ...], as a model does that was never spread
-        out: **the memory of the whole model**. It cannot run then, only be read.
+        out: **the memory of the whole model**. It cannot run then, only be read and
+        loaded: what is written there, alike on every rank, is kept.
 
     Raises
     ------
@@ -119,16 +120,16 @@ def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[No
         _logical_rank_of(one), layer_ids=one.layer_ids, topology=one.topology
     )
     former = apply_placement(model, plain)
-    shares: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    gathered: list[_Gathered] = []
     try:
         if whole:
-            shares = [
-                _gather(p, e) for m, e in layers for p in m.parameters(recurse=False)
-            ]
+            for experts, exchange in layers:
+                for name, parameter in experts.named_parameters(recurse=False):
+                    gathered.append(_gather(experts, name, parameter, exchange))
         yield
     finally:
-        for parameter, share in shares:
-            parameter.data = share
+        for weight in gathered:
+            weight.cut_down()
         apply_placement(model, former)
 
 
@@ -150,13 +151,8 @@ def placed_layers(model: torch.nn.Module) -> list[Placed]:
     InvalidPlacementError
         When there is none, or their placements differ.
     """
-    found: list[Placed] = []
-    for module in model.modules():
-        if isinstance(module, MoELayer):
-            found.append((module.experts, module.exchange))
-        elif ATTRIBUTE in vars(module):
-            found.append((module, vars(module)[ATTRIBUTE]))
-    found.sort(key=lambda pair: pair[1].layer)
+    found = [placed for _, placed in placed_experts(model)]
+    found.sort(key=lambda placed: placed.exchange.layer)
     if not found:
         raise InvalidPlacementError(
             f"{type(model).__name__} has no layer whose experts were placed: no "
@@ -276,9 +272,12 @@ def _message(
 
 @torch.no_grad()
 def _gather(
-    parameter: torch.nn.Parameter, exchange: Exchange
-) -> tuple[torch.nn.Parameter, torch.Tensor]:
-    """Make a parameter whole, [E, ...]; returns it and the share that it was."""
+    module: torch.nn.Module,
+    name: str,
+    parameter: torch.nn.Parameter,
+    exchange: Exchange,
+) -> _Gathered:
+    """Make a parameter whole, [E, ...]."""
     group = group_named(exchange.group_name)
     share = local_share(parameter)
     every = share.new_empty(group.size() * len(share), *share.shape[1:])
@@ -288,4 +287,34 @@ def _gather(
         index = torch.from_numpy(np.flatnonzero(slots >= 0)).to(share.device)
         every = every[index]
     parameter.data = every
-    return parameter, share
+    row = exchange.tables.row_of(exchange.layer)
+    return _Gathered(
+        module=module,
+        name=name,
+        share=share,
+        experts=exchange.tables.local_experts[row],
+        parameter=parameter,
+        version=parameter._version,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Gathered:
+    """A parameter that is whole for a while, and the share that it was."""
+
+    module: torch.nn.Module
+    name: str
+    share: torch.Tensor
+    experts: NDArray[np.int32]
+    parameter: torch.nn.Parameter
+    version: int
+
+    @torch.no_grad()
+    def cut_down(self) -> None:
+        """Back to the share; where something was written since, to that."""
+        whole = self.module.get_parameter(self.name)
+        if whole is not self.parameter or whole._version != self.version:
+            for slot, expert in enumerate(self.experts.tolist()):
+                if expert >= 0:
+                    self.share[slot] = whole[expert]
+        whole.data = self.share.to(whole.device, whole.dtype)

@@ -43,7 +43,8 @@ def count_routing(
     -----
     Counters are exact on CPU and CUDA and survive CUDA-graph replay. Keep one
     ``[L, E]`` (``[L, E, E]``) tensor for the whole model and pass ``load[layer]``.
-    Activation checkpointing runs a layer's forward pass again, and counts it again.
+    Activation checkpointing runs a layer's forward pass again, and counts it again,
+    unless you ask `moetuner.nn.recomputing`.
 
     Examples
     --------

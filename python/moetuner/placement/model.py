@@ -47,7 +47,14 @@ class Provenance:
     status: str = ""
     seconds: float | None = None
     trace_sha256: str = ""
+    other_traces: tuple[str, ...] = ()
+    """SHA-256 of every other trace that the plan is for."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """All that was asked for, as plain values.
+
+    `moetuner.planning.provenance.options_of` makes `PlanOptions` of them again."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the packages that decide what comes out."""
     progress: tuple[ProgressPoint, ...] = ()
     """How incumbent and bound came together, in the order of time."""
 

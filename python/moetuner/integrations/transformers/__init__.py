@@ -14,7 +14,12 @@ Importing this module registers ``experts_implementation="moetuner"``::
 
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moetuner.integrations.transformers.experts import experts_forward, experts_of
+from moetuner.integrations.transformers.experts import experts_forward
+from moetuner.integrations.transformers.families import (
+    NOT_COVERED,
+    ONLY_RECORDED,
+    experts_of,
+)
 from moetuner.integrations.transformers.parallel import parallelize, register
 from moetuner.integrations.transformers.recording import Recording, count, record
 
@@ -22,6 +27,8 @@ ALL_EXPERTS_FUNCTIONS.register("moetuner", experts_forward)
 register()
 
 __all__ = [
+    "NOT_COVERED",
+    "ONLY_RECORDED",
     "Recording",
     "count",
     "experts_forward",
