@@ -206,16 +206,16 @@ class Placement:
         return bool((filled > self.num_experts).any())
 
     def sha256(self) -> str:
-        """Fingerprint of what sits where; provenance does not count."""
-        content = hashlib.sha256(self.slot_experts.astype("<i4").tobytes())
-        content.update(self.layer_ids.astype("<i4").tobytes())
-        about = (
-            self.num_experts,
-            self.topology.num_ranks,
-            self.topology.ranks_per_node,
-        )
-        content.update(repr(about).encode())
-        return content.hexdigest()
+        """Hash of what sits where (slots, layers, experts, topology), hexadecimal.
+
+        Equal for the same placement, however it came about.
+        """
+        topology = self.topology
+        sizes = (self.num_experts, topology.num_ranks, topology.ranks_per_node)
+        digest = hashlib.sha256(f"{sizes} {self.slot_experts.shape}".encode())
+        digest.update(self.layer_ids.astype("<i4").tobytes())
+        digest.update(self.slot_experts.astype("<i4").tobytes())
+        return digest.hexdigest()
 
     def rank_sizes(self) -> NDArray[np.int64]:
         """Filled slots of each rank, int64 [L, G]."""
