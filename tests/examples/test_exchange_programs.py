@@ -46,6 +46,7 @@ def test_layer():
     assert "saved (8, 128, 32)" in said
 
 
+@pytest.mark.slow
 def test_transformers_model():
     pytest.importorskip("transformers", reason="Transformers is not there")
     said = run("transformers_model.py")

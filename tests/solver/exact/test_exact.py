@@ -17,10 +17,11 @@ from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver.exact.partitions import partitions, renamings
-from moetuner.trace import CountTrace, synthetic_trace
+from moetuner.trace import CountTrace
 from oracle import oracle
 from strategies import TOY_COST, make_trace, placement_problems, random_ids
 from tiny import tiny_problems
+from zipf_trace import zipf_trace
 
 EXACT = get_solver("exact")
 
@@ -71,7 +72,7 @@ def test_other_objectives_too(case, objective, slots):
 
 
 def mixtral_like(num_ranks, per_node, *, num_tokens=8192, **cost):
-    trace = synthetic_trace(
+    trace = zipf_trace(
         num_tokens=num_tokens,
         num_layers=32,
         num_experts=8,
