@@ -50,7 +50,7 @@ def test_many_identical_rows_are_dummy_batches(rng, scattered):
         ids = rng.permutation(ids)
     sequence = (np.arange(len(ids)) // 50).astype(np.int32)
     (hint,) = hints_of(make_trace(ids, 16, sequence=sequence))
-    assert "300 of 2,300 tokens" in hint
+    assert hint.startswith("13.0% of the tokens")
     assert "dummy batches" in hint
 
 
@@ -77,3 +77,13 @@ def test_few_tokens_show_nothing(rng):
         layer_ids=np.arange(2, dtype=np.int32),
     )
     assert hints_of(few) == ()
+
+
+def test_large_blocks_are_sampled(rng):
+    ids = np.tile(routed(rng, 10_000), (3, 1, 1))
+    ids[:6000] = ids[0]
+    shared = with_shared(ids, 16)
+    trace = make_trace(shared, 17, sequence=(np.arange(30_000) // 100).astype(np.int32))
+    every, dummies = hints_of(trace)
+    assert "expert 16" in every
+    assert dummies.startswith("20.0%")

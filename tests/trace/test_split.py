@@ -12,9 +12,9 @@ from moetuner.trace import (
     select,
     split_by_sequence,
     subsample,
-    synthetic_trace,
 )
 from strategies import full_traces, make_trace, random_ids
+from zipf_trace import zipf_trace
 
 SEEDS = st.integers(0, 2**32 - 1)
 FRACTIONS = st.floats(0.01, 0.99)
@@ -67,7 +67,7 @@ def test_a_seed_gives_one_split(trace, fraction, seed):
 
 
 def test_seeds_give_different_splits():
-    trace = synthetic_trace(
+    trace = zipf_trace(
         num_tokens=60, num_layers=1, num_experts=4, top_k=1, num_sequences=20
     )
     plans = {

@@ -71,5 +71,7 @@ def read_sglang(path: Path) -> SlotMap:
         )
     rows = content[KEY]
     if isinstance(rows, np.ndarray):
-        return SlotMap(slots=map_of(rows, f"{path}: {KEY}"))
-    return SlotMap(slots=rows_of_ids(rows, KEY))
+        slots = map_of(rows, f"{path}: {KEY}")
+        return SlotMap(slots=slots, shared=rows.ndim < 2)
+    shared = bool(isinstance(rows, list) and rows and not isinstance(rows[0], list))
+    return SlotMap(slots=rows_of_ids([rows] if shared else rows, KEY), shared=shared)

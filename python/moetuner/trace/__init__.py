@@ -18,7 +18,6 @@ from moetuner.trace.split import (
     split_by_sequence,
     subsample,
 )
-from moetuner.trace.synthetic import synthetic_trace
 
 if TYPE_CHECKING:
     import os
@@ -35,7 +34,6 @@ __all__ = [
     "select",
     "split_by_sequence",
     "subsample",
-    "synthetic_trace",
     "topic_trace",
     "with_top_k",
     "write_trace",

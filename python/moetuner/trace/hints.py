@@ -18,35 +18,41 @@ if TYPE_CHECKING:
 
 MIN_TOKENS = 64
 """Fewer tokens show nothing."""
+SAMPLE_TOKENS = 8192
+"""Of a block, about, that are looked at."""
 EVERY = 0.999
 """Share of the tokens that counts as all of them."""
 REPEATED = 0.01
 """Share of the tokens in one and the same row that is more than chance."""
 _MIN_ENTRIES = 8  # ids of a token; shorter rows are alike by chance
+_MOST_ENTRIES = 32  # of them that are compared
 _MAX_ROWS = 1 << 16  # different repeated rows that are remembered
 
 
 class TraceHints:
-    """Looks at the blocks of a trace in turn."""
+    """Looks at the blocks of a trace in turn, at a sample of each large one."""
 
     def __init__(self) -> None:
         self._load: NDArray[np.int64] | None = None
         self._layer_ids: list[int] = []
         self._tokens = 0
-        self._sequences: set[int] = set()
+        self._starts = 0
         self._rows: dict[int, int] = {}
         self._weights: NDArray[np.uint64] | None = None
 
     def add(self, block: Trace) -> None:
-        """Count a block of tokens."""
-        ids = block.topk_ids
+        """Look at a block of tokens."""
+        sample = slice(None, None, max(block.num_tokens // SAMPLE_TOKENS, 1))
+        ids = block.topk_ids[sample]
         if not len(ids):
             return
         self._tokens += len(ids)
         self._layer_ids = block.layer_ids.tolist()
         self._count(ids)
-        if block.sequence is not None and len(self._sequences) < _MAX_ROWS:
-            self._sequences.update(np.unique(block.sequence).tolist())
+        if block.sequence is not None:
+            first = np.ones(block.num_tokens, bool)
+            first[1:] = block.sequence[1:] != block.sequence[:-1]
+            self._starts += int(first[sample].sum())
         if ids.shape[1] * ids.shape[2] >= _MIN_ENTRIES:
             self._hash(ids)
 
@@ -59,13 +65,13 @@ class TraceHints:
             found += _everywhere(self._load, self._tokens, self._layer_ids)
         most = max(self._rows.values(), default=0)
         # Every sequence begins with the same token: those are no dummies.
-        often = max(MIN_TOKENS, REPEATED * self._tokens, 2 * len(self._sequences))
+        often = max(MIN_TOKENS, REPEATED * self._tokens, 2 * self._starts)
         if most >= often:
-            total = sum(n for n in self._rows.values() if n >= often)
+            share = sum(n for n in self._rows.values() if n >= often) / self._tokens
             found.append(
-                f"{total:,} of {self._tokens:,} tokens have one of a few rows that are "
-                f"the same at every layer: dummy batches (warm-up, profiling) were "
-                f"recorded; leave them out of the recording"
+                f"{share:.1%} of the tokens have one of a few rows that are the same "
+                f"at every layer: dummy batches (warm-up, profiling) were recorded; "
+                f"leave them out of the recording"
             )
         return tuple(found)
 
@@ -82,12 +88,14 @@ class TraceHints:
             self._load[layer, : len(counts)] += counts
 
     def _hash(self, ids: NDArray[np.int16]) -> None:
-        rows = np.sort(ids, axis=2).reshape(len(ids), -1).astype(np.uint64)
+        """Count rows that came before, told by a few of their entries."""
+        flat = ids.reshape(len(ids), -1)
+        flat = flat[:, :: max(flat.shape[1] // _MOST_ENTRIES, 1)].astype(np.uint64)
         if self._weights is None:
             rng = np.random.default_rng(0)
-            odd = rng.integers(1, 1 << 63, rows.shape[1], np.uint64) | np.uint64(1)
+            odd = rng.integers(1, 1 << 63, flat.shape[1], np.uint64) | np.uint64(1)
             self._weights = odd
-        hashes, counts = np.unique(rows @ self._weights, return_counts=True)
+        hashes, counts = np.unique(flat @ self._weights, return_counts=True)
         known = self._rows
         for key, count in zip(hashes.tolist(), counts.tolist(), strict=True):
             if key in known or (count > 1 and len(known) < _MAX_ROWS):

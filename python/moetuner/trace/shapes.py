@@ -27,6 +27,7 @@ MAX_TOP_K = 64
 """More experts per token than any model has."""
 SAMPLE_ROWS = 512
 """Of the first axis, which are looked at."""
+_LARGEST = 1e300
 _PERSISTENT = 0.5  # correlation of a layer's loads from group to group
 
 
@@ -190,19 +191,25 @@ def _even_layers(values: NDArray[Any]) -> bool:
     """Whether every layer that counted has the same total: all routed all tokens."""
     if not _never_negative(values):
         return False
-    sums = values.astype(np.float64).sum(axis=-1).reshape(-1, values.shape[-2])
+    most = float(values.max(initial=0))
+    scale = most if most > _LARGEST else 1.0  # sums must not overflow
+    sums = (
+        (values.astype(np.float64) / scale).sum(axis=-1).reshape(-1, values.shape[-2])
+    )
     largest = sums.max(axis=1, keepdims=True)
     same = (np.abs(sums - largest) <= 1e-6 * largest) | (sums == 0)
     # Ones are what a router's probabilities add up to, of each token.
     counted = (sums > 0).sum(axis=1) > 1
-    return bool(same.all() and counted.any() and largest.max() > 1.5)
+    return bool(same.all() and counted.any() and largest.max() * scale > 1.5)
 
 
 def _persistent(values: NDArray[Any]) -> bool:
     """Whether a layer's loads stay alike from one group to the next."""
     if len(values) < 2 or values.shape[2] < 4:
         return False
-    table = values.astype(np.float64)
+    table = values.astype(np.float64) / max(
+        float(values.max()), 1.0
+    )  # squares must not overflow
     table = table - table.mean(axis=2, keepdims=True)
     norms = np.sqrt((table * table).sum(axis=2))
     products = (table[1:] * table[:-1]).sum(axis=2)

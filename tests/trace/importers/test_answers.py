@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from moetuner.errors import InvalidTraceError
 from moetuner.trace import split_by_sequence
+from safetensors.numpy import save_file
 
 LAYERS, K, EXPERTS = 3, 2, 8
 
@@ -264,3 +265,33 @@ def test_arrays_of_torch_and_of_one_layer(importing, tmp_path, rng):
     np.save(tmp_path / "one.npy", ids[:, 0])
     trace = importing(tmp_path / "one.npy", format="routed-arrays", num_experts=8)
     assert np.array_equal(trace.topk_ids[:, 0], ids[:, 0])
+
+
+def test_vllms_own_output_objects(importing, tmp_path, rng):
+    """``RequestOutput`` as JSON: outputs instead of choices, ids instead of usage."""
+    ids = rows(rng, 9)
+    line = {
+        "prompt_token_ids": list(range(5)),
+        "prompt_routed_experts": ids[:5].tolist(),
+        "outputs": [{"index": 0, "routed_experts": ids[5:].tolist()}],
+    }
+    trace = importing(write(tmp_path / "a.jsonl", line), num_experts=8)
+    assert np.array_equal(trace.topk_ids, ids[:, 1:])
+    assert trace.phase.tolist() == [0] * 5 + [1] * 4
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "json"])
+def test_arrays_in_other_files(importing, tmp_path, rng, kind):
+    ids = np.ascontiguousarray(rows(rng, 9)[:, 1:])
+    path = tmp_path / f"a.{kind}"
+    if kind == "npz":
+        np.savez(path, routed_experts=ids)
+    elif kind == "safetensors":
+        save_file({"topk_ids": ids}, path)  # not a trace of ours
+    else:
+        path.write_text(json.dumps(ids.tolist()))
+    trace = importing(path, format="routed-arrays", num_experts=8)
+    assert np.array_equal(trace.topk_ids, ids)
+    if kind == "json":
+        with pytest.raises(InvalidTraceError, match="--format routed-arrays"):
+            importing(path)

@@ -273,3 +273,36 @@ def test_the_map_says_how_many_experts_there_are(importing, tmp_path):
     assert importing(path, num_experts=4).num_experts == 4
     with pytest.raises(InvalidTraceError, match="map of slots is of 4"):
         importing(path, num_experts=8)
+
+
+def test_halves_of_a_batch_are_no_duplicates(importing, tmp_path):
+    """With two-batch overlap each half of a pass is gathered for itself."""
+    halves = [
+        record(1, 0, [[[0, 1]], [[2, 3]]]),
+        record(1, 0, [[[4, 2]], [[1, 3]]], input_ids=[9]),
+        record(1, 0, [[[-1, -1]], [[-1, -1]]]),
+    ]
+    halves[0]["gatherer_key"], halves[1]["gatherer_key"] = "child_a", "child_b"
+    assert importing(dump(tmp_path / "a.pt", *halves)).num_tokens == 2
+
+
+def test_stages_that_are_ranks_of_their_own_are_joined(importing, tmp_path):
+    """Two pipelines of two stages: ranks 0 and 2, ranks 1 and 3."""
+    none = [[-1, -1]]
+    tokens = {0: [[0, 1]], 1: [[4, 2]]}
+    files = [
+        dump(
+            tmp_path / f"{rank}.pt",
+            record(
+                5,
+                rank,
+                [tokens[rank % 2], none] if rank < 2 else [none, [[2, 3]]],
+                input_ids=[rank % 2],
+            ),
+        )
+        for rank in range(4)
+    ]
+    trace = importing(*files)
+    assert trace.num_tokens == 2
+    assert trace.home_rank.tolist() == [0, 1]
+    assert (trace.topk_ids >= 0).all()

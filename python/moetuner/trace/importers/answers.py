@@ -162,23 +162,28 @@ def _request(response: Any, options: ImportOptions) -> Request:
             f"a response must be a JSON object, got {type(response).__name__}"
         )
     usage: Any = response.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    choices = response.get("choices")
-    places = (
-        [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
-    )
-    found = [rows for place in places for rows in _rows_of(place, options)]
+    choices = response.get("choices", response.get("outputs"))
+    answers = choices if isinstance(choices, list) else []
+    answers = [answer for answer in answers if isinstance(answer, dict)]
+    found = [rows for answer in answers for rows in _rows_of(answer, options)]
     if not found:
         found = list(_rows_of(response, options))[:1]
-    tokens = [response, *(response.get(name) for name in _EXTENSIONS), usage]
-    tokens += [c.get(name) for c in places for name in _EXTENSIONS]
-    prompt = _first(tokens[:4], "prompt_routed_experts")
+    whole = [response, *(response.get(name) for name in _EXTENSIONS)]
+    inside = [one.get(name) for one in answers for name in _EXTENSIONS]
+    prompt = _first([*whole, *answers, *inside], "prompt_routed_experts")
+    told = [*whole, usage, *inside]
     return Request(
         answers=tuple(found),
         prompt=None if prompt is None else decode_rows(prompt, options),
-        prompt_tokens=_count(tokens, "prompt_tokens"),
-        completion_tokens=_count(tokens, "completion_tokens"),
+        prompt_tokens=_count(told, "prompt_tokens", _length(response)),
+        completion_tokens=_count(told, "completion_tokens"),
     )
+
+
+def _length(response: dict[str, Any]) -> int | None:
+    """Tokens of a prompt whose ids are there (vLLM's own output objects)."""
+    ids = response.get("prompt_token_ids")
+    return len(ids) if isinstance(ids, list) and ids else None
 
 
 def _rows_of(place: dict[str, Any], options: ImportOptions) -> Iterator[Rows]:
@@ -198,10 +203,10 @@ def _first(places: list[Any], name: str) -> Any:
     return None
 
 
-def _count(places: list[Any], name: str) -> int | None:
+def _count(places: list[Any], name: str, default: int | None = None) -> int | None:
     value = _first(places, name)
     whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 0 <= value < 1 << 31 else None
+    return value if whole and 0 <= value < 1 << 31 else default
 
 
 def _same_prompt(one: Request, other: Request) -> bool:

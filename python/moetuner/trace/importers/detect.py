@@ -55,7 +55,7 @@ _RESPONSE_KEYS = (
     "prompt_routed_experts",
     "completion_routed_experts",
 )
-_RESPONSE_PLACES = ("meta_info", "choices", "sglext", "sgl_ext")
+_RESPONSE_PLACES = ("meta_info", "choices", "outputs", "sglext", "sgl_ext")
 
 
 def detect_format(path: str | os.PathLike[str]) -> RecordingFormat:
@@ -159,7 +159,8 @@ def _array_format(path: Path, array: Any) -> RecordingFormat:
 
 def _safetensors_format(path: Path) -> RecordingFormat:
     names = open_safetensors(path)
-    if "topk_ids" in names or ("counts" in names and "num_tokens" in names):
+    own = {"topk_ids", "layer_ids"}, {"counts", "num_tokens", "layer_ids"}
+    if any(needed <= names.keys() for needed in own):
         raise InvalidTraceError(f"{path}: a trace of moetuner already")
     if any(re.fullmatch(r"\d+_\d+", name) for name in names):
         raise InvalidTraceError(

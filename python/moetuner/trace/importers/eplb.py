@@ -164,9 +164,9 @@ def _loads(weights: NDArray[Any]) -> NDArray[Any]:
         raise InvalidTraceError(f"weights must be numbers, got {weights.dtype}")
     if weights.dtype.kind != "f":
         return whole_counts(weights)
-    weights = weights.astype(np.float64)
     if not np.isfinite(weights).all():
         raise InvalidTraceError("weights must be finite numbers")
+    weights = weights.astype(np.float64)
     if weights.size and weights.min() < 0:
         raise InvalidTraceError(f"weights must be >= 0, got {weights.min()}")
     return weights

@@ -45,6 +45,7 @@ COUNT_NAMES = (
     "weight",
     "weights",
 )
+EXPERT_NAMES = ("num_experts", "num_routed_experts", "n_routed_experts")
 TOP_K_NAMES = ("top_k", "topk", "num_experts_per_tok", "num_experts_per_token")
 _LAYER_NAMES = ("layer_ids", "layers", "layer_index", "layer_indices")
 _STEP_NAMES = ("step", "iteration", "iter", "forward_pass_id", "pass")
@@ -109,6 +110,37 @@ def tables_of(path: Path) -> Iterator[Loads]:
         raise InvalidTraceError(
             "neither .npy, .npz, safetensors, JSON nor a torch file"
         )
+
+
+def arrays_of(path: Path) -> Iterator[Array]:
+    """Every array of a file that has at least two axes, whatever its name.
+
+    Raises
+    ------
+    InvalidTraceError
+        When the file is damaged, or has none.
+    MissingDependencyError
+        When a file of ``torch.save`` is met without torch.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(b"\x93NUMPY") or start.lstrip().startswith(b"["):
+        content: Any = [loads.table for loads in tables_of(path)]
+    elif start.startswith(b"PK"):
+        torch = is_torch_file(path)
+        content = read_torch_file(path) if torch else load_arrays(path)
+    else:
+        content = open_safetensors(path)
+    if isinstance(content, dict):
+        content = list(content.values())
+    found = [
+        array
+        for array in (content if isinstance(content, list) else [content])
+        if isinstance(array, StoredArray | np.ndarray) and len(array.shape) > 1
+    ]
+    if not found:
+        raise InvalidTraceError(f"{path}: no array [tokens, layers, top-k] in it")
+    yield from found
 
 
 def is_counts(value: Any) -> bool:
@@ -237,10 +269,10 @@ def _of_json(value: Any) -> Iterator[Loads]:
             value = {k: v for k, v in value.items() if k != name} | inner
             break
     if _by_layer(value):
-        value = {
-            n: v for n, v in value.items() if _NUMBER.fullmatch(n) or n in TOP_K_NAMES
-        }
-        value |= _dense_rows({n: v for n, v in value.items() if n not in TOP_K_NAMES})
+        told = _first_number(value, EXPERT_NAMES) or 0
+        rows = {n: v for n, v in value.items() if isinstance(v, list | dict)}
+        top_k = {n: v for n, v in value.items() if n in TOP_K_NAMES}
+        value = _dense_rows(rows, told) | top_k
     arrays = {
         name: _array(inner) if isinstance(inner, list) else inner
         for name, inner in value.items()
@@ -268,13 +300,15 @@ def _by_layer(value: dict[str, Any]) -> bool:
     )
 
 
-def _dense_rows(rows: dict[str, Any]) -> dict[str, Any]:
-    """Rows {expert: count} as lists, all of one length."""
+def _dense_rows(rows: dict[str, Any], told: int) -> dict[str, Any]:
+    """Rows {expert: count} as lists, all of one length; at least `told`."""
     sparse = [row for row in rows.values() if isinstance(row, dict)]
     if not sparse:
         return rows
     size = 1 + max((int(expert) for row in sparse for expert in row), default=0)
-    size = max([size, *(len(row) for row in rows.values() if isinstance(row, list))])
+    size = max(
+        [told, size, *(len(row) for row in rows.values() if isinstance(row, list))]
+    )
     if size > MAX_EXPERTS:
         raise InvalidTraceError(f"expert {size - 1} is beyond {MAX_EXPERTS - 1}")
     dense: dict[str, Any] = {}

@@ -18,9 +18,9 @@ from moetuner.errors import InvalidTraceError
 from moetuner.trace.importers.answers import Checked, Piece, place, requests_of
 from moetuner.trace.importers.base import Tokens, block_rows
 from moetuner.trace.importers.json_text import json_values
+from moetuner.trace.importers.loads import arrays_of
 from moetuner.trace.importers.rows import TokenRows
-from moetuner.trace.importers.stored import StoredArray, open_npy
-from moetuner.trace.importers.torch_file import is_torch_file, read_torch_file
+from moetuner.trace.importers.stored import StoredArray
 from moetuner.trace.model import MAX_EXPERTS, Trace
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def read_routed_responses(files: Sequence[Path], options: ImportOptions) -> Toke
 def read_routed_arrays(files: Sequence[Path], options: ImportOptions) -> Tokens:
     """Arrays [tokens, layers, top-k], or [tokens, top-k] of one layer; a request each.
 
-    From ``.npy``, or ``.pt`` with tensors in it.
+    From ``.npy``, or the arrays in ``.pt``, ``.npz``, safetensors or a JSON list.
     """
     return Tokens(
         blocks=_arrays(files, options),
@@ -88,7 +88,7 @@ def _arrays(files: Sequence[Path], options: ImportOptions) -> Iterator[Trace]:
     token_rows, done, sequence = TokenRows(options), 0, 0
     total = sum(path.stat().st_size for path in files)
     for path in files:
-        for array in _stored(path):
+        for array in arrays_of(path):
             if len(array.shape) not in (2, 3) or not math.prod(array.shape[1:]):
                 raise InvalidTraceError(
                     f"{path}: routed experts must be [tokens, layers, top-k], or "
@@ -98,8 +98,12 @@ def _arrays(files: Sequence[Path], options: ImportOptions) -> Iterator[Trace]:
             shape = (-1, *((1, *inner)[-2:]))
             rows = block_rows(*shape[1:])
             for start in range(0, num_tokens, rows):
-                ids = array.read(start, start + rows).reshape(shape)
+                if isinstance(array, StoredArray):
+                    ids = array.read(start, start + rows)
+                else:
+                    ids = array[start : start + rows]
                 try:
+                    ids = ids.reshape(shape)
                     yield _block(token_rows, ids, sequence, start, None, None, options)
                 except InvalidTraceError as error:
                     raise InvalidTraceError(f"{path}: {error}") from error
@@ -107,21 +111,6 @@ def _arrays(files: Sequence[Path], options: ImportOptions) -> Iterator[Trace]:
                 options.progress(done + read // num_tokens, total)
             sequence += 1
         done += path.stat().st_size
-
-
-def _stored(path: Path) -> Iterator[StoredArray]:
-    """The arrays of a file, one request each."""
-    if not is_torch_file(path):
-        yield open_npy(path)
-        return
-    content = read_torch_file(path)
-    if isinstance(content, dict):
-        content = list(content.values())
-    found = [a for a in (content if isinstance(content, list) else [content])
-             if isinstance(a, StoredArray) and len(a.shape) > 1]  # fmt: skip
-    if not found:
-        raise InvalidTraceError(f"{path}: no tensor [tokens, layers, top-k] in it")
-    yield from found
 
 
 def _responses(

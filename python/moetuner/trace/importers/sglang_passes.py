@@ -11,6 +11,7 @@ import numpy as np
 
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.importers.base import as_ids
+from moetuner.trace.importers.stages import join_stages
 from moetuner.trace.importers.stored import StoredArray
 from moetuner.trace.model import PADDING
 
@@ -48,6 +49,7 @@ class Pass:
 
     forward_pass_id: int
     rank: int
+    gatherer: str
     parts: tuple[Part, ...]
     sequence_lengths: NDArray[np.int64]
     positions: NDArray[np.int32]
@@ -61,18 +63,15 @@ class Pass:
 
 
 def joined_passes(passes: list[Pass]) -> list[Pass]:
-    """Each pass of each rank once, in order.
+    """Each pass of each rank (and of each half of a batch cut in two) once, in order.
 
     Raises
     ------
     InvalidTraceError
         When one is there twice with the same layers.
     """
-    passes = sorted(passes, key=lambda p: (p.forward_pass_id, p.rank))
     joined = []
-    for (number, rank), same in groupby(
-        passes, key=lambda p: (p.forward_pass_id, p.rank)
-    ):
+    for (number, rank, _), same in groupby(sorted(passes, key=_identity), _identity):
         records = list(same)
         if len(records) > 1:
             told = [(r, r.parts[0].layers()) for r in records]
@@ -89,6 +88,49 @@ def joined_passes(passes: list[Pass]) -> list[Pass]:
         parts = tuple(part for r in records for part in r.parts)
         joined.append(replace(records[0], parts=parts))
     return joined
+
+
+def staged_passes(passes: list[Pass]) -> list[Pass]:
+    """The same, with ranks that are stages of one pipeline as its first rank.
+
+    Raises
+    ------
+    InvalidTraceError
+        When stages recorded different tokens.
+    """
+    missing = {one.rank for one in passes}
+    layers_of: dict[int, tuple[int, ...]] = {}
+    for one in passes if len(missing) > 1 else ():
+        if one.rank in missing:
+            there = np.logical_or.reduce([part.layers() for part in one.parts])
+            if there.any():
+                layers_of[one.rank] = tuple(np.flatnonzero(there).tolist())
+                missing.remove(one.rank)
+        if not missing:
+            break
+    if len(set(layers_of.values())) < 2:
+        return passes
+    try:
+        pipelines = join_stages(layers_of)
+    except InvalidTraceError:
+        return passes  # ranks that saw different tokens, and little of them
+    first = {rank: pipeline[0] for pipeline in pipelines for rank in pipeline}
+    led = [replace(one, rank=first.get(one.rank, one.rank)) for one in passes]
+    staged = []
+    for (number, rank, _), same in groupby(sorted(led, key=_identity), _identity):
+        stages = list(same)
+        if len({part.num_tokens for one in stages for part in one.parts}) > 1:
+            raise InvalidTraceError(
+                f"forward pass {number}: stages of the pipeline of rank {rank} "
+                f"recorded different numbers of tokens"
+            )
+        parts = tuple(part for one in stages for part in one.parts)
+        staged.append(replace(stages[0], parts=parts))
+    return staged
+
+
+def _identity(one: Pass) -> tuple[int, int, str]:
+    return one.forward_pass_id, one.rank, one.gatherer
 
 
 def array_of(value: Any, name: str, ndim: int) -> StoredArray:
@@ -137,6 +179,7 @@ def _pass(record: Any, logical: NDArray[np.int16]) -> Pass:
     known = Pass(
         forward_pass_id=_number(record, "forward_pass_id", 2**62),
         rank=_number(record, "rank", _MAX_RANKS),
+        gatherer=str(record.get("gatherer_key", "")),
         parts=(part,),
         sequence_lengths=_integers(record, "extend_seq_lens"),
         positions=_integers(record, "positions").astype(np.int32),

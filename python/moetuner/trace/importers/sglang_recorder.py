@@ -28,6 +28,7 @@ from moetuner.trace.importers.sglang_passes import (
     array_of,
     joined_passes,
     passes_of,
+    staged_passes,
 )
 from moetuner.trace.importers.stored import StoredArray
 from moetuner.trace.importers.torch_file import read_torch_file
@@ -71,7 +72,7 @@ def read_sglang_recorder(
     if stats:
         total = sum(array.shape[0] for array in stats)
         return fold_counts(_stat(stats), total, "SGLang recorder, stat", options)
-    passes = joined_passes(passes)
+    passes = staged_passes(joined_passes(passes))
     maps = [part.logical for one in passes for part in one.parts]
     if not all(np.array_equal(maps[0], other) for other in maps[1:]):
         options.note(

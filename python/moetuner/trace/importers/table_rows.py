@@ -67,7 +67,10 @@ def csv_header(start: bytes) -> list[str] | None:
         return None
     if not text.strip() or "\0" in text:
         return None
-    names = next(csv.reader([text.strip("\r")], delimiter=_delimiter(text)), [])
+    try:
+        names = next(csv.reader([text.strip("\r")], delimiter=_delimiter(text)), [])
+    except csv.Error:
+        return None
     return names if len(names) > 1 and all(name.strip() for name in names) else None
 
 

@@ -27,7 +27,7 @@ from moetuner.trace.importers.cells import (
 )
 from moetuner.trace.importers.columns import Column, Columns, check_routes, columns_of
 from moetuner.trace.importers.counting import count_trace
-from moetuner.trace.importers.loads import TOP_K_NAMES
+from moetuner.trace.importers.loads import EXPERT_NAMES, TOP_K_NAMES
 from moetuner.trace.importers.routes import Routes, traces_of
 from moetuner.trace.importers.table_rows import chunks_of
 from moetuner.trace.model import MAX_EXPERTS
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from moetuner.trace.importers.base import ImportOptions
     from moetuner.trace.model import CountTrace, Trace
 
-_EXPERT_NAMES = ("num_experts", "num_routed_experts", "n_routed_experts")
 _RANK_DUMP = re.compile(r"(?:.*_)?rank(\d+)_timestamp([\d.]+?)\.csv")
 _MAX_LAYER = 1 << 16
 
@@ -70,7 +69,7 @@ def read_table(files: Sequence[Path], options: ImportOptions) -> Tokens | CountT
     _check_told(routes, read, options)
     return Tokens(
         blocks=_blocks(routes, options),
-        num_experts=_told(read, _EXPERT_NAMES) or options.num_experts,
+        num_experts=_told(read, EXPERT_NAMES) or options.num_experts,
         source="table of routes",
     )
 
@@ -264,7 +263,7 @@ def _check_told(routes: Routes, read: _Read, options: ImportOptions) -> None:
             f"import: top_k is {options.top_k}, routes list up to {routes.top_k} "
             f"experts"
         )
-    experts = _told(read, _EXPERT_NAMES)
+    experts = _told(read, EXPERT_NAMES)
     if None not in (experts, options.num_experts) and experts != options.num_experts:
         raise InvalidTraceError(
             f"import: num_experts is {options.num_experts}, the table says {experts}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moetuner.evaluation.cost import CostModel
-    from moetuner.planning.comparison import Comparison
+    from moetuner.planning.scores import Comparison
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 
