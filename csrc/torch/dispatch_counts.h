@@ -14,7 +14,7 @@ struct Counts {
 
 /// What gateways must know before rows come: how many come, and what they will pass on. Returns
 /// int32 [2, N], rows to and from each node, and [R, 2], rows and choices to each rank of this one.
-inline std::pair<at::Tensor, at::Tensor> count_between(const Wire& wire,
+inline std::pair<at::Tensor, at::Tensor> count_between(const Communicator& wire,
                                                        const at::Tensor& to_ranks,
                                                        const at::Tensor& node_ends) {
   const at::Tensor rows = node_ends.diff(1, 0, node_ends.new_zeros({1})).unsqueeze(1);

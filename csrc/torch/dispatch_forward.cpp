@@ -164,7 +164,7 @@ Packed pack(const Travelling& here,
   return {{packed.rows, travel}, packed.row_map, packed.end_offsets};
 }
 
-Travelling send(const Wire& wire, const Travelling& sent, const at::Tensor& splits) {
+Travelling send(const Communicator& wire, const Travelling& sent, const at::Tensor& splits) {
   const Range range("send");
   const Splits shares(kDispatchOp, splits, wire.num_ranks());
   const std::int64_t num_rows = shares.num_sent(sent.rows.size(0));

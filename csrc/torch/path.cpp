@@ -23,7 +23,7 @@ Path::Path(const char* op, const std::vector<std::string>& groups) {
                     op,
                     ": groups must be one, or one between nodes and one inside a node, got ",
                     groups.size());
-  for (const std::string& name : groups) wires_.emplace_back(op, name);
+  for (const std::string& name : groups) hops_.emplace_back(op, name);
 }
 
 std::int64_t Path::num_ranks() const {

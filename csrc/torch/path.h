@@ -1,6 +1,6 @@
 #pragma once
 
-#include "wire.h"
+#include "communicator.h"
 
 #include <string>
 #include <vector>
@@ -24,18 +24,18 @@ class Path {
   /// the ranks of this node. `op` is named in each error.
   Path(const char* op, const std::vector<std::string>& groups);
 
-  bool crosses_nodes() const { return wires_.size() == 2; }
-  std::size_t num_hops() const { return wires_.size(); }
-  const Wire& hop(std::size_t index) const { return wires_[index]; }
+  bool crosses_nodes() const { return hops_.size() == 2; }
+  std::size_t num_hops() const { return hops_.size(); }
+  const Communicator& hop(std::size_t index) const { return hops_[index]; }
   /// Of `crosses_nodes`.
-  const Wire& between_nodes() const { return wires_.front(); }
-  const Wire& last() const { return wires_.back(); }
+  const Communicator& between_nodes() const { return hops_.front(); }
+  const Communicator& last() const { return hops_.back(); }
 
   std::int64_t num_ranks() const;
   std::int64_t rank() const;
 
  private:
-  std::vector<Wire> wires_;
+  std::vector<Communicator> hops_;
 };
 
 /// A way that rows have gone, by what was kept of it: of each hop int32 [rows, places], the row on

@@ -10,10 +10,10 @@ namespace moetuner {
 
 /// torch's own communicator of a process group: NCCL or Gloo, whatever serves the tensors' device.
 /// Nothing else is linked, so there is no second NCCL whose version could clash.
-class Wire {
+class Communicator {
  public:
   /// `op` is named in each error.
-  Wire(const char* op, const std::string& group_name);
+  Communicator(const char* op, const std::string& group_name);
 
   std::int64_t rank() const { return group_->getRank(); }
   std::int64_t num_ranks() const { return group_->getSize(); }

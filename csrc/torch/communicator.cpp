@@ -1,4 +1,4 @@
-#include "wire.h"
+#include "communicator.h"
 
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 
@@ -29,12 +29,12 @@ at::Tensor as_bytes(const at::Tensor& rows) {
 
 }  // namespace
 
-Wire::Wire(const char* op, const std::string& group_name)
+Communicator::Communicator(const char* op, const std::string& group_name)
     : op_(op), group_(find_group(op, group_name)) {}
 
-at::Tensor Wire::exchange(const at::Tensor& rows,
-                          std::vector<std::int64_t> sent,
-                          std::vector<std::int64_t> received) const {
+at::Tensor Communicator::exchange(const at::Tensor& rows,
+                                  std::vector<std::int64_t> sent,
+                                  std::vector<std::int64_t> received) const {
   const std::int64_t num_received =
       received.empty() ? rows.size(0)
                        : std::accumulate(received.begin(), received.end(), std::int64_t{0});
@@ -45,10 +45,10 @@ at::Tensor Wire::exchange(const at::Tensor& rows,
   return out;
 }
 
-void Wire::exchange_into(at::Tensor out,
-                         const at::Tensor& rows,
-                         std::vector<std::int64_t> sent,
-                         std::vector<std::int64_t> received) const {
+void Communicator::exchange_into(at::Tensor out,
+                                 const at::Tensor& rows,
+                                 std::vector<std::int64_t> sent,
+                                 std::vector<std::int64_t> received) const {
   if (rows.numel() == 0 && out.numel() == 0 && sent.empty()) return;
   at::Tensor to = as_bytes(out);
   at::Tensor from = as_bytes(rows);
