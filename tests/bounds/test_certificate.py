@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moetuner import _workers
-from moetuner.bounds import certify, pieces
+from moetuner.bounds import certify, decomposition
+from moetuner.bounds.priced_sets import few_enough, visits
 from moetuner.bounds.visits import RuleBook
-from moetuner.bounds.whole import few_enough, visits
 from moetuner.errors import InvalidProblemError, MissingStatisticsError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE
@@ -31,8 +31,10 @@ def bound_here(problem, known=None, replicas=None, whole=True):
     if replicas is None:
         replicas = problem.spare_slots > 0
     few = few_enough if whole else lambda *_: False
-    with mock.patch.object(pieces, "few_enough", few):
-        parts = pieces.Cutter(problem, replicas=replicas, known=known).pieces()
+    with mock.patch.object(decomposition, "few_enough", few):
+        parts = decomposition.Decomposition(
+            problem, replicas=replicas, known=known
+        ).pieces()
     book = RuleBook()
     return sum(part.bound(np.inf, 60, book) for part in parts)
 
@@ -101,7 +103,7 @@ def test_whole_groups_see_that_batches_peak_in_different_experts(rng, wire):
 
 @pytest.mark.parametrize("words_at_a_time", [1, 20, 1 << 18])
 def test_visits_of_sets_are_counted(rng, monkeypatch, words_at_a_time):
-    monkeypatch.setattr("moetuner.bounds.whole._CHUNK", words_at_a_time)
+    monkeypatch.setattr("moetuner.bounds.priced_sets._CHUNK", words_at_a_time)
     tokens = rng.integers(-1, 6, (200, 3))
     sets = np.array(list(itertools.combinations(range(7), 3)))
     expected = [np.isin(tokens, chosen).any(axis=1).sum() for chosen in sets]

@@ -1,6 +1,9 @@
 """Lower bounds: how fast any placement can be at best, proven.
 
-The proofs are in ``docs/bounds.md``.
+`decomposition` cuts the objective into pieces, over the links of `link_level`. Each is
+bounded by `counting` (with `balance`), and beyond that by a `relaxation` (of `gram`,
+with the rules of `visits` and `touches`) or by `priced_sets`, in the children of
+`pool`. The proofs are in ``docs/bounds.md``.
 """
 
 from __future__ import annotations

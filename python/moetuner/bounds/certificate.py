@@ -10,7 +10,7 @@ import numpy as np
 
 from moetuner._checks import is_number
 from moetuner.bounds.counting import Counting
-from moetuner.bounds.pieces import Cutter
+from moetuner.bounds.decomposition import Decomposition
 from moetuner.bounds.pool import bound_pieces
 from moetuner.errors import InvalidProblemError, SolverError
 from moetuner.problem import Objective
@@ -78,7 +78,7 @@ def counting_bound(problem: PlacementProblem) -> float:
     It covers placements with replicas wherever the problem has slots for them.
     """
     replicas = problem.spare_slots > 0
-    pieces = Cutter(problem, replicas=replicas, known=None).pieces()
+    pieces = Decomposition(problem, replicas=replicas, known=None).pieces()
     return float(sum(piece.least for piece in pieces)) * (1 - 1e-12)
 
 
@@ -147,7 +147,7 @@ def certify(
     if replicas is None:
         replicas = problem.spare_slots > 0
     value = None if placement is None else problem.objective_value(placement)
-    pieces = Cutter(problem, replicas=replicas, known=placement).pieces()
+    pieces = Decomposition(problem, replicas=replicas, known=placement).pieces()
     counted = np.array([piece.least for piece in pieces])
     best, done = counted.copy(), 0
 

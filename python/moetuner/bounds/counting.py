@@ -1,6 +1,6 @@
 """What each layer costs at least, found by counting.
 
-"Group" is a node or a rank, see `moetuner.bounds.level`.
+"Group" is a node or a rank, see `moetuner.bounds.link_level`.
 
 Legend: T tokens, Q batches, L layers, E experts, K top-k, P groups.
 """
@@ -19,7 +19,7 @@ from moetuner.bounds.balance import (
     fullest_group,
     least_remote,
 )
-from moetuner.bounds.level import Level
+from moetuner.bounds.link_level import LinkLevel
 from moetuner.errors import MissingStatisticsError
 from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.workload import num_batches, price, tally_batches
@@ -83,7 +83,7 @@ class Counting:
                 f"token; a trace of the workload only counted load. Use "
                 f"wire=allgather, or record tokens."
             )
-        self.level = Level.of(problem, replicas)
+        self.level = LinkLevel.of(problem, replicas)
         self.price = self.cost.layer_price(problem.topology)
         speeds = self.cost.speeds(problem.topology.num_ranks)
         self.mean_speed, self.top_speed = float(speeds.mean()), float(speeds.max())

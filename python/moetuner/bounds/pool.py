@@ -11,8 +11,8 @@ from moetuner.bounds.visits import RuleBook
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from moetuner.bounds.piece import Piece
-    from moetuner.bounds.whole import WholeGroups
+    from moetuner.bounds.priced_sets import PricedSets
+    from moetuner.bounds.relaxation import RelaxedPiece
 
 _GRACE = 5.0
 """Seconds: a child that is stuck in one decomposition is not waited for."""
@@ -22,7 +22,7 @@ _GRACE = 5.0
 class PieceTask:
     """What a child gets."""
 
-    piece: Piece | WholeGroups
+    piece: RelaxedPiece | PricedSets
     max_iterations: int
 
 
@@ -38,7 +38,7 @@ class PieceBounder:
 
 
 def bound_pieces(
-    pieces: Sequence[Piece | WholeGroups],
+    pieces: Sequence[RelaxedPiece | PricedSets],
     *,
     deadline: float,
     threads: int = 0,

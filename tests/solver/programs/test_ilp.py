@@ -192,6 +192,27 @@ def test_ctrl_c_while_programs_are_built_keeps_the_start(rng, monkeypatch):
     assert 0 < solution.lower_bound < quick
 
 
+def test_ctrl_c_while_cbc_runs_keeps_what_is_proven(rng):
+    """Pressed when the first program has ended; the next one is at work then."""
+    problem = eight_experts(rng)
+    truth = get_solver("exact").solve(problem).value
+
+    def press(event):
+        if event.done:
+            raise KeyboardInterrupt
+
+    solution = IlpSolver().solve(problem, ONE, progress=press)
+    assert solution.status is SolveStatus.INTERRUPTED
+    assert [stage.status for stage in solution.stages] == [
+        SolveStatus.OPTIMAL,
+        SolveStatus.INTERRUPTED,
+        SolveStatus.INTERRUPTED,
+    ]
+    assert solution.stages[0].gap < 1e-5
+    assert all(0 < stage.lower_bound < stage.value for stage in solution.stages[1:])
+    assert solution.lower_bound <= truth <= solution.value
+
+
 def test_without_time_nothing_is_built(rng, monkeypatch):
     problem = eight_experts(rng)
     monkeypatch.setattr(ilp, "layer_program", lambda *_: pytest.fail("built"))

@@ -1,4 +1,4 @@
-"""Groups as wholes: where few sets of experts can be one, all of them are priced.
+"""Bounds by pricing sets: where few sets of experts can be a group, all are priced.
 
 Let s run over all sets of S experts, y[s] = 1 when s is one of the P groups. For every
 maximum m over groups (compute or links of one batch) and every expert e
@@ -104,13 +104,13 @@ class Maxima:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class WholeGroups:
+class PricedSets:
     """A piece of the objective: maxima of one layer, plus ``constant`` seconds.
 
     Parameters
     ----------
     name, least
-        As in `moetuner.bounds.piece.Piece`.
+        As in `moetuner.bounds.relaxation.RelaxedPiece`.
     num_groups, slots
         Groups P of S experts each.
     known

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Level:
+class LinkLevel:
     """The links that are bounded, and what stands at their ends."""
 
     num_groups: int
@@ -30,7 +30,7 @@ class Level:
     latency: float
 
     @classmethod
-    def of(cls, problem: PlacementProblem, replicas: bool) -> Level:
+    def of(cls, problem: PlacementProblem, replicas: bool) -> LinkLevel:
         """The level of a problem."""
         topology, cost = problem.topology, problem.workload.cost
         rates, rules = cost.rates(topology), cost.wire.rules

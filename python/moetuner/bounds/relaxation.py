@@ -1,7 +1,7 @@
-"""One share of the objective: experts of one layer, or of two that touch.
+"""Bounds by a relaxation over who shares a group: experts of a layer, or of two.
 
-Its least value is bounded in two ways, and the larger counts: by counting alone, and by
-constant - (weight that any partition can keep together).
+A piece of the objective is bounded in two ways, and the larger counts: by counting
+alone, and by constant - (weight that any partition can keep together), see `gram`.
 
 Legend: n items, P groups.
 """
@@ -36,7 +36,7 @@ _MIX = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Piece:
+class RelaxedPiece:
     """constant - <weight, Y> + sum of visits, over partitions Y; or at least ``least``.
 
     Parameters
@@ -103,7 +103,7 @@ class _Search:
     """
 
     def __init__(
-        self, piece: Piece, option: tuple[float, Floats], book: RuleBook
+        self, piece: RelaxedPiece, option: tuple[float, Floats], book: RuleBook
     ) -> None:
         assert piece.groups is not None
         self.piece, self.option, self.book = piece, option, book

@@ -1,6 +1,6 @@
 """The modelled time of a workload, cut into pieces that are bounded one by one.
 
-"Group" is a node or a rank, see `moetuner.bounds.level`.
+"Group" is a node or a rank, see `moetuner.bounds.link_level`.
 
 Legend: T tokens, L layers, E experts, K top-k, n items.
 """
@@ -15,9 +15,9 @@ import numpy as np
 from moetuner._core import Rows
 from moetuner.bounds.counting import Counting, LayerShare, expert_rows
 from moetuner.bounds.gram import Groups
-from moetuner.bounds.piece import Piece
+from moetuner.bounds.priced_sets import Maxima, PricedSets, few_enough
+from moetuner.bounds.relaxation import RelaxedPiece
 from moetuner.bounds.visits import Visits
-from moetuner.bounds.whole import Maxima, WholeGroups, few_enough
 from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.workload import num_batches
 from moetuner.trace import Trace
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-class Cutter:
-    """Cuts the objective of one problem into pieces."""
+class Decomposition:
+    """The objective of one problem, and how it falls into pieces."""
 
     def __init__(
         self, problem: PlacementProblem, *, replicas: bool, known: Placement | None
@@ -43,7 +43,7 @@ class Cutter:
         self.level = self.counting.level
         self.known = known if known is None or not known.has_replicas else None
 
-    def pieces(self) -> list[Piece | WholeGroups]:
+    def pieces(self) -> list[RelaxedPiece | PricedSets]:
         """Pieces whose bounds add up to one of the objective.
 
         On one node compute and links look at the same groups, the ranks, and stay
@@ -52,13 +52,13 @@ class Cutter:
         num_layers = self.problem.num_layers
         shares = [self.counting.shares(layer) for layer in range(num_layers)]
         apart = self.level.ranks_per_group > 1
-        pieces: list[Piece | WholeGroups] = []
+        pieces: list[RelaxedPiece | PricedSets] = []
         if apart:
             pieces += [
                 self._compute_piece(layer, share) for layer, share in enumerate(shares)
             ]
-        if self._whole():
-            return [self._whole_piece(*pair) for pair in enumerate(shares)]
+        if self._prices_sets():
+            return [self._priced_piece(*pair) for pair in enumerate(shares)]
         if self.cost.homes is not Homes.FOLLOW or num_layers == 1:
             return pieces + [
                 self._links_piece(f"{layer}", layer, [(layer, 1.0)], shares, apart)
@@ -71,7 +71,7 @@ class Cutter:
             pieces.append(self._links_piece(name, layer, own, shares, apart))
         return pieces
 
-    def _whole(self) -> bool:
+    def _prices_sets(self) -> bool:
         """Whether all sets of experts that a rank can hold are priced one by one."""
         level, tokens = self.level, self.level.rows is not Rows.TO_ALL
         maxima = sum(num_batches(batches) for batches in self.workload.batches)
@@ -82,7 +82,7 @@ class Cutter:
             and few_enough(level.num_groups, level.slots, maxima * (1 + tokens))
         )
 
-    def _whole_piece(self, layer: int, shares: list[LayerShare]) -> WholeGroups:
+    def _priced_piece(self, layer: int, shares: list[LayerShare]) -> PricedSets:
         level, counting = self.level, self.counting
         parts = ("compute", "dispatch", "combine")
         least = sum(
@@ -123,7 +123,7 @@ class Cutter:
                 )
             )
         known = self.known.rank_of()[layer] if self.known else None
-        return WholeGroups(
+        return PricedSets(
             name=f"{layer}",
             least=least,
             constant=sum(share.dispatch_base + share.combine_base for share in shares),
@@ -133,7 +133,7 @@ class Cutter:
             known=known,
         )
 
-    def _compute_piece(self, layer: int, shares: list[LayerShare]) -> Piece:
+    def _compute_piece(self, layer: int, shares: list[LayerShare]) -> RelaxedPiece:
         least = sum(share.compute_least for share in shares)
         ranks = self.problem.topology.num_ranks
         slots = self.problem.slots_per_rank
@@ -142,8 +142,10 @@ class Cutter:
         options = options[1:]  # the first is counting
         name = f"{layer} compute"
         if not self.level.equal or not options:
-            return Piece(name=name, least=least)
-        return Piece(name=name, least=least, groups=groups, options=tuple(options))
+            return RelaxedPiece(name=name, least=least)
+        return RelaxedPiece(
+            name=name, least=least, groups=groups, options=tuple(options)
+        )
 
     def _options(
         self,
@@ -176,7 +178,7 @@ class Cutter:
         own: list[tuple[int, float]],
         shares: list[list[LayerShare]],
         apart: bool,
-    ) -> Piece:
+    ) -> RelaxedPiece:
         """Links of `layer` (and combine of the layers `own`, by their parts).
 
         Compute is in it unless it is a piece apart.
@@ -193,7 +195,7 @@ class Cutter:
             least += sum(share.dispatch_least for share in shares[index])
             base += sum(share.dispatch_base for share in shares[index])
         if not self.level.equal or self.level.num_groups == 1:
-            return Piece(name=name, least=least)
+            return RelaxedPiece(name=name, least=least)
         level, anchors = self.level, self.cost.homes is Homes.RECORDED
         block = level.num_groups * level.slots
         sizes = (level.slots,) * len(own) + ((1,) if anchors else ())
@@ -216,9 +218,9 @@ class Cutter:
         options = self._options(own, offset, of_own, groups, base)
         if not visits and not links.any():
             if len(options) == 1:
-                return Piece(name=name, least=max(least, options[0][0]))
+                return RelaxedPiece(name=name, least=max(least, options[0][0]))
             options = options[1:]
-        return Piece(
+        return RelaxedPiece(
             name=name,
             least=least,
             groups=groups,
