@@ -252,6 +252,6 @@ def test_terminal_shows_progress_and_a_table_of_its_width(folder, ids):
     begin = next(i for i, line in enumerate(lines) if "Scores on held-out" in line)
     end = next(i for i, line in enumerate(lines) if line.startswith("wrote "))
     assert max(map(len, lines[begin:end])) <= 80
-    said = " ".join(lines[begin:end])
+    said = " ".join(" ".join(lines[begin:end]).split())
     assert "best baseline" in said  # the verdict, wrapped between words
     assert any(line.startswith("ilp1") for line in lines)
