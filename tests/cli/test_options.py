@@ -90,6 +90,8 @@ def test_arguments_are_named_as_typed(message, wanted):
         ("--time-limit", -1),
         ("--ranks-per-node", 3),
         ("--slots-per-rank", 100),
+        ("--slots-per-rank", 1),
+        ("--ranks", 17),
         ("--prove", -1),
         ("--rank-speeds", "1,1"),
         ("--rank-speeds", "1,1,1,0"),

@@ -86,7 +86,7 @@ def plan_trace(
     MissingStatisticsError
         When the solver or the wire needs more than a count-only source has.
     """
-    _check_asked((trace, *others), options)
+    _check_asked((trace, *others), topology, options)
     solver = get_solver(options.solver, options.config)
     seed = options.solver_options.seed
     recordings = split_recordings((trace, *others), options.plan_fraction, seed)
@@ -155,7 +155,9 @@ def _score(
     return replace(first, others=tuple(others), overall=overall)
 
 
-def _check_asked(traces: Sequence[Trace | CountTrace], options: PlanOptions) -> None:
+def _check_asked(
+    traces: Sequence[Trace | CountTrace], topology: Topology, options: PlanOptions
+) -> None:
     """Refuse options that the traces cannot answer."""
     counted = any(isinstance(each, CountTrace) for each in traces)
     if counted and options.cost.wire.rules.rows is not Rows.TO_ALL:
@@ -163,11 +165,17 @@ def _check_asked(traces: Sequence[Trace | CountTrace], options: PlanOptions) -> 
             f"plan: wire={options.cost.wire.value} needs the experts of each token; "
             f"this source only counted loads, so only wire=allgather can be scored"
         )
-    num_experts = traces[0].num_experts
-    if options.slots_per_rank > num_experts:
+    experts, ranks = traces[0].num_experts, topology.num_ranks
+    if ranks > experts:
         raise InvalidProblemError(
-            f"plan: slots_per_rank must be 0..{num_experts}, the number of experts, "
-            f"got {options.slots_per_rank}"
+            f"plan: num_ranks must be at most {experts}, the number of experts, or a "
+            f"rank would stay empty; got {ranks}"
+        )
+    least, slots = -(-experts // ranks), options.slots_per_rank
+    if slots and not least <= slots <= experts:
+        raise InvalidProblemError(
+            f"plan: slots_per_rank must be {least}..{experts}, enough for {experts} "
+            f"experts on {ranks} ranks and no expert twice on one, or 0; got {slots}"
         )
 
 
