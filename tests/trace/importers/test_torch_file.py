@@ -107,3 +107,9 @@ def test_without_torch_the_message_says_how_to_get_it(saved, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=r"moetuner\[torch\]"):
         read_torch_file(saved)
+
+
+@pytest.mark.parametrize("alignment", [b"0", b"", b"-1", b"x"])
+def test_a_damaged_alignment_does_not_end_the_process(saved, alignment):
+    with pytest.raises(InvalidTraceError, match="no alignment"):
+        read_torch_file(rewritten(saved, **{".storage_alignment": alignment}))

@@ -6,6 +6,7 @@ torch is optional and imported when such a file is met; only plain data is unpic
 
 from __future__ import annotations
 
+import re
 import struct
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -96,12 +97,20 @@ def _check_archive(path: Path) -> dict[int, int]:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             members, pickled = archive.infolist(), _pickle_of(archive)
             places = {_data_offset(file, m): m.file_size for m in members}
+            alignments = [
+                archive.read(m)
+                for m in members
+                if m.filename.endswith("/.storage_alignment")
+            ]
     except Exception as error:  # zipfile meets damage in a dozen ways
         raise InvalidTraceError(
             f"{path}: wanted a zip archive of torch.save; older and damaged files are "
             f"not read: {error}"
         ) from error
     size = path.stat().st_size
+    # torch divides by it, and 0 ends the process.
+    if any(not re.fullmatch(rb"[1-9]\d{0,5}", text) for text in alignments):
+        raise InvalidTraceError(f"{path}: damaged: no alignment of tensors")
     if pickled is None:
         raise InvalidTraceError(f"{path}: no archive of torch.save: no data.pkl in it")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
