@@ -52,17 +52,15 @@ def _unread(rank, num_ranks):
     torch.compile(layer, fullgraph=True)(*given)
 
 
-WORLDS = [(2, "inductor"), (4, "aot_eager")]
+WORLDS = [
+    (False, 2, "inductor"),
+    pytest.param(True, 2, "inductor", marks=pytest.mark.slow),
+    (True, 4, "aot_eager"),
+    pytest.param(False, 4, "aot_eager", marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize(("num_ranks", "backend"), WORLDS)
-@pytest.mark.parametrize(
-    "exact",
-    [
-        pytest.param(False, id="fixed"),
-        pytest.param(True, id="exact", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("exact", "num_ranks", "backend"), WORLDS)
 def test_ranks_meet_whatever_their_graphs_leave_out(exact, num_ranks, backend):
     run_on_ranks(num_ranks, _steps, exact, backend)
 
