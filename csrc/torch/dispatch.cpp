@@ -1,5 +1,6 @@
 #include "autograd.h"
 #include "dispatch_forward.h"
+#include "saved_trail.h"
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -17,7 +18,7 @@ using Signature = variable_list(const T&,
                                 const T&,
                                 const T&,
                                 std::int64_t,
-                                std::string,
+                                std::vector<std::string>,
                                 std::optional<c10::SymInt>,
                                 std::optional<c10::SymInt>,
                                 std::int64_t,
@@ -36,14 +37,23 @@ struct Kernel<run, variable_list(Args...)> {
 variable_list call_dispatch(const DispatchInputs& in) {
   static const auto op = find_op<Signature>("moetuner::dispatch");
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const auto& [x, ids, weights, table, num_candidates, slots, group, capacity, rows, node, counts] =
-      in;
+  const auto& [x,
+               ids,
+               weights,
+               table,
+               num_candidates,
+               slots,
+               groups,
+               capacity,
+               rows,
+               node,
+               counts] = in;
   return op.call(
-      x, ids, weights, table, num_candidates, slots, group, capacity, rows, node, counts);
+      x, ids, weights, table, num_candidates, slots, groups, capacity, rows, node, counts);
 }
 
 /// The gradient of a token is what `combine` makes of its rows' gradients without weights; that of
-/// its weights travels back alike.
+/// its weights travels back alike, in the same op.
 class Dispatch : public torch::autograd::Function<Dispatch> {
  public:
   static variable_list forward(torch::autograd::AutogradContext* context,
@@ -51,33 +61,40 @@ class Dispatch : public torch::autograd::Function<Dispatch> {
                                const T&,
                                const DispatchInputs& in) {
     variable_list out = call_dispatch(in);
-    context->save_for_backward({out[2], out[4], out[5]});
-    context->saved_data["group_name"] = in.group_name;
-    variable_list whole(out.begin() + 4, out.end());
-    whole.push_back(out[1]);
-    whole.push_back(out[2]);
+    const auto maps = out.begin() + Dispatched::kNumFixed;
+    const auto splits = maps + static_cast<std::ptrdiff_t>(in.groups.size());
+    save_trail(context, {out[kRecvMap]}, {maps, splits}, {splits, out.end()}, in.groups);
+    variable_list whole;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      if (i != kRows && i != kRecvWeights) whole.push_back(out[i]);
+    }
     context->mark_non_differentiable(whole);
     return out;
   }
 
   static variable_list backward(torch::autograd::AutogradContext* context,
                                 const variable_list& grads) {
-    using CombineSignature =
-        T(const T&, const T&, const OptionalTensor&, const T&, const T&, std::string);
-    using SendBackSignature = T(const T&, const T&, const T&, std::string);
-    static const auto combine = find_op<CombineSignature>("moetuner::combine");
-    static const auto send_back = find_op<SendBackSignature>("moetuner::send_back");
-    const auto saved = context->get_saved_variables();
-    const std::string group = context->saved_data["group_name"].toStringRef();
-    variable_list result(3);
-    if (context->needs_input_grad(0)) {
-      result[0] = combine.call(grads[0].contiguous(), saved[0], {}, saved[1], saved[2], group);
-    }
-    if (context->needs_input_grad(1)) {
-      result[1] = send_back.call(grads[3].contiguous(), saved[1], saved[2], group);
-    }
-    return result;
+    using BackwardSignature = std::tuple<T, T>(const OptionalTensor&,
+                                               const OptionalTensor&,
+                                               const T&,
+                                               at::TensorList,
+                                               at::TensorList,
+                                               std::vector<std::string>);
+    static const auto op = find_op<BackwardSignature>("moetuner::dispatch_backward");
+    const SavedTrail saved(context, 1);
+    const auto wanted = [&](std::size_t input, std::size_t output) {
+      return context->needs_input_grad(input) ? OptionalTensor(grads[output].contiguous())
+                                              : std::nullopt;
+    };
+    const OptionalTensor rows = wanted(0, kRows);
+    const OptionalTensor weights = wanted(1, kRecvWeights);
+    const auto [grad_x, grad_weights] =
+        op.call(rows, weights, saved.others[0], saved.send_maps, saved.splits, saved.groups);
+    return {rows ? grad_x : T(), weights ? grad_weights : T(), T()};
   }
+
+ private:
+  static constexpr std::size_t kRows = 0, kRecvMap = 2, kRecvWeights = 3;  // of `Dispatched`
 };
 
 variable_list differentiable(const DispatchInputs& in) {
@@ -98,7 +115,7 @@ variable_list on_cuda(const DispatchInputs& in) { return dispatch_cuda(in).as_li
 TORCH_LIBRARY_FRAGMENT(moetuner, m) {
   m.def(
       "dispatch(Tensor x, Tensor topk_ids, Tensor topk_weights, Tensor candidates, "
-      "Tensor num_candidates, int slots_per_rank, str group_name, *, SymInt? capacity=None, "
+      "Tensor num_candidates, int slots_per_rank, str[] groups, *, SymInt? capacity=None, "
       "SymInt? max_rows=None, int ranks_per_node=0, bool counts=False) -> Tensor[]");
 }
 

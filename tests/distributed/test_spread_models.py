@@ -125,7 +125,7 @@ def _has_gradients(family, placement, rank, num_ranks):
             torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+@pytest.mark.parametrize("num_ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_spread_models_equal_eager_ones(num_ranks):
     run_on_ranks(num_ranks, _equal_eager)
 

@@ -57,6 +57,7 @@ def test_layer_trains_like_one_process():
         assert losses == pytest.approx(alone, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_transformers_model():
     pytest.importorskip("transformers", reason="Transformers is not there")
     said = run("transformers_model.py")

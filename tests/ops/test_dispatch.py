@@ -45,22 +45,22 @@ FORMS = [{}, {"capacity": T, "max_rows": T * K}]
 def test_opcheck_of_dispatch(given, sizes, counted):
     op = torch.ops.moetuner.dispatch
     given["x"].requires_grad_()
-    torch.library.opcheck(
-        op.default, tuple(given.values()), {**sizes, "counts": counted}
-    )
+    *tensors, group = given.values()
+    torch.library.opcheck(op.default, (*tensors, [group]), {**sizes, "counts": counted})
 
 
 @pytest.mark.parametrize("sizes", FORMS, ids=["exact", "fixed"])
 def test_opcheck_of_combine_and_what_its_gradients_call(given, sizes):
     sent = dispatch(**given, **sizes)
     handle, rows = sent.handle, sent.rows.requires_grad_()
-    back = (handle.send_map, handle.splits, handle.group_name)
+    back = (handle.send_maps, handle.all_splits, handle.groups)
     received, weights = handle.recv_map, handle.recv_weights
     ops = torch.ops.moetuner
     torch.library.opcheck(ops.combine.default, (rows, received, weights, *back))
-    torch.library.opcheck(ops.send_back.default, (weights, *back))
-    wanted = (torch.ones(T, H), received, *back, len(rows), weights, rows.detach())
+    wanted = (torch.ones(T, H), received, weights, *back, len(rows), rows.detach())
     torch.library.opcheck(ops.combine_backward.default, wanted)
+    for grads in ((rows.detach(), weights.detach()), (None, weights.detach())):
+        torch.library.opcheck(ops.dispatch_backward.default, (*grads, received, *back))
 
 
 @OLD_WORDS_OF_TORCH

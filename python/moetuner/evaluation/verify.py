@@ -2,7 +2,8 @@
 
 The exchange of a layer adds to counters while the model runs (`ExchangeRecord`); the
 evaluator predicts them from the ids of the same tokens. Legend: L layers, G ranks, N
-nodes, P slots, C = 1 + G + N + P columns, T tokens.
+nodes, R ranks of a node, P slots, C = 1 + G + N + P columns (and R more where rows took
+two levels), T tokens.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class ExchangeRecord:
     ----------
     counts
         int64 [L, G, C]: tokens; rows to each rank; rows to each node; choices of each
-        slot, from the tokens of rank g.
+        slot, from the tokens of rank g; and, where rows took two levels, those that
+        rank g passed on to each rank of its node.
     layer_ids
         int32 [L], the model's own layer numbers.
     placement_fingerprint
@@ -138,7 +140,9 @@ def read_record(path: str | os.PathLike[str]) -> ExchangeRecord:
     return ExchangeRecord(placement_fingerprint=header.get("placement", ""), **tensors)
 
 
-def predict(trace: Trace, placement: Placement) -> NDArray[np.int64]:
+def predict(
+    trace: Trace, placement: Placement, *, two_levels: bool = False
+) -> NDArray[np.int64]:
     """What the counters must say, int64 [L, G, C], by the evaluator.
 
     Parameters
@@ -148,6 +152,8 @@ def predict(trace: Trace, placement: Placement) -> NDArray[np.int64]:
         layer saw the token, ``sequence`` one step of one rank, ``position`` the row.
     placement
         Of the run.
+    two_levels
+        Whether rows crossed between nodes by a hop of their own.
 
     Raises
     ------
@@ -168,9 +174,14 @@ def predict(trace: Trace, placement: Placement) -> NDArray[np.int64]:
             f"verify: home_rank {trace.home_rank.max()} in the trace, but the "
             f"placement has {num_ranks} ranks"
         )
-    return np.stack(
+    predicted = np.stack(
         [_predict_rank(trace, placement, rank) for rank in range(num_ranks)], axis=1
     )
+    if two_levels:
+        traffic = predicted[..., 1 : 1 + num_ranks]
+        passed_on = _passed_on(traffic, placement.topology)
+        predicted = np.concatenate([predicted, passed_on], axis=-1)
+    return predicted
 
 
 def verify(
@@ -189,7 +200,10 @@ def verify(
             f"{record.placement_fingerprint[:12]}, this one has "
             f"{fingerprint(placement)[:12]})"
         )
-    predicted = predict(trace, placement)
+    topology = placement.topology
+    columns = len(column_names(topology, placement.num_slots))
+    two_levels = record.counts.shape[2] == columns + topology.ranks_per_node
+    predicted = predict(trace, placement, two_levels=two_levels)
     same_layers = np.array_equal(record.layer_ids, placement.layer_ids)
     if not same_layers or record.counts.shape != predicted.shape:
         raise InvalidTraceError(
@@ -197,7 +211,7 @@ def verify(
             f"{record.layer_ids.tolist()} do not fit the placement: wanted "
             f"{list(predicted.shape)} and {placement.layer_ids.tolist()}"
         )
-    names = column_names(placement.topology, placement.num_slots)
+    names = column_names(topology, placement.num_slots, two_levels=two_levels)
     return [
         Difference(
             layer=int(placement.layer_ids[layer]),
@@ -210,14 +224,27 @@ def verify(
     ]
 
 
-def column_names(topology: Topology, num_slots: int) -> list[str]:
+def column_names(
+    topology: Topology, num_slots: int, *, two_levels: bool = False
+) -> list[str]:
     """What each of the C columns counts."""
+    in_node = topology.ranks_per_node if two_levels else 0
     return [
         "tokens",
         *(f"rows to rank {rank}" for rank in range(topology.num_ranks)),
         *(f"rows to node {node}" for node in range(topology.num_nodes)),
         *(f"choices of slot {slot}" for slot in range(num_slots)),
+        *(f"rows passed on to rank {rank} of its node" for rank in range(in_node)),
     ]
+
+
+def _passed_on(traffic: NDArray[np.int64], topology: Topology) -> NDArray[np.int64]:
+    """[L, G, R] by traffic [L, G, G]: a rank passes on rows of ranks of its place."""
+    nodes, in_node = topology.num_nodes, topology.ranks_per_node
+    shape = (len(traffic), nodes, in_node, nodes, in_node)
+    by_place = traffic.reshape(shape).sum(axis=1)  # [L, place of home, node, R]
+    passed_on: NDArray[np.int64] = by_place.transpose(0, 2, 1, 3)
+    return passed_on.reshape(len(traffic), topology.num_ranks, in_node)
 
 
 def _predict_rank(trace: Trace, placement: Placement, rank: int) -> NDArray[np.int64]:

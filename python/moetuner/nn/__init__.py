@@ -7,8 +7,9 @@ from moetuner.nn.data_parallel import (
     expert_parameters,
     ready_for_ddp,
 )
-from moetuner.nn.exchange import Exchange, ExchangeOptions, Residency
+from moetuner.nn.exchange import Exchange
 from moetuner.nn.exchange_counts import ExchangeCounts
+from moetuner.nn.exchange_options import ExchangeOptions, Levels, Residency
 from moetuner.nn.experts import Activation, ExpertOptions, Experts, grouped_linear
 from moetuner.nn.follow import Resident, return_home
 from moetuner.nn.layer import MoELayer, TopKRouter
@@ -26,6 +27,7 @@ __all__ = [
     "ExpertOptions",
     "Experts",
     "GivenRouting",
+    "Levels",
     "MoELayer",
     "Recorder",
     "Residency",

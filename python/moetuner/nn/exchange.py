@@ -6,23 +6,33 @@ S slots per rank, P = G * S slots, M rows of the experts here, H hidden.
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-from moetuner._checks import is_whole, one_of
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
     InvalidTraceError,
 )
 from moetuner.nn.exchange_counts import ExchangeCounts
+from moetuner.nn.exchange_options import (
+    ExchangeOptions,
+    Levels,
+    describe,
+    takes_two_levels,
+)
 from moetuner.nn.follow import Resident, follow_back, keys_of
 from moetuner.nn.recompute import recomputing
-from moetuner.ops import Dispatched, check_overflow, combine, dispatch
+from moetuner.ops import (
+    Dispatched,
+    NodeGroups,
+    check_overflow,
+    combine,
+    dispatch,
+    node_groups,
+)
 from moetuner.ops._collectives import group_named
 from moetuner.ops._ranges import ranged
 from moetuner.placement.tables import PlacementTables, fingerprint
@@ -38,59 +48,6 @@ if TYPE_CHECKING:
 ATTRIBUTE = "moetuner_exchange"
 """Where an experts module of another library keeps its `Exchange`: not as a submodule,
 so that the library's own loading and saving does not meet it."""
-
-
-class Residency(enum.Enum):
-    """Where a token is after a layer."""
-
-    HOME = "home"
-    """Where it was before."""
-    FOLLOW = "follow"
-    """On the rank of its first expert."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExchangeOptions:
-    """How tokens travel.
-
-    Parameters
-    ----------
-    residency
-        Where a token is afterwards.
-    capacity, max_rows
-        Both or neither; of the fixed form of `moetuner.ops.dispatch`, which looks at
-        nothing on the host and can be captured by a CUDA graph.
-
-    Raises
-    ------
-    InvalidProblemError
-        When they do not fit together, or are no positive whole numbers.
-    """
-
-    residency: Residency = Residency.HOME
-    capacity: int | None = None
-    max_rows: int | None = None
-
-    def __post_init__(self) -> None:
-        residency = one_of(Residency, self.residency, "ExchangeOptions: residency")
-        object.__setattr__(self, "residency", residency)
-        if (self.capacity is None) != (self.max_rows is None):
-            raise InvalidProblemError(
-                f"ExchangeOptions: capacity and max_rows go together, got "
-                f"capacity={self.capacity}, max_rows={self.max_rows}"
-            )
-        for name in ("capacity", "max_rows"):
-            value = getattr(self, name)
-            if value is not None and (not is_whole(value) or value < 1):
-                raise InvalidProblemError(
-                    f"ExchangeOptions: {name} must be a positive whole number, got "
-                    f"{value!r}"
-                )
-        if residency is Residency.FOLLOW and self.capacity is not None:
-            raise InvalidProblemError(
-                "ExchangeOptions: residency=follow needs exact sizes: leave out "
-                "capacity and max_rows"
-            )
 
 
 class Exchange(torch.nn.Module):
@@ -120,16 +77,19 @@ class Exchange(torch.nn.Module):
     ------
     InvalidPlacementError
         On every rank: when the placement does not fit the group or the model on any of
-        them, or when placement, layer, residency or capacity differ between ranks. One
-        small exchange finds that out.
+        them, or when placement, layer, residency, levels or capacity differ between
+        ranks. One small exchange finds that out.
 
     Notes
     -----
+    On several nodes rows take two levels: see `Levels`. `describe` says what is used.
+
     ``counters``, int64 [1 + G + N + P], is added to by each call: tokens, rows to each
-    rank and node, choices of each slot. What activation checkpointing computes again
-    is counted once. Tables and counters are no buffers: wrappers that make all ranks
-    alike, or allocate a module's memory anew, must not reach them. They move with the
-    module, and to the tokens' device.
+    rank and node, choices of each slot; with two levels also rows that this rank passed
+    on to each rank of its node. What activation checkpointing computes again is counted
+    once. Tables and counters are no buffers: wrappers that make all ranks alike, or
+    allocate a module's memory anew, must not reach them. They move with the module, and
+    to the tokens' device.
     """
 
     candidates: torch.Tensor
@@ -167,6 +127,8 @@ class Exchange(torch.nn.Module):
                 f"one this is, by layer="
             )
         wanted = f"layer {self.layer}, {self.options.residency.value}"
+        if self.options.levels is Levels.ONE:
+            wanted += ", one level"
         if self.options.capacity is not None:
             wanted += f", capacity {self.options.capacity}"
         agree(placement, group, trouble or problem, wanted)
@@ -255,6 +217,10 @@ class Exchange(torch.nn.Module):
             self.tables.rank,
         )
 
+    def describe(self) -> str:
+        """What is used to carry tokens, in words."""
+        return describe(self.options, self.placement.topology, self.group_name)
+
     def check_overflow(self) -> None:
         """Raise when the fixed form left rows out so far; **waits for the device**.
 
@@ -293,6 +259,7 @@ class Exchange(torch.nn.Module):
             self.slots_per_rank,
             self.group_name,
             ranks_per_node=self.tables.ranks_per_node,
+            nodes=self.nodes,
             capacity=self.options.capacity,
             max_rows=self.options.max_rows,
             counters=None if again else self.counters,
@@ -332,6 +299,10 @@ class Exchange(torch.nn.Module):
         row = self.tables.row_of(self.layer)
         topology = placement.topology
         size = 1 + topology.num_ranks + topology.num_nodes + placement.num_slots
+        self.nodes: NodeGroups | None = None
+        if takes_two_levels(self.options, topology):
+            self.nodes = node_groups(self.group_name, topology.ranks_per_node)
+            size += topology.ranks_per_node
         fresh = {
             "candidates": torch.from_numpy(self.tables.candidates[row]).to(device),
             "num_candidates": torch.from_numpy(self.tables.num_candidates[row]).to(

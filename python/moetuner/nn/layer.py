@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from moetuner.errors import InvalidPlacementError, InvalidTraceError
 from moetuner.nn.data_parallel import check_owned, ready_for_ddp
-from moetuner.nn.exchange import Exchange, ExchangeOptions, Residency
+from moetuner.nn.exchange import Exchange
+from moetuner.nn.exchange_options import ExchangeOptions, Residency
 from moetuner.ops._ranges import ranged
 
 if TYPE_CHECKING:

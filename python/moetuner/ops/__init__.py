@@ -9,10 +9,12 @@ from moetuner.ops.count_routing import count_routing  # noqa: E402
 from moetuner.ops.dispatch import (  # noqa: E402
     Dispatched,
     ExchangeHandle,
+    NodeHop,
     buffer_nbytes,
     check_overflow,
     dispatch,
 )
+from moetuner.ops.node_groups import NodeGroups, node_groups  # noqa: E402
 from moetuner.ops.permute import (  # noqa: E402
     Permuted,
     choices_to_rows,
@@ -23,6 +25,8 @@ from moetuner.ops.unpermute import unpermute  # noqa: E402
 __all__ = [
     "Dispatched",
     "ExchangeHandle",
+    "NodeGroups",
+    "NodeHop",
     "Permuted",
     "buffer_nbytes",
     "check_overflow",
@@ -30,6 +34,7 @@ __all__ = [
     "combine",
     "count_routing",
     "dispatch",
+    "node_groups",
     "permute",
     "unpermute",
 ]

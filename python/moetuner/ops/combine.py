@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moetuner.ops._devices import same_device
-from moetuner.ops._effects import keep_in_order
+from moetuner.ops._effects import keep_in_order, teach_inductor
 from moetuner.ops._ranges import ranged
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ def combine(
     -------
     torch.Tensor
         [T, H] of the rows' dtype. Products and sums are float32, first in the order of
-        k, then of ranks; what travels is rounded to the rows' dtype between. The same
-        bits on every run.
+        k, then of ranks (with two levels: of the ranks of a node at the gateway, then
+        of nodes); what travels is rounded to the rows' dtype between. The same bits on
+        every run.
 
     Raises
     ------
@@ -58,9 +59,9 @@ def combine(
         rows,
         handle.recv_map,
         handle.recv_weights if weighted else None,
-        handle.send_map,
-        handle.splits,
-        handle.group_name,
+        handle.send_maps,
+        handle.all_splits,
+        handle.groups,
     )
 
 
@@ -69,45 +70,64 @@ def _fake(
     rows: torch.Tensor,
     recv_map: torch.Tensor,
     recv_weights: torch.Tensor | None,
-    send_map: torch.Tensor,
-    splits: torch.Tensor,
-    group_name: str,
+    send_maps: list[torch.Tensor],
+    splits: list[torch.Tensor],
+    groups: list[str],
 ) -> torch.Tensor:
-    others = {"recv_weights": recv_weights, "send_map": send_map}
-    same_device("combine", rows, recv_map=recv_map, **others)
-    return rows.new_empty(send_map.shape[0], rows.shape[1])
+    teach_inductor()
+    same_device("combine", rows, **_tables(recv_map, recv_weights, send_maps))
+    return rows.new_empty(send_maps[0].shape[0], rows.shape[1])
 
 
-@torch.library.register_fake("moetuner::send_back")  # type: ignore[untyped-decorator,unused-ignore]
-def _fake_send_back(
-    received: torch.Tensor,
-    send_map: torch.Tensor,
-    splits: torch.Tensor,
-    group_name: str,
-) -> torch.Tensor:
-    same_device("send_back", received, send_map=send_map)
-    return received.new_empty(send_map.shape[0], received.shape[1])
+@torch.library.register_fake("moetuner::dispatch_backward")  # type: ignore[untyped-decorator,unused-ignore]
+def _fake_dispatch_backward(
+    grad_rows: torch.Tensor | None,
+    grad_recv_weights: torch.Tensor | None,
+    recv_map: torch.Tensor,
+    send_maps: list[torch.Tensor],
+    splits: list[torch.Tensor],
+    groups: list[str],
+) -> tuple[torch.Tensor, ...]:
+    teach_inductor()
+
+    def at_home(grad: torch.Tensor | None) -> torch.Tensor:
+        if grad is None:
+            return recv_map.new_empty(0)
+        same_device("dispatch_backward", grad, **_tables(recv_map, None, send_maps))
+        return grad.new_empty(send_maps[0].shape[0], grad.shape[1])
+
+    return at_home(grad_rows), at_home(grad_recv_weights)
+
+
+def _tables(
+    recv_map: torch.Tensor,
+    recv_weights: torch.Tensor | None,
+    send_maps: list[torch.Tensor],
+) -> dict[str, torch.Tensor | None]:
+    """What comes with the rows, by name."""
+    maps = {f"send_maps[{hop}]": each for hop, each in enumerate(send_maps)}
+    return {"recv_map": recv_map, "recv_weights": recv_weights, **maps}
 
 
 @torch.library.register_fake("moetuner::combine_backward")  # type: ignore[untyped-decorator,unused-ignore]
 def _fake_backward(
     grad_out: torch.Tensor,
     recv_map: torch.Tensor,
-    send_map: torch.Tensor,
-    splits: torch.Tensor,
-    group_name: str,
+    recv_weights: torch.Tensor | None,
+    send_maps: list[torch.Tensor],
+    splits: list[torch.Tensor],
+    groups: list[str],
     num_rows: int,
-    recv_weights: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    maps = {"recv_map": recv_map, "send_map": send_map}
-    others = {"recv_weights": recv_weights, "rows": rows}
-    same_device("combine_backward", grad_out, **maps, **others)
+    teach_inductor()
+    others = _tables(recv_map, recv_weights, send_maps)
+    same_device("combine_backward", grad_out, rows=rows, **others)
     grad_rows = grad_out.new_empty(num_rows, grad_out.shape[1])
     if rows is None or recv_weights is None:
         return grad_rows, grad_out.new_empty(0)
     return grad_rows, torch.empty_like(recv_weights)
 
 
-for _name in ("combine", "combine_backward", "send_back"):
+for _name in ("combine", "combine_backward", "dispatch_backward"):
     keep_in_order(_name)

@@ -17,7 +17,8 @@ from moetuner.errors import InvalidProblemError
 from moetuner.integrations.transformers.experts import run_experts
 from moetuner.integrations.transformers.families import experts_of
 from moetuner.nn.data_parallel import check_owned, ready_for_ddp
-from moetuner.nn.exchange import ATTRIBUTE, Exchange, ExchangeOptions
+from moetuner.nn.exchange import ATTRIBUTE, Exchange
+from moetuner.nn.exchange_options import ExchangeOptions
 from moetuner.nn.move import apply_placement, contiguous_placement
 from moetuner.placement.model import Placement, contiguous_rank_of
 
