@@ -27,10 +27,13 @@ class Block(torch.nn.Module):
 
     def __init__(self, layer):
         super().__init__()
+        torch.manual_seed(layer)  # the same layer on any number of ranks
         self.norm = torch.nn.LayerNorm(HIDDEN)
         router = TopKRouter(HIDDEN, EXPERTS, TOP_K).to(device)
-        experts = Experts(contiguous.slots_per_rank, HIDDEN, INNER, device=device)
-        self.moe = MoELayer(router, experts, contiguous, layer=layer)
+        whole = Experts(EXPERTS, HIDDEN, INNER, device=device)
+        first = rank * contiguous.slots_per_rank
+        mine = contiguous.slot_experts[layer, first:][: contiguous.slots_per_rank]
+        self.moe = MoELayer(router, whole.take(mine), contiguous, layer=layer)
 
     def forward(self, x):
         return x + self.moe(self.norm(x))
@@ -56,7 +59,7 @@ for step in range(20):  # each rank has its own tokens; experts see those of all
     loss.backward()
     average_gradients(model)  # now as if one process had the tokens of all ranks
     optimizer.step()
-    if step % 10 == 9:
+    if step in (0, 19):
         dist.all_reduce(loss.detach_())
         say(f"step {step}: loss {loss.item() / num_ranks:.5f}")
 

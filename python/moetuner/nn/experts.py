@@ -67,7 +67,7 @@ def grouped_linear(
     out = grouped_mm(rows.to(matrix.dtype), matrix, end_offsets)
     if bias is None:
         return out
-    return out + per_expert(bias, len(rows), end_offsets)
+    return out + per_expert(bias, rows.shape[0], end_offsets)  # it may be unknown
 
 
 class Activation(enum.Enum):

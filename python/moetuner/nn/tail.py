@@ -68,6 +68,6 @@ def defined_rows(rows: torch.Tensor, end_offsets: torch.Tensor) -> torch.Tensor:
     end_offsets
         int32 [E].
     """
-    row = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+    row = torch.arange(rows.shape[0], dtype=torch.int32, device=rows.device)
     defined = (row < end_offsets[-1]).view(-1, *[1] * (rows.dim() - 1))
     return torch.where(defined, rows, 0)
