@@ -112,7 +112,7 @@ def test_provenance_names_solver_trace_and_resolved_options(trace):
 
 def test_what_joint_alone_takes_is_not_asked_of_the_baselines(trace):
     blocks = plan_trace(trace, FOUR, options("contiguous")).candidates[0].placement
-    config = JointConfig(favour="copies", stay=blocks, move_seconds=1e-9)
+    config = JointConfig(favour="few-ranks", stay=blocks, move_seconds=1e-9)
     asked = {
         candidate.name: candidate.placement.provenance.options["config"]
         for candidate in plan_trace(
