@@ -173,6 +173,15 @@ def test_a_report_of_a_plan_with_slow_ranks_is_the_plans_own(folder, ids):
     assert f"{seconds:.4g}" in pages[0].read_text()
 
 
+def test_scores_of_tokens_that_were_planned_on_come_with_a_warning(folder, ids):
+    trace = folder.trace(ids)
+    folder.plan(trace)
+    said = "was planned on tokens of this trace"
+    assert said in folder.run("evaluate", trace, folder.out).stderr
+    other = folder.trace(ids[::-1].copy(), name="other.safetensors")
+    assert said not in folder.run("evaluate", other, folder.out).stderr
+
+
 def test_an_engines_placement_is_priced_by_the_defaults(folder, ids):
     trace = folder.trace(ids)
     folder.plan(trace)

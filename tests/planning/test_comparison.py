@@ -113,3 +113,23 @@ def test_a_planned_part_that_nobody_knows_is_not_guessed(trace, options):
     placement = dataclasses.replace(placement, provenance=origin)
     with pytest.raises(InvalidPlacementError, match="does not say on which part"):
         compare_placements(trace, {"mine": placement}, CostModel())
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_what_was_planned_on_every_token_is_in_sample_in_the_file_too(trace, fraction):
+    """One sequence cannot be split; a share of 1 holds nothing out."""
+    one = trace
+    if fraction < 1:
+        one = dataclasses.replace(trace, sequence=np.zeros(1000, np.int32))
+    of_plan = plan(one, fraction=fraction)
+    of_file = compare_placements(one, {"it": of_plan.result.placement}, of_plan.cost)
+    for found in (of_plan, of_file):
+        assert found.in_sample
+        assert not found.held_out
+        assert (found.plan_tokens, found.score_tokens) == (1000, 1000)
+    of_another = compare_placements(
+        dataclasses.replace(trace, topk_ids=trace.topk_ids[::-1].copy()),
+        {"it": of_plan.result.placement},
+        of_plan.cost,
+    )
+    assert of_another.held_out

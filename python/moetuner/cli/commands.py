@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from moetuner.cli.messages import fail
+from moetuner.cli.messages import fail, note
 from moetuner.cli.options import CostOptions, Json, Quiet, TopK, TracePath, priced_words
 from moetuner.errors import InvalidPlacementError, InvalidTraceError
 
@@ -54,8 +54,15 @@ def evaluate(
         list(map(read_placement, placements)),
     )
     pricing = cost.pricing([routing], quiet, plans[0])
-    scores = []
+    sha256, scores = routing.sha256(), []
     for name, plan in zip(names, plans, strict=True):
+        origin = plan.provenance
+        if sha256 in (origin.trace_sha256, *origin.other_traces):
+            note(
+                f"{name} was planned on tokens of this trace: on others it gains less; "
+                f"moetuner report scores what was held out",
+                quiet,
+            )
         try:
             scores.append(
                 score(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import save
-from scipy.optimize import linear_sum_assignment
 
 from moetuner.errors import InvalidPlacementError
 from moetuner.export.base import ExportOptions, Written
@@ -72,6 +71,8 @@ def _masters(
     held_GS: NDArray[np.int32], num_experts: int, num_masters: int, layer: int
 ) -> NDArray[np.int32]:
     """One master place for each expert, equally many on each rank: int32 [G, M]."""
+    from scipy.optimize import linear_sum_assignment  # not with every command
+
     num_ranks = len(held_GS)
     there = np.zeros((num_experts, num_ranks), bool)
     for rank, row in enumerate(held_GS):

@@ -16,6 +16,7 @@ from moetuner.nn.layer import MoELayer, TopKRouter
 from moetuner.nn.move import apply_placement, contiguous_placement, logical_order
 from moetuner.nn.recompute import keep_routing, recomputing
 from moetuner.nn.recorder import Recorder
+from moetuner.nn.replay import GivenRouting, replay_routing
 from moetuner.nn.tail import defined_rows, expert_of_rows, per_expert
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ExchangeOptions",
     "ExpertOptions",
     "Experts",
+    "GivenRouting",
     "Levels",
     "MoELayer",
     "Recorder",
@@ -46,5 +48,6 @@ __all__ = [
     "ready_for_ddp",
     "recomputing",
     "record_run",
+    "replay_routing",
     "return_home",
 ]

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moetuner.errors import InvalidProblemError
 from moetuner.nn.exchange import ATTRIBUTE, Exchange
-from moetuner.nn.placed import placed_experts
+from moetuner.nn.placed import adapters, placed_experts
 from moetuner.ops._collectives import group_named
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ def expert_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
         # What lies deeper in a Transformers module is common to all its experts.
         deep = ATTRIBUTE not in vars(experts)
         found.update(experts.named_parameters(name, recurse=deep))
+    for name, (adapter, _) in adapters(model):
+        deeper = f"{name}.base_layer."
+        rest = adapter.named_parameters(name)
+        found.update((n, p) for n, p in rest if not n.startswith(deeper))
     return found
 
 
@@ -138,12 +142,11 @@ def average_gradients(model: torch.nn.Module, *, shared: bool = True) -> None:
     for experts, exchange in layers:
         row = exchange.tables.row_of(exchange.layer)
         for parameter in experts.parameters():
-            if parameter not in owned:
-                continue
-            if parameter.grad is not None:
-                parameter.grad /= group.size()
-            if parameter.requires_grad:
+            if parameter in owned and parameter.requires_grad:
                 _sum_replicas(parameter, exchange.placement, row, group)
+    for parameter in owned:
+        if parameter.grad is not None:
+            parameter.grad /= group.size()
     if not shared:
         return
     for parameter in model.parameters():

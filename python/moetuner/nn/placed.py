@@ -30,3 +30,27 @@ def placed_experts(model: torch.nn.Module) -> Iterator[tuple[str, Placed]]:
         )
         if isinstance(exchange, Exchange) and experts is not None:
             yield f"{name}.experts".removeprefix("."), Placed(experts, exchange)
+
+
+def adapters(model: torch.nn.Module) -> Iterator[tuple[str, Placed]]:
+    """Modules around placed experts that hold parameters for them, as LoRA does.
+
+    They keep what they adapt as ``base_layer``, as peft names it.
+    """
+    placed = {id(one.experts): one for _, one in placed_experts(model)}
+    for name, module in model.named_modules():
+        base = module
+        while base._modules.get("base_layer") is not None:
+            base = base._modules["base_layer"]
+        if base is not module and id(base) in placed:
+            yield name, Placed(module, placed[id(base)].exchange)
+
+
+def what_adapts(model: torch.nn.Module) -> str:
+    """Why adapters keep experts from moving; empty where there are none."""
+    for name, (_, exchange) in adapters(model):
+        return (
+            f"{name} adapts the experts of layer {exchange.layer}, and would not move "
+            f"along: merge it into the weights first"
+        )
+    return ""

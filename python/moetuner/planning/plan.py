@@ -6,13 +6,13 @@ from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from moetuner._core import Rows
 from moetuner.bounds import certify
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
     MissingStatisticsError,
 )
-from moetuner.evaluation.cost import Wire
 from moetuner.evaluation.evaluate import evaluate
 from moetuner.planning.baselines import REFERENCE, Baselines, solve_baselines, solver_of
 from moetuner.planning.options import PlanOptions
@@ -158,7 +158,7 @@ def _score(
 def _check_asked(traces: Sequence[Trace | CountTrace], options: PlanOptions) -> None:
     """Refuse options that the traces cannot answer."""
     counted = any(isinstance(each, CountTrace) for each in traces)
-    if counted and options.cost.wire is not Wire.ALLGATHER:
+    if counted and options.cost.wire.rules.rows is not Rows.TO_ALL:
         raise MissingStatisticsError(
             f"plan: wire={options.cost.wire.value} needs the experts of each token; "
             f"this source only counted loads, so only wire=allgather can be scored"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner._core import Rows
+from moetuner.evaluation.cost import Homes
 from moetuner.planning.baselines import BASELINES
 from moetuner.problem import Objective
 
@@ -136,7 +137,7 @@ def _no_gain_possible(comparison: Comparison) -> str:
     alike = topology.num_nodes == 1 or topology.ranks_per_node == 1
     anywhere = cost.homes is Homes.UNIFORM and alike
     if comparison.result.placement.slots_per_rank == 1 and (
-        anywhere or cost.wire is Wire.ALLGATHER
+        anywhere or cost.wire.rules.rows is Rows.TO_ALL
     ):
         return (
             "No gain to be had: with one expert per rank a placement only renames "
@@ -158,7 +159,7 @@ def _notes(comparison: Comparison) -> list[str]:
     if better:  # baselines that are better have their own sentence
         best = min(better, key=lambda c: c.evaluation.batch_seconds_mean)
         notes.append(f"{best.name} scored better still.")
-    if cost.wire is Wire.ALLGATHER:
+    if cost.wire.rules.rows is Rows.TO_ALL:
         notes.append(
             "With all-gather every row goes everywhere: no gain in traffic is to be "
             "had, only in load balance."

@@ -81,6 +81,12 @@ def test_percentiles_are_shown_of_several_batches_alone(make_comparison):
     assert one.count(none) == len(several.candidates)
 
 
+def test_what_was_planned_on_every_token_is_said(make_comparison, parse):
+    page = parse(render_page(make_comparison(plan_fraction=1.0)))
+    assert "scored on the same: nothing was held out" in page.text
+    assert "of tokens that it was planned on" in page.text
+
+
 def test_tables_hold_the_numbers_of_the_evaluator(make_comparison, parse):
     comparison = make_comparison(solver="chain")
     page = parse(render_page(comparison))

@@ -22,6 +22,7 @@ from moetuner.integrations.transformers.families import (
 )
 from moetuner.integrations.transformers.parallel import parallelize, register
 from moetuner.integrations.transformers.recording import Recording, count, record
+from moetuner.integrations.transformers.replay import replay_routing
 
 ALL_EXPERTS_FUNCTIONS.register("moetuner", experts_forward)
 register()
@@ -35,4 +36,5 @@ __all__ = [
     "experts_of",
     "parallelize",
     "record",
+    "replay_routing",
 ]

@@ -86,7 +86,7 @@ def parallelize(
             "parallelize: this model is spread over ranks already: give it another "
             "placement with moetuner.nn.apply_placement"
         )
-    trouble = _other_layers(layers, placement)
+    trouble = _other_layers(layers, placement) or _adapted(model, layers)
     sharded = [module for module in layers.values() if _SHARDED in vars(module)]
     if sharded:
         for layer, module in layers.items():
@@ -244,6 +244,19 @@ def _keep_own(module: torch.nn.Module, exchange: Exchange) -> None:
 
 def _num_experts(module: Any) -> int:
     return int(module.num_experts)
+
+
+def _adapted(model: torch.nn.Module, layers: dict[int, torch.nn.Module]) -> str:
+    """Why adapters keep experts from being spread; empty where there are none."""
+    experts = {id(module): layer for layer, module in layers.items()}
+    for name, module in model.named_modules():
+        base = module._modules.get("base_layer")
+        if base is not None and id(base) in experts:
+            return (
+                f"{name} adapts all experts of layer {experts[id(base)]}: add adapters "
+                f"after parallelize, or merge them into the weights first"
+            )
+    return ""
 
 
 def _other_layers(layers: dict[int, torch.nn.Module], placement: Placement) -> str:
