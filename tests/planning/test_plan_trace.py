@@ -120,7 +120,7 @@ def test_what_joint_alone_takes_is_not_asked_of_the_baselines(trace):
         ).candidates
     }
     own = asked.pop("joint")
-    assert (own["favour"], own["move_seconds"]) == ("copies", 1e-9)
+    assert (own["favour"], own["move_seconds"]) == ("few-ranks", 1e-9)
     assert own["stay"] == {"sha256": blocks.sha256()}
     assert set(asked) == set(QUICK)
     assert not any("favour" in (config or {}) for config in asked.values())

@@ -380,7 +380,7 @@ def test_a_weight_of_copies_is_a_positive_number(weight):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"favour": "speed"}, InvalidProblemError, "one of time, copies, trace"),
+        ({"favour": "speed"}, InvalidProblemError, "one of time, few-ranks, trace"),
         ({"move_seconds": -1}, SolverError, "move_seconds must be >= 0 s"),
         ({"move_seconds": float("nan")}, SolverError, "move_seconds must be >= 0 s"),
         ({"rounds": -1}, SolverError, "rounds must be a whole number >= 0"),

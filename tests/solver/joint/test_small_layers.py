@@ -83,7 +83,7 @@ def test_ranks_of_different_speed_are_proven_by_programs(rng):
         ({"favour": Favour.FEW_RANKS}, {}),
         ({}, {"slots_per_rank": 4}),
     ],
-    ids=["rounds", "profile", "time", "copies", "replicas"],
+    ids=["rounds", "profile", "time", "few-ranks", "replicas"],
 )
 def test_what_asks_for_more_than_time_is_left_to_the_search(rng, config, options):
     problem = modelled(random_problem(rng, 1, 8, NESTED[0], **options))
