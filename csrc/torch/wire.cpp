@@ -29,8 +29,7 @@ at::Tensor as_bytes(const at::Tensor& rows) {
 
 }  // namespace
 
-Wire::Wire(const char* op, const std::string& group_name)
-    : group_(find_group(op, group_name)) {}
+Wire::Wire(const char* op, const std::string& group_name) : group_(find_group(op, group_name)) {}
 
 at::Tensor Wire::exchange(const at::Tensor& rows,
                           std::vector<std::int64_t> sent,
