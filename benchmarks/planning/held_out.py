@@ -60,7 +60,7 @@ PLANNERS = {
     "EPLB + 1 replica": ("eplb", Objective.MODELLED_TIME, 1),
     "joint + 1 replica": ("joint", Objective.MODELLED_TIME, 1),
 }
-COPY_WEIGHTS = {
+RANK_WEIGHTS = {
     "joint, few copies": 1.0,
     "joint, fewer copies": 2.0,
     "joint, fewest copies": 4.0,
@@ -94,8 +94,8 @@ def score(args, label, homes, seed, name):
     seconds = args.ilp_seconds if solver == "ilp2" else args.seconds
     options = SolverOptions(time_limit=seconds, seed=seed, threads=args.threads)
     method = get_solver(solver)
-    if name in COPY_WEIGHTS:
-        config = JointConfig(favour=Favour.COPIES, copy_weight=COPY_WEIGHTS[name])
+    if name in RANK_WEIGHTS:
+        config = JointConfig(favour=Favour.FEW_RANKS, rank_weight=RANK_WEIGHTS[name])
         method = JointSolver(config=config)
     solution = method.solve(asked, options)
     found = evaluate(

@@ -30,7 +30,7 @@ at::Tensor as_bytes(const at::Tensor& rows) {
 }  // namespace
 
 Communicator::Communicator(const char* op, const std::string& group_name)
-    : op_(op), group_(find_group(op, group_name)) {}
+    : group_(find_group(op, group_name)) {}
 
 at::Tensor Communicator::exchange(const at::Tensor& rows,
                                   std::vector<std::int64_t> sent,

@@ -32,7 +32,6 @@ class Communicator {
                      std::vector<std::int64_t> received) const;
 
  private:
-  const char* op_;
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
 };
 

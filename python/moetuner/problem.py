@@ -87,7 +87,7 @@ class PlacementProblem:
                 f"would stay empty. Use fewer ranks."
             )
         if not self.slots_per_rank:
-            object.__setattr__(self, "slots_per_rank", self.least_slots)
+            object.__setattr__(self, "slots_per_rank", self.min_slots)
         if self.slots_per_rank * ranks < experts:
             raise InvalidProblemError(
                 f"PlacementProblem: {ranks} ranks x {self.slots_per_rank} slots cannot "
@@ -134,8 +134,8 @@ class PlacementProblem:
         return self.statistics.num_experts
 
     @property
-    def least_slots(self) -> int:
-        """Slots per rank and layer that are just enough for one copy of each expert."""
+    def min_slots(self) -> int:
+        """Slots per rank and layer that are just enough for each expert once."""
         return -(-self.num_experts // self.topology.num_ranks)
 
     @property
@@ -149,7 +149,7 @@ class PlacementProblem:
 
         Slots that are spare because the ranks do not divide the experts stay empty.
         """
-        return self.slots_per_rank > self.least_slots
+        return self.slots_per_rank > self.min_slots
 
     def relative_load(self) -> NDArray[np.float64]:
         """Load of each expert in units of the layer's mean rank load, [L, E].

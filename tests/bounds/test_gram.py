@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moetuner.bounds.balance import fullest_group, least_remote
+from moetuner.bounds.balance import fullest_group, min_remote
 from moetuner.bounds.gram import Groups, KeptWeight
 from moetuner.bounds.touches import Touches, turan_pairs, visit_lines, ways
 from moetuner.bounds.visits import RuleBook, Visits
@@ -176,6 +176,6 @@ def test_the_fullest_group_holds_at_least_that(seed, shape):
 def test_replicas_go_to_the_heaviest_in_what_must_leave():
     """Two groups, rows 8, 4, 2: one replica brings the 8 home, halves of 4 and 2 go."""
     rows = np.array([2.0, 8.0, 4.0])
-    assert least_remote(rows, 2, 0) == 7.0
-    assert least_remote(rows, 2, 1) == 3.0
-    assert least_remote(rows, 2, 3) == 0.0
+    assert min_remote(rows, 2, 0) == 7.0
+    assert min_remote(rows, 2, 1) == 3.0
+    assert min_remote(rows, 2, 3) == 0.0

@@ -38,7 +38,7 @@ from moetuner.placement.file import read_placement
         ["--rank-speeds", "1,x"],
         ["--rank-speeds", "1,1"],
         ["--rank-speeds", "1,1,1,0"],
-        ["--favour", "copies"],
+        ["--favour", "few-ranks"],
         ["--move-cost", "1"],
         ["--moves", "moves.json"],
         ["--report", "missing/report.html"],

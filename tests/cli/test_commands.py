@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from moetuner import __version__
 from moetuner.placement.file import read_placement
-from moetuner.placement.moves import fetched_copies, moves_between
+from moetuner.placement.moves import fetched_replicas, moves_between
 from strategies import random_ids
 
 QUICK = ("contiguous", "random", "lpt", "eplb", "affinity", "coactivation", "chain")
@@ -67,7 +67,7 @@ def test_what_is_in_use_may_hold_replicas(folder, ids):
     assert before.has_replicas
     steps = json.loads(moves.read_text())["moves"]
     assert steps == [asdict(step) for step in moves_between(before, after)]
-    assert len(steps) <= fetched_copies(before, after).size
+    assert len(steps) <= fetched_replicas(before, after).size
 
 
 def test_eplb_fills_spare_slots_with_replicas(folder, ids):

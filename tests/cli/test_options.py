@@ -74,7 +74,7 @@ def test_the_options_of_every_command_are_these_and_no_others():
         ("SolverOptions: seed must be", "--seed must be"),
         ("CostModel: rank_speeds names 2 ranks", "--rank-speeds names 2 ranks"),
         ("old.json: slots_per_rank is 4",) * 2,
-        ("PlanOptions: copy_weight must be",) * 2,  # no option
+        ("PlanOptions: rank_weight must be",) * 2,  # no option
         ("anything else",) * 2,
     ],
 )

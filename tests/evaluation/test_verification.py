@@ -47,7 +47,7 @@ def test_long_turns_take_no_more_memory(rng, monkeypatch):
     trace = make_run(rng, 54, len(primes), num_layers=1)
     assert np.array_equal(predict(trace, placement), count(trace, placement))
     for most in (1, 4, 30):
-        monkeypatch.setattr("moetuner.evaluation.verify.MOST_ROWS", most)
+        monkeypatch.setattr("moetuner.evaluation.verify.MAX_ROWS", most)
         assert np.array_equal(predict(trace, placement), count(trace, placement))
         small = make_run(rng, 4)
         topology = Topology(num_ranks=4, ranks_per_node=2)

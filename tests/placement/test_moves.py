@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.errors import InvalidPlacementError
 from moetuner.placement.model import Placement
-from moetuner.placement.moves import fetched_copies, moves_between
+from moetuner.placement.moves import fetched_replicas, moves_between
 from moetuner.placement.topology import Topology
 
 FOUR = Topology(num_ranks=4, ranks_per_node=2)
@@ -118,7 +118,7 @@ def test_replicas_never_exceed_the_slots_and_none_is_lost(seed, num_experts, one
     held = follow(steps, old, slots)
     for now, wanted in zip(held.values(), copies(new), strict=True):
         assert all(want <= has for has, want in zip(now, wanted, strict=True))
-    fetched = fetched_copies(old, new).size
+    fetched = fetched_replicas(old, new).size
     moved = sum(1 + (step.exchanged is not None) for step in steps)
     assert len(steps) <= fetched <= moved
     assert moves_between(new, new) == ()

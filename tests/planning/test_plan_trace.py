@@ -112,7 +112,7 @@ def test_provenance_names_solver_trace_and_resolved_options(trace):
 
 def test_what_joint_alone_takes_is_not_asked_of_the_baselines(trace):
     blocks = plan_trace(trace, FOUR, options("contiguous")).candidates[0].placement
-    config = JointConfig(favour="copies", stay=blocks, move_seconds=1e-9)
+    config = JointConfig(favour="few-ranks", stay=blocks, move_seconds=1e-9)
     asked = {
         candidate.name: candidate.placement.provenance.options["config"]
         for candidate in plan_trace(
@@ -120,7 +120,7 @@ def test_what_joint_alone_takes_is_not_asked_of_the_baselines(trace):
         ).candidates
     }
     own = asked.pop("joint")
-    assert (own["favour"], own["move_seconds"]) == ("copies", 1e-9)
+    assert (own["favour"], own["move_seconds"]) == ("few-ranks", 1e-9)
     assert own["stay"] == {"sha256": blocks.sha256()}
     assert set(asked) == set(QUICK)
     assert not any("favour" in (config or {}) for config in asked.values())

@@ -63,7 +63,7 @@ ASKED = {
         config=JointConfig(rounds=1, profile=SearchProfile(peak=0.5)),
     ),
     "joint with replicas": quick(
-        "joint", slots_per_rank=5, config=JointConfig(rounds=1, favour="copies")
+        "joint", slots_per_rank=5, config=JointConfig(rounds=1, favour="few-ranks")
     ),
     "free sizes": quick("ilp1", config=Ilp1Config(free_sizes=True, memory_slack=4)),
     "several traces": quick(

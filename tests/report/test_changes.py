@@ -34,7 +34,7 @@ def test_copies_to_fetch_are_those_that_a_rank_did_not_have(
     listed = list(zip(moved.layer, moved.expert, moved.rank, strict=True))
     assert set(listed) == wanted
     assert len(listed) == len(wanted) == moved.num_moved
-    assert moved.num_copies == len(copies(after))
+    assert moved.num_replicas == len(copies(after))
     assert moved.bytes_moved == 10.0 * len(wanted)
     per_node = topology.ranks_per_node
     on_node = {(layer, e, rank // per_node) for layer, e, rank in copies(before)}

@@ -13,7 +13,6 @@ TokenLayer::TokenLayer(const SearchProblem& problem,
                        const std::int32_t* next_ranks)
     : problem_(problem),
       num_slots_(state.num_slots),
-      layer_(layer),
       slots_per_rank_(num_slots_ / problem.num_ranks),
       home_(home),
       has_next_(next_ranks != nullptr),

@@ -61,7 +61,6 @@ class TokenLayer {
 
   const SearchProblem& problem_;
   const std::int64_t num_slots_;
-  const std::int64_t layer_;
   const std::int64_t slots_per_rank_;
   const std::int32_t* home_;
   const bool has_next_;

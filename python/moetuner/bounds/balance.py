@@ -55,7 +55,7 @@ def fullest_group(rows: Floats, num_groups: int, slots: int, spare: int) -> Floa
     return np.asarray(best)
 
 
-def least_remote(rows: Floats, num_groups: int, spare: int) -> Floats:
+def min_remote(rows: Floats, num_groups: int, spare: int) -> Floats:
     """Rows that do not find a replica in their home's group, [..., E] -> [...].
 
     Homes are uniform over the P groups; an expert with r replicas in different groups

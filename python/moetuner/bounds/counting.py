@@ -17,7 +17,7 @@ from moetuner._core import Rows
 from moetuner.bounds.balance import (
     cannot_stay_together,
     fullest_group,
-    least_remote,
+    min_remote,
 )
 from moetuner.bounds.link_level import LinkLevel
 from moetuner.errors import MissingStatisticsError
@@ -195,7 +195,7 @@ class Counting:
         ids = trace.topk_ids[:, layer]
         for part, per_row in (("dispatch", level.dispatch), ("combine", level.combine)):
             uniform = self.uniform(part, layer)
-            least = self.least_rows(ids, batches, rows, uniform)
+            least = self.min_rows(ids, batches, rows, uniform)
             latency = level.latency * self._crosses(ids, batches, rows, uniform)
             base = weight * float(latency.sum())
             setattr(share, f"{part}_base", base)
@@ -222,7 +222,7 @@ class Counting:
         seconds = price(tally_batches(trace, blocks, self.cost, batches), self.cost)
         return {"dispatch": seconds.dispatch, "combine": seconds.combine}
 
-    def least_rows(
+    def min_rows(
         self,
         ids: NDArray[np.int16],
         batches: NDArray[np.int32],
@@ -247,7 +247,7 @@ class Counting:
                 away = np.maximum(sizes - level.slots, 0)
             return per_batch(away)
         if level.spare:
-            remote = least_remote(rows, level.num_groups, level.spare)
+            remote = min_remote(rows, level.num_groups, level.spare)
             remote = remote / level.num_groups
             if sent is Rows.PER_RANK:
                 remote = remote / min(level.slots, max(int(sizes.max(initial=1)), 1))
@@ -276,7 +276,7 @@ class Counting:
         too_many = (ids >= 0).sum(axis=1) > level.slots
         crosses = np.bincount(batches, weights=too_many, minlength=len(rows)) > 0
         if uniform:
-            remote = least_remote(rows, level.num_groups, level.spare)
+            remote = min_remote(rows, level.num_groups, level.spare)
             return np.asarray(crosses | (remote > 1e-9))
         if level.spare or not ids.size:
             return np.asarray(crosses)

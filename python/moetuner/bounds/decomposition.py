@@ -106,7 +106,7 @@ class Decomposition:
             if level.rows is not Rows.TO_ALL:
                 assert isinstance(trace, Trace)
                 ids = trace.topk_ids[:, layer]
-                floor = counting.least_rows(ids, batches, rows, True)
+                floor = counting.min_rows(ids, batches, rows, True)
                 link_floor = floor * (level.dispatch + level.combine)
                 tokens = [ids[batches == batch] for batch in range(len(rows))]
                 if level.rows is Rows.PER_EXPERT:  # a row of its own for each

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-_MOST_SETS = 60_000
-_MOST_CELLS = 20_000_000
+_MAX_SETS = 60_000
+_MAX_CELLS = 20_000_000
 """Of the table [M, N]."""
 _FIRST, _MORE = 25, 500
 """Sets per expert to begin with, and sets that join at a time."""
@@ -51,7 +51,7 @@ _ONES = _ONES.reshape(1 << 16, 16).sum(axis=1, dtype=np.uint8)
 def few_enough(num_groups: int, slots: int, maxima: int) -> bool:
     """Whether all sets of `slots` experts can be priced."""
     sets = math.comb(num_groups * slots, slots)
-    return num_groups > 1 and sets <= _MOST_SETS and sets * maxima <= _MOST_CELLS
+    return num_groups > 1 and sets <= _MAX_SETS and sets * maxima <= _MAX_CELLS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

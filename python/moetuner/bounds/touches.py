@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-_MOST_WAYS = 25_000
+_MAX_WAYS = 25_000
 """Sets with more ways than this (10 items, say) keep the rules with all s alike."""
-_MOST_RULES = 300
-_MOST_TRIES, _LEAST_TRIES = 20, 2
+_MAX_RULES = 300
+_MAX_TRIES, _MIN_TRIES = 20, 2
 """Linear programs per lesson; fewer after lessons that taught little."""
 _WORTH = 2e-3
 """What a new rule gains for the set that it was made for, at least."""
 _VIOLATED = 1e-9
-_MOST_ADDED = 40
+_MAX_ADDED = 40
 """Ways that a linear program takes in at a time."""
 
 
@@ -61,7 +61,7 @@ class Touches:
     """float64 [R, 1 + p]: c, then minus s of each pair."""
     _ways: tuple[Floats, Floats] | None = field(init=False)
     _rows: set[int] = field(init=False, default_factory=set)
-    _tries: int = field(init=False, default=_MOST_TRIES)
+    _tries: int = field(init=False, default=_MAX_TRIES)
     _rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Touches:
 
     def learn(self, together: NDArray[np.floating]) -> None:
         """Add the best rules there are for a few of the sets, ``together`` [T, p]."""
-        room = _MOST_RULES - len(self.rules)
+        room = _MAX_RULES - len(self.rules)
         tries = min(self._tries, len(together), room)
         if self._ways is None or self.size < 3 or tries < 1:
             return
@@ -97,7 +97,7 @@ class Touches:
                 self.rules = np.vstack([self.rules, rule])
                 learnt += 1
         change = self._tries * 2 if 4 * learnt > tries else self._tries // 2
-        self._tries = min(max(change, _LEAST_TRIES), _MOST_TRIES)
+        self._tries = min(max(change, _MIN_TRIES), _MAX_TRIES)
 
     def _solve(self, pairs: Floats) -> Floats | None:
         """The best rule with abs(s) <= 1: largest c - s.y. Ways join as they matter."""
@@ -118,7 +118,7 @@ class Touches:
             least = visited + kept @ slopes
             excess = least - found.x[0]
             missed = np.flatnonzero(excess < -_VIOLATED)
-            missed = missed[np.argsort(excess[missed])][:_MOST_ADDED]
+            missed = missed[np.argsort(excess[missed])][:_MAX_ADDED]
             new = set(missed.tolist()) - self._rows
             if not new:
                 # c of these very slopes, less what adding up may have rounded away.
@@ -133,8 +133,8 @@ def ways(size: int, num_groups: int, capacity: int) -> tuple[Floats, Floats] | N
 
     None when there are too many. Pairs are in the order of `numpy.triu_indices`.
     """
-    labels = list(itertools.islice(_falls(size, num_groups, capacity), _MOST_WAYS + 1))
-    if not labels or len(labels) > _MOST_WAYS:
+    labels = list(itertools.islice(_falls(size, num_groups, capacity), _MAX_WAYS + 1))
+    if not labels or len(labels) > _MAX_WAYS:
         return None
     group = np.array(labels)
     first, second = np.triu_indices(size, 1)

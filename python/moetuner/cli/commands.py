@@ -11,7 +11,7 @@ from moetuner.cli.messages import fail, note
 from moetuner.cli.options import CostOptions, Json, Quiet, TopK, TracePath, priced_words
 from moetuner.errors import InvalidPlacementError, InvalidTraceError
 
-_MOST_SHOWN = 20  # differences; --json has all
+_MAX_SHOWN = 20  # differences; --json has all
 
 
 def describe(trace: TracePath, top_k: TopK = None, as_json: Json = False) -> None:
@@ -119,7 +119,7 @@ def verify(
             f"equal: all {compared} counters of {layers} layers on {ranks} ranks "
             f"are as predicted for {run.num_tokens} tokens"
         )
-    for difference in different[: 0 if as_json else _MOST_SHOWN]:
+    for difference in different[: 0 if as_json else _MAX_SHOWN]:
         print_content(str(difference))
     if different:
         fail(f"{len(different)} of {compared} counters are not as predicted", 1)

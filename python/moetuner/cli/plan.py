@@ -55,7 +55,7 @@ class JointOptions:
     favour: Annotated[
         Favour,
         typer.Option(
-            help="joint: time of other tokens, few copies, time of this trace"
+            help="joint: time of other tokens, few ranks per token, time of this trace"
         ),
     ] = Favour.TIME
     from_placement: Annotated[

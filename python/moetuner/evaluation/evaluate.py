@@ -1,4 +1,4 @@
-"""Scores of a placement on a trace: balance, copies, modelled time, and their spread.
+"""Scores of a placement on a trace: balance, remote ranks, modelled time, spread.
 
 Legend: L layers, G ranks, B bootstrap samples, Q batches.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 MAX_BLOCKS = 512
-LEAST_BATCHES = 10
+MIN_BATCHES = 10
 """Fewer say little of how batches vary: two would make every interval useless."""
 
 
@@ -219,7 +219,7 @@ def draw_batches(
     """The mean batch of ``evaluation``, and how it varies from draw to draw.
 
     Batches of whole sequences are drawn with replacement. Where they are fewer than
-    `LEAST_BATCHES`, or each mixes all sequences, sequences are drawn instead, see
+    `MIN_BATCHES`, or each mixes all sequences, sequences are drawn instead, see
     `bootstrap_seconds`, and their spread is put around the mean batch. The same seed
     draws the same for every placement. NaN without at least two sequences.
     """
@@ -227,7 +227,7 @@ def draw_batches(
     num_groups = _num_units(trace)
     if num_groups < 2:
         return Draws(seconds=np.full(1 + samples, np.nan), units=num_groups)
-    if times.size < LEAST_BATCHES or kind is BatchKind.MIXED:
+    if times.size < MIN_BATCHES or kind is BatchKind.MIXED:
         pooled = bootstrap_seconds(trace, placement, cost, seed=seed)
         known = pooled[1:][pooled[1:] > 0]
         centre = float(np.median(known)) if known.size else np.nan

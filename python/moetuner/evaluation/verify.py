@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = "moetuner.counters"
 VERSION = "1"
-MOST_ROWS = 2**16
+MAX_ROWS = 2**16
 """Rows, padding too, that are predicted at once."""
 
 
@@ -295,7 +295,7 @@ def _by_row(trace: Trace, rank: int, turn: int) -> Iterator[NDArray[np.int16]]:
 
     The evaluator takes turns among replicas by a token's index, the exchange by its row
     in the step: each step is padded to whole turns, so that both are the same. Turns
-    can be long, so not more steps come at once than `MOST_ROWS` hold; a step that comes
+    can be long, so not more steps come at once than `MAX_ROWS` hold; a step that comes
     alone needs no padding.
     """
     assert trace.sequence is not None
@@ -303,7 +303,7 @@ def _by_row(trace: Trace, rank: int, turn: int) -> Iterator[NDArray[np.int16]]:
     mine = trace.home_rank == rank
     step, row = trace.sequence[mine], trace.position[mine].astype(np.int64)
     _, index, length = np.unique(step, return_inverse=True, return_counts=True)
-    turn = min(turn, MOST_ROWS)
+    turn = min(turn, MAX_ROWS)
     room = -(-length // turn) * turn
     start = np.cumsum(room) - room
     if (row >= length[index]).any() or len(np.unique(start[index] + row)) != len(row):
@@ -312,7 +312,7 @@ def _by_row(trace: Trace, rank: int, turn: int) -> Iterator[NDArray[np.int16]]:
         )
     ids, place = trace.topk_ids[mine], start[index] + row
     order = place.argsort()
-    batch = (start // MOST_ROWS)[index[order]]
+    batch = (start // MAX_ROWS)[index[order]]
     for tokens in np.split(order, np.flatnonzero(np.diff(batch)) + 1):
         if len(tokens):
             at = place[tokens] - start[index[tokens[0]]]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_BATCH_TOKENS = 2048
 POOLED = 0
 """Batch size that stands for all tokens in one batch."""
-LEAST_WEIGHT = 1e-12
+MIN_WEIGHT = 1e-12
 """Of a trace, by the largest one's: less is lost in rounding."""
 
 
@@ -223,10 +223,10 @@ class Workload:
                 f"Workload: weights must be {len(self.traces)} positive numbers, one "
                 f"per trace, got {self.weights!r}"
             )
-        if min(weights) < LEAST_WEIGHT * max(weights) or not sum(weights) < np.inf:
+        if min(weights) < MIN_WEIGHT * max(weights) or not sum(weights) < np.inf:
             raise InvalidProblemError(
                 f"Workload: weights must have a finite sum, and none less than "
-                f"{LEAST_WEIGHT:g} of the largest, got {self.weights!r}"
+                f"{MIN_WEIGHT:g} of the largest, got {self.weights!r}"
             )
         object.__setattr__(self, "weights", tuple(w / sum(weights) for w in weights))
         batches = tuple(

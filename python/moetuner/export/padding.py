@@ -79,9 +79,9 @@ def fill_slots(
     slots = np.array(placement.slot_experts)
     num_ranks = placement.topology.num_ranks
     for row, weight in zip(slots, weights, strict=True):
-        copies = np.bincount(row[row != EMPTY], minlength=placement.num_experts)
+        replicas = np.bincount(row[row != EMPTY], minlength=placement.num_experts)
         for held in row.reshape(num_ranks, -1):
-            _fill_rank(held, copies, weight, repeats)
+            _fill_rank(held, replicas, weight, repeats)
     return FilledSlots(
         slots=slots, num_added=int((placement.slot_experts == EMPTY).sum())
     )
@@ -89,28 +89,29 @@ def fill_slots(
 
 def _fill_rank(
     held: NDArray[np.int32],
-    copies: NDArray[np.int64],
+    replicas: NDArray[np.int64],
     weight: NDArray[np.float64],
     repeats: bool,
 ) -> None:
-    """Fill one rank's slots in place; `copies` counts on."""
+    """Fill one rank's slots in place; `replicas` counts on."""
     for slot in np.flatnonzero(held == EMPTY):
         own = np.unique(held[held != EMPTY])
         if repeats and own.size:
-            here = np.bincount(held[held != EMPTY], minlength=len(copies))
-            alone = own[here[own] == copies[own]]
-            # A further copy of what other ranks hold too would draw tokens from them.
+            here = np.bincount(held[held != EMPTY], minlength=len(replicas))
+            alone = own[here[own] == replicas[own]]
+            # A further replica of what other ranks hold too would draw tokens from
+            # them.
             legal = alone if alone.size else own
         else:
-            legal = np.setdiff1d(np.arange(len(copies)), own)
+            legal = np.setdiff1d(np.arange(len(replicas)), own)
         if not legal.size:
             raise InvalidPlacementError(
-                f"fill_slots: a rank of {len(held)} slots for {len(copies)} experts "
+                f"fill_slots: a rank of {len(held)} slots for {len(replicas)} experts "
                 f"would hold one twice"
             )
         if repeats and own.size:
             expert = legal[np.argmin(weight[legal])]
         else:
-            expert = legal[np.argmax(weight[legal] / copies[legal])]
+            expert = legal[np.argmax(weight[legal] / replicas[legal])]
         held[slot] = expert
-        copies[expert] += 1
+        replicas[expert] += 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from moetuner.placement.model import Placement
 
 MAX_LAYERS = 1 << 16
-MOST_DENSE = 4
+MAX_DENSE = 4
 """More dense layers before the first MoE layer than models have."""
 
 
@@ -181,7 +181,7 @@ def _all_there(layers: list[int], at_least: int = 3) -> bool:
         return False
     step = next(iter(steps), 1)
     if step == 1:
-        return layers[0] <= MOST_DENSE
+        return layers[0] <= MAX_DENSE
     return len(layers) >= at_least and layers[0] < step
 
 

@@ -150,7 +150,7 @@ class Experts(torch.nn.Module):
         return grouped_linear(inner, self.down, end_offsets, self.down_bias)
 
     def take(self, slot_experts: NDArray[np.int32]) -> Experts:
-        """Copies of the experts of those ids, int32 [S]; zeros where it is -1."""
+        """Weights of the experts of those ids, int32 [S]; zeros where it is -1."""
         _, hidden_size, inner_size = self.down.shape
         taken = Experts(
             len(slot_experts),

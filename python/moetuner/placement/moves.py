@@ -1,7 +1,7 @@
 """From one placement to another: which experts move, in an order that memory allows.
 
-Legend: L layers, E experts, G ranks, S slots per rank and layer. A copy is an expert of
-one layer on one rank.
+Legend: L layers, E experts, G ranks, S slots per rank and layer. A replica is an expert
+of one layer on one rank.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 class Move:
     """One step: `target` gets `expert` of `layer` from `source`.
 
-    `source` gives its copy up, unless it is ``kept``. The copy goes into a free slot,
-    or into that of ``replaced``, an expert which has another copy, or of ``exchanged``,
-    which goes to `source` in the same step. At most one of the two is not None.
+    `source` gives its replica up, unless it is ``kept``. The replica goes into a free
+    slot, or into that of ``replaced``, an expert which has another replica, or of
+    ``exchanged``, which goes to `source` in the same step. At most one of the two is
+    not None.
     """
 
     layer: int
@@ -40,13 +41,13 @@ class Move:
 
 
 def moves_between(old: Placement, new: Placement) -> tuple[Move, ...]:
-    """Steps from `old` to `new`; no rank ever holds more copies than it has slots.
+    """Steps from `old` to `new`; no rank ever holds more replicas than it has slots.
 
-    Copies go into free slots where there are some, else over copies that `new` does
+    Replicas go into free slots where there are some, else over replicas that `new` does
     not want and whose expert has another one; where neither is left two experts change
     places, so that a ring of k moves takes k - 1 steps. No expert is ever without a
-    copy. Copies that `new` does not want and that were never in the way are there at
-    the end: to drop them costs nothing.
+    replica. Replicas that `new` does not want and that were never in the way are there
+    at the end: to drop them costs nothing.
 
     Raises
     ------
@@ -73,21 +74,21 @@ def moves_between(old: Placement, new: Placement) -> tuple[Move, ...]:
     return tuple(steps)
 
 
-def copies_of(placement: Placement) -> NDArray[np.int64]:
-    """Each copy as one number, int64 [copies]: (layer * E + expert) * G + rank."""
+def replicas_of(placement: Placement) -> NDArray[np.int64]:
+    """Each replica as one number, int64 [replicas]: (layer * E + expert) * G + rank."""
     layer, slot = np.nonzero(placement.slot_experts != EMPTY)
     expert = placement.slot_experts[layer, slot].astype(np.int64)
     place = layer * placement.num_experts + expert
-    copies: NDArray[np.int64] = place * placement.topology.num_ranks
-    return copies + slot // placement.slots_per_rank
+    replicas: NDArray[np.int64] = place * placement.topology.num_ranks
+    return replicas + slot // placement.slots_per_rank
 
 
-def fetched_copies(old: Placement, new: Placement) -> NDArray[np.int64]:
-    """Copies of `new` that their rank does not hold in `old`, as `copies_of` has them.
+def fetched_replicas(old: Placement, new: Placement) -> NDArray[np.int64]:
+    """Replicas of `new` that their rank lacks in `old`, as `replicas_of` has them.
 
     Both are of the same model and machine.
     """
-    return np.setdiff1d(copies_of(new), copies_of(old), assume_unique=True)
+    return np.setdiff1d(replicas_of(new), replicas_of(old), assume_unique=True)
 
 
 def _holders(placement: Placement, row: int) -> list[set[int]]:
@@ -119,10 +120,10 @@ class _OnWay:
                 self.held[rank].add(expert)
 
     def all_steps(self) -> list[Move]:
-        """First every expert to one of its ranks, then its other copies.
+        """First every expert to one of its ranks, then its other replicas.
 
         When each is where it is wanted, all else can be overwritten: a rank that wants
-        one more copy has a free slot, or holds one that it does not want.
+        one more replica has a free slot, or holds one that it does not want.
         """
         while away := self._away():
             written = [self._write(expert) for expert in away]
@@ -134,12 +135,12 @@ class _OnWay:
         return self.steps
 
     def _away(self) -> list[int]:
-        """Experts without a copy where they are wanted."""
+        """Experts without a replica where they are wanted."""
         pairs = zip(self.holders, self.wanted, strict=True)
         return [e for e, (here, there) in enumerate(pairs) if not here & there]
 
     def _overwritable(self, rank: int) -> int | None:
-        """An expert whose copy on `rank` is not wanted, and not its only one."""
+        """An expert whose replica on `rank` is not wanted, and not its only one."""
         found = (
             e
             for e in self.held[rank]
@@ -198,7 +199,7 @@ class _OnWay:
         )
 
     def _exchange_until_free(self, away: list[int]) -> None:
-        """Exchange experts that are away until one has copies to overwrite."""
+        """Exchange experts that are away until one has replicas to overwrite."""
         for expert in away:
             if self.holders[expert] & self.wanted[expert]:
                 continue  # it went the other way

@@ -1,6 +1,6 @@
 """What has to move when one placement follows another.
 
-Legend: E experts, G ranks. A copy is an expert of one layer on one rank.
+Legend: E experts, G ranks. A replica is an expert of one layer on one rank.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.placement.moves import copies_of, fetched_copies
+from moetuner.placement.moves import fetched_replicas, replicas_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Changes:
-    """Copies that ranks must fetch; what they drop costs nothing.
+    """Replicas that ranks must fetch; what they drop costs nothing.
 
     Parameters
     ----------
     layer, expert, rank
-        int64 [M], the copies to fetch: layer index, expert, rank that fetches.
+        int64 [M], the replicas to fetch: layer index, expert, rank that fetches.
     between_nodes
         bool [M], whether no rank of the same node had the expert before.
-    num_copies
-        Copies of the new placement in all.
+    num_replicas
+        Replicas of the new placement in all.
     num_ranks
         Ranks G.
     expert_bytes
@@ -42,13 +42,13 @@ class Changes:
     expert: Ints
     rank: Ints
     between_nodes: NDArray[np.bool_]
-    num_copies: int
+    num_replicas: int
     num_ranks: int
     expert_bytes: float
 
     @property
     def num_moved(self) -> int:
-        """Copies to fetch M."""
+        """Replicas to fetch M."""
         return len(self.layer)
 
     @property
@@ -57,7 +57,7 @@ class Changes:
         return self.num_moved * self.expert_bytes
 
     def per_rank(self, *, between_nodes: bool | None = None) -> Ints:
-        """Copies that each rank fetches, int64 [G]; all, or those of one kind."""
+        """Replicas that each rank fetches, int64 [G]; all, or those of one kind."""
         ranks = self.rank
         if between_nodes is not None:
             ranks = ranks[self.between_nodes == between_nodes]
@@ -65,28 +65,28 @@ class Changes:
 
 
 def changes(before: Placement, after: Placement, expert_bytes: float) -> Changes:
-    """Copies in `after` that their rank did not hold in `before`.
+    """Replicas in `after` that their rank did not hold in `before`.
 
     Both are of the same model and machine.
     """
     ranks, per_node = after.topology.num_ranks, after.topology.ranks_per_node
-    fetched = fetched_copies(before, after)
+    fetched = fetched_replicas(before, after)
     place, rank = np.divmod(fetched, ranks)
     layer, expert = np.divmod(place, after.num_experts)
     nodes = after.topology.num_nodes
-    had = np.unique(_on_node(copies_of(before), ranks, per_node, nodes))
+    had = np.unique(_on_node(replicas_of(before), ranks, per_node, nodes))
     return Changes(
         layer=layer,
         expert=expert,
         rank=rank,
         between_nodes=~np.isin(_on_node(fetched, ranks, per_node, nodes), had),
-        num_copies=len(copies_of(after)),
+        num_replicas=len(replicas_of(after)),
         num_ranks=ranks,
         expert_bytes=expert_bytes,
     )
 
 
-def _on_node(copies: Ints, ranks: int, per_node: int, nodes: int) -> Ints:
-    place, rank = np.divmod(copies, ranks)
+def _on_node(replicas: Ints, ranks: int, per_node: int, nodes: int) -> Ints:
+    place, rank = np.divmod(replicas, ranks)
     on_node: Ints = place * nodes + rank // per_node
     return on_node

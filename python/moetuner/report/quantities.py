@@ -58,7 +58,7 @@ def ranks_in_order(placement: Placement, layer: int) -> NDArray[np.int64]:
 def rank_shares(placement: Placement, layer: int) -> Floats:
     """Share of each expert's tokens that a rank takes, float64 [E, G].
 
-    Copies of an expert share alike.
+    Replicas of an expert share alike.
     """
     shares = np.zeros((placement.num_experts, placement.topology.num_ranks))
     shares[experts_by_rank(placement, layer), ranks_in_order(placement, layer)] = 1.0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from moetuner.solver import Solution
     from moetuner.trace.description import Range, TraceDescription
 
-_MOST_LAYERS = 6  # listed with experts that nobody uses
+_MAX_LAYERS = 6  # listed with experts that nobody uses
 # Heads in two lines: every table stays within 80 columns.
 _COLUMNS = (
     "load\nmean",
@@ -160,8 +160,8 @@ def _unused(description: TraceDescription) -> str:
     worst = sorted(((n, layer) for layer, n in per_layer if n), key=lambda one: -one[0])
     if not worst:
         return "none"
-    listed = ", ".join(f"{n} at layer {layer}" for n, layer in worst[:_MOST_LAYERS])
-    more = ", ..." if len(worst) > _MOST_LAYERS else ""
+    listed = ", ".join(f"{n} at layer {layer}" for n, layer in worst[:_MAX_LAYERS])
+    more = ", ..." if len(worst) > _MAX_LAYERS else ""
     return f"{description.unused_experts:,} of {pairs:,}: {listed}{more}"
 
 

@@ -25,7 +25,7 @@ EVERY = 0.999
 REPEATED = 0.01
 """Share of the tokens in one and the same row that is more than chance."""
 _MIN_ENTRIES = 8  # ids of a token; shorter rows are alike by chance
-_MOST_ENTRIES = 32  # of them that are compared
+_MAX_ENTRIES = 32  # of them that are compared
 _MAX_ROWS = 1 << 16  # different repeated rows that are remembered
 
 
@@ -90,7 +90,7 @@ class TraceHints:
     def _hash(self, ids: NDArray[np.int16]) -> None:
         """Count rows that came before, told by a few of their entries."""
         flat = ids.reshape(len(ids), -1)
-        flat = flat[:, :: max(flat.shape[1] // _MOST_ENTRIES, 1)].astype(np.uint64)
+        flat = flat[:, :: max(flat.shape[1] // _MAX_ENTRIES, 1)].astype(np.uint64)
         if self._weights is None:
             rng = np.random.default_rng(0)
             odd = rng.integers(1, 1 << 63, flat.shape[1], np.uint64) | np.uint64(1)

@@ -12,7 +12,7 @@ from moetuner.errors import InvalidProblemError, SolverError
 from moetuner.evaluation.cost import Homes, Wire
 from moetuner.evaluation.evaluate import evaluate
 from moetuner.evaluation.workload import Workload, price, tally_batches
-from moetuner.placement.moves import copies_of, fetched_copies
+from moetuner.placement.moves import fetched_replicas, replicas_of
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
@@ -278,11 +278,11 @@ def test_spare_slots_are_filled_around_what_is_in_use(rng):
         config = JointConfig(stay=stay, move_seconds=each, rounds=2)
         solution = JointSolver(config=config).solve(problem)
         problem.check(solution.placement)
-        copies = fetched_copies(stay, solution.placement).size
+        copies = fetched_replicas(stay, solution.placement).size
         assert solution.value + each * copies <= problem.objective_value(stay)
         filled.append(solution.placement)
     assert filled[0].has_replicas
-    np.testing.assert_array_equal(copies_of(filled[1]), copies_of(stay))
+    np.testing.assert_array_equal(replicas_of(filled[1]), replicas_of(stay))
 
 
 def test_a_placement_in_use_may_hold_replicas(rng):
@@ -295,7 +295,7 @@ def test_a_placement_in_use_may_hold_replicas(rng):
         config = JointConfig(stay=stay, move_seconds=each, rounds=2)
         solution = JointSolver(config=config).solve(problem)
         problem.check(solution.placement)
-        copies = fetched_copies(stay, solution.placement).size
+        copies = fetched_replicas(stay, solution.placement).size
         assert solution.value + each * copies <= value
         saved.append(value - solution.value)
         moves.append(copies)
@@ -315,7 +315,7 @@ def test_layers_pay_each_for_itself(rng):
         )
 
         def cost(placement, stay=stay, each=move_seconds):
-            moved = fetched_copies(stay, placement).size
+            moved = fetched_replicas(stay, placement).size
             return problem.objective_value(placement) + each * moved
 
         for layer in range(problem.num_layers):
@@ -360,7 +360,7 @@ def test_the_more_copies_count_the_fewer_there_are(rng, homes):
     problem = replace(problem, workload=workload)
     copies, loads = [], []
     for weight in (0.1, 20.0):
-        config = JointConfig(favour=Favour.COPIES, copy_weight=weight, rounds=3)
+        config = JointConfig(favour=Favour.FEW_RANKS, rank_weight=weight, rounds=3)
         placement = JointSolver(config=config).solve(problem).placement
         score = evaluate(workload.traces[0], placement, workload.cost)
         copies.append(score.remote_ranks_per_token)
@@ -373,14 +373,14 @@ def test_the_more_copies_count_the_fewer_there_are(rng, homes):
     "weight", [0, -1.0, 1e7, float("inf"), float("nan"), "1", True]
 )
 def test_a_weight_of_copies_is_a_positive_number(weight):
-    with pytest.raises(SolverError, match="copy_weight must be > 0"):
-        JointConfig(favour=Favour.COPIES, copy_weight=weight)
+    with pytest.raises(SolverError, match="rank_weight must be > 0"):
+        JointConfig(favour=Favour.FEW_RANKS, rank_weight=weight)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"favour": "speed"}, InvalidProblemError, "one of time, copies, trace"),
+        ({"favour": "speed"}, InvalidProblemError, "one of time, few-ranks, trace"),
         ({"move_seconds": -1}, SolverError, "move_seconds must be >= 0 s"),
         ({"move_seconds": float("nan")}, SolverError, "move_seconds must be >= 0 s"),
         ({"rounds": -1}, SolverError, "rounds must be a whole number >= 0"),

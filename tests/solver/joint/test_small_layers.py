@@ -80,10 +80,10 @@ def test_ranks_of_different_speed_are_proven_by_programs(rng):
         ({"rounds": 1}, {}),
         ({"profile": NOTHING_MORE}, {}),
         ({"favour": Favour.TIME}, {}),
-        ({"favour": Favour.COPIES}, {}),
+        ({"favour": Favour.FEW_RANKS}, {}),
         ({}, {"slots_per_rank": 4}),
     ],
-    ids=["rounds", "profile", "time", "copies", "replicas"],
+    ids=["rounds", "profile", "time", "few-ranks", "replicas"],
 )
 def test_what_asks_for_more_than_time_is_left_to_the_search(rng, config, options):
     problem = modelled(random_problem(rng, 1, 8, NESTED[0], **options))
@@ -155,7 +155,7 @@ def test_many_placements_and_replicas_are_left_alone(rng):
     ("favour", "homes", "tried"),
     [
         (Favour.TIME, Homes.UNIFORM, False),
-        (Favour.COPIES, Homes.FOLLOW, False),
+        (Favour.FEW_RANKS, Homes.FOLLOW, False),
         (Favour.TIME, Homes.FOLLOW, True),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from moetuner.evaluation.evaluate import evaluate
 from moetuner.evaluation.hardware import Hardware
 from moetuner.evaluation.workload import Workload
-from moetuner.placement.moves import fetched_copies
+from moetuner.placement.moves import fetched_replicas
 from moetuner.placement.topology import Topology
 from moetuner.problem import PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus
@@ -85,15 +85,15 @@ def test_moves_pay_in_the_slowest_trace_too():
         for each in (0.0, 0.003 * now):
             config = JointConfig(rounds=2, stay=stay, move_seconds=each)
             found = JointSolver(config=config).solve(problem, options)
-            moved = fetched_copies(stay, found.placement).size
+            moved = fetched_replicas(stay, found.placement).size
             assert found.value + each * moved <= now
             assert moved or each  # free moves are found
 
 
-def test_few_copies_may_cost_time_in_the_slowest_trace():
+def test_few_ranks_may_cost_time_in_the_slowest_trace():
     problem = random_problem(0, 3, Topology(num_ranks=4, ranks_per_node=4))
     quick = min(quick_placements(problem), key=problem.objective_value)
-    config = JointConfig(favour="copies", copy_weight=4.0, rounds=3)
+    config = JointConfig(favour="few-ranks", rank_weight=4.0, rounds=3)
     options = SolverOptions(threads=1)
     found = JointSolver(config=config).solve(problem, options)
     copies, before = (

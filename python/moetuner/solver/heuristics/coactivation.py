@@ -1,8 +1,8 @@
 """Same-layer co-activation alone: experts that tokens choose together share a rank.
 
-A baseline: it makes few copies and looks neither at load nor at other layers. Clusters
-grow greedily around the busiest expert left, then experts are swapped while that keeps
-more pairs together; nodes come first, ranks inside each node second.
+A baseline: it makes few remote ranks and looks neither at load nor at other layers.
+Clusters grow greedily around the busiest expert left, then experts are swapped while
+that keeps more pairs together; nodes come first, ranks inside each node second.
 
 Legend: L layers, E experts, P clusters.
 """

@@ -12,7 +12,7 @@ from moetuner.placement.model import Placement  # noqa: TC001 (files are read by
 from moetuner.solver.joint.profiles import Favour
 from moetuner.solver.joint.scenarios import SearchProfile  # noqa: TC001
 
-MOST_COPY_WEIGHT = 1e6
+MAX_RANK_WEIGHT = 1e6
 """More drowns all else in rounding."""
 
 
@@ -24,14 +24,15 @@ class JointConfig:
     ----------
     favour
         What decides where the time leaves a choice.
-    copy_weight
-        What copies count with `Favour.COPIES`: the more, the less even the loads.
+    rank_weight
+        What remote ranks and nodes count with `Favour.FEW_RANKS`: the more, the less
+        even the loads.
     profile
         What is searched for beside the time; None: chosen by cross-validation on the
         planning data where there is time for it, for `Favour.TIME`.
     stay, move_seconds
-        A placement that is in use, and by how many seconds of the objective every copy
-        that a rank must fetch has to shorten it.
+        A placement that is in use, and by how many seconds of the objective every
+        replica that a rank must fetch has to shorten it.
     rounds
         Rounds of annealing in each phase; 0 lets the clock decide, and only then can a
         slower machine find something else.
@@ -40,7 +41,7 @@ class JointConfig:
     """
 
     favour: Favour = Favour.TIME
-    copy_weight: float = 1.0
+    rank_weight: float = 1.0
     profile: SearchProfile | None = None
     stay: Placement | None = None
     move_seconds: float = 0.0
@@ -55,12 +56,12 @@ class JointConfig:
                 f"JointConfig: move_seconds must be >= 0 s, got {self.move_seconds!r}"
             )
         if (
-            not is_number(self.copy_weight)
-            or not 0 < self.copy_weight <= MOST_COPY_WEIGHT
+            not is_number(self.rank_weight)
+            or not 0 < self.rank_weight <= MAX_RANK_WEIGHT
         ):
             raise SolverError(
-                f"JointConfig: copy_weight must be > 0 and at most "
-                f"{MOST_COPY_WEIGHT:g}, got {self.copy_weight!r}"
+                f"JointConfig: rank_weight must be > 0 and at most "
+                f"{MAX_RANK_WEIGHT:g}, got {self.rank_weight!r}"
             )
         for name, least in (("rounds", 0), ("patience", 1)):
             value = getattr(self, name)

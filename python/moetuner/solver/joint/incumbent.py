@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.placement.moves import fetched_copies
+from moetuner.placement.moves import fetched_replicas
 
 if TYPE_CHECKING:
     from moetuner.placement.model import Placement
@@ -31,7 +31,7 @@ class Incumbent:
         """The objective, and the cost of the moves."""
         value = self.problem.objective_value(placement)
         if self.stay is not None:
-            moved = fetched_copies(self.stay, placement)
+            moved = fetched_replicas(self.stay, placement)
             value += self.move_seconds * moved.size
         return value
 

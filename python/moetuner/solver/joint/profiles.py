@@ -32,15 +32,15 @@ class Favour(str, enum.Enum):
 
     TIME = "time"
     """The mean time of batches that were not planned on."""
-    COPIES = "copies"
+    FEW_RANKS = "few-ranks"
     """Few ranks per token at even loads, for links slower than the model's; see
-    `copies_profile`."""
+    `few_ranks_profile`."""
     TRACE = "trace"
     """The time of the trace's own batches and next to nothing beside it: for proofs.
     Other batches take longer than with `TIME`."""
 
 
-COPIES_PROFILE = SearchProfile(
+FEW_RANKS_PROFILE = SearchProfile(
     scenario_tokens=POOLED, peak=0.0, pooled=18.0, rank_copies=32.0, node_copies=4.0
 )
 TRACE_PROFILE = SearchProfile(
@@ -60,12 +60,12 @@ TIME_PROFILES = (
 """Candidates; the first one is used where there is no time or data to choose."""
 
 
-def copies_profile(weight: float = 1.0) -> SearchProfile:
-    """What `Favour.COPIES` searches for: `weight` times fewer copies for even loads."""
+def few_ranks_profile(weight: float = 1.0) -> SearchProfile:
+    """What `Favour.FEW_RANKS` searches for: few ranks per token, by `weight`."""
     return replace(
-        COPIES_PROFILE,
-        rank_copies=weight * COPIES_PROFILE.rank_copies,
-        node_copies=weight * COPIES_PROFILE.node_copies,
+        FEW_RANKS_PROFILE,
+        rank_copies=weight * FEW_RANKS_PROFILE.rank_copies,
+        node_copies=weight * FEW_RANKS_PROFILE.node_copies,
     )
 
 

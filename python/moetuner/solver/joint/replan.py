@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner.placement.model import EMPTY, Placement
-from moetuner.placement.moves import fetched_copies
+from moetuner.placement.moves import fetched_replicas
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,7 @@ def layers_that_pay(
     """`base` with the layers of `other` that save more than their moves cost.
 
     Both in the problem's slots; moves are counted from `stay`, ``move_seconds`` for
-    each copy to fetch. Exact where a layer's time depends on that layer alone (homes
+    each replica to fetch. Exact where a layer's time depends on that layer alone (homes
     not `Homes.FOLLOW`).
     """
     base, other = widened(base, problem), widened(other, problem)
@@ -42,9 +42,9 @@ def layers_that_pay(
 
 
 def fetched_by_layer(stay: Placement, placement: Placement) -> NDArray[np.int64]:
-    """Copies to fetch in each layer, int64 [L]."""
+    """Replicas to fetch in each layer, int64 [L]."""
     per_layer = placement.num_experts * placement.topology.num_ranks
-    layer = fetched_copies(stay, placement) // per_layer
+    layer = fetched_replicas(stay, placement) // per_layer
     return np.bincount(layer, minlength=placement.num_layers)
 
 

@@ -32,9 +32,9 @@ MAX_SEARCH_TOKENS = 65_536
 class SearchProfile:
     """What a search adds to the modelled time, and on what batches it looks.
 
-    Maxima have plateaus, and in-sample maxima fit noise. Even loads and few copies
-    decide what they leave open. Units: 1 values a row on the fullest rank like the
-    arithmetic of a row, a copy like its share of the links' time.
+    Maxima have plateaus, and in-sample maxima fit noise. Even loads and few remote
+    ranks decide what they leave open. Units: 1 values a row on the fullest rank like
+    the arithmetic of a row, a remote rank like its share of the links' time.
 
     Parameters
     ----------
@@ -269,7 +269,7 @@ def _smoothing(
     *,
     walked: bool,
 ) -> _core.Smoothing:
-    """A profile in seconds; a walk counts copies as remote ranks and nodes."""
+    """A profile in seconds; a walk counts remote ranks and nodes."""
     ranks, nodes = problem.topology.num_ranks, problem.topology.num_nodes
     row, links = rates.compute.row, rates.both_ways
     moves = problem.workload.cost.wire.rules.rows is not _core.Rows.TO_ALL

@@ -18,8 +18,8 @@ GROWTH = 4
 """A round has so many times the proposals of the one before it."""
 SURE = 0.95
 """Share of the time left that the last round is made for."""
-MOST_PROPOSALS = 10**9
-_LEAST_SHARE = 0.7
+MAX_PROPOSALS = 10**9
+_MIN_SHARE = 0.7
 
 
 class Rounds(Protocol):
@@ -81,7 +81,7 @@ class Schedule:
             took, left = self.clock.seconds - began, end - self.clock.seconds
             each = _seconds_each(proposals, took, *before)
             before = proposals, took
-            longer = min(GROWTH * proposals, MOST_PROPOSALS)
+            longer = min(GROWTH * proposals, MAX_PROPOSALS)
             fits = proposals + (SURE * left - took) / each
             # The last one shall be by far the longest.
             if not self.max_rounds and fits < GROWTH * longer:
@@ -104,4 +104,4 @@ def _seconds_each(proposals: int, took: float, fewer: int, took_fewer: float) ->
     if not fewer or fewer >= proposals:
         return mean
     more = (took - took_fewer) / (proposals - fewer)
-    return min(max(more, _LEAST_SHARE * mean), mean)
+    return min(max(more, _MIN_SHARE * mean), mean)

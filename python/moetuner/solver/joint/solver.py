@@ -39,7 +39,7 @@ from moetuner.solver.joint.profiles import (
     TRACE_PROFILE,
     Favour,
     choose_profile,
-    copies_profile,
+    few_ranks_profile,
 )
 from moetuner.solver.joint.replan import layers_that_pay, widened
 from moetuner.solver.joint.schedule import Rounds, Schedule
@@ -67,7 +67,7 @@ FIRST_MOVES = 250
 """The same of the walk along tokens, which starts from what is good already."""
 TRIAL_SHARE = 0.15
 """Share of the time for choosing a profile; where it is too little, none is chosen."""
-LEAST_TRIAL_TIME = 10.0
+MIN_TRIAL_TIME = 10.0
 """Time limit in seconds below which none is tried, and no bound is counted."""
 LAYERED_SHARE = 0.25
 """Share of the time for layers by themselves where they are searched together later."""
@@ -81,7 +81,7 @@ FOLLOW_SHARE = 0.4
 class JointSolver:
     """Annealed swaps on sampled batches; never slower than LPT, chain or contiguous.
 
-    Unless few copies are favoured.
+    Unless few ranks per token are favoured.
     """
 
     config: JointConfig = JointConfig()
@@ -126,7 +126,7 @@ class JointSolver:
         else:
             for placement in quick_placements(problem):
                 run.incumbent.offer(placement)
-        if self.config.favour is not Favour.COPIES:  # few of them may well cost time
+        if self.config.favour is not Favour.FEW_RANKS:  # few of them may well cost time
             run.incumbent.floor = run.incumbent.value
         status = SolveStatus.HEURISTIC
         try:
@@ -156,15 +156,15 @@ class JointSolver:
             return close()
 
     def _floors(self, problem: PlacementProblem) -> list[Placement]:
-        """What no plan may be slower than: few copies may well cost time."""
-        if self.config.favour is Favour.COPIES:
+        """What no plan may be slower than: few ranks may well cost time."""
+        if self.config.favour is Favour.FEW_RANKS:
             return []
         stay = self.config.stay
         return quick_placements(problem) if stay is None else [stay]
 
     def _bound(self, problem: PlacementProblem, options: SolverOptions) -> float | None:
         """What counting proves, where there is time for it."""
-        if options.time_limit < LEAST_TRIAL_TIME:
+        if options.time_limit < MIN_TRIAL_TIME:
             return None
         return counting_bound(problem)
 
@@ -228,7 +228,7 @@ class _Run:
         if not walk or not self._goes_on():
             return status
         tokens = self._token_rounds(profile, replicas=self.problem.wants_replicas)
-        if tokens.replicas and self.config.favour is not Favour.COPIES:
+        if tokens.replicas and self.config.favour is not Favour.FEW_RANKS:
             self.incumbent.floor = self.incumbent.value  # never slower than without
         tokens.begin(self._walks(tokens, rank_of))
         self.incumbent.prefer(tokens.placement)
@@ -237,7 +237,7 @@ class _Run:
     def try_small_layers(self) -> None:
         """Exact methods for few experts, as a stage."""
         began = self.clock.seconds
-        if self.config.favour is Favour.COPIES or not self._goes_on():
+        if self.config.favour is Favour.FEW_RANKS or not self._goes_on():
             return
         if finish_small_layers(
             self.incumbent, self.config, self.options, self.clock, self.runner
@@ -273,14 +273,14 @@ class _Run:
 
     def _choose_profile(self) -> SearchProfile:
         config, began = self.config, self.clock.seconds
-        if config.favour is Favour.COPIES:
-            return copies_profile(config.copy_weight)
+        if config.favour is Favour.FEW_RANKS:
+            return few_ranks_profile(config.rank_weight)
         if config.favour is Favour.TRACE:
             return TRACE_PROFILE
         seconds = TRIAL_SHARE * self.clock.left
         if config.rounds:
             seconds = float("inf")  # not for the clock to decide
-        elif self.options.time_limit < LEAST_TRIAL_TIME:
+        elif self.options.time_limit < MIN_TRIAL_TIME:
             return TIME_PROFILES[0]
         profile = choose_profile(
             self.problem, self.options, self.runner, self.clock, seconds
@@ -331,7 +331,7 @@ class _Run:
         return self.problem.workload.cost
 
     def _walks(self, tokens: TokenRounds, rank_of: RankOf) -> list[Placement]:
-        """Where a walk may begin, with copies in the spare slots."""
+        """Where a walk may begin, with replicas in the spare slots."""
         placements = [place(self.problem, rank_of), self.incumbent.placement]
         if tokens.replicas:
             placements += [spread_replicas(self.problem, each) for each in placements]

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 UNITS = 100.0
 """A layer's time in the program: CBC's tolerances are absolute, 1e-5 at the most."""
-LEAST_SECONDS = 1e-9
+MIN_SECONDS = 1e-9
 """Taken for the time of a layer that has nothing to do."""
 MAX_EXPERTS = 62
 """Sets of experts are 64-bit masks."""
@@ -109,7 +109,7 @@ def layer_program(
     return _Program(
         problem=problem,
         tokens=tokens,
-        unit=max(seconds, LEAST_SECONDS) / UNITS,
+        unit=max(seconds, MIN_SECONDS) / UNITS,
     ).build(rank_of)
 
 

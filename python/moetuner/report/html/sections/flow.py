@@ -133,5 +133,5 @@ def _hint(comparison: Comparison) -> Markup | None:
     if (np.diff(comparison.statistics.layer_ids) != 1).any():
         notes.append("Layers that were not recorded are skipped.")
     if comparison.result.placement.has_replicas:
-        notes.append("Copies of an expert are taken to share its tokens alike.")
+        notes.append("Replicas of an expert are taken to share its tokens alike.")
     return note(" ".join(notes)) if notes else None

@@ -25,7 +25,7 @@ _KINDS = ("from its own node", "from another node")
 
 
 def moves(comparison: Comparison, moved: Changes, numbers: Numbers) -> Markup:
-    """Copies to fetch by rank, and by layer and rank."""
+    """Replicas to fetch by rank, and by layer and rank."""
     pair = Pair.of(comparison)
     title = "What changes"
     if not pair.differ:
@@ -38,7 +38,7 @@ def moves(comparison: Comparison, moved: Changes, numbers: Numbers) -> Markup:
     ranks = rank_labels(moved.num_ranks)
     table = numbers.table(
         "moves",
-        "Copies to fetch",
+        "Replicas to fetch",
         ("layer", "expert", "to rank", "from another node"),
         zip(
             comparison.statistics.layer_ids[moved.layer].tolist(),
@@ -84,7 +84,8 @@ def _lead(comparison: Comparison, pair: Pair, moved: Changes) -> str:
     most = int(moved.per_rank().max())
     return (
         f"From {pair.before.name} to {pair.after.name}: {moved.num_moved:,} of "
-        f"{moved.num_copies:,} experts change ranks, {size(moved.bytes_moved)} in all, "
+        f"{moved.num_replicas:,} experts change ranks, "
+        f"{size(moved.bytes_moved)} in all, "
         f"{size(int(moved.between_nodes.sum()) * moved.expert_bytes)} of it between "
         f"nodes. The busiest rank fetches {most:,} "
         f"({size(most * moved.expert_bytes)}): "
@@ -105,7 +106,7 @@ def _where(comparison: Comparison, moved: Changes, ranks: list[str]) -> Markup:
     fetched = np.zeros((moved.num_ranks, len(layers)))
     np.add.at(fetched, (moved.rank, moved.layer), 1.0)
     fetched = pooled(fetched, 0)
-    scale = scale_from_zero(fetched, label="copies to fetch")
+    scale = scale_from_zero(fetched, label="replicas to fetch")
     drawing = heatmap(
         fetched,
         scale,
@@ -116,6 +117,6 @@ def _where(comparison: Comparison, moved: Changes, ranks: list[str]) -> Markup:
             lines=node_lines(topology.num_ranks, topology.ranks_per_node),
         ),
         height=190.0,
-        name="Copies to fetch by rank and layer",
+        name="Replicas to fetch by rank and layer",
     )
     return figure("By rank and layer", drawing, color_bar(scale, fetched))

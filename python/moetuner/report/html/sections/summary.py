@@ -67,13 +67,13 @@ def _tiles(comparison: Comparison, moved: Changes) -> list[Tile]:
             "remote ranks per token",
             before.evaluation.remote_ranks_per_token,
             after.evaluation.remote_ranks_per_token,
-            "copies sent, mean over layers",
+            "remote ranks, mean over layers",
         ),
     ]
     if pair.differ:
-        share = moved.num_moved / moved.num_copies
+        share = moved.num_moved / moved.num_replicas
         words = (
-            f"{moved.num_moved:,} of {moved.num_copies:,} ({share:.0%}) change ranks"
+            f"{moved.num_moved:,} of {moved.num_replicas:,} ({share:.0%}) change ranks"
         )
         tiles.append(("weights to move", size(moved.bytes_moved), words))
     return tiles

@@ -63,7 +63,7 @@ def _lead(pair: Pair, shares: list[NDArray[np.float64]]) -> str:
         for c, share in zip(pair.both(), shares, strict=True)
     )
     return (
-        f"Experts that a token needs together cost one copy less when they share a "
+        f"Experts that a token needs together cost one row less when they share a "
         f"rank. Of all pairs that tokens chose, {words} are on one rank."
     )
 
