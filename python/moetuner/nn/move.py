@@ -99,13 +99,10 @@ def apply_placement(
         source = _sources(old, new, exchange.placement.topology)
         for parameter in experts.parameters(recurse=False):
             for name, state in states.get(parameter, {}).items():
-                moved = _moved(local_share(state), source, group)
-                if not _put(moved, state):
-                    assert optimizer is not None
-                    optimizer.state[parameter][name] = moved
-            moved = _moved(local_share(parameter), source, group)
-            if not _put(moved, parameter):
-                parameter.data = moved
+                resized = _move(state, source, group)
+                if resized is not None and optimizer is not None:
+                    optimizer.state[parameter][name] = resized
+            _move(parameter, source, group)
     return former
 
 
@@ -258,11 +255,16 @@ def _sources(
 
 
 @torch.no_grad()
-def _moved(
-    share: torch.Tensor, source: NDArray[np.int64], group: dist.ProcessGroup
-) -> torch.Tensor:
-    """New rows of this rank: copies from here, messages from elsewhere."""
+def _move(
+    tensor: torch.Tensor, source: NDArray[np.int64], group: dist.ProcessGroup
+) -> torch.Tensor | None:
+    """Fill this rank's new rows: copies from here, messages from elsewhere.
+
+    A parameter keeps being one; of other tensors the new one is returned, where there
+    are more or fewer rows now.
+    """
     rank, num_ranks = group.rank(), group.size()
+    share = local_share(tensor)
     before, after = len(share), len(source) // num_ranks
     old = share.contiguous()
     new = old.new_zeros(after, *old.shape[1:])
@@ -281,17 +283,13 @@ def _moved(
     if messages:
         for work in dist.batch_isend_irecv(messages):
             work.wait()
-    return new
-
-
-@torch.no_grad()
-def _put(moved: torch.Tensor, tensor: torch.Tensor) -> bool:
-    """Into the same memory, where the shape stays."""
-    share = local_share(tensor)
-    if moved.shape != share.shape:
-        return False
-    share.copy_(moved)
-    return True
+    if new.shape == share.shape:
+        share.copy_(new)
+    elif isinstance(tensor, torch.nn.Parameter):
+        tensor.data = new
+    else:
+        return new
+    return None
 
 
 def _message(
