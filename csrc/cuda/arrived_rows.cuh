@@ -1,0 +1,126 @@
+#pragma once
+
+// Rows that have come, to where they belong: first the own ones, then those of peers in the order
+// of their rows, each as soon as its flag says that it is there.
+
+#include "peer_waits.cuh"
+#include "row_ring.cuh"
+
+namespace moetuner::transport {
+
+/// Rows from each rank and where they begin, in shared memory.
+struct Arrivals {
+  const std::int32_t* counts;  // [G]
+  const std::int64_t* first;   // [G + 1]
+};
+
+/// A row that comes: of a rank, the i-th of it.
+struct Arrival {
+  int sender;
+  std::int64_t index;
+};
+
+/// The rows of one of `step` carriers: number `position`, `position` + `step`, ...
+class ArrivalOrder {
+ public:
+  __device__ ArrivalOrder(const PeerView& view, const Arrivals& arrivals, std::int64_t position,
+                          std::int64_t step)
+      : arrivals_(arrivals),
+        rank_(view.rank()),
+        num_ranks_(view.num_ranks()),
+        position_(position),
+        step_(step) {
+    own_ = arrivals.counts[rank_];
+    std::int64_t longest = 0;
+    for (int g = 0; g < num_ranks_; ++g) {
+      if (g != rank_) longest = max(longest, std::int64_t{arrivals.counts[g]});
+    }
+    end_ = own_ + longest * (num_ranks_ - 1);
+    skip();
+  }
+
+  __device__ bool ended() const { return position_ >= end_; }
+  __device__ Arrival now() const {
+    if (position_ < own_) return {rank_, position_};
+    const std::int64_t other = position_ - own_;
+    const int turn = static_cast<int>(other % (num_ranks_ - 1));
+    return {(rank_ + 1 + turn) % num_ranks_, other / (num_ranks_ - 1)};
+  }
+  __device__ void next() {
+    position_ += step_;
+    skip();
+  }
+
+ private:
+  /// Past rows that a rank does not send.
+  __device__ void skip() {
+    while (!ended()) {
+      const Arrival arrival = now();
+      if (arrival.index < arrivals_.counts[arrival.sender]) return;
+      position_ += step_;
+    }
+  }
+
+  const Arrivals& arrivals_;
+  int rank_, num_ranks_;
+  std::int64_t own_, end_, position_, step_;
+};
+
+template <typename Ring>
+class Spreader {
+ public:
+  /// `first_block`: the first of the blocks that spread.
+  __device__ Spreader(const PeerView& view,
+                      const Arrivals& arrivals,
+                      int first_block,
+                      const Carry& carry,
+                      char* shared)
+      : view_(view),
+        drives_(warp_index() < carry.warps && static_cast<int>(blockIdx.x) >= first_block),
+        position_(blockIdx.x - first_block +
+                  std::int64_t{warp_index()} * (gridDim.x - first_block)),
+        step_(std::int64_t{gridDim.x - static_cast<unsigned int>(first_block)} * carry.warps),
+        arrivals_(arrivals),
+        ring_(carry, shared) {}
+
+  /// `own(i)`: the i-th own row; `place(ring, arrival)` writes the row that the ring holds.
+  template <typename Own, typename Place>
+  __device__ void spread(const Own& own, const Place& place) {
+    if (!drives_) return;
+    ArrivalOrder reading(view_, arrivals_, position_, step_);
+    ArrivalOrder placing(view_, arrivals_, position_, step_);
+    while (!placing.ended()) {
+      while (!reading.ended() && ring_.has_room()) {
+        const Arrival arrival = reading.now();
+        const char* from;
+        if (arrival.sender == view_.rank()) {
+          from = own(arrival.index);
+        } else {
+          const std::uint32_t* flag = view_.flag(view_.rank(), arrival.sender, arrival.index);
+          if (!__all_sync(kAllLanes, reached(load_acquire(flag), view_.epoch()))) {
+            if (ring_.has_rows()) break;
+            const bool there = view_.wait_for(Wait::kRows, arrival.sender, flag);
+            if (!__all_sync(kAllLanes, there)) return ring_.abandon();
+          }
+          fence_copy_engine();
+          from = view_.row(view_.rank(), arrival.sender, arrival.index);
+        }
+        ring_.read(from);
+        reading.next();
+      }
+      place(ring_, placing.now());
+      ring_.next();
+      placing.next();
+    }
+    ring_.finish();
+  }
+
+ private:
+  const PeerView& view_;
+  bool drives_;
+  std::int64_t position_, step_;
+  Arrivals arrivals_;
+  Ring ring_;
+};
+
+}  // namespace moetuner::transport

@@ -1,0 +1,447 @@
+// A dispatch between ranks that map each other's memory, in two kernels:
+//
+//     route_and_send   tiles of tokens are routed by a block each; the last block tells the peers
+//                      how many rows and choices come to them, and adds up what comes here; some
+//                      blocks then send rows
+//     spread           begins as soon as the blocks of the first are at work: carries own rows, and
+//                      those of peers as they arrive, to the rows of their experts
+//
+// Where sizes are exact, the host reads between the two how many rows there will be; rows are on
+// their way meanwhile.
+
+#include "arrived_rows.cuh"
+#include "carry_rows.cuh"
+#include "count_routing.cuh"
+#include "peer_waits.cuh"
+#include "route_tiles.cuh"
+#include "send_rows.cuh"
+
+#include <cub/block/block_scan.cuh>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+namespace moetuner::transport {
+namespace {
+
+constexpr std::int64_t kChoicesOfTile = 512;
+constexpr std::int64_t kSegmentInts = 8192;  // shared memory of the segments of a tile
+constexpr std::int64_t kIntBytes = sizeof(int);
+
+/// The first row of each sender's choices in each slot here, [G, S].
+__device__ std::int32_t* bases_of(const Peers& peers) {
+  return reinterpret_cast<std::int32_t*>(peers.control + 1);
+}
+
+/// Tells every rank, this one too, what comes to it.
+template <typename Id>
+__device__ void tell_counts(const DispatchArgs<Id>& args,
+                            const Tiling& tiling,
+                            const PeerView& view,
+                            const int* total) {
+  const int num_ranks = view.num_ranks();
+  const int slots = static_cast<int>(args.slots_per_rank);
+  const int ints = slots + static_cast<int>(WindowLayout::kCountHead);
+  const auto rows_to = [&](int g) {
+    const int rows = total[tiling.num_slots + g];
+    return args.capacity > 0 ? min(rows, static_cast<int>(args.capacity)) : rows;
+  };
+  int largest = 0;
+  for (int g = 0; g < num_ranks; ++g) largest = max(largest, rows_to(g));
+  for (int i = threadIdx.x; i < num_ranks * ints; i += kThreads) {
+    const int g = i / ints;
+    const int at = i % ints;
+    const int head = static_cast<int>(WindowLayout::kCountHead);
+    const int value = at == 0     ? rows_to(g)
+                      : at == 1   ? largest
+                      : at < head ? 0
+                                  : total[g * slots + at - head];
+    view.counts(g, view.rank())[at] = value;
+  }
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) < num_ranks) {
+    __threadfence_system();
+    store_release(view.arrived(static_cast<int>(threadIdx.x), view.rank()), view.epoch());
+  }
+}
+
+/// What this rank's tokens add to the counters and the overflow.
+template <typename Id>
+__device__ void count_tokens(const DispatchArgs<Id>& args, const Tiling& tiling, const int* total) {
+  if (args.counters) {
+    const int others = tiling.num_ranks + tiling.num_nodes;
+    for (int i = threadIdx.x; i < tiling.columns; i += kThreads) {
+      const int at = i < tiling.num_slots ? i + others : i - tiling.num_slots;
+      if (total[i] > 0) add_to(&args.counters[1 + at], total[i]);
+    }
+    if (threadIdx.x == 0) add_to(&args.counters[0], tiling.num_tokens);
+  }
+  if (args.overflow && threadIdx.x == 0) {
+    int lost = 0;
+    for (int g = 0; g < tiling.num_ranks; ++g) {
+      lost += max(total[tiling.num_slots + g] - static_cast<int>(args.capacity), 0);
+    }
+    *args.overflow = lost;
+  }
+}
+
+/// Waits for the counts of all ranks, and makes of them the places of what comes.
+template <typename Id>
+__device__ void add_up_arrivals(const DispatchArgs<Id>& args,
+                                const Peers& peers,
+                                const PeerView& view,
+                                const int* rows_to,
+                                bool& ok) {
+  using Scan = cub::BlockScan<int, kThreads, cub::BLOCK_SCAN_WARP_SCANS>;
+  __shared__ typename Scan::TempStorage storage;
+  const int num_ranks = view.num_ranks();
+  const int g = static_cast<int>(threadIdx.x);
+  if (g < num_ranks &&
+      !view.wait_for(Wait::kCounts, g, view.arrived(view.rank(), g))) {
+    ok = false;
+  }
+  __syncthreads();
+  if (!ok) return;
+  const int slots = static_cast<int>(args.slots_per_rank);
+  const int head = static_cast<int>(WindowLayout::kCountHead);
+  std::int32_t* bases = bases_of(peers);
+  const std::int64_t most = args.max_rows;
+  std::int64_t end_of_all = 0;
+  for (int start = 0; start < slots; start += kThreads) {
+    const int p = start + static_cast<int>(threadIdx.x);
+    int count = 0;
+    for (int s = 0; s < num_ranks && p < slots; ++s) {
+      count += __ldcg(view.counts(view.rank(), s) + head + p);
+    }
+    int before = 0;
+    int sum = 0;
+    Scan(storage).ExclusiveSum(count, before, sum);
+    if (p < slots) {
+      std::int64_t next = end_of_all + before;
+      for (int s = 0; s < num_ranks; ++s) {
+        bases[s * slots + p] = static_cast<std::int32_t>(next);
+        next += __ldcg(view.counts(view.rank(), s) + head + p);
+      }
+      args.end_offsets[p] =
+          static_cast<std::int32_t>(args.capacity > 0 ? min(next, most) : next);
+    }
+    end_of_all += sum;
+    __syncthreads();
+  }
+  int largest = 0;
+  if (g < num_ranks) {
+    const std::int32_t* counts = view.counts(view.rank(), g);
+    args.counts[g] = rows_to[g];
+    args.counts[num_ranks + g] = __ldcg(counts);
+    largest = __ldcg(counts + 1);
+    if (args.ticket != 0) {
+      peers.host->sent[g] = rows_to[g];
+      peers.host->received[g] = __ldcg(counts);
+    }
+  }
+  __shared__ int largest_of_all;
+  if (g == 0) largest_of_all = 0;
+  __syncthreads();
+  if (g < num_ranks) atomicMax(&largest_of_all, largest);
+  if (g < num_ranks && args.ticket != 0) __threadfence_system();
+  __syncthreads();
+  if (g != 0) return;
+  if (args.overflow) *args.overflow += static_cast<int>(max(end_of_all - most, std::int64_t{0}));
+  __threadfence();
+  store_relaxed(&peers.control->placed, view.epoch());
+  if (args.ticket != 0) {
+    peers.host->num_choices = end_of_all;
+    peers.host->largest = largest_of_all;
+    __threadfence_system();
+    store_release(&peers.host->ticket, args.ticket);
+  }
+}
+
+/// The last block's part.
+template <typename Id>
+__device__ void meet_peers(const DispatchArgs<Id>& args,
+                           const Peers& peers,
+                           const Tiling& tiling,
+                           const PeerView& view,
+                           const int* total) {
+  __shared__ bool ok;
+  __shared__ int rows_to[kMaxPeers];
+  const int g = static_cast<int>(threadIdx.x);
+  if (g == 0) ok = true;
+  if (g < view.num_ranks()) {
+    const int rows = total[tiling.num_slots + g];
+    rows_to[g] = args.capacity > 0 ? min(rows, static_cast<int>(args.capacity)) : rows;
+  }
+  tell_counts(args, tiling, view, total);
+  add_up_arrivals(args, peers, view, rows_to, ok);
+}
+
+template <typename Id, typename Ring>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    route_and_send_kernel(const __grid_constant__ DispatchArgs<Id> args,
+                          const __grid_constant__ Peers peers,
+                          const Carry carry,
+                          const int num_tiles,
+                          const int num_segments) {
+  extern __shared__ __align__(128) char shared[];  // [ rows on their way ][ tables ]
+  __shared__ std::int64_t first_sent[kMaxPeers + 1];
+  __shared__ bool fits;
+  const Tiling tiling(args, peers.num_ranks, num_tiles);
+  const int block = static_cast<int>(blockIdx.x);
+  const bool meets = block == static_cast<int>(gridDim.x) - 1;
+  const bool sends = block < args.senders;
+
+  wait_for_predecessor();
+  let_successor_begin();
+  const PeerView view(peers, this_epoch(peers));
+  if (__syncthreads_or(view.aborted())) return;
+  Sender<Ring> sender(view,
+                      static_cast<const char*>(args.x),
+                      args.row_bytes,
+                      sending_turns(args.num_tokens, args.senders, carry),
+                      carry,
+                      shared);
+  if (sends) sender.read_ahead();
+  int* tables = reinterpret_cast<int*>(shared + carry.shared_bytes());
+  Tile<Id> tile(args, tiling, peers.rank, meets ? num_tiles : block, tables, num_segments);
+  const bool routes = block < num_tiles && !meets;
+  if (routes) {
+    tile.count();
+    tile.publish(tiling.counts, block, tiling.columns);
+  }
+  if (!wait_for_blocks(peers, view)) return sender.abandon();
+  tile.add_up(tiling.counts, meets ? num_tiles : block, tiling.columns);
+  first_rows(tile.total + tiling.num_slots, args.capacity, peers.num_ranks, first_sent);
+  if (threadIdx.x == 0) {
+    fits = true;
+    for (int g = 0; g < peers.num_ranks; ++g) {
+      if (args.capacity == 0 && tile.total[tiling.num_slots + g] > peers.layout.shape.num_rows) {
+        fits = false;
+      }
+    }
+  }
+  __syncthreads();
+  if (meets) count_tokens(args, tiling, tile.total);
+  if (routes) tile.place_rows(first_sent);
+  if (args.capacity > 0 && args.capacity < args.num_tokens) {
+    if (routes) {
+      tile.drop_choices();
+      tile.publish(tiling.kept_counts, block, tiling.num_slots);
+    }
+    if (!wait_for_blocks(peers, view)) return sender.abandon();
+    tile.add_up(tiling.kept_counts, meets ? num_tiles : block, tiling.num_slots);
+  }
+  if (meets) return meet_peers(args, peers, tiling, view, tile.total);
+  if (routes) tile.place_choices();
+  __syncthreads();
+  if (routes && threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(&peers.control->ranked, 1u);
+  }
+  if (!sends) return;
+  __shared__ bool ranked;
+  if (threadIdx.x == 0) {
+    ranked = view.wait(Wait::kBlocks, view.rank(), [&] {
+      return load_acquire(&peers.control->ranked) == static_cast<std::uint32_t>(num_tiles);
+    });
+  }
+  __syncthreads();
+  if (!ranked || !fits) return sender.abandon();
+  const int note_ints = 3 * tiling.top_k;
+  sender.send(
+      tiling.num_destinations,
+      note_ints,
+      [&](std::int64_t token, int j) {
+        const auto* visit = reinterpret_cast<const int2*>(tiling.visits) +
+                            token * tiling.num_destinations + j;
+        const int2 value = __ldcg(visit);
+        return Visit{value.x, value.y};
+      },
+      [&](std::int64_t token) { return tiling.travel + token * note_ints; });
+}
+
+/// In the fixed form, the lines of rows that did not come: no choice is here.
+template <typename Id>
+__device__ void clear_lines(const DispatchArgs<Id>& args, const Arrivals& arrivals, int num_ranks) {
+  if (args.capacity == 0) return;
+  const std::int64_t top_k = args.top_k;
+  for (int s = 0; s < num_ranks; ++s) {
+    const std::int64_t begin = (arrivals.first[s] + arrivals.counts[s]) * top_k;
+    const std::int64_t end = arrivals.first[s + 1] * top_k;
+    for (std::int64_t i = begin + std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < end;
+         i += std::int64_t{gridDim.x} * kThreads) {
+      args.recv_map[i] = -1;
+      args.recv_weights[i] = 0.0f;
+    }
+  }
+}
+
+template <typename Id, typename Ring>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    spread_kernel(const __grid_constant__ DispatchArgs<Id> args,
+                  const __grid_constant__ Peers peers,
+                  const Carry carry,
+                  const int num_tiles) {
+  extern __shared__ __align__(128) char shared[];
+  __shared__ std::int32_t counts[kMaxPeers];
+  __shared__ std::int64_t first[kMaxPeers + 1];
+  __shared__ bool placed;
+  const Tiling tiling(args, peers.num_ranks, num_tiles);
+  const PeerView view(peers, this_epoch(peers));
+  const int num_ranks = peers.num_ranks;
+  if (threadIdx.x == 0) {
+    placed = view.wait(Wait::kBlocks, view.rank(), [&] {
+      return load_acquire(&peers.control->placed) == view.epoch() &&
+             load_acquire(&peers.control->ranked) == static_cast<std::uint32_t>(num_tiles);
+    });
+  }
+  __syncthreads();
+  if (!placed) return;
+  if (static_cast<int>(threadIdx.x) < num_ranks) {
+    counts[threadIdx.x] = __ldcg(args.counts + num_ranks + threadIdx.x);
+  }
+  __syncthreads();
+  first_rows(counts, args.capacity, num_ranks, first);
+  __syncthreads();
+  const Arrivals arrivals{counts, first};
+  Spreader<Ring> spreader(view, arrivals, 0, carry, shared);
+  const int slots = static_cast<int>(args.slots_per_rank);
+  const int first_slot = view.rank() * slots;
+  const int top_k = tiling.top_k;
+  const std::int32_t* bases = bases_of(peers);
+  const auto own_token = [&](std::int64_t i) {
+    return static_cast<std::int64_t>(__ldcg(tiling.own_tokens + i));
+  };
+  spreader.spread(
+      [&](std::int64_t i) {
+        return static_cast<const char*>(args.x) + own_token(i) * args.row_bytes;
+      },
+      [&](Ring& ring, const Arrival& arrival) {
+        const std::int32_t* note = arrival.sender == view.rank()
+                                       ? tiling.travel + own_token(arrival.index) * 3 * top_k
+                                       : view.note(view.rank(), arrival.sender, arrival.index);
+        const std::int64_t line = (first[arrival.sender] + arrival.index) * top_k;
+        bool awaited = false;
+        for (int begin = 0; begin < top_k; begin += kWarp) {
+          const int k = begin + lane_index();
+          char* to = nullptr;
+          if (k < top_k) {
+            const int slot = __ldcg(note + k) - first_slot;
+            const int place = __ldcg(note + top_k + k);
+            const int weight = __ldcg(note + 2 * top_k + k);
+            const bool here = slot >= 0 && slot < slots;
+            std::int64_t row = -1;
+            if (here) row = std::int64_t{__ldcg(bases + arrival.sender * slots + slot)} + place;
+            if (row >= args.max_rows) row = -1;
+            args.recv_map[line + k] = static_cast<std::int32_t>(row);
+            args.recv_weights[line + k] = here ? __int_as_float(weight) : 0.0f;
+            if (row >= 0) to = static_cast<char*>(args.rows) + row * args.row_bytes;
+          }
+          if (!awaited) ring.await();
+          awaited = true;
+          ring.write(to);
+        }
+      });
+  clear_lines(args, arrivals, num_ranks);
+  wait_for_predecessor();  // rows are sent: they may change, and the next operation may begin
+  end_operation(peers, view, false);
+}
+
+/// Sizes of the launches of one dispatch.
+struct Launches {
+  int num_tiles, num_segments, senders;
+  Carry carry;
+  std::int64_t route_blocks, spread_blocks, tables;
+};
+
+template <typename Id>
+Launches plan(const DispatchArgs<Id>& args, const Peers& peers) {
+  const Room room(peers);
+  Launches out{};
+  const std::int64_t all = room.blocks;
+  const std::int64_t for_route = std::max<std::int64_t>(all * 2 / 5, 2);
+  const std::int64_t most_senders = std::max<std::int64_t>(for_route - 1, 1);
+  out.senders = peers.num_ranks == 1
+                    ? 0
+                    : static_cast<int>(std::clamp<std::int64_t>(args.senders, 1, most_senders));
+  out.num_tiles = static_cast<int>(std::clamp<std::int64_t>(
+      ceil_div(args.num_tokens * args.top_k, kChoicesOfTile),
+      1,
+      std::min<std::int64_t>(most_senders, kMaxTiles)));
+  out.route_blocks = std::max(out.num_tiles, out.senders) + 1;
+  out.spread_blocks = std::max<std::int64_t>(
+      peers.sharing > 1 ? all - for_route : all - out.senders, 1);
+  const Tiling tiling(args, peers.num_ranks, out.num_tiles);
+  out.num_segments = static_cast<int>(std::clamp<std::int64_t>(
+      kSegmentInts / tiling.num_slots, 1, kThreads / kWarp));
+  out.tables =
+      (2 * tiling.columns + std::int64_t{out.num_segments} * tiling.num_slots) * kIntBytes;
+  out.carry = carry_rows(args.row_bytes, room.shared_bytes - out.tables);
+  return out;
+}
+
+template <typename Ring, typename Id>
+void run_route(DispatchArgs<Id> args, const Peers& peers, Launches sizes, cudaStream_t stream) {
+  if (!Ring::kEngine) sizes.carry = carry_words(args.row_bytes);
+  args.senders = sizes.senders;
+  launch(route_and_send_kernel<Id, Ring>,
+         {.blocks = sizes.route_blocks,
+          .threads = kThreads,
+          .shared_bytes = sizes.carry.shared_bytes() + sizes.tables},
+         stream,
+         args,
+         peers,
+         sizes.carry,
+         sizes.num_tiles,
+         sizes.num_segments);
+}
+
+template <typename Ring, typename Id>
+void run_spread(DispatchArgs<Id> args, const Peers& peers, Launches sizes, cudaStream_t stream) {
+  if (!Ring::kEngine) sizes.carry = carry_words(args.row_bytes);
+  launch(spread_kernel<Id, Ring>,
+         {.blocks = sizes.spread_blocks,
+          .threads = kThreads,
+          .shared_bytes = sizes.carry.shared_bytes()},
+         stream,
+         args,
+         peers,
+         sizes.carry,
+         sizes.num_tiles);
+}
+
+}  // namespace
+
+namespace cuda {
+
+std::int64_t dispatch_workspace(std::int64_t num_tokens,
+                                std::int64_t top_k,
+                                std::int64_t num_ranks,
+                                std::int64_t slots_per_rank) {
+  const std::int64_t columns = num_ranks * (slots_per_rank + 2);
+  return num_tokens * (3 * top_k + 2 * std::min(top_k, num_ranks) + 2) + 2 * kMaxTiles * columns;
+}
+
+template <typename Id>
+void route_and_send(const DispatchArgs<Id>& args, const Peers& peers, cudaStream_t stream) {
+  const Launches sizes = plan(args, peers);
+  with_ring(args.x, nullptr, args.row_bytes, sizes.carry.stages, [&]<typename Ring>() {
+    run_route<Ring>(args, peers, sizes, stream);
+  });
+}
+
+template <typename Id>
+void spread(const DispatchArgs<Id>& args, const Peers& peers, cudaStream_t stream) {
+  const Launches sizes = plan(args, peers);
+  with_ring(args.x, args.rows, args.row_bytes, sizes.carry.stages, [&]<typename Ring>() {
+    run_spread<Ring>(args, peers, sizes, stream);
+  });
+}
+
+template void route_and_send(const DispatchArgs<std::int32_t>&, const Peers&, cudaStream_t);
+template void route_and_send(const DispatchArgs<std::int64_t>&, const Peers&, cudaStream_t);
+template void spread(const DispatchArgs<std::int32_t>&, const Peers&, cudaStream_t);
+template void spread(const DispatchArgs<std::int64_t>&, const Peers&, cudaStream_t);
+
+}  // namespace cuda
+}  // namespace moetuner::transport
