@@ -83,39 +83,57 @@ class Spreader {
         arrivals_(arrivals),
         ring_(carry, shared) {}
 
-  /// `own(i)`: the i-th own row; `place(ring, arrival)` writes the row that the ring holds.
+  /// `own(i)`: the i-th own row; `place(ring, arrival, piece)` writes the piece that the ring holds.
   template <typename Own, typename Place>
   __device__ void spread(const Own& own, const Place& place) {
     if (!drives_) return;
     ArrivalOrder reading(view_, arrivals_, position_, step_);
     ArrivalOrder placing(view_, arrivals_, position_, step_);
+    const char* from = nullptr;  // row that is being read
+    int read = 0;                // pieces of it
     while (!placing.ended()) {
-      while (!reading.ended() && ring_.has_room()) {
-        const Arrival arrival = reading.now();
-        const char* from;
-        if (arrival.sender == view_.rank()) {
-          from = own(arrival.index);
-        } else {
-          const std::uint32_t* flag = view_.flag(view_.rank(), arrival.sender, arrival.index);
-          if (!__all_sync(kAllLanes, reached(load_acquire(flag), view_.epoch()))) {
-            if (ring_.has_rows()) break;
-            const bool there = view_.wait_for(Wait::kRows, arrival.sender, flag);
-            if (!__all_sync(kAllLanes, there)) return ring_.abandon();
+      for (int piece = 0; piece < Ring::kPieces; ++piece) {
+        while (!reading.ended() && ring_.has_room()) {
+          if (read == 0) {
+            const Arrival arrival = reading.now();
+            if (!is_here(arrival)) {
+              if (ring_.has_pieces()) break;
+              if (!await(arrival)) return ring_.abandon();
+            }
+            from = arrival.sender == view_.rank()
+                       ? own(arrival.index)
+                       : view_.row(view_.rank(), arrival.sender, arrival.index);
           }
-          fence_copy_engine();
-          from = view_.row(view_.rank(), arrival.sender, arrival.index);
+          ring_.read(from, read);
+          if (++read < Ring::kPieces) continue;
+          read = 0;
+          reading.next();
         }
-        ring_.read(from);
-        reading.next();
+        place(ring_, placing.now(), piece);
+        ring_.next();
       }
-      place(ring_, placing.now());
-      ring_.next();
       placing.next();
     }
     ring_.finish();
   }
 
  private:
+  __device__ const std::uint32_t* flag_of(const Arrival& arrival) const {
+    return view_.flag(view_.rank(), arrival.sender, arrival.index);
+  }
+  __device__ bool is_here(const Arrival& arrival) const {
+    if (arrival.sender == view_.rank()) return true;
+    const bool here = reached(load_acquire(flag_of(arrival)), view_.epoch());
+    if (!__all_sync(kAllLanes, here)) return false;
+    fence_copy_engine();
+    return true;
+  }
+  __device__ bool await(const Arrival& arrival) const {
+    const bool here = view_.wait_for(Wait::kRows, arrival.sender, flag_of(arrival));
+    fence_copy_engine();
+    return __all_sync(kAllLanes, here);
+  }
+
   const PeerView& view_;
   bool drives_;
   std::int64_t position_, step_;

@@ -15,8 +15,9 @@ namespace moetuner::transport {
 
 constexpr int kThreads = 512;
 constexpr int kBlocksPerProcessor = 2;  // of ranks that share a device: no rank's are few then
-constexpr int kCarryingWarps = 4;
-constexpr int kMostStages = 6;
+constexpr int kStages = 3;       // of each warp that carries by the copy engine
+constexpr int kPieces = 4;       // of rows of at least kWholeRow bytes
+constexpr int kWholeRow = 2048;
 constexpr std::int64_t kStaticShared = 6144;  // bytes that are enough for what kernels declare
 
 /// What one rank may use at a time. Blocks wait for those of other ranks, so that all of them, of
@@ -32,29 +33,32 @@ struct Room {
   }
 };
 
-/// As many stages, then warps, as shared memory has room for; no stage at all: none has.
+/// As many warps as shared memory has room for; none: it has none for a row.
 inline Carry carry_rows(std::int64_t row_bytes, std::int64_t room) {
-  Carry carry{kCarryingWarps, kMostStages, static_cast<int>(row_bytes)};
-  while (carry.stages > 3 && carry.shared_bytes() > room) --carry.stages;
-  while (carry.warps > 1 && carry.shared_bytes() > room) --carry.warps;
-  while (carry.stages > 0 && carry.shared_bytes() > room) --carry.stages;
+  const int pieces = row_bytes < kWholeRow ? 1 : kPieces;
+  const std::int64_t piece_bytes = ceil_div(ceil_div(row_bytes, pieces), 16) * 16;
+  Carry carry{kThreads / kWarp, kStages, static_cast<int>(row_bytes),
+              static_cast<int>(piece_bytes)};
+  while (carry.warps > 0 && carry.shared_bytes() > room) --carry.warps;
   return carry;
 }
 
 /// Every warp carries words.
 inline Carry carry_words(std::int64_t row_bytes) {
-  return {kThreads / kWarp, 0, static_cast<int>(row_bytes)};
+  return {kThreads / kWarp, 0, static_cast<int>(row_bytes), 0};
 }
 
-/// Calls `run<Ring>()` for rows that begin at x.
+/// Calls `run<Ring>()` for rows that begin at x and go to `to`.
 template <typename Run>
-void with_ring(const void* x, const void* to, std::int64_t row_bytes, int stages, const Run& run) {
-  const bool by_16 = is_multiple(16, x, to, row_bytes) && row_bytes > 0;
-  if (by_16 && stages > EngineRing::kKeep && Device::current().is_hopper) {
-    run.template operator()<EngineRing>();
+void with_ring(const void* x, const void* to, const Carry& carry, const Run& run) {
+  const int bytes = carry.row_bytes;
+  const bool by_16 = is_multiple(16, x, to, bytes) && bytes > 0;
+  if (by_16 && carry.warps > 0 && Device::current().is_hopper) {
+    bytes < kWholeRow ? run.template operator()<EngineRing<1>>()
+                      : run.template operator()<EngineRing<kPieces>>();
   } else if (by_16) {
     run.template operator()<WordRing<uint4>>();
-  } else if (is_multiple(4, x, to, row_bytes)) {
+  } else if (is_multiple(4, x, to, bytes)) {
     run.template operator()<WordRing<std::uint32_t>>();
   } else {
     run.template operator()<WordRing<std::uint8_t>>();

@@ -25,6 +25,7 @@ namespace moetuner::transport {
 namespace {
 
 constexpr std::int64_t kChoicesOfTile = 512;
+constexpr std::int64_t kChoicesAlone = 1024;  // of a single tile
 constexpr std::int64_t kSegmentInts = 8192;  // shared memory of the segments of a tile
 constexpr std::int64_t kIntBytes = sizeof(int);
 
@@ -176,6 +177,15 @@ __device__ void meet_peers(const DispatchArgs<Id>& args,
   add_up_arrivals(args, peers, view, rows_to, ok);
 }
 
+/// Whether all tiles' tokens have their places. The whole block calls it.
+__device__ bool ranked(const Peers& peers, const PeerView& view, int num_tiles) {
+  const int tile = static_cast<int>(threadIdx.x);
+  const bool ok =
+      tile >= num_tiles ||
+      view.wait_for(Wait::kBlocks, view.rank(), &peers.control->ranked[tile]);
+  return __syncthreads_and(ok);
+}
+
 template <typename Id, typename Ring>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     route_and_send_kernel(const __grid_constant__ DispatchArgs<Id> args,
@@ -192,8 +202,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const bool sends = block < args.senders;
 
   wait_for_predecessor();
+  const PeerView view(peers, next_epoch(peers));
   let_successor_begin();
-  const PeerView view(peers, this_epoch(peers));
   if (__syncthreads_or(view.aborted())) return;
   Sender<Ring> sender(view,
                       static_cast<const char*>(args.x),
@@ -202,15 +212,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
                       carry,
                       shared);
   if (sends) sender.read_ahead();
+  // A single tile is routed by every block for itself, which takes less time than to wait for it.
+  const bool alone = num_tiles == 1;
+  const int own_tile = alone ? 0 : meets ? num_tiles : block;
   int* tables = reinterpret_cast<int*>(shared + carry.shared_bytes());
-  Tile<Id> tile(args, tiling, peers.rank, meets ? num_tiles : block, tables, num_segments);
-  const bool routes = block < num_tiles && !meets;
-  if (routes) {
-    tile.count();
-    tile.publish(tiling.counts, block, tiling.columns);
+  Tile<Id> tile(args, tiling, peers.rank, own_tile, tables, num_segments);
+  const bool routes = own_tile < num_tiles;
+  if (routes) tile.count();
+  if (alone) {
+    tile.begin_at_zero();
+  } else {
+    if (routes) tile.publish(tiling.counts, block, tiling.columns);
+    if (!wait_for_blocks(peers, view)) return sender.abandon();
+    tile.add_up(tiling.counts, own_tile, tiling.columns);
   }
-  if (!wait_for_blocks(peers, view)) return sender.abandon();
-  tile.add_up(tiling.counts, meets ? num_tiles : block, tiling.columns);
   first_rows(tile.total + tiling.num_slots, args.capacity, peers.num_ranks, first_sent);
   if (threadIdx.x == 0) {
     fits = true;
@@ -224,29 +239,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   if (meets) count_tokens(args, tiling, tile.total);
   if (routes) tile.place_rows(first_sent);
   if (args.capacity > 0 && args.capacity < args.num_tokens) {
-    if (routes) {
-      tile.drop_choices();
-      tile.publish(tiling.kept_counts, block, tiling.num_slots);
+    if (routes) tile.drop_choices();
+    if (!alone) {
+      if (routes) tile.publish(tiling.kept_counts, block, tiling.num_slots);
+      if (!wait_for_blocks(peers, view)) return sender.abandon();
+      tile.add_up(tiling.kept_counts, own_tile, tiling.num_slots);
     }
-    if (!wait_for_blocks(peers, view)) return sender.abandon();
-    tile.add_up(tiling.kept_counts, meets ? num_tiles : block, tiling.num_slots);
   }
   if (meets) return meet_peers(args, peers, tiling, view, tile.total);
   if (routes) tile.place_choices();
   __syncthreads();
-  if (routes && threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(&peers.control->ranked, 1u);
+  if (block < num_tiles && threadIdx.x == 0) {
+    store_release(&peers.control->ranked[block], view.epoch());
   }
   if (!sends) return;
-  __shared__ bool ranked;
-  if (threadIdx.x == 0) {
-    ranked = view.wait(Wait::kBlocks, view.rank(), [&] {
-      return load_acquire(&peers.control->ranked) == static_cast<std::uint32_t>(num_tiles);
-    });
-  }
-  __syncthreads();
-  if (!ranked || !fits) return sender.abandon();
+  if ((!alone && !ranked(peers, view, num_tiles)) || !fits) return sender.abandon();
   const int note_ints = 3 * tiling.top_k;
   sender.send(
       tiling.num_destinations,
@@ -289,11 +296,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const Tiling tiling(args, peers.num_ranks, num_tiles);
   const PeerView view(peers, this_epoch(peers));
   const int num_ranks = peers.num_ranks;
+  if (!ranked(peers, view, num_tiles)) return;
   if (threadIdx.x == 0) {
-    placed = view.wait(Wait::kBlocks, view.rank(), [&] {
-      return load_acquire(&peers.control->placed) == view.epoch() &&
-             load_acquire(&peers.control->ranked) == static_cast<std::uint32_t>(num_tiles);
-    });
+    placed = view.wait_for(Wait::kBlocks, view.rank(), &peers.control->placed);
   }
   __syncthreads();
   if (!placed) return;
@@ -312,20 +317,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const auto own_token = [&](std::int64_t i) {
     return static_cast<std::int64_t>(__ldcg(tiling.own_tokens + i));
   };
+  const auto row_at = [&](std::int64_t row) {
+    return row >= 0 ? static_cast<char*>(args.rows) + row * args.row_bytes : nullptr;
+  };
+  char* to = nullptr;  // of the row that is carried, for this lane's choice
   spreader.spread(
       [&](std::int64_t i) {
         return static_cast<const char*>(args.x) + own_token(i) * args.row_bytes;
       },
-      [&](Ring& ring, const Arrival& arrival) {
-        const std::int32_t* note = arrival.sender == view.rank()
-                                       ? tiling.travel + own_token(arrival.index) * 3 * top_k
-                                       : view.note(view.rank(), arrival.sender, arrival.index);
+      [&](Ring& ring, const Arrival& arrival, int piece) {
         const std::int64_t line = (first[arrival.sender] + arrival.index) * top_k;
-        bool awaited = false;
-        for (int begin = 0; begin < top_k; begin += kWarp) {
-          const int k = begin + lane_index();
-          char* to = nullptr;
-          if (k < top_k) {
+        if (piece == 0) {
+          const std::int32_t* note = arrival.sender == view.rank()
+                                         ? tiling.travel + own_token(arrival.index) * 3 * top_k
+                                         : view.note(view.rank(), arrival.sender, arrival.index);
+          for (int k = lane_index(); k < top_k; k += kWarp) {
             const int slot = __ldcg(note + k) - first_slot;
             const int place = __ldcg(note + top_k + k);
             const int weight = __ldcg(note + 2 * top_k + k);
@@ -335,16 +341,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
             if (row >= args.max_rows) row = -1;
             args.recv_map[line + k] = static_cast<std::int32_t>(row);
             args.recv_weights[line + k] = here ? __int_as_float(weight) : 0.0f;
-            if (row >= 0) to = static_cast<char*>(args.rows) + row * args.row_bytes;
+            if (k == lane_index()) to = row_at(row);
           }
-          if (!awaited) ring.await();
-          awaited = true;
-          ring.write(to);
+        }
+        ring.await();
+        ring.write(to, piece);
+        for (int begin = kWarp; begin < top_k; begin += kWarp) {  // by the map that is there now
+          const int k = begin + lane_index();
+          ring.write(k < top_k ? row_at(args.recv_map[line + k]) : nullptr, piece);
         }
       });
   clear_lines(args, arrivals, num_ranks);
   wait_for_predecessor();  // rows are sent: they may change, and the next operation may begin
-  end_operation(peers, view, false);
 }
 
 /// Sizes of the launches of one dispatch.
@@ -364,10 +372,13 @@ Launches plan(const DispatchArgs<Id>& args, const Peers& peers) {
   out.senders = peers.num_ranks == 1
                     ? 0
                     : static_cast<int>(std::clamp<std::int64_t>(args.senders, 1, most_senders));
-  out.num_tiles = static_cast<int>(std::clamp<std::int64_t>(
-      ceil_div(args.num_tokens * args.top_k, kChoicesOfTile),
-      1,
-      std::min<std::int64_t>(most_senders, kMaxTiles)));
+  const std::int64_t choices = args.num_tokens * args.top_k;
+  out.num_tiles = choices <= kChoicesAlone
+                      ? 1
+                      : static_cast<int>(std::clamp<std::int64_t>(
+                            ceil_div(choices, kChoicesOfTile),
+                            1,
+                            std::min<std::int64_t>(most_senders, kMaxTiles)));
   out.route_blocks = std::max(out.num_tiles, out.senders) + 1;
   out.spread_blocks = std::max<std::int64_t>(
       peers.sharing > 1 ? all - for_route : all - out.senders, 1);
@@ -375,7 +386,8 @@ Launches plan(const DispatchArgs<Id>& args, const Peers& peers) {
   out.num_segments = static_cast<int>(std::clamp<std::int64_t>(
       kSegmentInts / tiling.num_slots, 1, kThreads / kWarp));
   out.tables =
-      (2 * tiling.columns + std::int64_t{out.num_segments} * tiling.num_slots) * kIntBytes;
+      (2 * tiling.columns + std::int64_t{out.num_segments} * tiling.num_slots + 2 * kTileChoices) *
+      kIntBytes;
   out.carry = carry_rows(args.row_bytes, room.shared_bytes - out.tables);
   return out;
 }
@@ -425,7 +437,7 @@ std::int64_t dispatch_workspace(std::int64_t num_tokens,
 template <typename Id>
 void route_and_send(const DispatchArgs<Id>& args, const Peers& peers, cudaStream_t stream) {
   const Launches sizes = plan(args, peers);
-  with_ring(args.x, nullptr, args.row_bytes, sizes.carry.stages, [&]<typename Ring>() {
+  with_ring(args.x, nullptr, sizes.carry, [&]<typename Ring>() {
     run_route<Ring>(args, peers, sizes, stream);
   });
 }
@@ -433,7 +445,7 @@ void route_and_send(const DispatchArgs<Id>& args, const Peers& peers, cudaStream
 template <typename Id>
 void spread(const DispatchArgs<Id>& args, const Peers& peers, cudaStream_t stream) {
   const Launches sizes = plan(args, peers);
-  with_ring(args.x, args.rows, args.row_bytes, sizes.carry.stages, [&]<typename Ring>() {
+  with_ring(args.x, args.rows, sizes.carry, [&]<typename Ring>() {
     run_spread<Ring>(args, peers, sizes, stream);
   });
 }

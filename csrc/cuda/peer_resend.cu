@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const int g = static_cast<int>(threadIdx.x);
 
   wait_for_predecessor();
-  const PeerView view(peers, this_epoch(peers));
+  const PeerView view(peers, next_epoch(peers));
   if (__syncthreads_or(view.aborted())) return;
   if (blockIdx.x == 0) begin_operation(view);
   if (g < num_ranks) counts[g] = args.counts[num_ranks + g];
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     Spreader<Ring> spreader(view, arrivals, args.senders, carry, shared);
     spreader.spread(
         [&](std::int64_t token) { return x + token * args.row_bytes; },
-        [&](Ring& ring, const Arrival& arrival) {
+        [&](Ring& ring, const Arrival& arrival, int piece) {
           std::int64_t line = first_received[arrival.sender] + arrival.index;
           bool writes = lane_index() == 0;
           if (arrival.sender == view.rank()) {
@@ -65,10 +65,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
             line = first_received[view.rank()] + visit.row;
           }
           ring.await();
-          ring.write(writes ? static_cast<char*>(args.received) + line * args.row_bytes : nullptr);
+          char* to = static_cast<char*>(args.received) + line * args.row_bytes;
+          ring.write(writes ? to : nullptr, piece);
         });
   }
-  end_operation(peers, view, true);
+  if (blockIdx.x == 0) end_operation(view);
 }
 
 template <typename Ring>
@@ -92,7 +93,7 @@ namespace cuda {
 
 void resend(const ResendArgs& args, const Peers& peers, cudaStream_t stream) {
   const Carry carry = carry_rows(args.row_bytes, Room(peers).shared_bytes);
-  with_ring(args.x, args.received, args.row_bytes, carry.stages, [&]<typename Ring>() {
+  with_ring(args.x, args.received, carry, [&]<typename Ring>() {
     run<Ring>(args, peers, carry, stream);
   });
 }

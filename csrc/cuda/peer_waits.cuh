@@ -142,9 +142,26 @@ class PeerView {
   std::uint32_t epoch_;
 };
 
-/// The epoch of the operation that a kernel belongs to; the kernels ahead are complete.
+/// The epoch of the operation that begins with this kernel; the kernels ahead are complete. The
+/// whole block calls it.
+__device__ inline std::uint32_t next_epoch(const Peers& peers) {
+  __shared__ std::uint32_t epoch;
+  Control* control = peers.control;
+  if (threadIdx.x == 0) epoch = load_relaxed(&control->epoch) + 1;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    if (atomicAdd(&control->begun, 1u) == gridDim.x - 1) {  // all blocks have read it
+      control->begun = 0;
+      store_release(&control->epoch, epoch);
+    }
+  }
+  return epoch;
+}
+
+/// The epoch of an operation that has begun with an earlier kernel.
 __device__ inline std::uint32_t this_epoch(const Peers& peers) {
-  return load_relaxed(&peers.control->epoch) + 1;
+  return load_acquire(&peers.control->epoch);
 }
 
 /// Waits for all blocks of the grid, all of which are resident. The whole block calls it; false:
@@ -172,27 +189,11 @@ __device__ inline void begin_operation(const PeerView& view) {
   if (g < view.num_ranks()) store_release(view.arrived(g, view.rank()), view.epoch());
 }
 
-/// Every block comes here last, with all it has to do done. The last one ends the operation.
-__device__ inline void end_operation(const Peers& peers, const PeerView& view, bool awaits_peers) {
-  __shared__ bool last;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(&peers.control->done, 1u) == gridDim.x - 1;
-  }
-  __syncthreads();
-  if (!last) return;
-  if (awaits_peers && static_cast<int>(threadIdx.x) < view.num_ranks()) {
-    const int g = static_cast<int>(threadIdx.x);
-    view.wait_for(Wait::kEnd, g, view.arrived(view.rank(), g));
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    peers.control->done = 0;
-    peers.control->ranked = 0;
-    __threadfence();
-    store_relaxed(&peers.control->epoch, view.epoch());
-  }
+/// Waits until all ranks have begun, which this one may not leave behind. One block calls it, with
+/// all its threads.
+__device__ inline void end_operation(const PeerView& view) {
+  const int g = static_cast<int>(threadIdx.x);
+  if (g < view.num_ranks()) view.wait_for(Wait::kEnd, g, view.arrived(view.rank(), g));
 }
 
 /// First rows of what goes to or comes from each rank: sums of the counts, or equal shares. Filled
@@ -209,14 +210,6 @@ __device__ inline void first_rows(const std::int32_t* counts,
     }
     first[num_ranks] = sum;
   }
-}
-
-/// Blocks of a kernel whose blocks wait for those of other ranks: all of them must be resident at
-/// a time, those of ranks that share this device too.
-inline std::int64_t blocks_of(const Peers& peers, std::int64_t per_processor, std::int64_t share,
-                              std::int64_t of) {
-  const std::int64_t all = Device::current().processors * per_processor / peers.sharing;
-  return all * share / of > 1 ? all * share / of : 1;
 }
 
 }  // namespace moetuner::transport

@@ -23,7 +23,7 @@ namespace moetuner::transport {
 
 using namespace moetuner::cuda;
 
-constexpr int kMaxTiles = 64;
+constexpr int kTileChoices = 1024;  // of a tile that is kept in shared memory
 
 /// Sizes that all parts of a dispatch derive alike, and where its workspace has what.
 struct Tiling {
@@ -54,7 +54,8 @@ struct Tiling {
   }
 };
 
-/// One block's tile; `total` and `before` are [columns], `segments` [warps that rank, P].
+/// One block's tile; `total` and `before` are [columns], `segments` [warps that rank, P]. Slots and
+/// ranks of its tokens stay in shared memory where they fit, and in the workspace else.
 template <typename Id>
 struct Tile {
   const DispatchArgs<Id>& args;
@@ -63,6 +64,9 @@ struct Tile {
   int *total, *before, *segments;
   int num_segments;
   std::int64_t begin, end;  // tokens
+  std::int32_t* slots;      // [choices of the tile], a token's `slot_step` after the one before
+  int slot_step;
+  std::uint32_t* ranks;  // [tokens of the tile]
 
   __device__ Tile(const DispatchArgs<Id>& arguments,
                   const Tiling& sizes,
@@ -78,10 +82,30 @@ struct Tile {
         segments(tables + 2 * sizes.columns),
         num_segments(segment_count),
         begin(tile < sizes.num_tiles ? sizes.first_token(tile) : 0),
-        end(tile < sizes.num_tiles ? sizes.first_token(tile + 1) : 0) {}
+        end(tile < sizes.num_tiles ? sizes.first_token(tile + 1) : 0) {
+    if ((end - begin) * sizes.top_k <= kTileChoices) {
+      slots = segments + num_segments * sizes.num_slots;
+      slot_step = sizes.top_k;
+      ranks = reinterpret_cast<std::uint32_t*>(slots + kTileChoices);
+    } else {
+      slots = travel(begin);
+      slot_step = 3 * sizes.top_k;
+      ranks = tiling.ranks + begin;
+    }
+  }
 
   __device__ std::int32_t* travel(std::int64_t token) const {
     return tiling.travel + token * 3 * tiling.top_k;
+  }
+
+  __device__ std::int32_t& slot_at(std::int64_t choice) const {
+    const int i = static_cast<int>(choice - begin * tiling.top_k);
+    return slots[i / tiling.top_k * std::int64_t{slot_step} + i % tiling.top_k];
+  }
+
+  __device__ void begin_at_zero() const {
+    for (int i = threadIdx.x; i < tiling.columns; i += blockDim.x) before[i] = 0;
+    __syncthreads();
   }
 
   __device__ std::int32_t slot_of(std::int64_t token, std::int64_t choice) const {
@@ -102,7 +126,7 @@ struct Tile {
       const std::int64_t token = i / top_k;
       const int k = static_cast<int>(i % top_k);
       const std::int32_t slot = slot_of(token, i);
-      travel(token)[k] = slot;
+      slot_at(i) = slot;
       travel(token)[2 * top_k + k] = __float_as_int(args.weights[i]);
       if (slot >= 0) atomicAdd(&total[slot], 1);
     }
@@ -112,10 +136,10 @@ struct Tile {
     for (std::int64_t t = begin + threadIdx.x; t < end; t += blockDim.x) {
       std::uint32_t mask = 0;
       for (int k = 0; k < top_k; ++k) {
-        const std::int32_t slot = travel(t)[k];
+        const std::int32_t slot = slot_at(t * top_k + k);
         if (slot >= 0) mask |= 1u << slot / slots_per_rank;
       }
-      tiling.ranks[t] = mask;
+      ranks[t - begin] = mask;
       int last_node = -1;
       for (; mask != 0; mask &= mask - 1) {
         const int g = __ffs(static_cast<int>(mask)) - 1;
@@ -161,7 +185,7 @@ struct Tile {
       int next = before[tiling.num_slots + g];
       for (std::int64_t base = begin; base < end; base += kWarp) {
         const std::int64_t t = base + lane_index();
-        const std::uint32_t mask = t < end ? tiling.ranks[t] : 0;
+        const std::uint32_t mask = t < end ? ranks[t - begin] : 0;
         const bool goes = mask >> g & 1;
         const unsigned int all = __ballot_sync(kAllLanes, goes);
         const int row = next + __popc(all & ((1u << lane_index()) - 1));
@@ -176,7 +200,7 @@ struct Tile {
       }
     }
     for (std::int64_t t = begin + threadIdx.x; t < end; t += blockDim.x) {
-      for (int j = __popc(tiling.ranks[t]); j < tiling.num_destinations; ++j) {
+      for (int j = __popc(ranks[t - begin]); j < tiling.num_destinations; ++j) {
         const std::int64_t at = t * tiling.num_destinations + j;
         tiling.visits[2 * at] = -1;
         tiling.visits[2 * at + 1] = -1;
@@ -194,10 +218,10 @@ struct Tile {
     const int slots_per_rank = static_cast<int>(args.slots_per_rank);
     for (std::int64_t i = begin * top_k + threadIdx.x; i < end * top_k; i += blockDim.x) {
       const std::int64_t token = i / top_k;
-      std::int32_t& slot = travel(token)[i % top_k];
+      std::int32_t& slot = slot_at(i);
       if (slot < 0) continue;
       const int g = slot / slots_per_rank;
-      const int j = __popc(tiling.ranks[token] & ((1u << g) - 1));
+      const int j = __popc(ranks[token - begin] & ((1u << g) - 1));
       if (tiling.visits[2 * (token * tiling.num_destinations + j) + 1] < 0) {
         slot = -1;
       } else {
@@ -215,15 +239,13 @@ struct Tile {
     __syncthreads();
     const std::int64_t all = (end - begin) * top_k;
     const std::int64_t length = (all / num_segments / kWarp + 1) * kWarp;
-    const bool ranks = warp_index() < num_segments;
-    const std::int64_t first = ranks ? min(warp_index() * length, all) : all;
+    const bool works = warp_index() < num_segments;
+    const std::int64_t first = works ? min(warp_index() * length, all) : all;
     const std::int64_t last = min(first + length, all);
-    int* mine = segments + (ranks ? warp_index() : 0) * num_slots;
-    const auto slot_at = [&](std::int64_t i) {
-      return travel(begin + i / top_k) + i % top_k;
-    };
+    int* mine = segments + (works ? warp_index() : 0) * num_slots;
+    const std::int64_t begin_choice = begin * top_k;
     for (std::int64_t i = first + lane_index(); i < last; i += kWarp) {
-      if (const std::int32_t slot = *slot_at(i); slot >= 0) atomicAdd(&mine[slot], 1);
+      if (const std::int32_t slot = slot_at(begin_choice + i); slot >= 0) atomicAdd(&mine[slot], 1);
     }
     __syncthreads();
     for (int p = threadIdx.x; p < num_slots; p += blockDim.x) {
@@ -237,14 +259,17 @@ struct Tile {
     __syncthreads();
     for (std::int64_t base = first; base < last; base += kWarp) {
       const std::int64_t i = base + lane_index();
-      const std::int32_t slot = i < last ? *slot_at(i) : -1;
+      const std::int32_t slot = i < last ? slot_at(begin_choice + i) : -1;
       const unsigned int same = __match_any_sync(kAllLanes, slot);
       const int place = __popc(same & ((1u << lane_index()) - 1));
       const int found = slot < 0 ? -1 : mine[slot] + place;
       __syncwarp();
       if (slot >= 0 && place == 0) mine[slot] += __popc(same);
       __syncwarp();
-      if (i < last) slot_at(i)[top_k] = found;
+      if (i >= last) continue;
+      std::int32_t* at = travel(begin + i / top_k) + i % top_k;
+      at[0] = slot;
+      at[top_k] = found;
     }
   }
 };

@@ -47,7 +47,9 @@ class Sender {
   __device__ void read_ahead() {
     if (!drives_) return;
     while (ring_.has_room() && next_read_ < turns_.last) {
-      ring_.read(x_ + next_read_ * row_bytes_);
+      ring_.read(x_ + next_read_ * row_bytes_, next_piece_);
+      if (++next_piece_ < Ring::kPieces) continue;
+      next_piece_ = 0;
       next_read_ += turns_.step;
     }
   }
@@ -72,20 +74,23 @@ class Sender {
           lane_index() < num_visits ? visit_of(token, lane_index()) : Visit{-1, -1};
       const bool goes = visit.row >= 0 && visit.rank != view_.rank();
       send_note(visit, goes, note_ints, note_of(token));
-      ring_.await();
-      ring_.write(goes ? view_.row(visit.rank, view_.rank(), visit.row) : nullptr);
-      std::uint32_t* flag = goes ? view_.flag(visit.rank, view_.rank(), visit.row) : nullptr;
-      ring_.next_written();
-      if (Ring::kKeep == 0) {
-        set(flag);
-      } else {
-        set(earlier);
-        earlier = flag;
+      char* to = goes ? view_.row(visit.rank, view_.rank(), visit.row) : nullptr;
+#pragma unroll
+      for (int piece = 0; piece < Ring::kPieces; ++piece) {
+        ring_.await();
+        ring_.write(to, piece);
+        ring_.next();
+        read_ahead();
       }
+      std::uint32_t* flag = goes ? view_.flag(visit.rank, view_.rank(), visit.row) : nullptr;
+      ring_.await_row_before();
+      __syncwarp();
+      set(Ring::kFlagsLate ? earlier : flag);
+      earlier = flag;
     }
     ring_.finish();
     __syncwarp();
-    set(earlier);
+    if (Ring::kFlagsLate) set(earlier);
   }
 
  private:
@@ -110,6 +115,7 @@ class Sender {
   std::int64_t row_bytes_;
   Turns turns_;
   std::int64_t next_read_;
+  int next_piece_ = 0;
   bool drives_;
   Ring ring_;
 };

@@ -18,6 +18,8 @@ namespace moetuner::transport {
 
 /// Ranks of a group that shares memory.
 constexpr std::int64_t kMaxPeers = 32;
+/// Parts of a rank's tokens that are routed side by side.
+constexpr std::int64_t kMaxTiles = 64;
 
 /// What a window has room for.
 struct WindowShape {
@@ -85,12 +87,11 @@ struct HostBox {
 /// Memory of the device that no other rank sees; followed by the first row of each sender's choices
 /// in each slot, int32 [G, S].
 struct Control {
-  std::uint32_t epoch;    // of the last operation that ended
+  std::uint32_t epoch;    // of the last operation that has begun
+  std::uint32_t begun;    // blocks of it that know so
   std::uint32_t barrier;  // of the blocks of a kernel
-  std::uint32_t ranked;   // blocks whose tokens have their places
   std::uint32_t placed;   // epoch whose [G, S] follow
-  std::uint32_t done;     // blocks that have ended
-  std::uint32_t unused[3];
+  std::uint32_t ranked[kMaxTiles];  // epoch whose tokens of each tile have their places
 };
 
 /// What a kernel needs to know of its peers; passed by value.
