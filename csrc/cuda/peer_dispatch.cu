@@ -20,6 +20,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace moetuner::transport {
 namespace {
@@ -42,31 +43,25 @@ __device__ void tell_counts(const DispatchArgs<Id>& args,
                             const int* total) {
   const int num_ranks = view.num_ranks();
   const int slots = static_cast<int>(args.slots_per_rank);
-  const int ints = slots + static_cast<int>(WindowLayout::kCountHead);
+  const int head = static_cast<int>(WindowLayout::kCountHead);
+  const int values = slots + head;
   const auto rows_to = [&](int g) {
     const int rows = total[tiling.num_slots + g];
     return args.capacity > 0 ? min(rows, static_cast<int>(args.capacity)) : rows;
   };
-  int largest = 0;
-  for (int g = 0; g < num_ranks; ++g) largest = max(largest, rows_to(g));
-  for (int i = threadIdx.x; i < num_ranks * ints; i += kThreads) {
-    const int g = i / ints;
-    const int at = i % ints;
-    const int head = static_cast<int>(WindowLayout::kCountHead);
-    const int value = at == 0     ? rows_to(g)
-                      : at == 1   ? largest
-                      : at < head ? 0
-                                  : total[g * slots + at - head];
-    view.counts(g, view.rank())[at] = value;
+  for (int i = threadIdx.x; i < num_ranks * values; i += kThreads) {
+    const int g = i / values;
+    const int at = i % values;
+    int value = at < head ? rows_to(g) : total[g * slots + at - head];
+    for (int other = 0; at == 1 && other < num_ranks; ++other) value = max(value, rows_to(other));
+    store_relaxed(view.counts(g, view.rank()) + at,
+                  uint2{static_cast<std::uint32_t>(value), view.epoch()});
   }
-  __syncthreads();
-  if (static_cast<int>(threadIdx.x) < num_ranks) {
-    __threadfence_system();
-    store_release(view.arrived(static_cast<int>(threadIdx.x), view.rank()), view.epoch());
-  }
+  const int g = static_cast<int>(threadIdx.x);
+  if (g < num_ranks) store_relaxed(view.arrived(g, view.rank()), view.epoch());
 }
 
-/// What this rank's tokens add to the counters and the overflow.
+/// What this rank's tokens add to the counters and the overflow, which is zero at first.
 template <typename Id>
 __device__ void count_tokens(const DispatchArgs<Id>& args, const Tiling& tiling, const int* total) {
   if (args.counters) {
@@ -82,38 +77,47 @@ __device__ void count_tokens(const DispatchArgs<Id>& args, const Tiling& tiling,
     for (int g = 0; g < tiling.num_ranks; ++g) {
       lost += max(total[tiling.num_slots + g] - static_cast<int>(args.capacity), 0);
     }
-    *args.overflow = lost;
+    atomicAdd(args.overflow, lost);
   }
 }
 
-/// Waits for the counts of all ranks, and makes of them the places of what comes.
+/// Waits for the counts of all ranks, into `counts` [G, kCountHead + S].
 template <typename Id>
-__device__ void add_up_arrivals(const DispatchArgs<Id>& args,
-                                const Peers& peers,
-                                const PeerView& view,
-                                const int* rows_to,
-                                bool& ok) {
+__device__ bool await_counts(const DispatchArgs<Id>& args, const PeerView& view, int* counts) {
+  const int values = static_cast<int>(args.slots_per_rank + WindowLayout::kCountHead);
+  bool ok = true;
+  for (int i = threadIdx.x; i < view.num_ranks() * values; i += kThreads) {
+    const int g = i / values;
+    const uint2* from = view.counts(view.rank(), g) + i % values;
+    uint2 value{};
+    ok &= view.wait(Wait::kCounts, g, [&] {
+      value = load_relaxed(from);
+      return value.y == view.epoch();
+    });
+    counts[i] = static_cast<int>(value.x);
+  }
+  return __syncthreads_and(ok);
+}
+
+/// Makes of the counts the places of what comes.
+template <typename Id>
+__device__ void place_arrivals(const DispatchArgs<Id>& args,
+                               const Peers& peers,
+                               const PeerView& view,
+                               const int* rows_to,
+                               const int* counts) {
   using Scan = cub::BlockScan<int, kThreads, cub::BLOCK_SCAN_WARP_SCANS>;
   __shared__ typename Scan::TempStorage storage;
   const int num_ranks = view.num_ranks();
-  const int g = static_cast<int>(threadIdx.x);
-  if (g < num_ranks &&
-      !view.wait_for(Wait::kCounts, g, view.arrived(view.rank(), g))) {
-    ok = false;
-  }
-  __syncthreads();
-  if (!ok) return;
   const int slots = static_cast<int>(args.slots_per_rank);
   const int head = static_cast<int>(WindowLayout::kCountHead);
+  const int values = slots + head;
   std::int32_t* bases = bases_of(peers);
-  const std::int64_t most = args.max_rows;
   std::int64_t end_of_all = 0;
   for (int start = 0; start < slots; start += kThreads) {
     const int p = start + static_cast<int>(threadIdx.x);
     int count = 0;
-    for (int s = 0; s < num_ranks && p < slots; ++s) {
-      count += __ldcg(view.counts(view.rank(), s) + head + p);
-    }
+    for (int s = 0; s < num_ranks && p < slots; ++s) count += counts[s * values + head + p];
     int before = 0;
     int sum = 0;
     Scan(storage).ExclusiveSum(count, before, sum);
@@ -121,60 +125,54 @@ __device__ void add_up_arrivals(const DispatchArgs<Id>& args,
       std::int64_t next = end_of_all + before;
       for (int s = 0; s < num_ranks; ++s) {
         bases[s * slots + p] = static_cast<std::int32_t>(next);
-        next += __ldcg(view.counts(view.rank(), s) + head + p);
+        next += counts[s * values + head + p];
       }
       args.end_offsets[p] =
-          static_cast<std::int32_t>(args.capacity > 0 ? min(next, most) : next);
+          static_cast<std::int32_t>(args.capacity > 0 ? min(next, args.max_rows) : next);
     }
     end_of_all += sum;
     __syncthreads();
   }
-  int largest = 0;
+  const int g = static_cast<int>(threadIdx.x);
   if (g < num_ranks) {
-    const std::int32_t* counts = view.counts(view.rank(), g);
     args.counts[g] = rows_to[g];
-    args.counts[num_ranks + g] = __ldcg(counts);
-    largest = __ldcg(counts + 1);
+    args.counts[num_ranks + g] = counts[g * values];
     if (args.ticket != 0) {
       peers.host->sent[g] = rows_to[g];
-      peers.host->received[g] = __ldcg(counts);
+      peers.host->received[g] = counts[g * values];
     }
   }
-  __shared__ int largest_of_all;
-  if (g == 0) largest_of_all = 0;
-  __syncthreads();
-  if (g < num_ranks) atomicMax(&largest_of_all, largest);
-  if (g < num_ranks && args.ticket != 0) __threadfence_system();
   __syncthreads();
   if (g != 0) return;
-  if (args.overflow) *args.overflow += static_cast<int>(max(end_of_all - most, std::int64_t{0}));
-  __threadfence();
-  store_relaxed(&peers.control->placed, view.epoch());
+  store_release_here(&peers.control->placed, view.epoch());
+  if (args.overflow) {
+    atomicAdd(args.overflow, static_cast<int>(max(end_of_all - args.max_rows, std::int64_t{0})));
+  }
   if (args.ticket != 0) {
+    int largest = 0;
+    for (int s = 0; s < num_ranks; ++s) largest = max(largest, counts[s * values + 1]);
     peers.host->num_choices = end_of_all;
-    peers.host->largest = largest_of_all;
-    __threadfence_system();
+    peers.host->largest = largest;
     store_release(&peers.host->ticket, args.ticket);
   }
 }
 
-/// The last block's part.
+/// The last block's part; `counts` has room for those of all ranks.
 template <typename Id>
 __device__ void meet_peers(const DispatchArgs<Id>& args,
                            const Peers& peers,
                            const Tiling& tiling,
                            const PeerView& view,
-                           const int* total) {
-  __shared__ bool ok;
+                           const int* total,
+                           int* counts) {
   __shared__ int rows_to[kMaxPeers];
+  tell_counts(args, tiling, view, total);
   const int g = static_cast<int>(threadIdx.x);
-  if (g == 0) ok = true;
   if (g < view.num_ranks()) {
     const int rows = total[tiling.num_slots + g];
     rows_to[g] = args.capacity > 0 ? min(rows, static_cast<int>(args.capacity)) : rows;
   }
-  tell_counts(args, tiling, view, total);
-  add_up_arrivals(args, peers, view, rows_to, ok);
+  if (await_counts(args, view, counts)) place_arrivals(args, peers, view, rows_to, counts);
 }
 
 /// Whether all tiles' tokens have their places. The whole block calls it.
@@ -203,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 
   wait_for_predecessor();
   const PeerView view(peers, next_epoch(peers));
-  let_successor_begin();
+  if (threadIdx.x == 0) let_successor_begin();  // which reads the epoch that this thread has set
   if (__syncthreads_or(view.aborted())) return;
   Sender<Ring> sender(view,
                       static_cast<const char*>(args.x),
@@ -236,9 +234,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     }
   }
   __syncthreads();
+  const bool drops = args.capacity > 0 && args.capacity < args.num_tokens;
+  if (meets && !drops) {
+    meet_peers(args, peers, tiling, view, tile.total, tile.segments);
+    return count_tokens(args, tiling, tile.total);
+  }
   if (meets) count_tokens(args, tiling, tile.total);
   if (routes) tile.place_rows(first_sent);
-  if (args.capacity > 0 && args.capacity < args.num_tokens) {
+  if (drops) {
     if (routes) tile.drop_choices();
     if (!alone) {
       if (routes) tile.publish(tiling.kept_counts, block, tiling.num_slots);
@@ -246,11 +249,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
       tile.add_up(tiling.kept_counts, own_tile, tiling.num_slots);
     }
   }
-  if (meets) return meet_peers(args, peers, tiling, view, tile.total);
+  if (meets) return meet_peers(args, peers, tiling, view, tile.total, tile.segments);
   if (routes) tile.place_choices();
   __syncthreads();
   if (block < num_tiles && threadIdx.x == 0) {
-    store_release(&peers.control->ranked[block], view.epoch());
+    store_release_here(&peers.control->ranked[block], view.epoch());
   }
   if (!sends) return;
   if ((!alone && !ranked(peers, view, num_tiles)) || !fits) return sender.abandon();
@@ -385,9 +388,11 @@ Launches plan(const DispatchArgs<Id>& args, const Peers& peers) {
   const Tiling tiling(args, peers.num_ranks, out.num_tiles);
   out.num_segments = static_cast<int>(std::clamp<std::int64_t>(
       kSegmentInts / tiling.num_slots, 1, kThreads / kWarp));
-  out.tables =
-      (2 * tiling.columns + std::int64_t{out.num_segments} * tiling.num_slots + 2 * kTileChoices) *
-      kIntBytes;
+  // The last block keeps the counts of all ranks where others keep their segments.
+  const std::int64_t counts = peers.num_ranks * (args.slots_per_rank + WindowLayout::kCountHead);
+  out.tables = (2 * tiling.columns + 2 * kTileChoices +
+                std::max<std::int64_t>(counts, out.num_segments * tiling.num_slots)) *
+               kIntBytes;
   out.carry = carry_rows(args.row_bytes, room.shared_bytes - out.tables);
   return out;
 }
@@ -445,6 +450,8 @@ void route_and_send(const DispatchArgs<Id>& args, const Peers& peers, cudaStream
 template <typename Id>
 void spread(const DispatchArgs<Id>& args, const Peers& peers, cudaStream_t stream) {
   const Launches sizes = plan(args, peers);
+  Launches sizes2 = sizes;
+  if (getenv("WHOLE")) { int w = atoi(getenv("WHOLE")); sizes2.carry = {w, std::min(6, 14 / w), (int)args.row_bytes, (int)args.row_bytes}; run_spread<EngineRing<1>>(args, peers, sizes2, stream); return; }
   with_ring(args.x, args.rows, sizes.carry, [&]<typename Ring>() {
     run_spread<Ring>(args, peers, sizes, stream);
   });

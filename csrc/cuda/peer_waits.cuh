@@ -35,6 +35,27 @@ __device__ inline void store_relaxed(std::uint32_t* flag, std::uint32_t value) {
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
+__device__ inline uint2 load_relaxed(const uint2* pair) {
+  uint2 value;
+  asm volatile("ld.relaxed.sys.global.v2.u32 {%0, %1}, [%2];"
+               : "=r"(value.x), "=r"(value.y)
+               : "l"(pair)
+               : "memory");
+  return value;
+}
+
+__device__ inline void store_relaxed(uint2* pair, uint2 value) {
+  asm volatile("st.relaxed.sys.global.v2.u32 [%0], {%1, %2};" ::"l"(pair),
+               "r"(value.x),
+               "r"(value.y)
+               : "memory");
+}
+
+/// As `store_release`, for this device alone.
+__device__ inline void store_release_here(std::uint32_t* flag, std::uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
 /// What others have written by the copy engine or by stores may be read by the copy engine.
 __device__ inline void fence_copy_engine() {
 #if __CUDA_ARCH__ >= 900
@@ -69,9 +90,10 @@ class PeerView {
   __device__ std::uint32_t* arrived(int rank, int sender) const {
     return reinterpret_cast<std::uint32_t*>(peers_.windows[rank] + peers_.layout.arrived) + sender;
   }
-  __device__ std::int32_t* counts(int rank, int sender) const {
-    return reinterpret_cast<std::int32_t*>(peers_.windows[rank] + peers_.layout.counts) +
-           part(sender) * peers_.layout.count_ints;
+  /// Counts of a sender, each beside the epoch that it belongs to: they need no flag.
+  __device__ uint2* counts(int rank, int sender) const {
+    return reinterpret_cast<uint2*>(peers_.windows[rank] + peers_.layout.counts) +
+           part(sender) * peers_.layout.num_counts;
   }
   __device__ std::uint32_t* flag(int rank, int sender, std::int64_t row) const {
     return reinterpret_cast<std::uint32_t*>(peers_.windows[rank] + peers_.layout.flags) +

@@ -79,12 +79,12 @@ struct Tile {
         rank(own_rank),
         total(tables),
         before(tables + sizes.columns),
-        segments(tables + 2 * sizes.columns),
+        segments(tables + 2 * sizes.columns + 2 * kTileChoices),
         num_segments(segment_count),
         begin(tile < sizes.num_tiles ? sizes.first_token(tile) : 0),
         end(tile < sizes.num_tiles ? sizes.first_token(tile + 1) : 0) {
     if ((end - begin) * sizes.top_k <= kTileChoices) {
-      slots = segments + num_segments * sizes.num_slots;
+      slots = tables + 2 * sizes.columns;
       slot_step = sizes.top_k;
       ranks = reinterpret_cast<std::uint32_t*>(slots + kTileChoices);
     } else {

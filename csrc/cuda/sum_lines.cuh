@@ -111,7 +111,7 @@ class Adder {
   /// Rows of a line that are here, the first kMostRows of them in the order of k.
   struct Line {
     std::int64_t line;
-    int count;  // of all
+    int count;  // more than kMostRows: some are not in `rows`
     const T* rows[kMostRows];
     float weights[kMostRows];
   };
@@ -133,7 +133,7 @@ class Adder {
           lanes &= lanes - 1;
         }
       }
-      out.count += __popc(lanes);
+      if (lanes != 0) out.count = kMostRows + 1;  // they are not among `rows`
     }
     return out;
   }

@@ -6,7 +6,8 @@
 //
 //     [ row 0 ][ row 1 ] ... [ stored 0 ][ stored 1 ] ...        a piece each, of `bytes`
 //
-// The more rows, the shorter the pieces.
+// The more rows, the shorter the pieces. The sum takes the place of the first row, from where the
+// engine stores it.
 
 #include "arrived_rows.cuh"
 #include "bulk_copy.cuh"
@@ -39,9 +40,10 @@ class SumRing {
   static constexpr int kUnit = kWarp * 16;  // bytes that a warp adds at a time
   static constexpr int kStageBytes = kMostRows * kUnit;
   static constexpr int kStages = 3;
+  static constexpr int kLate = 4;  // pieces behind a sum until its flag is set
   static constexpr int kLines = kStages + 1;  // on their way
   static constexpr std::int64_t kOfWarp =
-      kStages * (kStageBytes + 8) + kLines * std::int64_t{sizeof(SumLine)} + 8;
+      kStages * (kStageBytes + 8) + kLines * std::int64_t{sizeof(SumLine)} + kLate * 16;
   static constexpr std::int64_t kShared = kWarps * (kOfWarp + 127) / 128 * 128;
 
   __device__ explicit SumRing(char* shared) {
@@ -49,6 +51,8 @@ class SumRing {
     char* tables = shared + kWarps * kStages * kStageBytes;
     barriers_ = reinterpret_cast<std::uint64_t*>(tables) + warp_index() * kStages;
     lines_ = reinterpret_cast<SumLine*>(tables + kWarps * kStages * 8) + warp_index() * kLines;
+    char* late = tables + kWarps * (kStages * 8 + kLines * sizeof(SumLine));
+    late_ = reinterpret_cast<Late*>(late) + warp_index() * kLate;
     if (lane_index() == 0) {
       for (int s = 0; s < kStages; ++s) bulk::init(&barriers_[s]);
     }
@@ -133,6 +137,12 @@ class SumRing {
     float weight = 0.0f;
   };
 
+  /// A sum whose flag is not set, and the pieces that were added up when it was complete.
+  struct Late {
+    std::uint32_t* flag;
+    int pieces;
+  };
+
   struct Next {
     Rows rows;
     const char* stored = nullptr;  // a visit for each lane
@@ -190,12 +200,12 @@ class SumRing {
     int ended = 0;          // lines that are added up
     int added_piece = team.member;
     while (true) {
-      while (read_ - added_ < kStages) {
+      while (read_ - free_ < kStages) {
         if (read_piece >= read_pieces) {
           if (begun - ended >= kLines || !more()) break;
           if (!ready(false)) {
             if (begun > ended) break;
-            if (!ready(true)) return;
+            if (!ready(true)) break;
           }
           reading = take();
           read_pieces = begin_line(lines_[begun % kLines], reading, team);
@@ -206,20 +216,45 @@ class SumRing {
         read(lines_[(begun - 1) % kLines], reading, read_piece);
         read_piece += team.warps;
       }
-      if (begun == ended) return;
+      if (begun == ended) break;
       const SumLine& line = lines_[ended % kLines];
       if (added_piece < line.pieces) {
-        add(line, added_piece);
+        add(line, added_piece, epoch);
         added_piece += team.warps;
       }
       if (added_piece < line.pieces) continue;
-      if (line.flag != nullptr) {
-        team.sync();
-        if (team.member == 0 && lane_index() == 0) store_release(line.flag, epoch);
-      }
+      if (line.flag != nullptr) end_line(line.flag, team, epoch);
       __syncwarp();
       ++ended;
       added_piece = team.member;
+    }
+    if (lane_index() == 0) {
+      set_late<0>(epoch);
+      bulk::wait_written<0>();
+    }
+    __syncwarp();
+  }
+
+  /// Sets the flag of a sum, or keeps it until the sum is there: pieces may be on their way.
+  __device__ void end_line(std::uint32_t* flag, const Team& team, std::uint32_t epoch) {
+    if (team.warps == 1) {
+      if (lane_index() == 0) late_[last_late_++ % kLate] = {flag, added_};
+      return;
+    }
+    if (lane_index() == 0) bulk::wait_written<0>();
+    team.sync();
+    if (team.member == 0 && lane_index() == 0) store_release(flag, epoch);
+  }
+
+  /// Sets the flags of sums whose last piece is at least `kLeft` pieces back. Of lane 0.
+  template <int kLeft>
+  __device__ void set_late(std::uint32_t epoch) {
+    if (first_late_ == last_late_ || late_[first_late_ % kLate].pieces + kLeft > added_) return;
+    bulk::wait_written<kLeft>();
+    for (; first_late_ != last_late_; ++first_late_) {
+      const Late& late = late_[first_late_ % kLate];
+      if (late.pieces + kLeft > added_) return;
+      store_release(late.flag, epoch);
     }
   }
 
@@ -272,44 +307,88 @@ class SumRing {
     ++read_;
   }
 
-  /// Adds up a piece.
-  __device__ void add(const SumLine& line, int piece) {
-    const char* stage = stages_ + added_ % kStages * kStageBytes;
+  /// Adds up a piece, and begins to store its sum.
+  __device__ void add(const SumLine& line, int piece, std::uint32_t epoch) {
+    char* stage = stages_ + added_ % kStages * kStageBytes;
     bulk::wait(&barriers_[added_ % kStages], added_ / kStages % 2);
     const int bytes = bytes_of(line, piece);
-    char* out = line.out + std::int64_t{piece} * line.bytes;
-    for (int at = lane_index() * 16; at < bytes; at += kUnit) {
-      const Values sum = sum_at(line, stage + at);
-      if (line.flag != nullptr) {
-        *reinterpret_cast<uint4*>(out + at) = sum.word;
-      } else {
-        store_once(reinterpret_cast<T*>(out + at), sum.word);
-      }
+    switch (line.rows) {
+      case 1: add_units<1>(line, stage, bytes); break;
+      case 2: add_units<2>(line, stage, bytes); break;
+      case 3: add_units<3>(line, stage, bytes); break;
+      case 4: add_units<4>(line, stage, bytes); break;
+      case 5: add_units<5>(line, stage, bytes); break;
+      case 6: add_units<6>(line, stage, bytes); break;
+      case 7: add_units<7>(line, stage, bytes); break;
+      case 8: add_units<8>(line, stage, bytes); break;
+      default: add_units<0>(line, stage, bytes); break;
     }
+    bulk::fence_shared();
     __syncwarp();
     ++added_;
+    if (lane_index() == 0) {
+      bulk::store(line.out + std::int64_t{piece} * line.bytes, stage, bytes);
+      bulk::commit();
+      set_late<kLate>(epoch);
+      bulk::wait_read<1>();
+    }
+    __syncwarp();
+    free_ = max(added_ - 1, 0);
   }
 
-  __device__ static Values sum_at(const SumLine& line, const char* from) {
+  /// Adds up this lane's columns of a piece. kRows: of the line here; 0: any number. What does not
+  /// change is in registers, so that all reads of a column are under way at a time.
+  template <int kRows>
+  __device__ static void add_units(const SumLine& line, char* stage, int bytes) {
     constexpr int kWidth = kWide<T>;
-    float sum[kWidth] = {};
-#pragma unroll 4
-    for (int i = 0; i < line.rows; ++i) {
-      const Values values{*reinterpret_cast<const uint4*>(from + i * line.bytes)};
-      const float weight = line.weights[i];
+    const int rows = kRows > 0 ? kRows : line.rows;
+    const int step = line.bytes;
+    const unsigned int visits = line.visits;
+    const unsigned int here_visit = line.here;
+    float weights[kRows > 0 ? kRows : 1];
 #pragma unroll
-      for (int w = 0; w < kWidth; ++w) sum[w] += weight * values[w];
+    for (int i = 0; i < kRows; ++i) weights[i] = line.weights[i];
+#pragma unroll 2
+    for (int at = lane_index() * 16; at < bytes; at += kUnit) {
+      const char* from = stage + at;
+      float sum[kWidth] = {};
+      const auto add_row = [&](const Values& values, float weight) {
+#pragma unroll
+        for (int w = 0; w < kWidth; ++w) sum[w] += weight * values[w];
+      };
+      if constexpr (kRows > 0) {
+        Values values[kRows];
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          values[i].word = *reinterpret_cast<const uint4*>(from + i * step);
+        }
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) add_row(values[i], weights[i]);
+      } else {
+        for (int i = 0; i < rows; ++i) {
+          add_row({*reinterpret_cast<const uint4*>(from + i * step)}, line.weights[i]);
+        }
+      }
+      Values result = rounded<T>(sum);
+      if (visits != 0) result = add_visits(visits, here_visit, from + rows * step, step, result);
+      *reinterpret_cast<uint4*>(stage + at) = result.word;
     }
-    const Values here = rounded<T>(sum);
-    if (line.visits == 0) return here;
+  }
+
+  /// The sum of what the visits have left, in their order; `here` was made of the rows here.
+  __device__ static Values add_visits(unsigned int visits,
+                                      unsigned int here_visit,
+                                      const char* stored,
+                                      int step,
+                                      const Values& here) {
+    constexpr int kWidth = kWide<T>;
     float total[kWidth] = {};
-    const char* stored = from + line.rows * line.bytes;
-    for (unsigned int left = line.visits; left != 0; left &= left - 1) {
-      const bool is_here = (left & -left) == line.here;
+    for (unsigned int left = visits; left != 0; left &= left - 1) {
+      const bool is_here = (left & -left) == here_visit;
       Values values = here;
       if (!is_here) {
         values.word = *reinterpret_cast<const uint4*>(stored);
-        stored += line.bytes;
+        stored += step;
       }
 #pragma unroll
       for (int w = 0; w < kWidth; ++w) total[w] += values[w];
@@ -321,7 +400,9 @@ class SumRing {
   std::uint64_t* barriers_;
   SumLine* lines_;
   int row_bytes_ = 0;
-  int read_ = 0, added_ = 0;  // pieces
+  Late* late_;
+  int read_ = 0, added_ = 0, free_ = 0;   // pieces
+  int first_late_ = 0, last_late_ = 0;    // sums whose flag is not set, as lane 0 knows
 };
 
 }  // namespace moetuner::transport

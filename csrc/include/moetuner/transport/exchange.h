@@ -32,7 +32,7 @@ struct DispatchArgs {
   std::int32_t* send_map;              // [T, D], row on the wire; -1: no more, or no room
   std::int32_t* counts;                // [2, G]
   std::int32_t* end_offsets;           // [S]
-  std::int32_t* overflow;              // [1], set; or null
+  std::int32_t* overflow;              // [1], added to; or null
   std::int64_t* counters;              // as RouteArgs has them; or null
   std::int32_t* workspace;             // dispatch_workspace(...) integers
   // Of `spread` alone:

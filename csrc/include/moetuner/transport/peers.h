@@ -5,7 +5,7 @@
 // Ranks of one node that map each other's memory. Each rank owns a *window* that all of them may
 // write, and the same offsets hold in every window:
 //
-//     [ abort ][ arrived: G ][ counts: 2 x G x (3 + S) ][ flags: 2 x G x R ][ notes: 2 x G x R x 3 K ]
+//     [ abort ][ arrived: G ][ counts: 2 x G x (2 + S) ][ flags: 2 x G x R ][ notes: 2 x G x R x 3 K ]
 //     [ rows: 2 x G x R ]
 //
 // G ranks, S slots per rank, R rows of one rank at most, K experts per token. The part of sender g
@@ -39,21 +39,21 @@ struct WindowShape {
 /// Where things are in a window: offsets in bytes.
 struct WindowLayout {
   WindowShape shape;
-  std::int64_t count_ints;  // of one sender
+  std::int64_t num_counts;  // of one sender, each beside the epoch that it belongs to
   std::int64_t note_ints;   // of one row
   std::int64_t arrived, counts, flags, notes, rows, bytes;
 
-  static constexpr std::int64_t kCountHead = 3;  // rows, largest number of rows, choices
+  static constexpr std::int64_t kCountHead = 2;  // rows, largest number of rows; then choices
 
   explicit WindowLayout(const WindowShape& wanted) : shape(wanted) {
     const auto align = [](std::int64_t bytes) { return (bytes + 255) / 256 * 256; };
     const std::int64_t senders = 2 * shape.num_ranks;
     const std::int64_t all_rows = senders * shape.num_rows;
-    count_ints = (kCountHead + shape.slots_per_rank + 3) / 4 * 4;
+    num_counts = kCountHead + shape.slots_per_rank;
     note_ints = (3 * shape.top_k + 3) / 4 * 4;
     arrived = 256;
     counts = align(arrived + 4 * shape.num_ranks);
-    flags = align(counts + 4 * senders * count_ints);
+    flags = align(counts + 8 * senders * num_counts);
     notes = align(flags + 4 * all_rows);
     rows = align(notes + 4 * all_rows * note_ints);
     bytes = align(rows + all_rows * shape.row_bytes);
