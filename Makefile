@@ -1,56 +1,88 @@
-# `make demo` and `make test` each set up all they need in .venv and end by themselves.
+# Each target sets up all it needs in .venv (nothing else is touched) and ends by itself.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # The torch that the ops are built and tested against; any torch >= 2.11 will do.
 TORCH  ?= torch==2.13.0
 
-NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f)
+NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc cmake tests/cpp -type f)
+CXX_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
-.PHONY: demo test check docs format bench clean
+.PHONY: help demo test test-all sanitize coverage check docs wheel format stub bench clean
+
+help:  ## What there is to make
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(VENV)/.planner  ## Plan the shipped trace for 8 GPUs on 2 nodes
 	$(BIN)/moetuner demo
 
-test: $(VENV)/.dev  ## All tests that this machine can run
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## The tests that this machine can run, without the slow ones
+	$(BIN)/python -m pytest -m "not slow"
 
-check: $(VENV)/.dev  ## Lint, types, import contracts, C++ format
+test-all: test  ## And the slow ones
+	$(BIN)/python -m pytest -m slow
+
+sanitize: $(VENV)/.sanitize  ## Tests of the planning core under ASan with UBSan, and under TSan
+	for kind in address,undefined thread; do \
+	  $(BIN)/cmake -S tests/cpp -B build/sanitize-$$kind -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -DMOETUNER_WERROR=ON -DMOETUNER_SANITIZE=$$kind && \
+	  $(BIN)/cmake --build build/sanitize-$$kind --parallel && \
+	  $(BIN)/ctest --test-dir build/sanitize-$$kind --output-on-failure || exit 1; \
+	done
+
+coverage: $(VENV)/.coverage  ## Which lines of Python `make test` reaches; pages in build/coverage/html
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html
+
+check: $(VENV)/.lint  ## Lint, types, import contracts, C++ format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/core_stub.py --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(CXX_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
 
-docs: $(VENV)/.docs $(VENV)/.planner  ## The documentation site, in build/docs
+docs: $(VENV)/.docs  ## The documentation site, in build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-format: $(VENV)/.dev  ## Rewrite the sources in the house style
+wheel:  ## The planner's wheel, in dist, installed and tried in a clean environment
+	PYTHON=$(PYTHON) .ci/wheel
+
+format: $(VENV)/.lint  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+	$(CXX_FILES) | xargs $(BIN)/clang-format -i
+
+stub: $(VENV)/.lint  ## Write the types of the C++ core anew, after a change of csrc/python
+	$(BIN)/python .ci/core_stub.py
 
 bench: $(VENV)/.dev  ## Microbenchmarks; JSON and, on a GPU, a table under benchmarks/results
 	mkdir -p benchmarks/results
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/latest.json
 
 clean:  ## Remove everything that the targets above made
-	rm -rf $(VENV) build moetuner-demo
+	rm -rf $(VENV) build dist moetuner-demo
 
+# pip >= 25.1 knows the dependency groups of pyproject.toml.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 
-# The planner alone, as `pip install moetuner[plot]` gives it: no torch.
+# The planner alone, as `pip install moetuner[plot]` gives it: no torch, no CBC.
 $(VENV)/.planner: $(BIN)/python $(NATIVE)
-	@test -e $(VENV)/.dev || $(BIN)/pip install --quiet ".[plot]"
+	@test -e $(VENV)/.dev || $(BIN)/python -m pip install --quiet ".[plot]"
 	@touch $@
 
-# Everything: torch, the ops, the development tools; Python sources are used in place.
+# What tests need: torch, the ops, CBC, Transformers; Python sources are used in place.
 $(VENV)/.dev: $(BIN)/python $(NATIVE)
-	$(BIN)/pip install --quiet "$(TORCH)"
-	MOETUNER_WERROR=ON $(BIN)/pip install --quiet --editable ".[dev,plot]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	MOETUNER_WERROR=ON MOETUNER_CORE_TESTS=ON $(BIN)/python -m pip install --quiet --editable ".[cbc,plot]" --group test
 	@touch $@ $(VENV)/.planner
 
-$(VENV)/.docs: $(BIN)/python docs/requirements.txt
-	$(BIN)/pip install --quiet -r docs/requirements.txt
+# The tools of each of these, beside moetuner.
+$(VENV)/.lint: $(VENV)/.dev
+$(VENV)/.coverage: $(VENV)/.dev
+$(VENV)/.docs: $(VENV)/.planner
+$(VENV)/.sanitize: $(BIN)/python
+$(VENV)/.lint $(VENV)/.coverage $(VENV)/.docs $(VENV)/.sanitize: $(VENV)/.%: pyproject.toml
+	$(BIN)/python -m pip install --quiet --group $*
 	@touch $@

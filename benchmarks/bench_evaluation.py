@@ -9,11 +9,11 @@ import dataclasses
 import harness
 import numpy as np
 import pytest
-from moetuner.cost import CostModel, Homes, Wire
-from moetuner.evaluation import evaluate, summarise
-from moetuner.placement import Placement, contiguous_rank_of
-from moetuner.tally import tally
-from moetuner.topology import Topology
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.evaluate import evaluate, summarise
+from moetuner.evaluation.tally import tally
+from moetuner.placement.model import Placement, contiguous_rank_of
+from moetuner.placement.topology import Topology
 from moetuner.trace import read_trace
 
 NUM_THREADS = 2

@@ -9,9 +9,9 @@ import time
 import harness
 import numpy as np
 import pytest
-from moetuner import reference
-from moetuner.statistics import RoutingStatistics
+from moetuner.evaluation import reference
 from moetuner.trace import read_trace
+from moetuner.trace.statistics import RoutingStatistics
 
 NUM_THREADS = 2
 MAX_SECONDS = 1.0

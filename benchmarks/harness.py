@@ -109,9 +109,8 @@ def environment() -> dict[str, str]:
 
 
 def traces_folder() -> Path:
-    """Folder of real recordings, as for the tests."""
-    default = REPOSITORY.parent / "shared" / "traces"
-    return Path(os.environ.get("MOETUNER_TRACES", default))
+    """Folder of recordings of real models, as for the tests."""
+    return Path(os.environ.get("MOETUNER_TRACES", ""))
 
 
 def _cpu() -> str:

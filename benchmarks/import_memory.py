@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from moetuner.pipeline import demo_trace
+from moetuner.planning.plan import demo_trace
 from moetuner.trace.importers import ImportOptions, import_recording
 
 NUM_LAYERS, PASS_TOKENS = 48, 8192

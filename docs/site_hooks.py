@@ -20,7 +20,7 @@ from moetuner import (
     plan_trace,
     shape_for_model,
 )
-from moetuner.comparison import comparison_of_plan
+from moetuner.planning.comparison import comparison_of_plan
 from moetuner.report.html import render_page
 
 REPOSITORY = Path(__file__).parents[1]

@@ -13,17 +13,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
-def _traces_folder() -> Path:
-    default = Path(__file__).parents[2] / "shared" / "traces"
-    return Path(os.environ.get("MOETUNER_TRACES", default))
-
-
 @pytest.fixture(scope="session")
 def traces_dir() -> Path:
-    """Folder of real routing recordings; they are not part of the repository."""
-    folder = _traces_folder()
+    """Folder of recordings of real models; too large for the repository."""
+    named = os.environ.get("MOETUNER_TRACES")
+    if not named:
+        pytest.skip("MOETUNER_TRACES names no folder of recordings")
+    folder = Path(named)
     if not folder.is_dir():
-        pytest.skip(f"no real traces at {folder}; set MOETUNER_TRACES")
+        pytest.fail(f"MOETUNER_TRACES={named}: no such folder", pytrace=False)
     return folder
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from moetuner.pipeline import demo_trace
+from moetuner.planning.plan import demo_trace
 from moetuner.trace import Trace
 
 FOLDER = Path(__file__).parent / "fixtures" / "engines"

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
-from moetuner.cost import HARDWARE, CostModel, ModelShape
-from moetuner.placement import Placement
-from moetuner.problem import PlacementProblem
-from moetuner.statistics import RoutingStatistics
-from moetuner.topology import Topology
-from moetuner.trace import Trace, TraceMetadata
-from moetuner.workload import Workload
+from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.workload import Workload
+from moetuner.placement.model import Placement
+from moetuner.placement.topology import Topology
+from moetuner.problem import Objective, PlacementProblem
+from moetuner.trace import CountTrace, Trace, TraceMetadata
+from moetuner.trace.statistics import RoutingStatistics
 
 
 def random_ids(rng, num_tokens, num_layers, num_experts, top_k, padding=0.0, skew=1.0):
@@ -153,9 +155,34 @@ def _problem(ids, num_experts, topology, options):
         **{
             "statistics": RoutingStatistics.from_trace(trace),
             "topology": topology,
+            "objective": Objective.MAX_LOAD,
             "workload": Workload(traces=(trace,), cost=TOY_COST, batch_tokens=100),
             **options,
         }
+    )
+
+
+def problem_of_counts(load, topology, *, transitions=None, cost=TOY_COST, **options):
+    """The problem of `load` [L, E] and `transitions`, counted in one go."""
+    load = np.array(load, np.int64)
+    layer_ids = np.arange(len(load), dtype=np.int32)
+    counted = CountTrace(
+        counts=load[None],
+        num_tokens=load.sum(axis=1).max(keepdims=True),
+        layer_ids=layer_ids,
+    )
+    return PlacementProblem(
+        workload=Workload(traces=(counted,), cost=cost),
+        statistics=RoutingStatistics(
+            num_tokens=int(counted.num_tokens.sum()),
+            layer_ids=layer_ids,
+            load=load,
+            transitions=None
+            if transitions is None
+            else np.array(transitions, np.int64),
+        ),
+        topology=topology,
+        **{"objective": Objective.MAX_LOAD, **options},
     )
 
 

@@ -4,18 +4,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given
-from moetuner.cost import HARDWARE, ModelShape
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
     MissingStatisticsError,
 )
-from moetuner.placement import Placement
-from moetuner.problem import Objective, PlacementProblem
-from moetuner.reference import tally_routing
-from moetuner.statistics import RoutingStatistics
-from moetuner.topology import Topology
-from strategies import placement_problems
+from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.reference import tally_routing
+from moetuner.evaluation.shapes import ModelShape
+from moetuner.placement.model import Placement
+from moetuner.placement.topology import Topology
+from moetuner.problem import Objective
+from strategies import placement_problems, problem_of_counts
 
 # 1000 bytes per row, 100 B/s inside a node, 10 B/s between nodes.
 SLOW = replace(HARDWARE["h100"], rank_bandwidth=100.0, nic_bandwidth=10.0)
@@ -23,18 +24,12 @@ SHAPE = ModelShape(hidden_size=500, expert_hidden_size=1, dispatch_bytes=2)
 
 
 def by_hand(objective, load, transitions, ranks_per_node=1, **options):
-    load = np.array(load, np.int64)
-    return PlacementProblem(
-        statistics=RoutingStatistics(
-            num_tokens=10,
-            layer_ids=np.arange(len(load), dtype=np.int32),
-            load=load,
-            transitions=np.array(transitions, np.int64),
-        ),
-        topology=Topology(num_ranks=2, ranks_per_node=ranks_per_node),
+    return problem_of_counts(
+        load,
+        Topology(num_ranks=2, ranks_per_node=ranks_per_node),
+        transitions=transitions,
         objective=objective,
-        hardware=SLOW,
-        shape=SHAPE,
+        cost=CostModel(hardware=SLOW, shape=SHAPE),
         **options,
     )
 
@@ -129,7 +124,8 @@ def slow_objective(problem, rank_of):
                 total += sum(abs(rows - mean) for rows in on) / mean
         return total / num_layers
     node = [g // problem.topology.ranks_per_node for g in ranks]
-    row_bytes = problem.shape.hidden_size * problem.shape.dispatch_bytes
+    cost = problem.workload.cost
+    row_bytes = cost.shape.hidden_size * cost.shape.dispatch_bytes
     slowest, moved, everything = 0.0, 0, 0
     for layer in range(num_layers - 1):
         rows = {}
@@ -145,7 +141,7 @@ def slow_objective(problem, rank_of):
                 continue
             moved += count
             same = node[g] == node[h]
-            hardware = problem.hardware
+            hardware = cost.hardware
             speed = hardware.rank_bandwidth if same else hardware.nic_bandwidth
             seconds.append(count * row_bytes / speed)
         slowest += max(seconds)
@@ -181,8 +177,7 @@ def test_slots_are_just_enough_unless_given():
     [
         ({"slots_per_rank": 1}, "2 ranks x 1 slots cannot hold 4 experts"),
         ({"slots_per_rank": -2}, "2 ranks x -2 slots cannot hold 4 experts"),
-        ({"memory_slack": -1}, "memory_slack must be >= 0, got -1"),
-        ({"memory_slack": math.nan}, "memory_slack must be a whole number, got nan"),
+        ({"slots_per_rank": math.nan}, "slots_per_rank must be a whole number"),
         ({"slots_per_rank": 2.0}, "slots_per_rank must be a whole number, got 2.0"),
     ],
 )
@@ -231,29 +226,16 @@ def test_sizes_that_break_the_problem_are_refused():
     problem = by_hand(Objective.MAX_LOAD, LOAD, FLOW)
     with pytest.raises(InvalidPlacementError, match="holds 3 experts on a rank"):
         problem.objective_value(put(problem, [[0, 0, 0, 1], [0, 0, 1, 1]]))
-    free = replace(problem, equal_slots=False)
-    assert free.objective_value(put(free, [[0, 1, 1, 1], [0, 0, 1, 1]])) > 0
-    with pytest.raises(InvalidPlacementError, match="leaves a rank without experts"):
-        free.objective_value(put(free, [[0, 0, 0, 0], [0, 0, 1, 1]]))
+    wide = replace(problem, slots_per_rank=3)
+    assert wide.objective_value(put(wide, [[0, 1, 1, 1], [0, 0, 1, 1]])) > 0
 
 
-@pytest.mark.parametrize(("slack", "legal"), [(0, False), (1, True), (None, True)])
-def test_memory_row_counts_experts_over_all_layers(slack, legal):
-    """3 + 2 experts on one rank are one off the equal share of 4."""
+@pytest.mark.parametrize(
+    ("slots", "spare", "replicas"), [(0, 1, False), (3, 1, False), (4, 3, True)]
+)
+def test_spare_slots_are_counted_over_all_ranks(slots, spare, replicas):
+    """5 experts on 2 ranks leave a slot empty; only more than 3 a rank are a wish."""
     problem = by_hand(
-        Objective.MAX_LOAD, LOAD, FLOW, equal_slots=False, memory_slack=slack
+        Objective.MAX_LOAD, [[1] * 5], np.zeros((0, 5, 5)), slots_per_rank=slots
     )
-    placement = put(problem, [[0, 0, 0, 1], [0, 0, 1, 1]])
-    assert problem.keeps_memory(placement.rank_of()) is legal
-    if legal:
-        problem.check(placement)
-    else:
-        with pytest.raises(InvalidPlacementError, match=r"\[5, 3\] experts over all"):
-            problem.check(placement)
-
-
-def test_memory_excess_is_rounded_up():
-    """7 experts on 2 ranks: nobody holds 3.5, so 4 + 3 is one off."""
-    problem = by_hand(Objective.MAX_LOAD, [[1] * 7], np.zeros((0, 7, 7)))
-    assert problem.memory_excess(np.array([[4, 3]])) == 1
-    assert problem.memory_excess(np.array([[5, 2]])) == 2
+    assert (problem.spare_slots, problem.wants_replicas) == (spare, replicas)

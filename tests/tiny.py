@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
-from moetuner.cost import HARDWARE, CostModel, Homes, ModelShape, Wire
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.workload import BatchKind, Workload
+from moetuner.placement.topology import Topology
 from moetuner.problem import PlacementProblem
-from moetuner.topology import Topology
-from moetuner.workload import BatchKind, Workload
 from strategies import make_trace, random_ids
 
 # Latency, links, arithmetic and weights that weigh about the same on toy traces.
@@ -68,6 +70,5 @@ def tiny_problems(draw, spare=0):
         workload,
         Topology(num_ranks=num_ranks, ranks_per_node=per_node),
         slots_per_rank=least + spare,
-        equal_slots=draw(st.sampled_from([True, True, False])),
     )
     return problem, rng

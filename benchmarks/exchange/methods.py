@@ -162,7 +162,7 @@ class Moetuner(Method):
         return self.sent.rows, self.sent.end_offsets
 
     def combine(self, done):
-        return combine(done, *self.sent[2:6], self.group)
+        return combine(done, self.sent.handle)
 
     def count_rows(self):
         """Rows of one call by the counters: to each rank, int64 [G] on the CPU."""
@@ -193,7 +193,7 @@ class Follow(Moetuner):
     def combine(self, done):
         x, ids = self.here
         tables = (self.candidates, self.num_candidates, self.layer.slots_per_rank)
-        return follow_back(x, ids, self.keys, self.sent, done, tables, self.group)
+        return follow_back(x, ids, self.keys, self.sent, done, tables)
 
     def at_home(self, out):
         return return_home(out.sums, out.keys, self.num_tokens, self.group)

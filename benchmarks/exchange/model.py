@@ -203,7 +203,7 @@ class Step:
         self.counters = torch.stack([layer.counters for layer in self.layers]).cpu()
         if phase.decodes:
             for layer in self.layers:
-                check_overflow(layer.sent.overflow)
+                check_overflow(layer.sent.handle.overflow)
             for part in PARTS:
                 self.capture(part)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from moetuner.cost import CostModel, Homes, shape_for_model
+from moetuner.evaluation.cost import CostModel, Homes
+from moetuner.evaluation.shapes import shape_for_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ def predicted_traffic(
 ) -> np.ndarray | None:
     """Rows from rank to rank, [L, G, G]; None where the planning core is missing."""
     try:
-        from moetuner.tally import tally
+        from moetuner.evaluation.tally import tally
     except ImportError:
         return None
     return tally(tokens, placement, homes=Homes(homes)).traffic
@@ -33,7 +34,7 @@ def predicted_step(
 ) -> dict[str, object] | None:
     """Rows and seconds of all layers, each rank's tokens at home; or None."""
     try:
-        from moetuner.evaluation import evaluate
+        from moetuner.evaluation.evaluate import evaluate
     except ImportError:
         return None
     cost = CostModel(shape=shape_for_model(model), homes=Homes.RECORDED)

@@ -189,7 +189,7 @@ def check(case: Case, routing: Routing, methods: list[Method]) -> None:
         mine = method.count_rows()
         if method.sizes:  # all shares travel, however full
             method.rows_sent = (num_ranks - 1) * method.sizes["capacity"]
-            check_overflow(method.sent.overflow)
+            check_overflow(method.sent.handle.overflow)
         every = [None] * num_ranks
         dist.all_gather_object(every, mine.tolist())
         placement = routing.placements[method.placement]

@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import report
-from moetuner.description import describe
+from moetuner.evaluation.workload import batch_index
 from moetuner.trace import TOPIC_PRESETS, read_trace, topic_trace
-from moetuner.workload import batch_index
+from moetuner.trace.description import describe
 
 RECORDED = {
     "DeepSeek-V2-Lite-Chat, prompts": (

@@ -22,15 +22,16 @@ from dataclasses import replace
 
 import report
 from moetuner.bounds import certify
-from moetuner.cost import CostModel, Homes, Wire, shape_for_model
-from moetuner.evaluation import evaluate
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.evaluate import evaluate
+from moetuner.evaluation.shapes import shape_for_model
+from moetuner.evaluation.workload import Workload
+from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
-from moetuner.solver.joint import JointConfig, JointSolver
-from moetuner.solver.profile import Favour
-from moetuner.topology import Topology
+from moetuner.solver.joint.profiles import Favour
+from moetuner.solver.joint.solver import JointConfig, JointSolver
 from moetuner.trace import TOPIC_PRESETS, topic_trace
-from moetuner.workload import Workload
 
 MODELS = [
     ("mixtral", 4),

@@ -15,15 +15,16 @@ from dataclasses import replace
 
 import numpy as np
 import report
-from moetuner.cost import MODEL_SHAPES, CostModel, Homes
-from moetuner.evaluation import evaluate
+from moetuner.evaluation.cost import CostModel, Homes
+from moetuner.evaluation.evaluate import evaluate
+from moetuner.evaluation.shapes import MODEL_SHAPES
+from moetuner.evaluation.workload import Workload
+from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
-from moetuner.solver.joint import JointConfig, JointSolver
-from moetuner.solver.profile import Favour
-from moetuner.topology import Topology
+from moetuner.solver.joint.profiles import Favour
+from moetuner.solver.joint.solver import JointConfig, JointSolver
 from moetuner.trace import read_trace, split_by_sequence
-from moetuner.workload import Workload
 
 TRACES = {
     "V2-Lite law": ("deepseek-v2-lite-esft/law.npz", "deepseek-v2-lite"),

@@ -13,14 +13,15 @@ from dataclasses import replace
 
 import report
 from held_out import TRACES
-from moetuner.cost import MODEL_SHAPES, CostModel, Homes
-from moetuner.evaluation import evaluate
+from moetuner.evaluation.cost import CostModel, Homes
+from moetuner.evaluation.evaluate import evaluate
+from moetuner.evaluation.shapes import MODEL_SHAPES
+from moetuner.evaluation.workload import Workload
+from moetuner.placement.topology import Topology
+from moetuner.planning.request_affinity import assign_homes
 from moetuner.problem import PlacementProblem
-from moetuner.request_affinity import assign_homes
 from moetuner.solver import SolverOptions, get_solver
-from moetuner.topology import Topology
 from moetuner.trace import read_trace, split_by_sequence
-from moetuner.workload import Workload
 
 KNOWN = {"lengths alone": 0, "first 8": 8, "first 32": 32, "all (hindsight)": None}
 

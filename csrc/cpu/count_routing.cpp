@@ -1,4 +1,4 @@
-#include "moetuner/count_routing.h"
+#include "moetuner/ops/count_routing.h"
 
 namespace moetuner::cpu {
 

@@ -1,4 +1,4 @@
-#include "moetuner/dispatch.h"
+#include "moetuner/ops/dispatch.h"
 
 #include <algorithm>
 #include <bit>
@@ -36,6 +36,14 @@ void count(const RouteArgs<Id>& args,
   }
 }
 
+/// Places in rising order, then -1.
+void write(const std::set<std::int64_t>& places,
+           std::int32_t* destinations,
+           std::int64_t num_destinations) {
+  std::fill_n(destinations, num_destinations, -1);
+  std::copy(places.begin(), places.end(), destinations);
+}
+
 }  // namespace
 
 template <typename Id>
@@ -54,13 +62,29 @@ void route(const RouteArgs<Id>& args) {
       ranks.insert(rank);
       if (args.counts) ++args.counts[2 * rank + 1];
     }
-    std::int32_t* destinations = args.destinations + t * args.num_destinations;
-    std::fill_n(destinations, args.num_destinations, -1);
-    std::copy(ranks.begin(), ranks.end(), destinations);
+    std::set<std::int64_t> places;
+    for (const std::int64_t rank : ranks) places.insert(rank / args.ranks_per_place);
+    write(places, args.destinations + t * args.num_destinations, args.num_destinations);
     for (const std::int64_t rank : ranks) {
       if (args.counts) ++args.counts[2 * rank];
     }
     if (args.counters) count(args, slots, ranks);
+  }
+}
+
+void spread(const SpreadArgs& args) {
+  if (args.blank) std::fill_n(args.blank, args.blank_size, -1);
+  for (std::int64_t i = 0; i < args.num_rows; ++i) {
+    std::set<std::int64_t> ranks;
+    for (std::int64_t k = 0; k < args.top_k; ++k) {
+      const std::int64_t slot = args.travel[i * 2 * args.top_k + k] - args.first_slot;
+      if (slot >= 0 && slot < args.num_ranks * args.slots_per_rank) {
+        ranks.insert(slot / args.slots_per_rank);
+      }
+    }
+    write(ranks, args.destinations + i * args.num_destinations, args.num_destinations);
+    if (!args.counters) continue;
+    for (const std::int64_t rank : ranks) ++args.counters[rank];
   }
 }
 

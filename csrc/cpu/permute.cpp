@@ -1,4 +1,4 @@
-#include "moetuner/permute.h"
+#include "moetuner/ops/permute.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "launch.cuh"
-#include "moetuner/count_routing.h"
+#include "moetuner/ops/count_routing.h"
 
 #include <cuda_runtime.h>
 

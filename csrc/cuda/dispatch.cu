@@ -1,12 +1,13 @@
 // One thread finds the slots of one token, then its ranks in rising order by a mask of 64 ranks at
-// a time. Counts are added up in shared memory, one table per block:
+// a time. `spread` does the same for a row that crossed between nodes, whose slots came with it.
+// Counts are added up in shared memory, one table per block:
 //
 //     [ rows of each rank: G ][ choices of each rank: G ][ rows of each node: N ][ choices of each
 //     slot: P ]
 
 #include "count_routing.cuh"
 #include "launch.cuh"
-#include "moetuner/dispatch.h"
+#include "moetuner/ops/dispatch.h"
 
 #include <cuda_runtime.h>
 
@@ -50,32 +51,56 @@ struct Table {
   }
 };
 
-/// Writes the ranks of the token whose slots are given, in rising order, and counts them.
-template <typename Id>
-__device__ void find_ranks(const RouteArgs<Id>& args,
-                           const std::int32_t* slots,
-                           std::int32_t* destinations,
-                           bool counts,
-                           const Table& table) {
-  int found = 0;
-  int last_node = -1;
-  for (int base = 0; base < args.num_ranks; base += 64) {
+/// Calls `visit` with each rank, of `num_ranks` whose slots begin at `first_slot`, that has one of
+/// the slots, in rising order.
+template <typename Visit>
+__device__ void for_each_rank(const std::int32_t* slots,
+                              int top_k,
+                              int first_slot,
+                              int slots_per_rank,
+                              int num_ranks,
+                              const Visit& visit) {
+  for (int base = 0; base < num_ranks; base += 64) {
     unsigned long long mask = 0;
-    for (int k = 0; k < args.top_k; ++k) {
-      if (slots[k] < 0) continue;
-      const int rank = slots[k] / static_cast<int>(args.slots_per_rank) - base;
-      if (rank >= 0 && rank < 64) mask |= 1ull << rank;
+    for (int k = 0; k < top_k; ++k) {
+      if (slots[k] < first_slot) continue;  // -1, too: none
+      const int rank = (slots[k] - first_slot) / slots_per_rank - base;
+      if (rank >= 0 && rank < 64 && base + rank < num_ranks) mask |= 1ull << rank;
     }
     for (; mask != 0; mask &= mask - 1) {
-      const int rank = base + __ffsll(static_cast<long long>(mask)) - 1;
-      destinations[found++] = rank;
-      if (!counts) continue;
-      atomicAdd(&table.rows[rank], 1);
-      const int node = rank / static_cast<int>(args.ranks_per_node);
-      if (node != last_node) atomicAdd(&table.nodes[node], 1);
-      last_node = node;
+      visit(base + __ffsll(static_cast<long long>(mask)) - 1);
     }
   }
+}
+
+/// Writes the places of the token whose slots are given, in rising order, and counts its ranks.
+template <typename Id>
+__device__ void find_places(const RouteArgs<Id>& args,
+                            const std::int32_t* slots,
+                            std::int32_t* destinations,
+                            bool counts,
+                            const Table& table) {
+  int found = 0;
+  int last_node = -1;
+  int last_place = -1;
+  const int ranks_per_node = static_cast<int>(args.ranks_per_node);
+  const int ranks_per_place = static_cast<int>(args.ranks_per_place);
+  const auto visit = [&](int rank) {
+    const int place = rank / ranks_per_place;
+    if (place != last_place) destinations[found++] = place;
+    last_place = place;
+    if (!counts) return;
+    atomicAdd(&table.rows[rank], 1);
+    const int node = rank / ranks_per_node;
+    if (node != last_node) atomicAdd(&table.nodes[node], 1);
+    last_node = node;
+  };
+  for_each_rank(slots,
+                static_cast<int>(args.top_k),
+                0,
+                static_cast<int>(args.slots_per_rank),
+                static_cast<int>(args.num_ranks),
+                visit);
   while (found < args.num_destinations) destinations[found++] = -1;
 }
 
@@ -123,10 +148,41 @@ __global__ void __launch_bounds__(kThreads)
       atomicAdd(&table.choices[slot / static_cast<int>(args.slots_per_rank)], 1);
       atomicAdd(&table.slots[slot], 1);
     }
-    find_ranks(args, travel, args.destinations + t * args.num_destinations, size > 0, table);
+    find_places(args, travel, args.destinations + t * args.num_destinations, size > 0, table);
   }
   __syncthreads();
   add_table(args, memory, size);
+}
+
+__global__ void __launch_bounds__(kThreads) spread_kernel(const __grid_constant__ SpreadArgs args) {
+  extern __shared__ int rows[];  // [R]
+  const int num_ranks = static_cast<int>(args.num_ranks);
+  for (int i = threadIdx.x; i < num_ranks; i += kThreads) rows[i] = 0;
+  __syncthreads();
+  wait_for_predecessor();
+  let_successor_begin();
+  const std::int64_t first = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
+  for (std::int64_t i = first; i < args.blank_size; i += step) args.blank[i] = -1;
+  for (std::int64_t i = first; i < args.num_rows; i += step) {
+    std::int32_t* destinations = args.destinations + i * args.num_destinations;
+    int found = 0;
+    for_each_rank(args.travel + i * 2 * args.top_k,
+                  static_cast<int>(args.top_k),
+                  static_cast<int>(args.first_slot),
+                  static_cast<int>(args.slots_per_rank),
+                  num_ranks,
+                  [&](int rank) {
+                    destinations[found++] = rank;
+                    if (args.counters) atomicAdd(&rows[rank], 1);
+                  });
+    while (found < args.num_destinations) destinations[found++] = -1;
+  }
+  if (!args.counters) return;
+  __syncthreads();
+  for (int i = threadIdx.x; i < num_ranks; i += kThreads) {
+    if (rows[i] != 0) add_to(&args.counters[i], rows[i]);
+  }
 }
 
 __global__ void unpack_kernel(const __grid_constant__ UnpackArgs args) {
@@ -152,6 +208,18 @@ void route(const RouteArgs<Id>& args, cudaStream_t stream) {
          {.blocks = std::clamp<std::int64_t>(wanted, 1, kMaxBlocks),
           .threads = kThreads,
           .shared_bytes = shared},
+         stream,
+         args);
+}
+
+void spread(const SpreadArgs& args, cudaStream_t stream) {
+  const std::int64_t wanted = std::max(ceil_div(args.num_rows, kThreads),
+                                       ceil_div(args.blank_size, kThreads * kBlankPerThread));
+  if (wanted == 0) return;
+  launch(spread_kernel,
+         {.blocks = std::min(wanted, kMaxBlocks),
+          .threads = kThreads,
+          .shared_bytes = args.num_ranks * static_cast<std::int64_t>(sizeof(int))},
          stream,
          args);
 }

@@ -11,7 +11,7 @@
 
 #include "count_routing.cuh"
 #include "launch.cuh"
-#include "moetuner/permute.h"
+#include "moetuner/ops/permute.h"
 #include "place_choices.cuh"
 #include "row_copiers.cuh"
 

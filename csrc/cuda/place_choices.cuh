@@ -7,7 +7,7 @@
 // then become the end of its rows and the next row of it that the tile fills.
 
 #include "launch.cuh"
-#include "moetuner/permute.h"
+#include "moetuner/ops/permute.h"
 
 #include <cub/block/block_scan.cuh>
 #include <cuda_runtime.h>

@@ -2,7 +2,7 @@
 // token's K rows, all loads in flight together, and adds them up in the order of k.
 
 #include "launch.cuh"
-#include "moetuner/unpermute.h"
+#include "moetuner/ops/unpermute.h"
 #include "numeric.cuh"
 
 #include <cuda_runtime.h>

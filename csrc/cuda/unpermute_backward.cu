@@ -3,7 +3,7 @@
 // which two small kernels have found meanwhile, are zeroed in the end.
 
 #include "launch.cuh"
-#include "moetuner/unpermute.h"
+#include "moetuner/ops/unpermute.h"
 #include "numeric.cuh"
 
 #include <cuda_runtime.h>

@@ -1,4 +1,4 @@
-#include "moetuner/parallel.h"
+#include "moetuner/planning/parallel.h"
 
 #include <algorithm>
 #include <atomic>

@@ -1,13 +1,9 @@
 #pragma once
 
+#include "moetuner/planning/inlined.h"
+
 // One binary for every x86-64 machine, with a fast path where the machine has it. (target_clones
 // cannot name the features alone: its "arch=" asks for one vendor's processor.)
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define MOETUNER_INLINE __attribute__((always_inline))
-#else
-#define MOETUNER_INLINE
-#endif
 
 namespace moetuner {
 

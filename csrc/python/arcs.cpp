@@ -1,7 +1,9 @@
-#include "moetuner/arcs.h"
+#include "moetuner/planning/arcs.h"
 
 #include "bindings.h"
 #include "numpy_arrays.h"
+
+#include <pybind11/native_enum.h>
 
 namespace moetuner::python {
 namespace {
@@ -15,11 +17,9 @@ py::dict cheapest_arcs(const Array<std::int32_t>& rank_of,
                        const Array<double>& link_seconds,
                        const Array<double>& weight,
                        std::int64_t ranks_per_node,
-                       int cost,
-                       double rank_seconds,
-                       double node_seconds,
-                       double rank_latency,
-                       double node_latency,
+                       ArcCost cost,
+                       Crossing crossing,
+                       const LinkRates& dispatch,
                        int num_threads) {
   check_rank("cheapest_arcs: rank_of", rank_of, 2);
   check_rank("cheapest_arcs: rank_rows", rank_rows, 4);
@@ -49,7 +49,6 @@ py::dict cheapest_arcs(const Array<std::int32_t>& rank_of,
     });
   };
   check(in_range(rank_of) && in_range(rename), "cheapest_arcs: a rank is out of range");
-  check(cost >= 0 && cost <= 3, "cheapest_arcs: unknown cost " + std::to_string(cost));
   auto best = zeros<double>({states, states});
   auto renamed = zeros<std::int32_t>({states, states});
   const ArcArgs args{.rank_of = rank_of.data(),
@@ -64,11 +63,9 @@ py::dict cheapest_arcs(const Array<std::int32_t>& rank_of,
                      .num_ranks = ranks,
                      .ranks_per_node = ranks_per_node,
                      .num_renames = rename.shape(0),
-                     .cost = static_cast<ArcCost>(cost),
-                     .rank_seconds = rank_seconds,
-                     .node_seconds = node_seconds,
-                     .rank_latency = rank_latency,
-                     .node_latency = node_latency,
+                     .cost = cost,
+                     .crossing = crossing,
+                     .dispatch = dispatch,
                      .num_threads = num_threads,
                      .best = best.mutable_data(),
                      .renamed = renamed.mutable_data()};
@@ -85,6 +82,11 @@ py::dict cheapest_arcs(const Array<std::int32_t>& rank_of,
 }  // namespace
 
 void bind_arcs(py::module_& module) {
+  py::native_enum<ArcCost>(module, "ArcCost", "enum.Enum", "What a step between layers costs.")
+      .value("EXCHANGE", ArcCost::kExchange)
+      .value("SLOWEST_PAIR", ArcCost::kSlowestPair)
+      .value("REMOTE", ArcCost::kRemote)
+      .finalize();
   module.def("cheapest_arcs",
              &cheapest_arcs,
              py::kw_only(),
@@ -96,10 +98,8 @@ void bind_arcs(py::module_& module) {
              py::arg("weight").noconvert(),
              py::arg("ranks_per_node"),
              py::arg("cost"),
-             py::arg("rank_seconds"),
-             py::arg("node_seconds"),
-             py::arg("rank_latency"),
-             py::arg("node_latency"),
+             py::arg("crossing"),
+             py::arg("dispatch"),
              py::arg("num_threads") = 0);
 }
 

@@ -1,4 +1,4 @@
-#include "moetuner/balance.h"
+#include "moetuner/planning/balance.h"
 
 #include "bindings.h"
 #include "numpy_arrays.h"

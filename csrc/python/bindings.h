@@ -4,11 +4,11 @@
 
 namespace moetuner::python {
 
+void bind_price(pybind11::module_& module);
 void bind_statistics(pybind11::module_& module);
 void bind_tally(pybind11::module_& module);
 void bind_balance(pybind11::module_& module);
 void bind_arcs(pybind11::module_& module);
 void bind_search(pybind11::module_& module);
-void bind_token_search(pybind11::module_& module);
 
 }  // namespace moetuner::python

@@ -5,10 +5,10 @@
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Planning core of moetuner (C++).";
+  moetuner::python::bind_price(module);
   moetuner::python::bind_statistics(module);
   moetuner::python::bind_tally(module);
   moetuner::python::bind_balance(module);
   moetuner::python::bind_arcs(module);
   moetuner::python::bind_search(module);
-  moetuner::python::bind_token_search(module);
 }

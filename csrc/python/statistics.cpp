@@ -1,4 +1,4 @@
-#include "moetuner/statistics.h"
+#include "moetuner/planning/statistics.h"
 
 #include "bindings.h"
 #include "numpy_arrays.h"

@@ -1,6 +1,7 @@
-#include "moetuner/tally.h"
+#include "moetuner/planning/tally.h"
 
 #include "bindings.h"
+#include "choices.h"
 #include "numpy_arrays.h"
 
 #include <pybind11/stl.h>
@@ -52,17 +53,14 @@ py::dict tally_routing(const Array<std::int16_t>& topk_ids,
                        std::int64_t num_experts,
                        std::int64_t num_ranks,
                        std::int64_t ranks_per_node,
-                       int wire,
-                       int homes,
+                       Wire wire,
+                       Homes homes,
                        const std::optional<Array<std::int16_t>>& home_rank,
                        const Array<std::int32_t>& group,
                        std::int64_t num_groups,
                        int num_threads) {
   check_rank("tally_routing: topk_ids", topk_ids, 3);
   check_rank("tally_routing: slot_experts", slot_experts, 2);
-  check(wire >= 0 && wire <= 2, "tally_routing: wire must be 0..2, got " + std::to_string(wire));
-  check(homes >= 0 && homes <= 2,
-        "tally_routing: homes must be 0..2, got " + std::to_string(homes));
   TallyArgs args{};
   args.topk_ids = topk_ids.data();
   args.slot_experts = slot_experts.data();
@@ -75,8 +73,8 @@ py::dict tally_routing(const Array<std::int16_t>& topk_ids,
   args.num_ranks = num_ranks;
   args.ranks_per_node = ranks_per_node;
   args.num_groups = num_groups;
-  args.wire = static_cast<Wire>(wire);
-  args.homes = static_cast<Homes>(homes);
+  args.wire = wire;
+  args.homes = homes;
   args.num_threads = num_threads;
   check_arguments(args, slot_experts);
   check_tokens("group", group, 0, num_groups, args.num_tokens, group.data());

@@ -1,224 +1,181 @@
 #include "autograd.h"
-#include "ranges.h"
+#include "path.h"
 #include "routing_args.h"
-#include "wire.h"
+#include "saved_trail.h"
+#include "unpermute_ops.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <numeric>
 #include <tuple>
 
 // The way back of `dispatch`, made of `unpermute` and the wire, on every device alike:
 //
-//     combine           weighted sums at the experts' rank, the wire, sums at home
-//     send_back         the wire and the sums at home alone: gradients of what `dispatch` sent
-//     combine_backward  a token's gradient to its rows at the experts' ranks
+//     combine            weighted sums at the experts' rank, the wire, sums at home
+//     combine_backward   a token's gradient to its rows at the experts' ranks
+//     dispatch_backward  gradients of what `dispatch` sent, rows and weights, to their tokens
 
 namespace moetuner {
 namespace {
 
-using Two = std::tuple<at::Tensor, at::Tensor>;
+using T = at::Tensor;
+using Two = std::tuple<T, T>;
+using Names = std::vector<std::string>;
 
-at::Tensor sum_rows(const at::Tensor& rows,
-                    const at::Tensor& row_map,
-                    const OptionalTensor& weights) {
-  using Signature = at::Tensor(
-      const at::Tensor&, const at::Tensor&, const OptionalTensor&, std::optional<std::int64_t>);
-  static const auto op = find_op<Signature>("moetuner::unpermute");
-  return op.call(rows, row_map, weights, {});
-}
-
-Two scatter_rows(const at::Tensor& grad,
-                 const at::Tensor& row_map,
-                 std::int64_t num_rows,
-                 const OptionalTensor& weights,
-                 const OptionalTensor& rows) {
-  using Signature = Two(const at::Tensor&,
-                        const at::Tensor&,
-                        std::int64_t,
-                        const OptionalTensor&,
-                        const OptionalTensor&);
-  static const auto op = find_op<Signature>("moetuner::unpermute_backward");
-  return op.call(grad, row_map, num_rows, weights, rows);
-}
-
-void check_map(const char* op, const char* name, const at::Tensor& map) {
-  TORCH_CHECK_VALUE(map.dim() == 2, op, ": ", name, " must be 2-D, got ", map.sizes());
+void check_recv_map(const char* op, const T& map) {
+  TORCH_CHECK_VALUE(map.dim() == 2, op, ": recv_map must be 2-D, got ", map.sizes());
   TORCH_CHECK_TYPE(
-      map.scalar_type() == at::kInt, op, ": ", name, " must be int32, got ", map.scalar_type());
+      map.scalar_type() == at::kInt, op, ": recv_map must be int32, got ", map.scalar_type());
 }
 
-at::Tensor travel_back(const char* op,
-                       const at::Tensor& received,
-                       const at::Tensor& send_map,
-                       const at::Tensor& splits,
-                       const std::string& group_name) {
-  const Wire wire(op, group_name);
-  check_map(op, "send_map", send_map);
-  Splits rows(op, splits, wire.num_ranks());
-  const std::int64_t wanted =
-      std::accumulate(rows.received.begin(), rows.received.end(), std::int64_t{0});
-  TORCH_CHECK_VALUE(splits.numel() == 0 || received.size(0) == wanted,
-                    op,
-                    ": splits say that ",
-                    wanted,
-                    " rows were received, got ",
-                    received.size(0));
-  TORCH_CHECK_VALUE(splits.numel() > 0 || received.size(0) % wire.num_ranks() == 0,
-                    op,
-                    ": ",
-                    received.size(0),
-                    " rows cannot be shared equally by ",
-                    wire.num_ranks(),
-                    " ranks");
-  at::Tensor returned;
-  {
-    const Range range("return");
-    returned = wire.exchange(received, rows.received, rows.sent);
-  }
-  const Range range("sum");
-  return sum_rows(returned, send_map, {});
-}
-
-at::Tensor send_back(const at::Tensor& received,
-                     const at::Tensor& send_map,
-                     const at::Tensor& splits,
-                     std::string group_name) {
-  constexpr const char* kOp = "send_back";
-  TORCH_CHECK_VALUE(
-      received.dim() == 2, kOp, ": received must be [rows, values], got ", received.sizes());
-  check_contiguous(kOp, "received", received);
-  return travel_back(kOp, received, send_map, splits, group_name);
-}
-
-at::Tensor combine(const at::Tensor& rows,
-                   const at::Tensor& recv_map,
-                   const OptionalTensor& recv_weights,
-                   const at::Tensor& send_map,
-                   const at::Tensor& splits,
-                   std::string group_name) {
+T combine(const T& rows,
+          const T& recv_map,
+          const OptionalTensor& recv_weights,
+          at::TensorList send_maps,
+          at::TensorList splits,
+          Names groups) {
   constexpr const char* kOp = "combine";
-  check_map(kOp, "recv_map", recv_map);
-  return travel_back(kOp, sum_rows(rows, recv_map, recv_weights), send_map, splits, group_name);
+  check_recv_map(kOp, recv_map);
+  const Trail trail(kOp, groups, send_maps, splits);
+  return trail.home(sum_rows(rows, recv_map, recv_weights));
 }
 
-Two combine_backward(const at::Tensor& grad_out,
-                     const at::Tensor& recv_map,
-                     const at::Tensor& send_map,
-                     const at::Tensor& splits,
-                     std::string group_name,
-                     std::int64_t num_rows,
+Two combine_backward(const T& grad_out,
+                     const T& recv_map,
                      const OptionalTensor& recv_weights,
+                     at::TensorList send_maps,
+                     at::TensorList splits,
+                     Names groups,
+                     std::int64_t num_rows,
                      const OptionalTensor& rows) {
   constexpr const char* kOp = "combine_backward";
-  check_map(kOp, "recv_map", recv_map);
-  check_map(kOp, "send_map", send_map);
-  const Wire wire(kOp, group_name);
-  Splits shares(kOp, splits, wire.num_ranks());
-  const std::int64_t num_sent = shares.num_sent(recv_map.size(0));
-  const at::Tensor sent = std::get<0>(scatter_rows(grad_out, send_map, num_sent, {}, {}));
-  const at::Tensor received = wire.exchange(sent, shares.sent, shares.received);
-  return scatter_rows(received, recv_map, num_rows, recv_weights, rows);
+  check_recv_map(kOp, recv_map);
+  const Trail trail(kOp, groups, send_maps, splits);
+  const T arrived = trail.out(grad_out, recv_map.size(0));
+  return scatter_rows(arrived, recv_map, num_rows, recv_weights, rows);
+}
+
+/// One op for both, so that no compiler may turn their order round on some rank: absent where not
+/// wanted, and then empty.
+Two dispatch_backward(const OptionalTensor& grad_rows,
+                      const OptionalTensor& grad_weights,
+                      const T& recv_map,
+                      at::TensorList send_maps,
+                      at::TensorList splits,
+                      Names groups) {
+  constexpr const char* kOp = "dispatch_backward";
+  check_recv_map(kOp, recv_map);
+  const Trail trail(kOp, groups, send_maps, splits);
+  Two out{at::empty({0}, recv_map.options()), at::empty({0}, recv_map.options())};
+  if (grad_rows) std::get<0>(out) = trail.home(sum_rows(*grad_rows, recv_map, {}));
+  if (grad_weights) {
+    TORCH_CHECK_VALUE(grad_weights->sizes() == recv_map.sizes(),
+                      kOp,
+                      ": grad_weights must be ",
+                      recv_map.sizes(),
+                      " like recv_map, got ",
+                      grad_weights->sizes());
+    check_contiguous(kOp, "grad_weights", *grad_weights);
+    std::get<1>(out) = trail.home(*grad_weights);
+  }
+  return out;
 }
 
 using torch::autograd::variable_list;
 
-at::Tensor call_combine(const at::Tensor& rows,
-                        const at::Tensor& recv_map,
-                        const OptionalTensor& recv_weights,
-                        const at::Tensor& send_map,
-                        const at::Tensor& splits,
-                        const std::string& group_name) {
-  using Signature = at::Tensor(const at::Tensor&,
-                               const at::Tensor&,
-                               const OptionalTensor&,
-                               const at::Tensor&,
-                               const at::Tensor&,
-                               std::string);
+T call_combine(const T& rows,
+               const T& recv_map,
+               const OptionalTensor& recv_weights,
+               at::TensorList send_maps,
+               at::TensorList splits,
+               const Names& groups) {
+  using Signature =
+      T(const T&, const T&, const OptionalTensor&, at::TensorList, at::TensorList, Names);
   static const auto op = find_op<Signature>("moetuner::combine");
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return op.call(rows, recv_map, recv_weights, send_map, splits, group_name);
+  return op.call(rows, recv_map, recv_weights, send_maps, splits, groups);
 }
 
 class Combine : public torch::autograd::Function<Combine> {
  public:
-  static at::Tensor forward(torch::autograd::AutogradContext* context,
-                            const at::Tensor& rows,
-                            const at::Tensor& recv_map,
-                            const OptionalTensor& recv_weights,
-                            const at::Tensor& send_map,
-                            const at::Tensor& splits,
-                            const std::string& group_name) {
+  static T forward(torch::autograd::AutogradContext* context,
+                   const T& rows,
+                   const T& recv_map,
+                   const OptionalTensor& recv_weights,
+                   const std::vector<T>& send_maps,
+                   const std::vector<T>& splits,
+                   const Names& groups) {
     // Rows are kept only where the weights' gradient needs them.
     const bool keeps_rows = recv_weights && recv_weights->requires_grad();
-    context->save_for_backward({recv_map,
-                                send_map,
-                                splits,
-                                recv_weights.value_or(at::Tensor()),
-                                keeps_rows ? rows : at::Tensor()});
-    context->saved_data["group_name"] = group_name;
+    save_trail(context,
+               {recv_map, recv_weights.value_or(T()), keeps_rows ? rows : T()},
+               send_maps,
+               splits,
+               groups);
     context->saved_data["num_rows"] = rows.sym_size(0);
-    return call_combine(rows, recv_map, recv_weights, send_map, splits, group_name);
+    return call_combine(rows, recv_map, recv_weights, send_maps, splits, groups);
   }
 
   static variable_list backward(torch::autograd::AutogradContext* context,
                                 const variable_list& grads) {
-    using Signature = Two(const at::Tensor&,
-                          const at::Tensor&,
-                          const at::Tensor&,
-                          const at::Tensor&,
-                          std::string,
-                          c10::SymInt,
+    using Signature = Two(const T&,
+                          const T&,
                           const OptionalTensor&,
+                          at::TensorList,
+                          at::TensorList,
+                          Names,
+                          c10::SymInt,
                           const OptionalTensor&);
     static const auto op = find_op<Signature>("moetuner::combine_backward");
-    const auto saved = context->get_saved_variables();
+    const SavedTrail saved(context, 3);
     const auto [grad_rows, grad_weights] = op.call(grads[0].contiguous(),
-                                                   saved[0],
-                                                   saved[1],
-                                                   saved[2],
-                                                   context->saved_data["group_name"].toStringRef(),
+                                                   saved.others[0],
+                                                   given(saved.others[1]),
+                                                   saved.send_maps,
+                                                   saved.splits,
+                                                   saved.groups,
                                                    context->saved_data["num_rows"].toSymInt(),
-                                                   given(saved[3]),
-                                                   given(saved[4]));
+                                                   given(saved.others[2]));
     variable_list result(6);
     result[0] = grad_rows;
-    if (saved[4].defined()) result[2] = grad_weights;
+    if (saved.others[2].defined()) result[2] = grad_weights;
     return result;
   }
 };
 
-at::Tensor combine_autograd(const at::Tensor& rows,
-                            const at::Tensor& recv_map,
-                            const OptionalTensor& recv_weights,
-                            const at::Tensor& send_map,
-                            const at::Tensor& splits,
-                            std::string group_name) {
+T combine_autograd(const T& rows,
+                   const T& recv_map,
+                   const OptionalTensor& recv_weights,
+                   at::TensorList send_maps,
+                   at::TensorList splits,
+                   Names groups) {
   if (!needs_gradient(rows) && !needs_gradient(recv_weights)) {
-    return call_combine(rows, recv_map, recv_weights, send_map, splits, group_name);
+    return call_combine(rows, recv_map, recv_weights, send_maps, splits, groups);
   }
-  return Combine::apply(rows, recv_map, recv_weights, send_map, splits, group_name);
+  return Combine::apply(rows, recv_map, recv_weights, send_maps.vec(), splits.vec(), groups);
 }
 
 void implement(torch::Library& m) {
   m.impl("combine", &combine);
   m.impl("combine_backward", &combine_backward);
-  m.impl("send_back", &send_back);
+  m.impl("dispatch_backward", &dispatch_backward);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(moetuner, m) {
   m.def(
-      "combine(Tensor rows, Tensor recv_map, Tensor? recv_weights, Tensor send_map, "
-      "Tensor splits, str group_name) -> Tensor");
+      "combine(Tensor rows, Tensor recv_map, Tensor? recv_weights, Tensor[] send_maps, "
+      "Tensor[] splits, str[] groups) -> Tensor");
   m.def(
-      "combine_backward(Tensor grad_out, Tensor recv_map, Tensor send_map, Tensor splits, "
-      "str group_name, SymInt num_rows, Tensor? recv_weights=None, Tensor? rows=None) "
+      "combine_backward(Tensor grad_out, Tensor recv_map, Tensor? recv_weights, "
+      "Tensor[] send_maps, Tensor[] splits, str[] groups, SymInt num_rows, Tensor? rows=None) "
       "-> (Tensor grad_rows, Tensor grad_recv_weights)");
-  m.def("send_back(Tensor received, Tensor send_map, Tensor splits, str group_name) -> Tensor");
+  m.def(
+      "dispatch_backward(Tensor? grad_rows, Tensor? grad_recv_weights, Tensor recv_map, "
+      "Tensor[] send_maps, Tensor[] splits, str[] groups) -> (Tensor grad_x, "
+      "Tensor grad_weights)");
 }
 
 TORCH_LIBRARY_IMPL(moetuner, CPU, m) { implement(m); }
@@ -230,7 +187,7 @@ TORCH_LIBRARY_IMPL(moetuner, CUDA, m) { implement(m); }
 TORCH_LIBRARY_IMPL(moetuner, Autograd, m) {
   m.impl("combine", &combine_autograd);
   m.impl("combine_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("send_back", torch::autograd::autogradNotImplementedFallback());
+  m.impl("dispatch_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace moetuner

@@ -1,265 +1,130 @@
 #include "autograd.h"
 #include "dispatch_forward.h"
+#include "saved_trail.h"
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
-
-#include <tuple>
-
-// Two overloads of one operation: the plain one with exact sizes, `fixed` with those that it is
-// given.
 
 namespace moetuner {
 namespace {
 
 using T = at::Tensor;
-using Six = std::tuple<T, T, T, T, T, T>;
-using Seven = std::tuple<T, T, T, T, T, T, T>;
-
-/// Both overloads on the device of `run`.
-template <Dispatched (*run)(const DispatchInputs&)>
-struct Overloads {
-  static Six plain(const T& x,
-                   const T& topk_ids,
-                   const T& topk_weights,
-                   const T& candidates,
-                   const T& num_candidates,
-                   std::int64_t slots_per_rank,
-                   std::string group_name,
-                   std::int64_t ranks_per_node,
-                   OptionalTensor counters) {
-    const Dispatched out = run({x,
-                                topk_ids,
-                                topk_weights,
-                                candidates,
-                                num_candidates,
-                                slots_per_rank,
-                                group_name,
-                                ranks_per_node,
-                                counters});
-    return {out.rows, out.end_offsets, out.recv_map, out.recv_weights, out.send_map, out.splits};
-  }
-
-  static Seven fixed(const T& x,
-                     const T& topk_ids,
-                     const T& topk_weights,
-                     const T& candidates,
-                     const T& num_candidates,
-                     std::int64_t slots_per_rank,
-                     std::string group_name,
-                     std::int64_t capacity,
-                     std::int64_t max_rows,
-                     std::int64_t ranks_per_node,
-                     OptionalTensor counters) {
-    TORCH_CHECK_VALUE(capacity > 0, kDispatchOp, ": capacity must be positive, got ", capacity);
-    TORCH_CHECK_VALUE(max_rows > 0, kDispatchOp, ": max_rows must be positive, got ", max_rows);
-    const Dispatched out = run({x,
-                                topk_ids,
-                                topk_weights,
-                                candidates,
-                                num_candidates,
-                                slots_per_rank,
-                                group_name,
-                                ranks_per_node,
-                                counters,
-                                capacity,
-                                max_rows});
-    return {out.rows,
-            out.end_offsets,
-            out.recv_map,
-            out.recv_weights,
-            out.send_map,
-            out.splits,
-            out.overflow};
-  }
-
-  static void implement(torch::Library& m) {
-    m.impl("dispatch", &plain);
-    m.impl("dispatch.fixed", &fixed);
-  }
-};
-
 using torch::autograd::variable_list;
 
-/// Arguments as autograd sees them; sizes of the fixed form are absent in the exact one.
-struct Call {
-  const T& x;
-  const T& topk_ids;
-  const T& weights;
-  const T& candidates;
-  const T& num_candidates;
-  std::int64_t slots_per_rank;
-  const std::string& group_name;
-  std::int64_t ranks_per_node;
-  const OptionalTensor& counters;
-  std::optional<c10::SymInt> capacity = {}, max_rows = {};
+/// The arguments of the op; `DispatchInputs` names them, and `Dispatched` what it returns.
+using Signature = variable_list(const T&,
+                                const T&,
+                                const T&,
+                                const T&,
+                                const T&,
+                                std::int64_t,
+                                std::vector<std::string>,
+                                std::optional<c10::SymInt>,
+                                std::optional<c10::SymInt>,
+                                std::int64_t,
+                                bool);
 
-  /// Below autograd; the last output only in the fixed form.
-  variable_list run() const {
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    if (!capacity) {
-      using Signature = Six(const T&,
-                            const T&,
-                            const T&,
-                            const T&,
-                            const T&,
-                            std::int64_t,
-                            std::string,
-                            std::int64_t,
-                            OptionalTensor);
-      static const auto op = find_op<Signature>("moetuner::dispatch");
-      const auto [a, b, c, d, e, f] = op.call(x,
-                                              topk_ids,
-                                              weights,
-                                              candidates,
-                                              num_candidates,
-                                              slots_per_rank,
-                                              group_name,
-                                              ranks_per_node,
-                                              counters);
-      return {a, b, c, d, e, f};
-    }
-    using Signature = Seven(const T&,
-                            const T&,
-                            const T&,
-                            const T&,
-                            const T&,
-                            std::int64_t,
-                            std::string,
-                            c10::SymInt,
-                            c10::SymInt,
-                            std::int64_t,
-                            OptionalTensor);
-    static const auto op = find_op<Signature>("moetuner::dispatch", "fixed");
-    const auto [a, b, c, d, e, f, g] = op.call(x,
-                                               topk_ids,
-                                               weights,
-                                               candidates,
-                                               num_candidates,
-                                               slots_per_rank,
-                                               group_name,
-                                               *capacity,
-                                               *max_rows,
-                                               ranks_per_node,
-                                               counters);
-    return {a, b, c, d, e, f, g};
-  }
+/// `run`, which takes `DispatchInputs`, as a kernel of the op.
+template <auto run, typename Op = Signature>
+struct Kernel;
+
+template <auto run, typename... Args>
+struct Kernel<run, variable_list(Args...)> {
+  static variable_list call(Args... args) { return run(DispatchInputs{args...}); }
 };
 
+/// The op below autograd.
+variable_list call_dispatch(const DispatchInputs& in) {
+  static const auto op = find_op<Signature>("moetuner::dispatch");
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const auto& [x,
+               ids,
+               weights,
+               table,
+               num_candidates,
+               slots,
+               groups,
+               capacity,
+               rows,
+               node,
+               counts] = in;
+  return op.call(
+      x, ids, weights, table, num_candidates, slots, groups, capacity, rows, node, counts);
+}
+
 /// The gradient of a token is what `combine` makes of its rows' gradients without weights; that of
-/// its weights travels back alike.
+/// its weights travels back alike, in the same op.
 class Dispatch : public torch::autograd::Function<Dispatch> {
  public:
   static variable_list forward(torch::autograd::AutogradContext* context,
                                const T&,
                                const T&,
-                               const Call& call) {
-    variable_list out = call.run();
-    context->save_for_backward({out[2], out[4], out[5]});
-    context->saved_data["group_name"] = call.group_name;
-    variable_list whole(out.begin() + 4, out.end());
-    whole.push_back(out[1]);
-    whole.push_back(out[2]);
+                               const DispatchInputs& in) {
+    variable_list out = call_dispatch(in);
+    const auto maps = out.begin() + Dispatched::kNumFixed;
+    const auto splits = maps + static_cast<std::ptrdiff_t>(in.groups.size());
+    save_trail(context, {out[kRecvMap]}, {maps, splits}, {splits, out.end()}, in.groups);
+    variable_list whole;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      if (i != kRows && i != kRecvWeights) whole.push_back(out[i]);
+    }
     context->mark_non_differentiable(whole);
     return out;
   }
 
   static variable_list backward(torch::autograd::AutogradContext* context,
                                 const variable_list& grads) {
-    using CombineSignature =
-        T(const T&, const T&, const OptionalTensor&, const T&, const T&, std::string);
-    using SendBackSignature = T(const T&, const T&, const T&, std::string);
-    static const auto combine = find_op<CombineSignature>("moetuner::combine");
-    static const auto send_back = find_op<SendBackSignature>("moetuner::send_back");
-    const auto saved = context->get_saved_variables();
-    const std::string group = context->saved_data["group_name"].toStringRef();
-    variable_list result(3);
-    if (context->needs_input_grad(0)) {
-      result[0] = combine.call(grads[0].contiguous(), saved[0], {}, saved[1], saved[2], group);
-    }
-    if (context->needs_input_grad(1)) {
-      result[1] = send_back.call(grads[3].contiguous(), saved[1], saved[2], group);
-    }
-    return result;
+    using BackwardSignature = std::tuple<T, T>(const OptionalTensor&,
+                                               const OptionalTensor&,
+                                               const T&,
+                                               at::TensorList,
+                                               at::TensorList,
+                                               std::vector<std::string>);
+    static const auto op = find_op<BackwardSignature>("moetuner::dispatch_backward");
+    const SavedTrail saved(context, 1);
+    const auto wanted = [&](std::size_t input, std::size_t output) {
+      return context->needs_input_grad(input) ? OptionalTensor(grads[output].contiguous())
+                                              : std::nullopt;
+    };
+    const OptionalTensor rows = wanted(0, kRows);
+    const OptionalTensor weights = wanted(1, kRecvWeights);
+    const auto [grad_x, grad_weights] =
+        op.call(rows, weights, saved.others[0], saved.send_maps, saved.splits, saved.groups);
+    return {rows ? grad_x : T(), weights ? grad_weights : T(), T()};
   }
+
+ private:
+  static constexpr std::size_t kRows = 0, kRecvMap = 2, kRecvWeights = 3;  // of `Dispatched`
 };
 
-variable_list apply(const Call& call) {
-  if (!needs_gradient(call.x) && !needs_gradient(call.weights)) return call.run();
-  return Dispatch::apply(call.x, call.weights, call);
+variable_list differentiable(const DispatchInputs& in) {
+  if (!needs_gradient(in.x) && !needs_gradient(in.weights)) return call_dispatch(in);
+  return Dispatch::apply(in.x, in.weights, in);
 }
 
-Six plain_autograd(const T& x,
-                   const T& topk_ids,
-                   const T& topk_weights,
-                   const T& candidates,
-                   const T& num_candidates,
-                   std::int64_t slots_per_rank,
-                   std::string group_name,
-                   std::int64_t ranks_per_node,
-                   OptionalTensor counters) {
-  const auto o = apply({x,
-                        topk_ids,
-                        topk_weights,
-                        candidates,
-                        num_candidates,
-                        slots_per_rank,
-                        group_name,
-                        ranks_per_node,
-                        counters});
-  return {o[0], o[1], o[2], o[3], o[4], o[5]};
-}
+variable_list on_cpu(const DispatchInputs& in) { return dispatch_cpu(in).as_list(); }
 
-Seven fixed_autograd(const T& x,
-                     const T& topk_ids,
-                     const T& topk_weights,
-                     const T& candidates,
-                     const T& num_candidates,
-                     std::int64_t slots_per_rank,
-                     std::string group_name,
-                     c10::SymInt capacity,
-                     c10::SymInt max_rows,
-                     std::int64_t ranks_per_node,
-                     OptionalTensor counters) {
-  const auto o = apply({x,
-                        topk_ids,
-                        topk_weights,
-                        candidates,
-                        num_candidates,
-                        slots_per_rank,
-                        group_name,
-                        ranks_per_node,
-                        counters,
-                        capacity,
-                        max_rows});
-  return {o[0], o[1], o[2], o[3], o[4], o[5], o[6]};
-}
+#ifdef MOETUNER_WITH_CUDA
+variable_list on_cuda(const DispatchInputs& in) { return dispatch_cuda(in).as_list(); }
+#endif
 
 }  // namespace
 
+// It returns a list, of which torch.compile finds the sizes that only a run knows. Of several
+// outputs of an op with effects it does not (torch 2.13).
 TORCH_LIBRARY_FRAGMENT(moetuner, m) {
   m.def(
       "dispatch(Tensor x, Tensor topk_ids, Tensor topk_weights, Tensor candidates, "
-      "Tensor num_candidates, int slots_per_rank, str group_name, *, int ranks_per_node=0, "
-      "Tensor(a!)? counters=None) -> (Tensor rows, Tensor end_offsets, Tensor recv_map, "
-      "Tensor recv_weights, Tensor send_map, Tensor splits)");
-  m.def(
-      "dispatch.fixed(Tensor x, Tensor topk_ids, Tensor topk_weights, Tensor candidates, "
-      "Tensor num_candidates, int slots_per_rank, str group_name, *, SymInt capacity, "
-      "SymInt max_rows, int ranks_per_node=0, Tensor(a!)? counters=None) -> (Tensor rows, "
-      "Tensor end_offsets, Tensor recv_map, Tensor recv_weights, Tensor send_map, Tensor splits, "
-      "Tensor overflow)");
+      "Tensor num_candidates, int slots_per_rank, str[] groups, *, SymInt? capacity=None, "
+      "SymInt? max_rows=None, int ranks_per_node=0, bool counts=False) -> Tensor[]");
 }
 
-TORCH_LIBRARY_IMPL(moetuner, CPU, m) { Overloads<dispatch_cpu>::implement(m); }
+TORCH_LIBRARY_IMPL(moetuner, CPU, m) { m.impl("dispatch", &Kernel<on_cpu>::call); }
 
 #ifdef MOETUNER_WITH_CUDA
-TORCH_LIBRARY_IMPL(moetuner, CUDA, m) { Overloads<dispatch_cuda>::implement(m); }
+TORCH_LIBRARY_IMPL(moetuner, CUDA, m) { m.impl("dispatch", &Kernel<on_cuda>::call); }
 #endif
 
-TORCH_LIBRARY_IMPL(moetuner, Autograd, m) {
-  m.impl("dispatch", &plain_autograd);
-  m.impl("dispatch.fixed", &fixed_autograd);
-}
+TORCH_LIBRARY_IMPL(moetuner, Autograd, m) { m.impl("dispatch", &Kernel<differentiable>::call); }
 
 }  // namespace moetuner

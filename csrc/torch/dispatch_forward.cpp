@@ -1,185 +1,67 @@
 #include "dispatch_forward.h"
 
-#include "moetuner/dispatch.h"
-#include "moetuner/permute.h"
+#include "dispatch_counts.h"
+#include "dispatch_device.h"
 #include "ranges.h"
-#include "wire.h"
 
 #include <algorithm>
 
 #ifdef MOETUNER_WITH_CUDA
 #include <c10/core/DeviceGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #endif
 
 // The plain form sends what there is, which takes one look at the counts on the host; the fixed one
 // sends shares of equal size and looks at nothing.
 //
-//     route     slots and ranks of each token
+//     route     slots of each token, and the places it leaves for
 //
-//     pack      rows to the wire by rank, one for each (token, rank): `permute`, ranks as experts
+//     pack      rows to the wire by place, one for each (token, place): `permute`, places as
+//               experts
 //
 //     send      rows, and the slots and weights of their tokens
+//
+//     spread    where rows crossed between nodes: the ranks that each visits there; then pack and
+//               send again
 //
 //     place     slots that are here, and rows to them: `permute` again
 
 namespace moetuner {
 namespace {
 
-constexpr const char* kOp = kDispatchOp;
-
 using Inputs = DispatchInputs;
 
-/// Where the twins run.
-struct Cpu {
-  static void check_limits(const Inputs&, std::int64_t) {}
-  template <typename Id>
-  static void route(const RouteArgs<Id>& args) {
-    cpu::route(args);
-  }
-  static void unpack(const UnpackArgs& args) { cpu::unpack(args); }
-  static void permute(PermuteArgs<std::int32_t> args, const at::Tensor&) { cpu::permute(args); }
+/// Rows of tokens, and the slots and weights that travel with them.
+struct Travelling {
+  at::Tensor rows, travel;
 };
 
-#ifdef MOETUNER_WITH_CUDA
-struct Cuda {
-  static void check_limits(const Inputs& in, std::int64_t num_ranks) {
-    TORCH_CHECK_VALUE(in.slots_per_rank <= cuda::kMaxPermuteExperts,
-                      kOp,
-                      ": slots_per_rank must be at most ",
-                      cuda::kMaxPermuteExperts,
-                      " on CUDA, got ",
-                      in.slots_per_rank);
-    TORCH_CHECK_VALUE(num_ranks * (in.slots_per_rank + 3) <= cuda::kMaxRouteSlots,
-                      kOp,
-                      ": at most ",
-                      cuda::kMaxRouteSlots,
-                      " slots, ranks and nodes together on CUDA, got ",
-                      num_ranks,
-                      " ranks of ",
-                      in.slots_per_rank,
-                      " slots");
-    TORCH_CHECK_VALUE(in.topk_ids.size(1) <= cuda::kMaxPermuteTopK,
-                      kOp,
-                      ": topk_ids may have at most ",
-                      cuda::kMaxPermuteTopK,
-                      " experts per token on CUDA, got ",
-                      in.topk_ids.size(1));
-  }
-  template <typename Id>
-  static void route(const RouteArgs<Id>& args) {
-    cuda::route(args, c10::cuda::getCurrentCUDAStream());
-  }
-  static void unpack(const UnpackArgs& args) {
-    cuda::unpack(args, c10::cuda::getCurrentCUDAStream());
-  }
-  static void permute(PermuteArgs<std::int32_t> args, const at::Tensor& like) {
-    at::Tensor workspace;
-    const std::int64_t size =
-        cuda::permute_workspace(args.num_tokens, args.top_k, args.num_experts);
-    if (size > 0) {
-      workspace = at::empty({size}, like.options().dtype(at::kInt));
-      args.workspace = workspace.mutable_data_ptr<std::int32_t>();
-    }
-    cuda::permute(args, c10::cuda::getCurrentCUDAStream());
-  }
-};
-#endif
-
-void check_table(const char* name, const at::Tensor& table, std::int64_t dim, const at::Tensor& x) {
-  TORCH_CHECK_VALUE(table.dim() == dim,
-                    kOp,
-                    ": ",
-                    name,
-                    dim == 2 ? " must be [experts, replicas]" : " must be [experts]",
-                    ", got ",
-                    table.sizes());
-  TORCH_CHECK_TYPE(table.scalar_type() == at::kInt,
-                   kOp,
-                   ": ",
-                   name,
-                   " must be int32, got ",
-                   table.scalar_type());
-  check_contiguous(kOp, name, table);
-  check_device(kOp, name, table, "x", x);
-}
-
-void check(const Inputs& in) {
-  const auto& [x, ids, weights, candidates, num_candidates, slots, group, ranks, counters, c, m] =
-      in;
-  check_tokens(kOp, x, ids);
-  TORCH_CHECK_VALUE(weights.sizes() == ids.sizes(),
-                    kOp,
-                    ": topk_weights must be ",
-                    ids.sizes(),
-                    " like topk_ids, got ",
-                    weights.sizes());
-  TORCH_CHECK_TYPE(weights.scalar_type() == at::kFloat,
-                   kOp,
-                   ": topk_weights must be float32, got ",
-                   weights.scalar_type());
-  check_contiguous(kOp, "topk_weights", weights);
-  check_device(kOp, "topk_weights", weights, "x", x);
-  check_table("candidates", candidates, 2, x);
-  check_table("num_candidates", num_candidates, 1, x);
-  TORCH_CHECK_VALUE(candidates.size(0) == num_candidates.size(0) && candidates.size(1) > 0,
-                    kOp,
-                    ": candidates must be [",
-                    num_candidates.size(0),
-                    ", replicas] as num_candidates says, got ",
-                    candidates.sizes());
-}
-
-void check_sizes(const Inputs& in, std::int64_t num_ranks) {
-  TORCH_CHECK_VALUE(
-      in.slots_per_rank > 0, kOp, ": slots_per_rank must be positive, got ", in.slots_per_rank);
-  TORCH_CHECK_VALUE(in.ranks_per_node > 0 && num_ranks % in.ranks_per_node == 0,
-                    kOp,
-                    ": ranks_per_node must divide the group's ",
-                    num_ranks,
-                    " ranks, got ",
-                    in.ranks_per_node);
-  // Kernels count the choices of all tokens, here and where they arrive, in 32 bits.
-  const std::int64_t top_k = in.topk_ids.size(1);
-  TORCH_CHECK_VALUE(in.topk_ids.numel() <= kMaxRows && in.max_rows <= kMaxRows,
-                    kOp,
-                    ": ",
-                    std::max(in.topk_ids.numel(), in.max_rows),
-                    " rows do not fit into the int32 maps");
-  TORCH_CHECK_VALUE(in.capacity <= kMaxRows / (num_ranks * top_k),
-                    kOp,
-                    ": capacity ",
-                    in.capacity,
-                    " of ",
-                    num_ranks,
-                    " ranks with ",
-                    top_k,
-                    " experts per token does not fit into the int32 maps");
-  if (!in.counters) return;
-  const std::int64_t slots = num_ranks * in.slots_per_rank;
-  check_counter(
-      kOp, "counters", *in.counters, {1 + num_ranks + num_ranks / in.ranks_per_node + slots});
-  check_device(kOp, "counters", *in.counters, "x", in.x);
+std::int32_t* int_data(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<std::int32_t>() : nullptr;
 }
 
 struct Routed {
-  at::Tensor destinations, travel, counts, blank, overflow;
+  at::Tensor destinations, travel, counts, blank, overflow, counted;
 };
 
-/// `counts` [2, G, 2] in the exact form; `blank` [G * capacity, 2 K] and `overflow` in the fixed.
+/// `counts` [2, G, 2] in the exact form; `blank` [places * capacity, 2 K] and `overflow` in the
+/// fixed.
 template <typename Device>
-Routed route(const Inputs& in, std::int64_t num_ranks) {
+Routed route(const Inputs& in, const Sizes& sizes) {
   const Range range("route");
   const auto int32 = in.x.options().dtype(at::kInt);
   const std::int64_t num_tokens = in.topk_ids.size(0);
   const std::int64_t top_k = in.topk_ids.size(1);
-  const std::int64_t num_destinations = std::min(top_k, num_ranks);
+  const std::int64_t num_ranks = sizes.num_ranks;
+  const std::int64_t num_destinations = std::min(top_k, sizes.num_places());
+  const std::int64_t num_counted =
+      1 + num_ranks + sizes.num_nodes() + num_ranks * in.slots_per_rank + sizes.num_passed_on();
   Routed out;
   out.destinations = at::empty({num_tokens, num_destinations}, int32);
   out.travel = at::empty({num_tokens, 2 * top_k}, int32);
+  out.overflow = at::empty({in.fixed() ? 1 : 0}, int32);
+  out.counted = at::zeros({in.counts ? num_counted : 0}, int32.dtype(at::kLong));
   if (in.fixed()) {
-    out.blank = at::empty({num_ranks * in.capacity, 2 * top_k}, int32);
-    out.overflow = at::empty({1}, int32);
+    out.blank = at::empty({sizes.num_places() * sizes.capacity, 2 * top_k}, int32);
   } else {
     out.counts = at::zeros({2, num_ranks, 2}, int32);
   }
@@ -189,12 +71,12 @@ Routed route(const Inputs& in, std::int64_t num_ranks) {
         .weights = in.weights.const_data_ptr<float>(),
         .candidates = in.candidates.const_data_ptr<std::int32_t>(),
         .num_candidates = in.num_candidates.const_data_ptr<std::int32_t>(),
-        .destinations = out.destinations.mutable_data_ptr<std::int32_t>(),
-        .travel = out.travel.mutable_data_ptr<std::int32_t>(),
-        .counts = in.fixed() ? nullptr : out.counts.mutable_data_ptr<std::int32_t>(),
-        .counters = in.counters ? in.counters->mutable_data_ptr<std::int64_t>() : nullptr,
-        .blank = in.fixed() ? out.blank.mutable_data_ptr<std::int32_t>() : nullptr,
-        .overflow = in.fixed() ? out.overflow.mutable_data_ptr<std::int32_t>() : nullptr,
+        .destinations = int_data(out.destinations),
+        .travel = int_data(out.travel),
+        .counts = int_data(out.counts),
+        .counters = in.counts ? out.counted.mutable_data_ptr<std::int64_t>() : nullptr,
+        .blank = int_data(out.blank),
+        .overflow = in.fixed() ? int_data(out.overflow) : nullptr,
         .blank_size = in.fixed() ? out.blank.numel() : 0,
         .num_tokens = num_tokens,
         .top_k = top_k,
@@ -202,103 +84,89 @@ Routed route(const Inputs& in, std::int64_t num_ranks) {
         .max_candidates = in.candidates.size(1),
         .slots_per_rank = in.slots_per_rank,
         .num_ranks = num_ranks,
-        .ranks_per_node = in.ranks_per_node,
+        .ranks_per_node = sizes.ranks_per_node,
+        .ranks_per_place = sizes.ranks_per_place(),
         .num_destinations = num_destinations,
     });
   });
   return out;
 }
 
+/// What a permutation of a dispatch makes of its rows.
+struct Layout {
+  std::int64_t num_experts, num_rows, capacity;
+  at::Tensor sent_travel = {};  // [num_rows, 2 K], where notes go along
+  at::Tensor overflow = {};
+};
+
 struct Permuted {
   at::Tensor rows, row_map, end_offsets;
 };
 
-/// What the two permutations of a dispatch differ in.
-struct Layout {
-  std::int64_t num_experts, num_rows, capacity;
-  at::Tensor travel = {};       // [T, 2 K], goes along to
-  at::Tensor sent_travel = {};  // [num_rows, 2 K]
-  at::Tensor overflow = {};
-};
-
 template <typename Device>
-Permuted permute(const at::Tensor& x, const at::Tensor& ids, const Layout& layout) {
+Permuted permute(const Travelling& here, const at::Tensor& ids, const Layout& layout) {
+  const at::Tensor& x = here.rows;
+  const bool noted = layout.sent_travel.defined();
   const Permuted out{at::empty({layout.num_rows, x.size(1)}, x.options()),
                      at::empty(ids.sizes(), ids.options()),
                      at::empty({layout.num_experts}, ids.options())};
-  const auto data = [](const at::Tensor& tensor) {
-    return tensor.defined() ? tensor.mutable_data_ptr<std::int32_t>() : nullptr;
-  };
-  Device::permute(
-      {.x = x.const_data_ptr(),
-       .scales = data(layout.travel),
-       .topk_ids = ids.const_data_ptr<std::int32_t>(),
-       .expert_map = nullptr,
-       .rows = out.rows.mutable_data_ptr(),
-       .row_scales = data(layout.sent_travel),
-       .row_map = out.row_map.mutable_data_ptr<std::int32_t>(),
-       .end_offsets = out.end_offsets.mutable_data_ptr<std::int32_t>(),
-       .workspace = nullptr,
-       .num_tokens = ids.size(0),
-       .top_k = ids.size(1),
-       .num_ids = layout.num_experts,
-       .num_experts = layout.num_experts,
-       .num_rows = layout.num_rows,
-       .row_bytes = x.size(1) * x.element_size(),
-       .scale_bytes =
-           layout.travel.defined() ? layout.travel.size(1) * layout.travel.element_size() : 0,
-       .alignment = 1,
-       .counters = {},
-       .capacity = layout.capacity,
-       .overflow = data(layout.overflow),
-       .clears = false},
-      x);
+  Device::permute({.x = x.const_data_ptr(),
+                   .scales = noted ? int_data(here.travel) : nullptr,
+                   .topk_ids = ids.const_data_ptr<std::int32_t>(),
+                   .expert_map = nullptr,
+                   .rows = out.rows.mutable_data_ptr(),
+                   .row_scales = int_data(layout.sent_travel),
+                   .row_map = int_data(out.row_map),
+                   .end_offsets = int_data(out.end_offsets),
+                   .workspace = nullptr,
+                   .num_tokens = ids.size(0),
+                   .top_k = ids.size(1),
+                   .num_ids = layout.num_experts,
+                   .num_experts = layout.num_experts,
+                   .num_rows = layout.num_rows,
+                   .row_bytes = x.size(1) * x.element_size(),
+                   .scale_bytes = noted ? here.travel.size(1) * here.travel.element_size() : 0,
+                   .alignment = 1,
+                   .counters = {},
+                   .capacity = layout.capacity,
+                   .overflow = int_data(layout.overflow),
+                   .clears = false},
+                  x);
   return out;
 }
 
-/// Rows and choices to and from each rank, once on the host.
-struct Counts {
-  at::Tensor splits;             // [2, G]
-  std::int64_t num_choices = 0;  // received
-
-  Counts(const Wire& wire, const at::Tensor& counts, std::int64_t top_k) {
-    wire.exchange_into(counts[1], counts[0], {}, {});
-    const at::Tensor on_host = counts.cpu();
-    splits = on_host.select(2, 0).to(at::kLong).contiguous();
-    num_choices = on_host[1].select(1, 1).sum().item<std::int64_t>();
-    TORCH_CHECK_VALUE(splits[1].sum().item<std::int64_t>() <= kMaxRows / top_k,
-                      kOp,
-                      ": more rows arrive than fit into the int32 maps");
-  }
+/// One hop, before it is known how many rows leave: they lie on the wire by place.
+struct Packed {
+  Travelling sent;
+  at::Tensor send_map, end_offsets;
 };
 
-/// What the wire carries, on both of its sides.
-struct Travelling {
-  at::Tensor rows, travel;
-};
-
-/// Rows to the wire.
+/// Rows to the wire: `capacity` to each place, whose notes begin as `blank`, or `num_rows` in all.
 template <typename Device>
-Permuted pack(const Inputs& in, const Routed& routed, std::int64_t num_ranks, Travelling& sent) {
+Packed pack(const Travelling& here,
+            const at::Tensor& destinations,
+            std::int64_t num_places,
+            std::int64_t num_rows,
+            std::int64_t capacity,
+            const at::Tensor& blank,
+            const at::Tensor& overflow) {
   const Range range("pack");
-  const std::int64_t num_rows =
-      in.fixed() ? num_ranks * in.capacity : in.x.size(0) * routed.destinations.size(1);
-  sent.travel = in.fixed() ? routed.blank
-                           : at::empty({num_rows, routed.travel.size(1)}, routed.travel.options());
-  const Permuted packed = permute<Device>(in.x,
-                                          routed.destinations,
-                                          {.num_experts = num_ranks,
-                                           .num_rows = num_rows,
-                                           .capacity = in.capacity,
-                                           .travel = routed.travel,
-                                           .sent_travel = sent.travel,
-                                           .overflow = routed.overflow});
-  sent.rows = packed.rows;
-  return packed;
+  const std::int64_t room = capacity > 0 ? num_places * capacity : num_rows;
+  const at::Tensor travel =
+      capacity > 0 ? blank : at::empty({room, here.travel.size(1)}, here.travel.options());
+  const Permuted packed = permute<Device>(here,
+                                          destinations,
+                                          {.num_experts = num_places,
+                                           .num_rows = room,
+                                           .capacity = capacity,
+                                           .sent_travel = travel,
+                                           .overflow = capacity > 0 ? overflow : at::Tensor()});
+  return {{packed.rows, travel}, packed.row_map, packed.end_offsets};
 }
 
-Travelling send(const Wire& wire, const Travelling& sent, const Splits& shares) {
+Travelling send(const Wire& wire, const Travelling& sent, const at::Tensor& splits) {
   const Range range("send");
+  const Splits shares(kDispatchOp, splits, wire.num_ranks());
   const std::int64_t num_rows = shares.num_sent(sent.rows.size(0));
   const auto exchange = [&](const at::Tensor& rows) {
     return wire.exchange(rows.narrow(0, 0, num_rows), shares.sent, shares.received);
@@ -306,59 +174,115 @@ Travelling send(const Wire& wire, const Travelling& sent, const Splits& shares) 
   return {exchange(sent.rows), exchange(sent.travel)};
 }
 
-/// Rows to the experts: fills `out` but for what pack knows.
+/// Packs, on a gateway, the rows that came to its node for the ranks that they visit there.
+template <typename Device>
+Packed spread(const Inputs& in,
+              const Path& path,
+              const Sizes& sizes,
+              const Travelling& here,
+              std::int64_t num_rows,
+              const Routed& routed) {
+  const std::int64_t num_ranks = sizes.ranks_per_node;
+  const std::int64_t top_k = in.topk_ids.size(1);
+  const std::int64_t node = path.between_nodes().rank();
+  const std::int64_t capacity = sizes.capacity * sizes.num_nodes();
+  const std::int64_t num_destinations = std::min(top_k, num_ranks);
+  const at::Tensor destinations =
+      at::empty({here.rows.size(0), num_destinations}, here.travel.options());
+  const at::Tensor blank =
+      at::empty({num_ranks * capacity, capacity > 0 ? 2 * top_k : 0}, here.travel.options());
+  std::int64_t* const counters = in.counts ? routed.counted.mutable_data_ptr<std::int64_t>() +
+                                                 routed.counted.numel() - num_ranks
+                                           : nullptr;
+  {
+    const Range range("spread");
+    Device::spread({.travel = here.travel.const_data_ptr<std::int32_t>(),
+                    .destinations = int_data(destinations),
+                    .counters = counters,
+                    .blank = int_data(blank),
+                    .blank_size = blank.numel(),
+                    .num_rows = here.rows.size(0),
+                    .top_k = top_k,
+                    .first_slot = node * num_ranks * in.slots_per_rank,
+                    .slots_per_rank = in.slots_per_rank,
+                    .num_ranks = num_ranks,
+                    .num_destinations = num_destinations});
+  }
+  return pack<Device>(here, destinations, num_ranks, num_rows, capacity, blank, routed.overflow);
+}
+
+/// Rows to the experts, `num_rows` of them.
 template <typename Device>
 void place(const Inputs& in,
            const Travelling& received,
-           const Layout& layout,
+           std::int64_t num_rows,
            std::int64_t rank,
            Dispatched& out) {
   const Range range("place");
-  const std::int64_t num_rows = received.rows.size(0);
+  const std::int64_t arrived = received.rows.size(0);
   const std::int64_t top_k = in.topk_ids.size(1);
-  const at::Tensor slots = at::empty({num_rows, top_k}, received.travel.options());
-  out.recv_weights = at::empty({num_rows, top_k}, in.weights.options());
+  const at::Tensor slots = at::empty({arrived, top_k}, received.travel.options());
+  out.recv_weights = at::empty({arrived, top_k}, in.weights.options());
   Device::unpack({.travel = received.travel.const_data_ptr<std::int32_t>(),
-                  .slots = slots.mutable_data_ptr<std::int32_t>(),
+                  .slots = int_data(slots),
                   .weights = out.recv_weights.template mutable_data_ptr<float>(),
-                  .num_rows = num_rows,
+                  .num_rows = arrived,
                   .top_k = top_k,
                   .first_slot = rank * in.slots_per_rank,
                   .slots_per_rank = in.slots_per_rank});
-  const Permuted placed = permute<Device>(received.rows, slots, layout);
+  const Permuted placed = permute<Device>(received,
+                                          slots,
+                                          {.num_experts = in.slots_per_rank,
+                                           .num_rows = num_rows,
+                                           .capacity = 0,
+                                           .overflow = in.fixed() ? out.overflow : at::Tensor()});
   out.rows = placed.rows;
   out.recv_map = placed.row_map;
   out.end_offsets = placed.end_offsets;
 }
 
+void check_received(const Counts& counts, std::int64_t top_k) {
+  for (const at::Tensor& splits : counts.splits) {
+    TORCH_CHECK_VALUE(splits[1].sum().item<std::int64_t>() <= kMaxRows / top_k,
+                      kDispatchOp,
+                      ": more rows arrive than fit into the int32 maps");
+  }
+}
+
 template <typename Device>
-Dispatched dispatch(Inputs in) {
-  check(in);
-  const Wire wire(kOp, in.group_name);
-  const std::int64_t num_ranks = wire.num_ranks();
-  if (in.ranks_per_node == 0) in.ranks_per_node = num_ranks;
-  check_sizes(in, num_ranks);
-  Device::check_limits(in, num_ranks);
-  const Routed routed = route<Device>(in, num_ranks);
-  Travelling sent;
-  const Permuted packed = pack<Device>(in, routed, num_ranks, sent);
+Dispatched dispatch(const Inputs& in) {
+  const Path path(kDispatchOp, in.groups);
+  const Sizes sizes = check_dispatch(in, path);
+  Device::check_limits(in, sizes.num_ranks);
+  const Routed routed = route<Device>(in, sizes);
+  const std::int64_t most_rows = in.x.size(0) * routed.destinations.size(1);
+  Packed packed = pack<Device>({in.x, routed.travel},
+                               routed.destinations,
+                               sizes.num_places(),
+                               most_rows,
+                               sizes.capacity,
+                               routed.blank,
+                               routed.overflow);
+  Counts counts{std::vector<at::Tensor>(path.num_hops(), at::empty({0}, at::kLong)),
+                sizes.max_rows};
+  if (!in.fixed()) {
+    counts = count_rows(path, routed.counts, packed.end_offsets);
+    check_received(counts, in.topk_ids.size(1));
+  }
 
   Dispatched out;
-  out.send_map = packed.row_map;
   out.overflow = routed.overflow;
-  out.splits = at::empty({0}, at::TensorOptions().dtype(at::kLong));
-  std::int64_t num_rows = in.max_rows;
-  if (!in.fixed()) {
-    const Counts counts(wire, routed.counts, in.topk_ids.size(1));
-    out.splits = counts.splits;
-    num_rows = counts.num_choices;
+  out.counted = routed.counted;
+  out.splits = counts.splits;
+  if (path.crosses_nodes()) {
+    out.send_maps.push_back(packed.send_map);
+    const Travelling here = send(path.between_nodes(), packed.sent, counts.splits[0]);
+    const std::int64_t num_rows = in.fixed() ? 0 : counts.splits[1][0].sum().item<std::int64_t>();
+    packed = spread<Device>(in, path, sizes, here, num_rows, routed);
   }
-  const Travelling received = send(wire, sent, Splits(kOp, out.splits, num_ranks));
-  const Layout layout{.num_experts = in.slots_per_rank,
-                      .num_rows = num_rows,
-                      .capacity = 0,
-                      .overflow = routed.overflow};
-  place<Device>(in, received, layout, wire.rank(), out);
+  out.send_maps.push_back(packed.send_map);
+  const Travelling received = send(path.last(), packed.sent, counts.splits.back());
+  place<Device>(in, received, counts.num_choices, path.rank(), out);
   return out;
 }
 

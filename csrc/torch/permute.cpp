@@ -1,4 +1,4 @@
-#include "moetuner/permute.h"
+#include "moetuner/ops/permute.h"
 
 #include "autograd.h"
 #include "routing_args.h"

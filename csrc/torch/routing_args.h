@@ -1,6 +1,6 @@
 #pragma once
 
-#include "moetuner/count_routing.h"
+#include "moetuner/ops/count_routing.h"
 
 #include <ATen/ATen.h>
 

@@ -1,4 +1,4 @@
-#include "moetuner/unpermute.h"
+#include "moetuner/ops/unpermute.h"
 
 #include "autograd.h"
 #include "routing_args.h"

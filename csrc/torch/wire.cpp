@@ -86,6 +86,23 @@ Splits::Splits(const char* op, const at::Tensor& splits, std::int64_t num_ranks)
   received.assign(begin + num_ranks, begin + 2 * num_ranks);
 }
 
+void Splits::check_received(const char* op, std::int64_t num_rows, std::int64_t num_ranks) const {
+  const std::int64_t wanted = std::accumulate(received.begin(), received.end(), std::int64_t{0});
+  TORCH_CHECK_VALUE(received.empty() || num_rows == wanted,
+                    op,
+                    ": splits say that ",
+                    wanted,
+                    " rows were received, got ",
+                    num_rows);
+  TORCH_CHECK_VALUE(!received.empty() || num_rows % num_ranks == 0,
+                    op,
+                    ": ",
+                    num_rows,
+                    " rows cannot be shared equally by ",
+                    num_ranks,
+                    " ranks");
+}
+
 std::int64_t Splits::num_sent(std::int64_t num_received) const {
   return sent.empty() ? num_received : std::accumulate(sent.begin(), sent.end(), std::int64_t{0});
 }

@@ -44,6 +44,9 @@ struct Splits {
   /// From int64 [2, G] or [0].
   Splits(const char* op, const at::Tensor& splits, std::int64_t num_ranks);
 
+  /// Refuses rows that are not those of these shares.
+  void check_received(const char* op, std::int64_t num_rows, std::int64_t num_ranks) const;
+
   /// Rows sent, which are as many as `num_received` where shares are equal.
   std::int64_t num_sent(std::int64_t num_received) const;
 };

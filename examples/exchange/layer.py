@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from moetuner import PlanOptions, Topology, plan_trace
+from moetuner.evaluation.verify import verify
 from moetuner.nn import (
     Experts,
     MoELayer,
@@ -13,7 +14,6 @@ from moetuner.nn import (
     logical_order,
     record_run,
 )
-from moetuner.verification import verify
 from start import say, start
 
 LAYERS, EXPERTS, TOP_K, HIDDEN, INNER, BATCH = 2, 8, 2, 32, 64, 96

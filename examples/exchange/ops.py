@@ -18,9 +18,9 @@ from moetuner import (
     plan_trace,
     split_by_sequence,
 )
+from moetuner.evaluation.tally import tally
 from moetuner.ops import combine, dispatch
-from moetuner.placement import contiguous_rank_of
-from moetuner.tally import tally
+from moetuner.placement.model import contiguous_rank_of
 from moetuner.trace import select
 from start import say, start
 
@@ -65,8 +65,9 @@ def run_layers(placement):
         row = torch.arange(len(sent.rows), device=device, dtype=torch.int32)
         expert = slots[torch.searchsorted(sent.end_offsets, row, right=True)]
         done = sent.rows * (1 + expert / tables.num_experts)[:, None]
-        x = combine(done, *sent[2:6], group)
-        rows_away += int(sent.splits[0].sum() - sent.splits[0, rank])
+        x = combine(done, sent.handle)
+        to_rank = sent.handle.splits[0]
+        rows_away += int(to_rank.sum() - to_rank[rank])
     return rows_away, x
 
 

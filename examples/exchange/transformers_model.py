@@ -3,9 +3,9 @@
 import torch
 import torch.distributed as dist
 from moetuner import PlanOptions, Topology, plan_trace
+from moetuner.evaluation.verify import verify
 from moetuner.integrations.transformers import parallelize, record
 from moetuner.nn import gather_counts, record_run
-from moetuner.verification import verify
 from start import say, start
 from transformers import OlmoeConfig, OlmoeForCausalLM
 

@@ -14,36 +14,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moetuner.bounds import Certificate as Certificate
     from moetuner.bounds import certify as certify
-    from moetuner.comparison import Comparison as Comparison
-    from moetuner.comparison import compare_placements as compare_placements
-    from moetuner.comparison import comparison_of_plan as comparison_of_plan
-    from moetuner.cost import HARDWARE as HARDWARE
-    from moetuner.cost import CostModel as CostModel
-    from moetuner.cost import Hardware as Hardware
-    from moetuner.cost import Homes as Homes
-    from moetuner.cost import ModelShape as ModelShape
-    from moetuner.cost import Wire as Wire
-    from moetuner.cost import shape_for_model as shape_for_model
-    from moetuner.description import describe as describe
     from moetuner.errors import MoetunerError as MoetunerError
-    from moetuner.evaluation import Evaluation as Evaluation
-    from moetuner.evaluation import evaluate as evaluate
-    from moetuner.pipeline import PlanReport as PlanReport
-    from moetuner.pipeline import demo_trace as demo_trace
-    from moetuner.pipeline import plan_trace as plan_trace
-    from moetuner.placement import Placement as Placement
-    from moetuner.placement_file import read_placement as read_placement
-    from moetuner.placement_file import write_placement as write_placement
-    from moetuner.plan import PlacementTables as PlacementTables
-    from moetuner.plan_options import PlanOptions as PlanOptions
+    from moetuner.evaluation.cost import CostModel as CostModel
+    from moetuner.evaluation.cost import Homes as Homes
+    from moetuner.evaluation.cost import Wire as Wire
+    from moetuner.evaluation.evaluate import Evaluation as Evaluation
+    from moetuner.evaluation.evaluate import evaluate as evaluate
+    from moetuner.evaluation.hardware import HARDWARE as HARDWARE
+    from moetuner.evaluation.hardware import Hardware as Hardware
+    from moetuner.evaluation.shapes import ModelShape as ModelShape
+    from moetuner.evaluation.shapes import shape_for_model as shape_for_model
+    from moetuner.evaluation.workload import BatchKind as BatchKind
+    from moetuner.evaluation.workload import Workload as Workload
+    from moetuner.placement.file import read_placement as read_placement
+    from moetuner.placement.file import write_placement as write_placement
+    from moetuner.placement.model import Placement as Placement
+    from moetuner.placement.tables import PlacementTables as PlacementTables
+    from moetuner.placement.topology import Topology as Topology
+    from moetuner.planning.comparison import Comparison as Comparison
+    from moetuner.planning.comparison import compare_placements as compare_placements
+    from moetuner.planning.comparison import comparison_of_plan as comparison_of_plan
+    from moetuner.planning.options import PlanOptions as PlanOptions
+    from moetuner.planning.plan import PlanReport as PlanReport
+    from moetuner.planning.plan import demo_trace as demo_trace
+    from moetuner.planning.plan import plan_trace as plan_trace
     from moetuner.problem import Objective as Objective
     from moetuner.problem import PlacementProblem as PlacementProblem
     from moetuner.report.html import write_report as write_report
     from moetuner.solver import Solution as Solution
     from moetuner.solver import SolverOptions as SolverOptions
     from moetuner.solver import get_solver as get_solver
-    from moetuner.statistics import RoutingStatistics as RoutingStatistics
-    from moetuner.topology import Topology as Topology
     from moetuner.trace import TOPIC_PRESETS as TOPIC_PRESETS
     from moetuner.trace import CountTrace as CountTrace
     from moetuner.trace import TopicRouting as TopicRouting
@@ -55,42 +55,42 @@ if TYPE_CHECKING:
     from moetuner.trace import synthetic_trace as synthetic_trace
     from moetuner.trace import topic_trace as topic_trace
     from moetuner.trace import write_trace as write_trace
-    from moetuner.workload import BatchKind as BatchKind
-    from moetuner.workload import Workload as Workload
+    from moetuner.trace.description import describe as describe
+    from moetuner.trace.statistics import RoutingStatistics as RoutingStatistics
 
 _MODULE_OF = {
     "Certificate": "bounds",
     "certify": "bounds",
-    "Comparison": "comparison",
-    "compare_placements": "comparison",
-    "comparison_of_plan": "comparison",
-    "HARDWARE": "cost",
-    "CostModel": "cost",
-    "Hardware": "cost",
-    "Homes": "cost",
-    "ModelShape": "cost",
-    "Wire": "cost",
-    "shape_for_model": "cost",
-    "describe": "description",
+    "Comparison": "planning.comparison",
+    "compare_placements": "planning.comparison",
+    "comparison_of_plan": "planning.comparison",
+    "HARDWARE": "evaluation.hardware",
+    "CostModel": "evaluation.cost",
+    "Hardware": "evaluation.hardware",
+    "Homes": "evaluation.cost",
+    "ModelShape": "evaluation.shapes",
+    "Wire": "evaluation.cost",
+    "shape_for_model": "evaluation.shapes",
+    "describe": "trace.description",
     "MoetunerError": "errors",
-    "Evaluation": "evaluation",
-    "evaluate": "evaluation",
-    "PlanOptions": "plan_options",
-    "PlanReport": "pipeline",
-    "demo_trace": "pipeline",
-    "plan_trace": "pipeline",
-    "Placement": "placement",
-    "read_placement": "placement_file",
-    "write_placement": "placement_file",
-    "PlacementTables": "plan",
+    "Evaluation": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate",
+    "PlanOptions": "planning.options",
+    "PlanReport": "planning.plan",
+    "demo_trace": "planning.plan",
+    "plan_trace": "planning.plan",
+    "Placement": "placement.model",
+    "read_placement": "placement.file",
+    "write_placement": "placement.file",
+    "PlacementTables": "placement.tables",
     "Objective": "problem",
     "PlacementProblem": "problem",
     "write_report": "report.html",
     "Solution": "solver",
     "SolverOptions": "solver",
     "get_solver": "solver",
-    "RoutingStatistics": "statistics",
-    "Topology": "topology",
+    "RoutingStatistics": "trace.statistics",
+    "Topology": "placement.topology",
     "TOPIC_PRESETS": "trace",
     "CountTrace": "trace",
     "TopicRouting": "trace",
@@ -102,8 +102,8 @@ _MODULE_OF = {
     "subsample": "trace",
     "synthetic_trace": "trace",
     "write_trace": "trace",
-    "BatchKind": "workload",
-    "Workload": "workload",
+    "BatchKind": "evaluation.workload",
+    "Workload": "evaluation.workload",
 }
 
 __version__ = _version("moetuner")

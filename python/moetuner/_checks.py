@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -46,3 +46,14 @@ def one_of(choices: type[Choice], value: Any, name: str) -> Choice:
         raise InvalidProblemError(
             f"{name} must be one of {wanted}, got {value!r}"
         ) from None
+
+
+def check_positive(where: str, name: str, value: Any) -> None:
+    """Refuse what is no positive finite number."""
+    if not is_number(value) or not 0 < value < np.inf:
+        raise InvalidProblemError(f"{where}: {name} must be positive, got {value!r}")
+
+
+def assert_never(value: NoReturn) -> NoReturn:
+    """End a chain of branches that type checkers know to be complete."""
+    raise AssertionError(f"no branch for {value!r}")

@@ -1,104 +1,298 @@
-"""Types of the C++ planning core; contracts are in csrc/include/moetuner."""
+"""Planning core of moetuner (C++)."""
 
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import collections.abc
+import enum
+import typing
 
-def count_statistics(
-    topk_ids: NDArray[np.int16],
-    num_experts: int,
-    coactivation: bool,
-    transitions: bool,
-    num_threads: int = 0,
-) -> dict[str, Any]: ...
-def tally_routing(
-    topk_ids: NDArray[np.int16],
-    slot_experts: NDArray[np.int32],
-    num_experts: int,
-    num_ranks: int,
-    ranks_per_node: int,
-    wire: int,
-    homes: int,
-    home_rank: NDArray[np.int16] | None,
-    group: NDArray[np.int32],
-    num_groups: int,
-    num_threads: int = 0,
-) -> dict[str, Any]: ...
-def pack_by_load(
-    load: NDArray[np.float64], num_ranks: int, slots_per_rank: int
-) -> NDArray[np.int32]: ...
-def refine_by_swaps(
-    load: NDArray[np.float64],
-    rank_of: NDArray[np.int32],
-    num_ranks: int,
-    max_swaps: int = 10_000,
-) -> NDArray[np.int32]: ...
+import numpy
+import numpy.typing
+
+import moetuner.evaluation.cost
+
+__all__: list[str] = [
+    "ArcCost",
+    "ComputeRates",
+    "Crossing",
+    "LayerPrice",
+    "LinkRates",
+    "Rates",
+    "Rows",
+    "SearchOptions",
+    "SearchProblem",
+    "Smoothing",
+    "WireRules",
+    "cheapest_arcs",
+    "count_statistics",
+    "pack_by_load",
+    "refine_by_swaps",
+    "search_layers",
+    "search_tokens",
+    "tally_routing",
+    "wire_rules",
+]
+
+class Rows(enum.Enum):
+    """Which rows a token sends."""
+
+    PER_EXPERT = ...
+    PER_RANK = ...
+    TO_ALL = ...
+
+class Crossing(enum.Enum):
+    """How rows reach another node."""
+
+    DIRECT = ...
+    GATEWAY = ...
+
+class WireRules:
+    """All that the planner must know of a wire."""
+    @property
+    def crossing(self) -> Crossing: ...
+    @property
+    def rows(self) -> Rows: ...
+
+class ComputeRates:
+    """Seconds of computing, on a rank of speed 1."""
+    def __init__(
+        self,
+        *,
+        row: typing.SupportsFloat | typing.SupportsIndex,
+        expert: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+    @property
+    def expert(self) -> float:
+        """Of one expert that has a row."""
+    @property
+    def row(self) -> float:
+        """Of one (token, expert) row."""
+
+class LinkRates:
+    """Seconds of one direction of the exchange."""
+    def __init__(
+        self,
+        *,
+        rank_row: typing.SupportsFloat | typing.SupportsIndex,
+        node_row: typing.SupportsFloat | typing.SupportsIndex,
+        rank_latency: typing.SupportsFloat | typing.SupportsIndex,
+        node_latency: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+    @property
+    def node_latency(self) -> float:
+        """Where a row leaves its node."""
+    @property
+    def node_row(self) -> float:
+        """Of a row over a node's links."""
+    @property
+    def rank_latency(self) -> float:
+        """Where no row leaves its node."""
+    @property
+    def rank_row(self) -> float:
+        """Of a row over a rank's link."""
+
+class Rates:
+    """All that turns rows of a layer into seconds; see `CostModel.rates`."""
+    def __init__(
+        self,
+        *,
+        compute: ComputeRates,
+        dispatch: LinkRates,
+        combine: LinkRates,
+        both_ways: LinkRates,
+        dispatch_share: typing.SupportsFloat | typing.SupportsIndex,
+        rank_speeds: collections.abc.Sequence[
+            typing.SupportsFloat | typing.SupportsIndex
+        ],
+    ) -> None: ...
+    def of_nodes(
+        self,
+        speeds: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    ) -> Rates:
+        """Rates of whole nodes in the place of ranks; `speeds` [N] beside their ranks' number."""
+    @property
+    def both_ways(self) -> LinkRates:
+        """Dispatch and combine together."""
+    @property
+    def combine(self) -> LinkRates: ...
+    @property
+    def compute(self) -> ComputeRates: ...
+    @property
+    def dispatch(self) -> LinkRates: ...
+    @property
+    def dispatch_share(self) -> float:
+        """Of a row's bytes both ways."""
+    @property
+    def rank_speeds(self) -> list[float]:
+        """[G], relative to `compute`."""
+
+class LayerPrice:
+    """The time of a layer, from its rows."""
+    def __init__(self, rates: Rates) -> None: ...
+    def busy(
+        self,
+        rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        active_experts: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    ) -> numpy.typing.NDArray[numpy.float64]:
+        """Seconds of a rank of speed 1: never falls, and is convex, in rows and experts."""
+    def compute(
+        self,
+        rank_rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        active_experts: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    ) -> numpy.typing.NDArray[numpy.float64]:
+        """Seconds [...] of the slowest rank, from [..., G] rows and experts that have some."""
+    def exchange(
+        self,
+        direction: LinkRates,
+        rank_rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        node_rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    ) -> numpy.typing.NDArray[numpy.float64]:
+        """Seconds of one direction, from rows on the busiest link of each kind."""
+    def total(
+        self,
+        compute: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        dispatch: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        combine: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    ) -> numpy.typing.NDArray[numpy.float64]:
+        """Seconds of a layer, from those of its parts."""
+    @property
+    def busy_planes(self) -> list[ComputeRates]:
+        """`busy` as the largest of linear functions."""
+    @property
+    def rates(self) -> Rates: ...
+
+class ArcCost(enum.Enum):
+    """What a step between layers costs."""
+
+    EXCHANGE = ...
+    REMOTE = ...
+    SLOWEST_PAIR = ...
+
+class Smoothing:
+    """What a search adds to the price, in seconds."""
+    def __init__(
+        self,
+        *,
+        peak: typing.SupportsFloat | typing.SupportsIndex,
+        pooled: typing.SupportsFloat | typing.SupportsIndex,
+        variance: typing.SupportsFloat | typing.SupportsIndex,
+        rank_copies: typing.SupportsFloat | typing.SupportsIndex,
+        node_copies: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+    def of_nodes(
+        self, ranks_per_node: typing.SupportsInt | typing.SupportsIndex
+    ) -> Smoothing:
+        """The same for whole nodes in the place of ranks."""
+    @property
+    def node_copies(self) -> float: ...
+    @property
+    def peak(self) -> float: ...
+    @property
+    def pooled(self) -> float: ...
+    @property
+    def rank_copies(self) -> float: ...
+    @property
+    def variance(self) -> float: ...
+
+class SearchProblem:
+    """What a search looks at; keeps its arrays."""
+    def __init__(
+        self,
+        *,
+        topk_ids: numpy.typing.NDArray[numpy.int16],
+        scenario_begin: numpy.typing.NDArray[numpy.int64],
+        load: numpy.typing.NDArray[numpy.int32],
+        active: numpy.typing.NDArray[numpy.uint8],
+        row_scale: numpy.typing.NDArray[numpy.float64],
+        weight: numpy.typing.NDArray[numpy.float64],
+        token: numpy.typing.NDArray[numpy.int64],
+        home: numpy.typing.NDArray[numpy.int32] | None,
+        ranks_per_node: typing.SupportsInt | typing.SupportsIndex,
+        wire: moetuner.evaluation.cost.Wire,
+        homes: moetuner.evaluation.cost.Homes,
+        rates: Rates,
+        smoothing: Smoothing,
+        stay_rank: numpy.typing.NDArray[numpy.int32] | None = None,
+        move_seconds: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        replicas: bool = False,
+    ) -> None: ...
+    @property
+    def num_ranks(self) -> int: ...
+
+class SearchOptions:
+    """How long and how hot a search is."""
+    def __init__(
+        self,
+        *,
+        proposals: typing.SupportsInt | typing.SupportsIndex,
+        sweeps: typing.SupportsInt | typing.SupportsIndex,
+        start_temperature: typing.SupportsFloat | typing.SupportsIndex,
+        end_temperature: typing.SupportsFloat | typing.SupportsIndex,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        num_threads: typing.SupportsInt | typing.SupportsIndex,
+        seconds: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+
 def cheapest_arcs(
     *,
-    rank_of: NDArray[np.int32],
-    rank_rows: NDArray[np.float64],
-    node_rows: NDArray[np.float64],
-    rename: NDArray[np.int32],
-    link_seconds: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    ranks_per_node: int,
-    cost: int,
-    rank_seconds: float,
-    node_seconds: float,
-    rank_latency: float,
-    node_latency: float,
-    num_threads: int = 0,
-) -> dict[str, Any]: ...
+    rank_of: numpy.typing.NDArray[numpy.int32],
+    rank_rows: numpy.typing.NDArray[numpy.float64],
+    node_rows: numpy.typing.NDArray[numpy.float64],
+    rename: numpy.typing.NDArray[numpy.int32],
+    link_seconds: numpy.typing.NDArray[numpy.float64],
+    weight: numpy.typing.NDArray[numpy.float64],
+    ranks_per_node: typing.SupportsInt | typing.SupportsIndex,
+    cost: ArcCost,
+    crossing: Crossing,
+    dispatch: LinkRates,
+    num_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> dict[str, typing.Any]: ...
+def count_statistics(
+    topk_ids: numpy.typing.NDArray[numpy.int16],
+    num_experts: typing.SupportsInt | typing.SupportsIndex,
+    coactivation: bool,
+    transitions: bool,
+    num_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> dict[str, typing.Any]: ...
+def pack_by_load(
+    load: numpy.typing.NDArray[numpy.float64],
+    num_ranks: typing.SupportsInt | typing.SupportsIndex,
+    slots_per_rank: typing.SupportsInt | typing.SupportsIndex,
+) -> numpy.typing.NDArray[numpy.int32]: ...
+def refine_by_swaps(
+    load: numpy.typing.NDArray[numpy.float64],
+    rank_of: numpy.typing.NDArray[numpy.int32],
+    num_ranks: typing.SupportsInt | typing.SupportsIndex,
+    max_swaps: typing.SupportsInt | typing.SupportsIndex = 10000,
+) -> numpy.typing.NDArray[numpy.int32]: ...
 def search_layers(
-    topk_ids: NDArray[np.int16],
-    scenario_begin: NDArray[np.int64],
-    load: NDArray[np.int32],
-    active: NDArray[np.uint8],
-    row_scale: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    rank_speed: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    ranks_per_node: int,
-    dedup: bool,
-    gather: bool,
-    stay_rank: NDArray[np.int32] | None,
-    move_seconds: float,
-    rank_of: NDArray[np.int32],
-    proposals: int,
-    start_temperature: float,
-    end_temperature: float,
-    seed: int,
-    num_threads: int,
-    seconds: float,
-    stop: NDArray[np.int32],
-    home: NDArray[np.int32] | None = None,
-    follow: bool = False,
-    dispatch_share: float = 1.0,
-    sweeps: int = 1,
-) -> tuple[NDArray[np.int32], NDArray[np.float64]]: ...
+    problem: SearchProblem,
+    options: SearchOptions,
+    start: numpy.typing.NDArray[numpy.int32],
+    stop: numpy.typing.NDArray[numpy.int32],
+) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.float64]]:
+    """Ranks [L, P] of experts and empty slots from `start`, and search costs [L]."""
+
 def search_tokens(
-    topk_ids: NDArray[np.int16],
-    scenario_begin: NDArray[np.int64],
-    row_scale: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    rank_speed: NDArray[np.float64],
-    home: NDArray[np.int32],
-    token: NDArray[np.int64],
-    weights: NDArray[np.float64],
-    dispatch_share: float,
-    num_experts: int,
-    ranks_per_node: int,
-    wire: int,
-    follow: bool,
-    replicas: bool,
-    slot_experts: NDArray[np.int32],
-    proposals: int,
-    sweeps: int,
-    start_temperature: float,
-    end_temperature: float,
-    seed: int,
-    num_threads: int,
-    seconds: float,
-    stop: NDArray[np.int32],
-) -> tuple[NDArray[np.int32], NDArray[np.float64]]: ...
+    problem: SearchProblem,
+    options: SearchOptions,
+    start: numpy.typing.NDArray[numpy.int32],
+    stop: numpy.typing.NDArray[numpy.int32],
+) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.float64]]:
+    """Experts [L, P] of slots from `start`, and search costs [L]."""
+
+def tally_routing(
+    topk_ids: numpy.typing.NDArray[numpy.int16],
+    slot_experts: numpy.typing.NDArray[numpy.int32],
+    num_experts: typing.SupportsInt | typing.SupportsIndex,
+    num_ranks: typing.SupportsInt | typing.SupportsIndex,
+    ranks_per_node: typing.SupportsInt | typing.SupportsIndex,
+    wire: moetuner.evaluation.cost.Wire,
+    homes: moetuner.evaluation.cost.Homes,
+    home_rank: numpy.typing.NDArray[numpy.int16] | None,
+    group: numpy.typing.NDArray[numpy.int32],
+    num_groups: typing.SupportsInt | typing.SupportsIndex,
+    num_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> dict[str, typing.Any]: ...
+def wire_rules(wire: moetuner.evaluation.cost.Wire) -> WireRules:
+    """The rules of a wire."""

@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner._checks import is_whole, one_of
-from moetuner.cost import DEFAULT_SHAPE, HARDWARE, Hardware, ModelShape
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
-from moetuner.statistics import RoutingStatistics
+from moetuner.trace.statistics import RoutingStatistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement import Placement
-    from moetuner.topology import Topology
-    from moetuner.workload import Workload
+    from moetuner.evaluation.workload import Workload
+    from moetuner.placement.model import Placement
+    from moetuner.placement.topology import Topology
 
 
 class Objective(str, enum.Enum):
@@ -49,47 +48,37 @@ class PlacementProblem:
 
     Parameters
     ----------
+    workload
+        Batches, wire, homes, machine and model shape.
     statistics
-        Counts of the planning trace.
+        Counts of the workload's traces, weighed as they count.
     topology
         Ranks and nodes.
     objective
         What is minimised, or its name.
     slots_per_rank
         Slots per rank and layer; by default just enough for all experts.
-    equal_slots
-        True: every rank holds at most ``slots_per_rank`` experts in every layer, as
-        serving engines need. False: sizes are free (at least 1) as the paper prints
-        it, and only a rank's total over the layers is bound by ``memory_slack``.
-    memory_slack
-        With free sizes: how many experts a rank may hold above or below its equal
-        share, summed over all layers (the paper's row 13, with slack); None drops
-        the row.
-    hardware, shape
-        Link speeds and row size, for `Objective.LINK_TRAFFIC`.
-    workload
-        Batches, wire, homes and machine, for `Objective.MODELLED_TIME`.
+
+    Raises
+    ------
+    InvalidProblemError
+        When the parts do not fit each other, or the slots do not hold all experts.
     """
 
+    workload: Workload
     statistics: RoutingStatistics
     topology: Topology
-    objective: Objective = Objective.MAX_LOAD
+    objective: Objective = Objective.MODELLED_TIME
     slots_per_rank: int = 0
-    equal_slots: bool = True
-    memory_slack: int | None = None
-    hardware: Hardware = HARDWARE["h100"]
-    shape: ModelShape = DEFAULT_SHAPE
-    workload: Workload | None = None
 
     def __post_init__(self) -> None:
         objective = one_of(Objective, self.objective, "PlacementProblem: objective")
         object.__setattr__(self, "objective", objective)
-        for name in ("slots_per_rank", "memory_slack"):
-            value = getattr(self, name)
-            if value is not None and not is_whole(value):
-                raise InvalidProblemError(
-                    f"PlacementProblem: {name} must be a whole number, got {value!r}"
-                )
+        if not is_whole(self.slots_per_rank):
+            raise InvalidProblemError(
+                f"PlacementProblem: slots_per_rank must be a whole number, got "
+                f"{self.slots_per_rank!r}"
+            )
         self._check_workload()
         experts, ranks = self.num_experts, self.topology.num_ranks
         if experts < ranks:
@@ -98,54 +87,41 @@ class PlacementProblem:
                 f"would stay empty. Use fewer ranks."
             )
         if not self.slots_per_rank:
-            object.__setattr__(self, "slots_per_rank", -(-experts // ranks))
+            object.__setattr__(self, "slots_per_rank", self.least_slots)
         if self.slots_per_rank * ranks < experts:
             raise InvalidProblemError(
                 f"PlacementProblem: {ranks} ranks x {self.slots_per_rank} slots cannot "
                 f"hold {experts} experts"
-            )
-        if self.memory_slack is not None and self.memory_slack < 0:
-            raise InvalidProblemError(
-                f"PlacementProblem: memory_slack must be >= 0, got {self.memory_slack}"
             )
 
     @classmethod
     def from_workload(
         cls, workload: Workload, topology: Topology, **options: Any
     ) -> PlacementProblem:
-        """The problem of a workload's traces, with statistics weighed as they count.
+        """The problem of a workload's traces, with their statistics.
 
-        The objective is `Objective.MODELLED_TIME` unless ``options``, fields of the
-        problem, say otherwise.
+        ``options`` are the other fields of the problem.
         """
-        traces = workload.traces
-        options.setdefault("objective", Objective.MODELLED_TIME)
-        options.setdefault("hardware", workload.cost.hardware)
-        options.setdefault("shape", workload.cost.shape)
-        if "statistics" not in options:
-            parts = [
-                RoutingStatistics.from_trace(t, coactivation=False) for t in traces
-            ]
-            options["statistics"] = RoutingStatistics.sum(parts, workload.weights)
-        return cls(topology=topology, workload=workload, **options)
+        parts = [
+            RoutingStatistics.from_trace(trace, coactivation=False)
+            for trace in workload.traces
+        ]
+        return cls(
+            workload=workload,
+            statistics=RoutingStatistics.sum(parts, workload.weights),
+            topology=topology,
+            **options,
+        )
 
     def _check_workload(self) -> None:
-        workload = self.workload
-        if workload is None:
-            if self.objective is Objective.MODELLED_TIME:
-                raise InvalidProblemError(
-                    "PlacementProblem: objective modelled-time needs a workload; see "
-                    "PlacementProblem.from_workload"
-                )
-            return
-        trace = workload.traces[0]
+        trace = self.workload.traces[0]
         ids, own = trace.layer_ids.tolist(), self.statistics.layer_ids.tolist()
         if trace.num_experts != self.num_experts or ids != own:
             raise InvalidProblemError(
                 f"PlacementProblem: the workload has {trace.num_experts} experts in "
                 f"layers {ids}, the statistics {self.num_experts} in {own}"
             )
-        workload.cost.check_topology(self.topology)
+        self.workload.cost.check_topology(self.topology)
 
     @property
     def num_layers(self) -> int:
@@ -162,6 +138,19 @@ class PlacementProblem:
         """Slots per rank and layer that are just enough for one copy of each expert."""
         return -(-self.num_experts // self.topology.num_ranks)
 
+    @property
+    def spare_slots(self) -> int:
+        """Slots of a layer beyond one for each expert: what a proof must think of."""
+        return self.topology.num_ranks * self.slots_per_rank - self.num_experts
+
+    @property
+    def wants_replicas(self) -> bool:
+        """Whether ranks were given more slots than the experts need.
+
+        Slots that are spare because the ranks do not divide the experts stay empty.
+        """
+        return self.slots_per_rank > self.least_slots
+
     def relative_load(self) -> NDArray[np.float64]:
         """Load of each expert in units of the layer's mean rank load, [L, E].
 
@@ -173,11 +162,12 @@ class PlacementProblem:
 
     def link_seconds(self) -> NDArray[np.float64]:
         """Seconds that one row needs from rank to rank, [G, G]; 0 on the diagonal."""
-        row_bytes = self.shape.hidden_size * self.shape.dispatch_bytes
+        shape, hardware = self.workload.cost.shape, self.workload.cost.hardware
+        row_bytes = shape.hidden_size * shape.dispatch_bytes
         seconds = np.where(
             self.topology.same_node(),
-            row_bytes / self.hardware.rank_bandwidth,
-            row_bytes / self.hardware.nic_bandwidth,
+            row_bytes / hardware.rank_bandwidth,
+            row_bytes / hardware.nic_bandwidth,
         )
         np.fill_diagonal(seconds, 0.0)
         return seconds
@@ -213,7 +203,6 @@ class PlacementProblem:
         """
         self.check(placement)
         if self.objective is Objective.MODELLED_TIME:
-            assert self.workload is not None
             return self.workload.seconds(placement)
         rank_of = placement.rank_of()
         if self.objective is Objective.MAX_LOAD:
@@ -237,37 +226,12 @@ class PlacementProblem:
                 f"placement does not answer the problem: wanted (experts, topology, "
                 f"layers) {wanted}, got {got}"
             )
-        sizes = placement.rank_sizes()
-        if self.equal_slots and sizes.max() > self.slots_per_rank:
+        most = placement.rank_sizes().max()
+        if most > self.slots_per_rank:
             raise InvalidPlacementError(
-                f"placement holds {sizes.max()} experts on a rank, the problem has "
+                f"placement holds {most} experts on a rank, the problem has "
                 f"{self.slots_per_rank} slots per rank"
             )
-        if not self.equal_slots and sizes.min() < 1:
-            raise InvalidPlacementError("placement leaves a rank without experts")
-        if self._misses_memory(sizes):
-            raise InvalidPlacementError(
-                f"placement's ranks hold {sizes.sum(axis=0).tolist()} experts over all "
-                f"layers, {self.memory_excess(sizes)} off an equal share; "
-                f"memory_slack is {self.memory_slack}"
-            )
-
-    def keeps_memory(self, rank_of: NDArray[Any]) -> bool:
-        """Whether experts at `rank_of` [L, E] keep the memory row, or there is none."""
-        return not self._misses_memory(self.rank_sizes(rank_of))
-
-    def _misses_memory(self, sizes: NDArray[np.int64]) -> bool:
-        if self.equal_slots or self.memory_slack is None:
-            return False
-        return self.memory_excess(sizes) > self.memory_slack
-
-    def memory_excess(self, sizes: NDArray[np.int64]) -> int:
-        """Experts by which a rank's total misses its share, rounded up.
-
-        The total is over all layers; `sizes` is int64 [L, G].
-        """
-        totals = sizes.sum(axis=0) * self.topology.num_ranks
-        return int(-(-np.abs(totals - sizes.sum()).max() // self.topology.num_ranks))
 
     def rank_sizes(self, rank_of: NDArray[Any]) -> NDArray[np.int64]:
         """Experts on each rank, [L, G]."""

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from moetuner.bounds import certify, pieces, pool
 from moetuner.bounds.visits import RuleBook
 from moetuner.bounds.whole import few_enough, visits
-from moetuner.cost import HARDWARE, CostModel, Homes, Wire
 from moetuner.errors import InvalidProblemError, MissingStatisticsError
-from moetuner.placement import Placement
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.workload import Workload
+from moetuner.placement.model import Placement
+from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import get_solver
-from moetuner.topology import Topology
 from moetuner.trace import CountTrace
-from moetuner.workload import Workload
+from oracle import oracle
 from strategies import make_trace, random_ids, random_placement
 from tiny import SHAPES, tiny_problems
 
@@ -26,8 +28,7 @@ from tiny import SHAPES, tiny_problems
 def bound_here(problem, known=None, replicas=None, whole=True):
     """`certify` without child processes, with or without pricing whole groups."""
     if replicas is None:
-        slots = problem.slots_per_rank * problem.topology.num_ranks
-        replicas = slots > problem.num_experts
+        replicas = problem.spare_slots > 0
     few = few_enough if whole else lambda *_: False
     with mock.patch.object(pieces, "few_enough", few):
         parts = pieces.Cutter(problem, replicas=replicas, known=known).pieces()
@@ -38,7 +39,7 @@ def bound_here(problem, known=None, replicas=None, whole=True):
 @given(tiny_problems())
 def test_no_placement_beats_the_bound(case):
     problem, _ = case
-    best = get_solver("oracle").solve(problem)
+    best = oracle(problem)
     for known, whole in itertools.product((None, best.placement), (True, False)):
         bound = bound_here(problem, known, replicas=False, whole=whole)
         assert bound <= best.value * (1 + 1e-9) + 1e-18
@@ -52,7 +53,7 @@ def test_homes_and_wires_that_leave_nothing_to_place_are_met_exactly(rng):
         Workload(traces=(trace,), cost=cost, batch_tokens=0),
         Topology(num_ranks=4, ranks_per_node=4),
     )
-    best = get_solver("oracle").solve(problem)
+    best = oracle(problem)
     assert bound_here(problem) == pytest.approx(best.value, rel=1e-9)
 
 
@@ -66,7 +67,7 @@ def test_pairs_that_belong_together_are_seen(rng):
         Workload(traces=(make_trace(ids, 6),), cost=CostModel(shape=SHAPES[0])),
         Topology(num_ranks=3, ranks_per_node=3),
     )
-    best = get_solver("oracle").solve(problem)
+    best = oracle(problem)
     for whole in (True, False):
         bound = bound_here(problem, best.placement, whole=whole)
         assert bound == pytest.approx(best.value, rel=1e-4)
@@ -88,7 +89,7 @@ def test_whole_groups_see_that_batches_peak_in_different_experts(rng, wire):
         Workload(traces=(make_trace(ids, 9),), cost=cost, batch_tokens=300),
         Topology(num_ranks=3, ranks_per_node=3),
     )
-    best = get_solver("oracle").solve(problem)
+    best = oracle(problem)
     bound = bound_here(problem)
     assert bound <= best.value * (1 + 1e-9)
     gaps = [1 - each / best.value for each in (bound, bound_here(problem, whole=False))]
@@ -115,8 +116,6 @@ def test_where_there_are_too_many_sets_none_is_priced():
 @given(tiny_problems(spare=1), st.integers(0, 2))
 def test_replicas_do_not_beat_the_bound_that_allows_them(case, seed):
     problem, rng = case
-    if not problem.equal_slots:
-        return
     bound = bound_here(problem)
     for _ in range(20):
         placement = random_placement(rng, problem.workload.traces[0], problem.topology)

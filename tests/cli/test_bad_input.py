@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from moetuner.placement_file import read_placement
+from moetuner.placement.file import read_placement
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from moetuner import __version__
-from moetuner.movement import fetched_copies, moves_between
-from moetuner.placement_file import read_placement
+from moetuner.placement.file import read_placement
+from moetuner.placement.moves import fetched_copies, moves_between
 from strategies import random_ids
 
 QUICK = ("contiguous", "random", "lpt", "eplb", "affinity", "coactivation", "chain")

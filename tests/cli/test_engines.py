@@ -7,7 +7,7 @@ import pytest
 from engine_files import FOLDER
 from moetuner.cli.engines import parse_layers
 from moetuner.errors import InvalidTraceError
-from moetuner.placement_file import read_placement
+from moetuner.placement.file import read_placement
 from moetuner.trace import CountTrace, read_trace
 
 NAMES = {

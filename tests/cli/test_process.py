@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moetuner.placement_file import read_placement
+from moetuner.placement.file import read_placement
 from strategies import random_ids
 
 MOETUNER = [sys.executable, "-m", "moetuner"]

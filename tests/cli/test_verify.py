@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from moetuner.placement_file import write_placement
-from moetuner.topology import Topology
+from counted_run import count, make_run, record_of
+from moetuner.evaluation.verify import write_record
+from moetuner.placement.file import write_placement
+from moetuner.placement.topology import Topology
 from moetuner.trace import write_trace
-from moetuner.verification import write_record
 from strategies import random_placement
-from test_verification import count, make_run, record_of
 
 
 @pytest.fixture

@@ -126,4 +126,4 @@ def run_layer(slots, x, ids, weights, **options):
         group,
         **options,
     )
-    return combine(run_experts(slots, sent), *sent[2:6], group), sent
+    return combine(run_experts(slots, sent), sent.handle), sent

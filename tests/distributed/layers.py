@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 from moetuner.nn import ExpertOptions, Experts, MoELayer, TopKRouter
-from moetuner.placement import Placement, contiguous_rank_of
-from moetuner.topology import Topology
+from moetuner.placement.model import Placement, contiguous_rank_of
+from moetuner.placement.topology import Topology
 
 HIDDEN, INNER, EXPERTS, TOP_K, LAYERS = 16, 24, 8, 3, 2
 TOKENS = (7, 0, 12, 3)

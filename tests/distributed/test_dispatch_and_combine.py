@@ -14,21 +14,31 @@ from exchange import (
     without_ranks,
 )
 from moetuner.errors import ExchangeOverflowError
-from moetuner.ops import check_overflow
+from moetuner.ops import check_overflow, node_groups
+from moetuner.ops._collectives import group_named
 from ranks import run_on_ranks
 
-WORLDS = [("cpu", 1), ("cpu", 2), ("cpu", 4)]
-WORLDS += [pytest.param("cuda", n, marks=pytest.mark.gpu) for n in (1, 2, 4, 8)]
+# Ranks, and of those on several nodes the ranks of a node: then rows take two levels.
+WORLDS = [("cpu", 1, 0), ("cpu", 2, 0), ("cpu", 4, 0), ("cpu", 4, 2)]
+WORLDS += [
+    pytest.param("cuda", *world, marks=pytest.mark.gpu)
+    for world in ((1, 0), (2, 0), (4, 0), (8, 0), (4, 2), (8, 2), (8, 4))
+]
 
 # Of the largest magnitude: float32 sums in another order; in bfloat16 the experts rows,
 # what travels and the result are rounded, and the terms may exceed their sum.
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 6 * 2**-8}
 
 
-def _forms(case, num_ranks):
+def _forms(case, num_ranks, levels):
     if max(case.tokens) == 0:
-        return [{}]
-    return [{}, fixed_sizes(case, num_ranks)]
+        return [{**levels}]
+    return [{**levels}, {**levels, **fixed_sizes(case, num_ranks)}]
+
+
+def _in_node(levels):
+    """Ranks of a node where there are two levels; else 0."""
+    return group_named(levels["nodes"].inside).size() if levels else 0
 
 
 def _assert_close(ours, exact, dtype, what):
@@ -40,7 +50,7 @@ def _assert_close(ours, exact, dtype, what):
     assert error <= TOLERANCE[dtype], (what, error)
 
 
-def _equals_one_rank(rank, num_ranks, device):
+def _equals_one_rank(rank, num_ranks, device, levels):
     for case in CASES:
         slots = make_slots(case, rank, num_ranks, device)
         for dtype in TOLERANCE:
@@ -51,24 +61,26 @@ def _equals_one_rank(rank, num_ranks, device):
             seed = torch.Generator().manual_seed(rank)
             toward = torch.randn(exact.shape, generator=seed).to(device, dtype)
             wanted = torch.autograd.grad(exact, (x, weights), toward.double())
-            for options in _forms(case, num_ranks):
+            for options in _forms(case, num_ranks, levels):
                 what = (case, dtype, options)
                 out, sent = run_layer(slots, x, ids, weights, **options)
                 _assert_close(out.detach(), exact.detach(), dtype, what)
-                if options:
-                    check_overflow(sent.overflow)
+                if "capacity" in options:
+                    check_overflow(sent.handle.overflow)
                 grads = torch.autograd.grad(out, (x, weights), toward)
                 for ours, other in zip(grads, wanted, strict=True):
                     _assert_close(ours, other, dtype, what)
 
 
-def _rows_and_counters(rank, num_ranks, device):
+def _rows_and_counters(rank, num_ranks, device, levels):
+    in_node = _in_node(levels)
     for case in CASES:
         slots = make_slots(case, rank, num_ranks, device)
         size = slots.slots_per_rank
-        per_node = case.ranks_per_node or num_ranks
+        per_node = in_node or case.ranks_per_node or num_ranks
         num_nodes = num_ranks // per_node
-        arrivals = []  # (slot, sender, token, k) of what belongs here
+        arrivals = []  # (slot, order of the sender, sender, token) of what belongs here
+        passed_on = np.zeros(in_node, np.int64)
         wanted = None
         for sender in range(num_ranks):
             _, ids, _ = make_tokens(case, sender)
@@ -78,10 +90,19 @@ def _rows_and_counters(rank, num_ranks, device):
             expert = ids.clamp(0, case.num_experts - 1)
             turn = token % table.num_candidates[expert]
             slot = torch.where(here, table.candidates[expert, turn], -1).numpy()
+            # With two levels a gateway sends, for the ranks of its place in all nodes.
+            order = (
+                sender % in_node * num_nodes + sender // in_node if levels else sender
+            )
             for t, k in np.argwhere((slot >= 0) & (slot // size == rank)):
-                arrivals.append((slot[t, k], sender, t, k))
+                arrivals.append((slot[t, k], order, sender, t))
+            ranks = [set((s[s >= 0] // size).tolist()) for s in slot]
+            if levels and sender % in_node == rank % in_node:
+                first = rank // in_node * in_node
+                passed_on += [
+                    sum(first + d in f for f in ranks) for d in range(in_node)
+                ]
             if sender == rank:
-                ranks = [set((s[s >= 0] // size).tolist()) for s in slot]
                 nodes = [{r // per_node for r in found} for found in ranks]
                 wanted = np.concatenate(
                     [
@@ -91,11 +112,14 @@ def _rows_and_counters(rank, num_ranks, device):
                         np.bincount(slot[slot >= 0], minlength=num_ranks * size),
                     ]
                 )
+        wanted = np.concatenate([wanted, passed_on])
         arrivals.sort()
         x, ids, weights = make_tokens(case, rank, device)
-        for options in _forms(case, num_ranks):
+        for options in _forms(case, num_ranks, levels):
             counters = torch.zeros(len(wanted), dtype=torch.int64, device=device)
-            options |= {"counters": counters, "ranks_per_node": case.ranks_per_node}
+            options |= {"counters": counters}
+            if not levels:
+                options |= {"ranks_per_node": case.ranks_per_node}
             runs = [run_layer(slots, x, ids, weights, **options) for _ in "ab"]
             assert (counters.cpu().numpy() == 2 * wanted).all(), case
             (out, sent), (again, _) = runs
@@ -104,42 +128,43 @@ def _rows_and_counters(rank, num_ranks, device):
                 [a[0] for a in arrivals], rank * size + 1 + np.arange(size)
             )
             assert sent.end_offsets.tolist() == ends.tolist(), case
-            rows = [make_tokens(case, a[1])[0][a[2]] for a in arrivals]
+            rows = [make_tokens(case, a[2])[0][a[3]] for a in arrivals]
             filled = sent.rows[: len(rows)].cpu()
             assert not rows or torch.equal(filled, torch.stack(rows)), case
 
 
-def _overflows(rank, num_ranks, device):
+def _overflows(rank, num_ranks, device, levels):
     case = Case(8, 2, (12,))
     slots = make_slots(case, rank, num_ranks, device)
     x, ids, weights = make_tokens(case, rank, device)
-    wide = fixed_sizes(case, num_ranks)
+    wide = fixed_sizes(case, num_ranks) | levels
+    ranks_per_place = _in_node(levels) or 1  # where the first hop goes
     _, sent = run_layer(slots, x, ids, weights, **wide)
-    check_overflow(sent.overflow)
+    check_overflow(sent.handle.overflow)
     num_rows = int(sent.end_offsets[-1])
-    to_each = torch.zeros(num_ranks, dtype=torch.int64)
-    table = slots.candidates[ids, 0] // slots.slots_per_rank
+    to_each = torch.zeros(num_ranks // ranks_per_place, dtype=torch.int64)
+    table = slots.candidates[ids, 0] // (slots.slots_per_rank * ranks_per_place)
     for of_token in table.tolist():
         for other in set(of_token):
             to_each[other] += 1
     narrow = wide | {"capacity": 4}
     less, sent = run_layer(slots, x, ids, weights, **narrow)
-    assert int(sent.overflow) == int((to_each - 4).clamp(min=0).sum())
+    assert int(sent.handle.overflow) == int((to_each - 4).clamp(min=0).sum())
     assert torch.isfinite(less).all()
     few = wide | {"max_rows": 5}
     _, sent = run_layer(slots, x, ids, weights, **few)
-    assert int(sent.overflow) == max(num_rows - 5, 0)
+    assert int(sent.handle.overflow) == max(num_rows - 5, 0)
     assert int(sent.end_offsets[-1]) == min(num_rows, 5)
     if num_rows > 5:
         with pytest.raises(ExchangeOverflowError, match="rows found no room"):
-            check_overflow(sent.overflow)
+            check_overflow(sent.handle.overflow)
 
 
-def _replays(rank, num_ranks, device):
+def _replays(rank, num_ranks, device, levels):
     case = Case(16, 4, (32,), hidden=64)
     slots = make_slots(case, rank, num_ranks, device)
     x, ids, weights = make_tokens(case, rank, device)
-    sizes = fixed_sizes(case, num_ranks)
+    sizes = fixed_sizes(case, num_ranks) | levels
     run_layer(slots, x, ids, weights, **sizes)  # makes the communicator
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -153,20 +178,22 @@ def _replays(rank, num_ranks, device):
         torch.cuda.synchronize()
         exact = without_ranks(case, x, ids, weights)
         _assert_close(out, exact, torch.float32, turn)
-        check_overflow(sent.overflow)
+        check_overflow(sent.handle.overflow)
     dist.barrier()
     del graph
 
 
-def _every_check(rank, num_ranks, device):
+def _every_check(rank, num_ranks, device, in_node):
     """One start of the processes for all: it takes longer than the checks."""
-    _equals_one_rank(rank, num_ranks, device)
-    _rows_and_counters(rank, num_ranks, device)
-    _overflows(rank, num_ranks, device)
+    levels = {}
+    if in_node:
+        levels["nodes"] = node_groups(dist.group.WORLD.group_name, in_node)
+    for check in (_equals_one_rank, _rows_and_counters, _overflows):
+        check(rank, num_ranks, device, levels)
     if device == "cuda":
-        _replays(rank, num_ranks, device)
+        _replays(rank, num_ranks, device, levels)
 
 
-@pytest.mark.parametrize(("device", "num_ranks"), WORLDS)
-def test_the_exchange_equals_one_rank_counts_and_repeats(device, num_ranks):
-    run_on_ranks(num_ranks, _every_check, device, device=device)
+@pytest.mark.parametrize(("device", "num_ranks", "in_node"), WORLDS)
+def test_the_exchange_equals_one_rank_counts_and_repeats(device, num_ranks, in_node):
+    run_on_ranks(num_ranks, _every_check, device, in_node, device=device)

@@ -33,9 +33,9 @@ def _equals_combine(rank, num_ranks, device):
                 ids = ids.roll(layer, dims=1).contiguous()
                 sent = dispatch(x, ids, weights, *tables, group)
                 done = run_experts(slots, sent).to(dtype)
-                wanted = combine(done, *sent[2:6], group)
+                wanted = combine(done, sent.handle)
                 with _no_wait_of_torch(device):
-                    came = follow_back(x, ids, keys, sent, done, tables, group)
+                    came = follow_back(x, ids, keys, sent, done, tables)
                 _ended_at_first_expert(came.keys, keys, ids, tables)
                 home = return_home(wanted, keys, count, group)
                 assert torch.equal(

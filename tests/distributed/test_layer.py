@@ -19,13 +19,16 @@ from layers import (  # noqa: E402
     tokens_of,
     whole_layers,
 )
-from moetuner.cost import Homes  # noqa: E402
 from moetuner.errors import (  # noqa: E402
     ExchangeOverflowError,
     InvalidPlacementError,
     InvalidProblemError,
     InvalidTraceError,
 )
+from moetuner.evaluation.cost import Homes, Wire  # noqa: E402
+from moetuner.evaluation.links import link_rows  # noqa: E402
+from moetuner.evaluation.tally import tally  # noqa: E402
+from moetuner.evaluation.verify import verify  # noqa: E402
 from moetuner.nn import (  # noqa: E402
     Activation,
     ExchangeOptions,
@@ -35,9 +38,7 @@ from moetuner.nn import (  # noqa: E402
     record_run,
     return_home,
 )
-from moetuner.tally import tally  # noqa: E402
 from moetuner.trace import Trace  # noqa: E402
-from moetuner.verification import verify  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 
 WORLDS = [1, 2, 4]
@@ -216,6 +217,7 @@ def _counts(rank, num_ranks):
             len(tokens_of(r, s)) for r in range(num_ranks) for s in range(3)
         )
         assert verify(trace, placement, record) == []
+        _links_as_priced(trace, placement, record)
         if trace.num_tokens:
             spoiled = record.counts.copy()
             spoiled[1, 0, 2] += 1
@@ -232,6 +234,39 @@ def _counts(rank, num_ranks):
         assert told.rank_load.sum() == told.tokens * TOP_K
         assert told.remote_bytes == told.remote_rows * 16 * 4
         assert 1 <= told.ranks_per_token <= num_ranks or not told.tokens
+
+
+def _links_as_priced(trace, placement, record):
+    """Rows on each link are those that the evaluator prices."""
+    if placement.has_replicas:
+        return  # turns go by the row in a step: `verify` knows, `tally` does not
+    told = tally(trace, placement, wire=Wire.DEDUP, homes=Homes.RECORDED)
+    counted = link_rows(record, placement.topology)
+    for name in ("rank_egress", "rank_ingress", "node_egress", "node_ingress"):
+        assert np.array_equal(getattr(counted, name), getattr(told, name)[0]), name
+
+
+def _one_level(rank, num_ranks):
+    """Forced: a row crosses to each rank, and the counters say so."""
+    placement = make_placement("shuffled", num_ranks)
+    options = ExchangeOptions(levels="one")
+    results = []
+    for chosen in (ExchangeOptions(), options):
+        layers = placed_layers(whole_layers(), placement, rank, options=chosen)
+        with record_run(layers) as run, torch.no_grad():
+            out = layers[0](tokens_of(rank))
+            layers[1](out)
+        results.append((layers[0].exchange, out, run.trace(), gather_counts(layers)))
+    (two, out, *_), (one, wanted, trace, record) = results
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-6)
+    assert verify(trace, placement, record) == []
+    assert two.describe().startswith("two levels on 2 nodes of 2 ranks: over GLOO")
+    assert one.describe().startswith("one level on 2 nodes of 2 ranks: over GLOO")
+    counts = [exchange.counts() for exchange in (two, one)]
+    assert [len(c.rows_passed_on) for c in counts] == [2, 0]
+    assert counts[0].node_rows <= counts[1].node_rows
+    with pytest.raises(InvalidTraceError, match="leave out levels=one"):
+        link_rows(record, placement.topology)
 
 
 def _records_only_what_a_trace_can_say(rank, num_ranks):
@@ -316,6 +351,8 @@ def _everything(rank, num_ranks):
     _equals_one_rank(rank, num_ranks)
     _follows(rank, num_ranks)
     _counts(rank, num_ranks)
+    if num_ranks == 4:
+        _one_level(rank, num_ranks)
     if num_ranks == 2:
         _weight_gradients(rank, num_ranks)
         _stays_with_padding(rank, num_ranks)
@@ -338,3 +375,5 @@ def test_options_that_do_not_fit_are_refused():
         ExchangeOptions(residency="follow", capacity=3, max_rows=4)
     with pytest.raises(InvalidProblemError, match="must be one of home, follow"):
         ExchangeOptions(residency="away")
+    with pytest.raises(InvalidProblemError, match="must be one of auto, one"):
+        ExchangeOptions(levels="three")

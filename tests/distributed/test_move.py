@@ -25,9 +25,9 @@ from moetuner.nn import (  # noqa: E402
     logical_order,
 )
 from moetuner.nn.move import placed_layers  # noqa: E402
-from moetuner.placement import Placement  # noqa: E402
-from moetuner.plan import fingerprint  # noqa: E402
-from moetuner.topology import Topology  # noqa: E402
+from moetuner.placement.model import Placement  # noqa: E402
+from moetuner.placement.tables import fingerprint  # noqa: E402
+from moetuner.placement.topology import Topology  # noqa: E402
 from ranks import TIMEOUT, _one_rank, run_on_ranks  # noqa: E402
 from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402

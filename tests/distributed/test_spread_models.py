@@ -13,6 +13,7 @@ from moetuner.errors import (  # noqa: E402
     InvalidProblemError,
     InvalidTraceError,
 )
+from moetuner.evaluation.verify import verify  # noqa: E402
 from moetuner.nn import (  # noqa: E402
     ExchangeOptions,
     apply_placement,
@@ -21,11 +22,10 @@ from moetuner.nn import (  # noqa: E402
     logical_order,
     record_run,
 )
-from moetuner.pipeline import plan_trace  # noqa: E402
-from moetuner.placement import Placement, contiguous_rank_of  # noqa: E402
-from moetuner.plan_options import PlanOptions  # noqa: E402
-from moetuner.topology import Topology  # noqa: E402
-from moetuner.verification import verify  # noqa: E402
+from moetuner.placement.model import Placement, contiguous_rank_of  # noqa: E402
+from moetuner.placement.topology import Topology  # noqa: E402
+from moetuner.planning.options import PlanOptions  # noqa: E402
+from moetuner.planning.plan import plan_trace  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 from tiny_models import FAMILIES, inputs, make_model  # noqa: E402
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from moetuner import demo_trace, read_trace
-from moetuner.description import describe
+from moetuner.trace.description import describe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_demo_model"
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from moetuner.placement import Placement
-from moetuner.placement_file import read_placement
-from moetuner.topology import Topology
+from moetuner.placement.file import read_placement
+from moetuner.placement.model import Placement
+from moetuner.placement.topology import Topology
 
 
 @pytest.fixture

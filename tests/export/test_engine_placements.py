@@ -20,9 +20,9 @@ from moetuner.export import (
     read_engine_placement,
 )
 from moetuner.export.base import to_placement
-from moetuner.placement import EMPTY, Placement
-from moetuner.placement_file import read_placement
-from moetuner.topology import Topology
+from moetuner.placement.file import read_placement
+from moetuner.placement.model import EMPTY, Placement
+from moetuner.placement.topology import Topology
 from safetensors.numpy import load_file, save_file
 from strategies import random_placement, topologies, traces
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.errors import InvalidPlacementError
 from moetuner.export import fill_slots
-from moetuner.placement import EMPTY, Placement
-from moetuner.topology import Topology
+from moetuner.placement.model import EMPTY, Placement
+from moetuner.placement.topology import Topology
 from strategies import random_placement, topologies, traces
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.errors import InvalidPlacementError
 from moetuner.export import Engine, ReadOptions, read_engine_placement
-from moetuner.placement import Placement
+from moetuner.placement.model import Placement
 
 FILES = {
     "sglang.json": Engine.SGLANG,

@@ -129,7 +129,7 @@ def test_a_recorded_trace_can_be_planned(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_counts_what_it_records(family):
     """Without padding, the statistics are those of the recorded trace."""
-    from moetuner.statistics import RoutingStatistics
+    from moetuner.trace.statistics import RoutingStatistics
 
     model = make_model(family)
     prompt = torch.randint(1, 64, (2, 7), generator=torch.Generator().manual_seed(1))

@@ -6,8 +6,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from moetuner import demo_trace  # noqa: E402
 from moetuner.errors import InvalidTraceError  # noqa: E402
 from moetuner.nn import RoutingCounter  # noqa: E402
-from moetuner.statistics import RoutingStatistics  # noqa: E402
 from moetuner.trace import select  # noqa: E402
+from moetuner.trace.statistics import RoutingStatistics  # noqa: E402
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -1,9 +1,11 @@
 """dispatch and combine in a group of one: registration, compilation, refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
-from moetuner.ops import buffer_nbytes, combine, dispatch
+from moetuner.ops import ExchangeHandle, buffer_nbytes, combine, dispatch
 
 T, K, E, H = 9, 3, 6, 16
 
@@ -31,6 +33,10 @@ def given(group):
     }
 
 
+# Inductor scripts functions of its own, which torch itself warns of.
+OLD_WORDS_OF_TORCH = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script:DeprecationWarning"
+)
 FORMS = [{}, {"capacity": T, "max_rows": T * K}]
 
 
@@ -38,43 +44,57 @@ FORMS = [{}, {"capacity": T, "max_rows": T * K}]
 @pytest.mark.parametrize("counted", [False, True])
 def test_opcheck_of_dispatch(given, sizes, counted):
     op = torch.ops.moetuner.dispatch
-    options = dict(sizes)
-    if counted:
-        options["counters"] = torch.zeros(1 + 1 + 1 + E, dtype=torch.int64)
     given["x"].requires_grad_()
-    torch.library.opcheck(
-        op.fixed if sizes else op.default, tuple(given.values()), options
-    )
+    *tensors, group = given.values()
+    torch.library.opcheck(op.default, (*tensors, [group]), {**sizes, "counts": counted})
 
 
 @pytest.mark.parametrize("sizes", FORMS, ids=["exact", "fixed"])
 def test_opcheck_of_combine_and_what_its_gradients_call(given, sizes):
     sent = dispatch(**given, **sizes)
-    group = given["group_name"]
-    back = (sent.recv_map, sent.send_map, sent.splits, group)
-    rows = sent.rows.requires_grad_()
+    handle, rows = sent.handle, sent.rows.requires_grad_()
+    back = (handle.send_maps, handle.all_splits, handle.groups)
+    received, weights = handle.recv_map, handle.recv_weights
     ops = torch.ops.moetuner
-    torch.library.opcheck(ops.combine.default, (rows, *sent[2:6], group))
-    torch.library.opcheck(ops.send_back.default, (sent.recv_weights, *back[1:]))
-    wanted = (torch.ones(T, H), *back, len(rows), sent.recv_weights, rows.detach())
+    torch.library.opcheck(ops.combine.default, (rows, received, weights, *back))
+    wanted = (torch.ones(T, H), received, weights, *back, len(rows), rows.detach())
     torch.library.opcheck(ops.combine_backward.default, wanted)
+    for grads in ((rows.detach(), weights.detach()), (None, weights.detach())):
+        torch.library.opcheck(ops.dispatch_backward.default, (*grads, received, *back))
 
 
+@OLD_WORDS_OF_TORCH
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("sizes", FORMS, ids=["exact", "fixed"])
-def test_compiles_whole_with_gradients(given, sizes):
+def test_compiles_whole_with_gradients(given, sizes, backend):
+    counters = torch.zeros(1 + 1 + 1 + E, dtype=torch.int64)
+
     def layer(x, weights):
-        sent = dispatch(**given | {"x": x, "topk_weights": weights}, **sizes)
-        return combine(2 * sent.rows, *sent[2:6], given["group_name"])
+        own = given | {"x": x, "topk_weights": weights}
+        sent = dispatch(**own, **sizes, counters=counters)
+        return combine(2 * sent.rows, sent.handle)
 
     x, weights = given["x"].requires_grad_(), given["topk_weights"].requires_grad_()
     eager = layer(x, weights)
+    counted = counters.clone()
     grads = torch.autograd.grad(eager.square().sum(), (x, weights))
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x, weights)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)(x, weights)
     assert torch.equal(compiled, eager)
+    assert torch.equal(counters, 2 * counted)
     for ours, other in zip(
         torch.autograd.grad(compiled.square().sum(), (x, weights)), grads, strict=True
     ):
         assert torch.equal(ours, other)
+
+
+@OLD_WORDS_OF_TORCH
+def test_a_handle_leaves_compiled_code(given):
+    compiled = torch.compile(lambda x: dispatch(**given | {"x": x}), fullgraph=True)
+    sent = compiled(given["x"])
+    eager = dispatch(**given)
+    assert isinstance(sent.handle, ExchangeHandle)
+    assert torch.equal(sent.handle.recv_map, eager.handle.recv_map)
+    assert torch.equal(combine(sent.rows, sent.handle), combine(*eager[::2]))
 
 
 WRONG = [
@@ -139,10 +159,11 @@ def test_table_entries_out_of_range_are_padding(given):
 def test_combine_refuses_what_another_dispatch_made(given):
     sent = dispatch(**given)
     with pytest.raises(ValueError, match="splits say that 9 rows were received, got 8"):
-        combine(sent.rows, sent.recv_map[:8], None, *sent[4:6], given["group_name"])
+        few = replace(sent.handle, recv_map=sent.handle.recv_map[:8])
+        combine(sent.rows, few, weighted=False)
     with pytest.raises(ValueError, match=r"splits must be \[2, 1\]"):
         splits = torch.zeros(2, 3, dtype=torch.int64)
-        combine(sent.rows, *sent[2:5], splits, given["group_name"])
+        combine(sent.rows, replace(sent.handle, splits=splits))
 
 
 def test_expected_memory_is_what_the_fixed_form_allocates(given):

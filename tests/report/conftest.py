@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from moetuner.pipeline import plan_trace
-from moetuner.plan_options import PlanOptions
+from moetuner.placement.topology import Topology
+from moetuner.planning.options import PlanOptions
+from moetuner.planning.plan import plan_trace
 from moetuner.solver import SolverOptions
-from moetuner.topology import Topology
 from strategies import make_trace, random_ids
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from moetuner.placement import EMPTY
+from moetuner.placement.model import EMPTY
 from moetuner.report.changes import changes
 from strategies import random_placement, topologies, traces
 

@@ -3,7 +3,8 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from moetuner.placement import Placement, contiguous_rank_of
+from moetuner.evaluation.workload import Workload
+from moetuner.placement.model import Placement, contiguous_rank_of
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.report.quantities import (
     experts_by_rank,
@@ -15,7 +16,7 @@ from moetuner.report.quantities import (
     together,
     traffic_per_token,
 )
-from moetuner.statistics import RoutingStatistics
+from moetuner.trace.statistics import RoutingStatistics
 from strategies import random_placement, topologies, traces
 
 
@@ -70,11 +71,8 @@ def test_flows_are_those_of_the_problem(trace, topology):
         topology=topology,
     )
     statistics = RoutingStatistics.from_trace(trace)
-    problem = PlacementProblem(
-        statistics=statistics,
-        topology=topology,
-        objective=Objective.TOTAL_TRAFFIC,
-        slots_per_rank=placement.slots_per_rank,
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(trace,)), topology, objective=Objective.TOTAL_TRAFFIC
     )
     flows = rank_flows(placement, statistics.transitions)
     np.testing.assert_allclose(flows, problem.rank_flows(placement.rank_of()))

@@ -3,8 +3,7 @@ import io
 
 import numpy as np
 import pytest
-from moetuner.description import describe
-from moetuner.pipeline import demo_trace
+from moetuner.planning.plan import demo_trace
 from moetuner.report.table import (
     batch_table,
     description_table,
@@ -12,6 +11,7 @@ from moetuner.report.table import (
     plan_table,
     stage_table,
 )
+from moetuner.trace.description import describe
 from rich.console import Console
 
 

@@ -4,15 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from moetuner.baselines import Rival
-from moetuner.comparison import compare_placements, comparison_of_plan
-from moetuner.cost import CostModel, Homes, Wire
-from moetuner.evaluation import GainInterval
-from moetuner.pipeline import plan_trace
-from moetuner.plan_options import PlanOptions
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.evaluate import GainInterval
+from moetuner.placement.topology import Topology
+from moetuner.planning.baselines import Rival
+from moetuner.planning.comparison import compare_placements, comparison_of_plan
+from moetuner.planning.options import PlanOptions
+from moetuner.planning.plan import plan_trace
 from moetuner.report.verdict import verdict
 from moetuner.solver import SolverOptions
-from moetuner.topology import Topology
 from moetuner.trace import TraceMetadata
 from strategies import make_trace, random_ids
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moetuner.description import describe
 from moetuner.errors import InvalidTraceError
 from moetuner.trace import synthetic_trace
+from moetuner.trace.description import describe
 
 SHAPE = {"num_tokens": 4000, "num_layers": 3, "num_experts": 16, "top_k": 1}
 SEEDS = st.integers(0, 2**32 - 1)

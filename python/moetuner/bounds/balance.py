@@ -11,6 +11,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from moetuner.evaluation.workload import num_batches
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -76,13 +78,13 @@ def cannot_stay_together(
     If no token of a batch left its group, all experts that tokens tie together would
     be in one group; more than `capacity` of them cannot be. ``ids`` is [T, K].
     """
-    num_batches = int(batches.max()) + 1 if batches.size else 1
+    count = num_batches(batches)
     known = ids >= 0
     first = np.argmax(known, axis=1)
     anchor = ids[np.arange(len(ids)), first].astype(np.int64)
     token, choice = np.nonzero(known)
     offset = batches[token].astype(np.int64) * num_experts
-    size = num_batches * num_experts
+    size = count * num_experts
     links = coo_array(
         (
             np.ones(token.size, bool),
@@ -91,5 +93,5 @@ def cannot_stay_together(
         shape=(size, size),
     )
     _, label = connected_components(links, directed=False)
-    largest = np.bincount(label)[label].reshape(num_batches, num_experts).max(axis=1)
+    largest = np.bincount(label)[label].reshape(count, num_experts).max(axis=1)
     return np.asarray(largest > capacity)

@@ -18,11 +18,11 @@ from moetuner.bounds.balance import (
     least_remote,
 )
 from moetuner.bounds.level import Level
-from moetuner.cost import CostModel, Homes, Wire
 from moetuner.errors import MissingStatisticsError
-from moetuner.placement import Placement, contiguous_rank_of
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.workload import num_batches, price, tally_batches
+from moetuner.placement.model import Placement, contiguous_rank_of
 from moetuner.trace import CountTrace, Trace
-from moetuner.workload import price, tally_batches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,6 +56,11 @@ class LayerShare:
     links: Floats | None = None
     """float64 [E, E], seconds per pair that shares a group; never negative."""
 
+    @property
+    def least(self) -> float:
+        """All parts together, by counting."""
+        return self.compute_least + self.dispatch_least + self.combine_least
+
 
 class Counting:
     """Counts what layers of one problem cost at least.
@@ -67,7 +72,6 @@ class Counting:
     """
 
     def __init__(self, problem: PlacementProblem, *, replicas: bool) -> None:
-        assert problem.workload is not None
         self.problem, self.workload = problem, problem.workload
         self.cost: CostModel = problem.workload.cost
         tokens = all(isinstance(trace, Trace) for trace in self.workload.traces)
@@ -90,7 +94,7 @@ class Counting:
         count = len(workload.traces)
         weights = (1 / count,) * count if workload.worst_case else workload.weights
         return [
-            weight / (int(batches.max()) + 1 if batches.size else 1)
+            weight / num_batches(batches)
             for weight, batches in zip(weights, workload.batches, strict=True)
         ]
 
@@ -227,10 +231,10 @@ class Counting:
         """Rows on the busiest link at least, by counting, [Q]."""
         level, wire = self.level, self.cost.wire
         sizes = (ids >= 0).sum(axis=1)
-        num_batches = len(rows)
+        count = len(rows)
 
         def per_batch(of_token: NDArray[np.int64]) -> Floats:
-            sums = np.bincount(batches, weights=of_token, minlength=num_batches)
+            sums = np.bincount(batches, weights=of_token, minlength=count)
             return np.asarray(sums / level.num_groups)
 
         if wire is Wire.ALLGATHER:  # homes that follow: only the sum is known
@@ -300,8 +304,7 @@ def expert_rows(
     trace: Trace | CountTrace, batches: NDArray[np.int32], layer: int
 ) -> Floats:
     """Rows of each expert in each batch at one layer, float64 [Q, E]."""
-    num_batches = int(batches.max()) + 1 if batches.size else 1
-    rows = np.zeros((num_batches, trace.num_experts))
+    rows = np.zeros((num_batches(batches), trace.num_experts))
     if isinstance(trace, CountTrace):
         np.add.at(rows, batches, trace.counts[:, layer].astype(np.float64))
         return rows

@@ -28,8 +28,7 @@ class Level:
 
     @classmethod
     def of(cls, problem: PlacementProblem, replicas: bool) -> Level:
-        """The level of a problem that has a workload."""
-        assert problem.workload is not None
+        """The level of a problem."""
         topology, cost = problem.topology, problem.workload.cost
         hardware, hidden = cost.hardware, cost.shape.hidden_size
         several = topology.num_nodes > 1
@@ -38,15 +37,13 @@ class Level:
             hardware.nic_bandwidth * per_group if several else hardware.rank_bandwidth
         )
         slots = problem.slots_per_rank
-        if not problem.equal_slots:
-            slots = problem.num_experts - topology.num_ranks + 1
-        spare = topology.num_ranks * slots - problem.num_experts if replicas else 0
+        spare = problem.spare_slots if replicas else 0
         return cls(
             num_groups=topology.num_ranks // per_group,
             ranks_per_group=per_group,
             slots=slots * per_group,
             spare=spare,
-            equal=problem.equal_slots and not spare,
+            equal=not spare,
             dispatch=hidden * cost.shape.dispatch_bytes / bandwidth,
             combine=hidden * cost.shape.combine_bytes / bandwidth,
             latency=hardware.node_latency if several else hardware.rank_latency,

@@ -17,13 +17,14 @@ from moetuner.bounds.gram import Groups
 from moetuner.bounds.piece import Piece
 from moetuner.bounds.visits import Visits
 from moetuner.bounds.whole import Maxima, WholeGroups, few_enough
-from moetuner.cost import CostModel, Homes, Wire
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.workload import num_batches
 from moetuner.trace import Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
 
     Floats = NDArray[np.float64]
@@ -35,7 +36,6 @@ class Cutter:
     def __init__(
         self, problem: PlacementProblem, *, replicas: bool, known: Placement | None
     ) -> None:
-        assert problem.workload is not None
         self.problem, self.workload = problem, problem.workload
         self.cost: CostModel = problem.workload.cost
         self.counting = Counting(problem, replicas=replicas)
@@ -73,9 +73,7 @@ class Cutter:
     def _whole(self) -> bool:
         """Whether all sets of experts that a rank can hold are priced one by one."""
         level, tokens = self.level, self.cost.wire is not Wire.ALLGATHER
-        maxima = sum(
-            int(batches.max(initial=0)) + 1 for batches in self.workload.batches
-        )
+        maxima = sum(num_batches(batches) for batches in self.workload.batches)
         return (
             level.equal
             and level.ranks_per_group == 1

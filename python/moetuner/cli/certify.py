@@ -23,8 +23,8 @@ from moetuner.cli.options import (
     cost_model,
     default_wire,
 )
-from moetuner.cost import Homes
-from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
+from moetuner.evaluation.cost import Homes
+from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 
 def certify(
@@ -45,14 +45,14 @@ def certify(
 ) -> None:
     """Bound the modelled time of every placement from below; print this one's gap."""
     from moetuner.bounds import certify as prove
-    from moetuner.placement_file import read_placement
+    from moetuner.evaluation.tally import check_same_model
+    from moetuner.evaluation.workload import Workload
+    from moetuner.placement.file import read_placement
     from moetuner.problem import PlacementProblem
     from moetuner.report.progress import ProgressLine
     from moetuner.report.terminal import print_content, print_json
     from moetuner.solver import ProgressEvent
-    from moetuner.tally import check_same_model
     from moetuner.trace import read_trace
-    from moetuner.workload import Workload
 
     routing, plan = read_trace(trace), read_placement(placement)
     wire = wire or default_wire([routing], quiet)

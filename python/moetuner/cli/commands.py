@@ -26,22 +26,22 @@ from moetuner.cli.options import (
     default_wire,
     request_homes_of,
 )
-from moetuner.cost import Homes
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidTraceError,
 )
-from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
+from moetuner.evaluation.cost import Homes
+from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 _MOST_SHOWN = 20  # differences; --json has all
 
 
 def describe(trace: TracePath, as_json: Json = False) -> None:
     """Say what a trace holds: sizes, skew, affinity, what is missing."""
-    from moetuner.description import describe as describe_trace
     from moetuner.report.table import description_table
     from moetuner.report.terminal import print_content, print_json
     from moetuner.trace import read_trace
+    from moetuner.trace.description import describe as describe_trace
 
     description = describe_trace(read_trace(trace))
     if as_json:
@@ -66,8 +66,13 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score placements on every token of a trace."""
-    from moetuner.evaluation import evaluate as score
-    from moetuner.placement_file import read_placement
+    from moetuner.evaluation.evaluate import evaluate as score
+    from moetuner.placement.file import read_placement
+    from moetuner.planning.request_homes import (
+        ScoredHomes,
+        check_sequences,
+        score_homes,
+    )
     from moetuner.report.table import (
         LEGEND,
         batch_table,
@@ -75,7 +80,6 @@ def evaluate(
         homes_table,
     )
     from moetuner.report.terminal import print_content, print_json
-    from moetuner.request_homes import ScoredHomes, check_sequences, score_homes
     from moetuner.trace import read_trace
 
     routing = read_trace(trace)
@@ -141,11 +145,11 @@ def verify(
     """Compare counted traffic with the evaluator's prediction: exit 1 unless equal."""
     from dataclasses import asdict
 
-    from moetuner.placement_file import read_placement
+    from moetuner.evaluation.verify import read_record
+    from moetuner.evaluation.verify import verify as compare
+    from moetuner.placement.file import read_placement
     from moetuner.report.terminal import print_content, print_json
     from moetuner.trace import Trace, read_trace
-    from moetuner.verification import read_record
-    from moetuner.verification import verify as compare
 
     run, record = read_trace(trace), read_record(counters)
     if not isinstance(run, Trace):

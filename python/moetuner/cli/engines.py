@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 FormatName = enum.Enum(  # type: ignore[misc]
     "FormatName", {f.value: f.value for f in RecordingFormat}, type=str
@@ -120,7 +120,7 @@ def export(
 ) -> None:
     """Write a placement as the file that a serving engine loads."""
     from moetuner.export import ExportOptions, export_placement
-    from moetuner.placement_file import read_placement
+    from moetuner.placement.file import read_placement
     from moetuner.report.outputs import check_writable
     from moetuner.report.terminal import print_content
 
@@ -170,7 +170,7 @@ def import_placement(
 ) -> None:
     """Read a serving engine's placement, to score it beside others."""
     from moetuner.export import ReadOptions, read_engine_placement
-    from moetuner.placement_file import write_placement
+    from moetuner.placement.file import write_placement
     from moetuner.report.outputs import check_writable
     from moetuner.report.terminal import print_content
 
@@ -198,7 +198,7 @@ def import_placement(
 
 def _slots_of(path: Path) -> dict[int, NDArray[Any]]:
     """Expert of each slot, by the model's layer number."""
-    from moetuner.placement_file import read_placement
+    from moetuner.placement.file import read_placement
 
     placement = read_placement(path)
     layers = placement.layer_ids.tolist()
@@ -207,8 +207,8 @@ def _slots_of(path: Path) -> dict[int, NDArray[Any]]:
 
 def _load_of(trace: Path, placement: Placement) -> NDArray[Any]:
     """Load [L, E] of the placement's own layers and experts."""
-    from moetuner.statistics import RoutingStatistics
     from moetuner.trace import read_trace
+    from moetuner.trace.statistics import RoutingStatistics
 
     statistics = RoutingStatistics.from_trace(
         read_trace(trace), coactivation=False, transitions=False
@@ -227,7 +227,7 @@ def _load_of(trace: Path, placement: Placement) -> NDArray[Any]:
 def _expert_bytes(
     placement: Placement, hidden_size: int | None, expert_hidden_size: int | None
 ) -> float | None:
-    from moetuner.cost import ModelShape, shape_for_model
+    from moetuner.evaluation.shapes import ModelShape, shape_for_model
 
     if hidden_size and expert_hidden_size:
         shape = ModelShape(

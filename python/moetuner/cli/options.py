@@ -9,24 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetuner.cli.messages import note
-from moetuner.cost import (
-    DEFAULT_SHAPE,
-    HARDWARE,
-    CostModel,
-    Homes,
-    ModelShape,
-    Wire,
-    shape_for_model,
-)
 from moetuner.errors import InvalidProblemError
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape, shape_for_model
+from moetuner.evaluation.workload import BatchKind
 from moetuner.solver import SOLVERS
-from moetuner.workload import BatchKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moetuner.request_homes import RequestHomes
-    from moetuner.topology import Topology
+    from moetuner.placement.topology import Topology
+    from moetuner.planning.request_homes import RequestHomes
     from moetuner.trace import CountTrace, Trace
 
 GPUS_PER_NODE = 8  # of every `--hardware` that there is
@@ -78,7 +72,7 @@ RequestHomesOption = Annotated[
 
 def request_homes_of(text: str) -> RequestHomes | None:
     """What `--request-homes` asks for; nothing when it is empty."""
-    from moetuner.request_homes import RequestHomes
+    from moetuner.planning.request_homes import RequestHomes
 
     if not text:
         return None
@@ -136,7 +130,7 @@ def speeds_of(text: str) -> tuple[float, ...]:
 
 def topology_of(ranks: int, ranks_per_node: int | None, quiet: bool) -> Topology:
     """Ranks in nodes; without a word on nodes they are full, of 8 GPUs."""
-    from moetuner.topology import Topology
+    from moetuner.placement.topology import Topology
 
     if ranks_per_node is None and ranks > GPUS_PER_NODE:
         if ranks % GPUS_PER_NODE:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetuner.baselines import Baselines
 from moetuner.cli.messages import fail, note
 from moetuner.cli.options import (
     BatchKindOption,
@@ -29,16 +28,17 @@ from moetuner.cli.options import (
     request_homes_of,
     topology_of,
 )
-from moetuner.cost import Homes, Wire
 from moetuner.errors import InvalidProblemError
-from moetuner.solver.profile import Favour
-from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
+from moetuner.evaluation.cost import Homes, Wire
+from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
+from moetuner.planning.baselines import Baselines
+from moetuner.solver.joint.profiles import Favour
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moetuner.placement import Placement
-    from moetuner.topology import Topology
+    from moetuner.placement.model import Placement
+    from moetuner.placement.topology import Topology
     from moetuner.trace import CountTrace, Trace
 
 
@@ -128,8 +128,8 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Plan on one part of a trace, score on the other, write the placement."""
-    from moetuner.placement_file import read_placement
-    from moetuner.plan_options import PlanOptions
+    from moetuner.placement.file import read_placement
+    from moetuner.planning.options import PlanOptions
     from moetuner.report.outputs import check_outputs
     from moetuner.solver import SolverOptions
     from moetuner.trace import read_trace
@@ -190,14 +190,14 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Plan the shipped trace of a real model for 8 GPUs on 2 nodes, and report it."""
-    from moetuner.description import describe as describe_trace
-    from moetuner.pipeline import demo_trace
-    from moetuner.plan_options import PlanOptions
+    from moetuner.placement.topology import Topology
+    from moetuner.planning.options import PlanOptions
+    from moetuner.planning.plan import demo_trace
     from moetuner.report.outputs import can_plot, check_writable
     from moetuner.report.table import description_table
     from moetuner.report.terminal import print_content
     from moetuner.solver import SolverOptions
-    from moetuner.topology import Topology
+    from moetuner.trace.description import describe as describe_trace
 
     if out_dir.exists() and not out_dir.is_dir():
         raise InvalidProblemError(f"{out_dir}: a file, wanted a folder")
@@ -235,9 +235,9 @@ def _run_plan(
     moves: Path | None = None,
     others: Sequence[Trace | CountTrace] = (),
 ) -> None:
-    from moetuner.comparison import comparison_of_plan
-    from moetuner.pipeline import plan_trace
-    from moetuner.placement_file import write_placement
+    from moetuner.placement.file import write_placement
+    from moetuner.planning.comparison import comparison_of_plan
+    from moetuner.planning.plan import plan_trace
     from moetuner.report.html import write_report
     from moetuner.report.json import plan_json
     from moetuner.report.moves import write_moves

@@ -21,14 +21,14 @@ from moetuner.cli.options import (
     cost_model,
     default_wire,
 )
-from moetuner.cost import Homes
 from moetuner.errors import InvalidPlacementError
-from moetuner.workload import DEFAULT_BATCH_TOKENS, BatchKind
+from moetuner.evaluation.cost import Homes
+from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 
 def report(
@@ -55,7 +55,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Show what placements do: one HTML file with figures and their numbers."""
-    from moetuner.comparison import compare_placements
+    from moetuner.planning.comparison import compare_placements
     from moetuner.report.html import write_report
     from moetuner.report.outputs import check_folder, check_report
     from moetuner.report.terminal import print_content
@@ -92,8 +92,8 @@ def report(
 
 def _read(paths: Sequence[Path]) -> dict[str, Placement]:
     """Placements by file name, or by path where names are not enough."""
-    from moetuner.baselines import BASELINES
-    from moetuner.placement_file import read_placement
+    from moetuner.placement.file import read_placement
+    from moetuner.planning.baselines import BASELINES
 
     stems = [path.stem for path in paths]
     alone = len(set(stems)) == len(stems) and not set(stems) & set(BASELINES)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moetuner.export.base import SlotMap, Written
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 __all__ = [
     "Engine",

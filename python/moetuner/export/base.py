@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner.errors import InvalidPlacementError
-from moetuner.placement import EMPTY, Placement, Provenance
-from moetuner.topology import Topology
+from moetuner.placement.model import EMPTY, Placement, Provenance
+from moetuner.placement.topology import Topology
 
 if TYPE_CHECKING:
     from pathlib import Path

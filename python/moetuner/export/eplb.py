@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 _NAMES = ("phy2log", "log2phy", "logcnt")
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from moetuner._checks import kind_of
 from moetuner.errors import InvalidPlacementError
-from moetuner.placement import EMPTY
+from moetuner.placement.model import EMPTY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

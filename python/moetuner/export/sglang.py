@@ -25,7 +25,7 @@ from moetuner.export.padding import fill_slots
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 KEY = "physical_to_logical_map"
 

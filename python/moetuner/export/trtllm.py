@@ -17,7 +17,7 @@ from moetuner.export.padding import fill_slots
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 KEYS = ("num_slots", "initial_global_assignments", "layer_updates_per_iter")
 MAX_BYTES = 1 << 23

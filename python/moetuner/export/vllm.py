@@ -30,7 +30,7 @@ from moetuner.export.padding import fill_slots
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 PULL_REQUESTS = (49572, 53022, 34811)
 _KEY = "expert_to_ep_rank"

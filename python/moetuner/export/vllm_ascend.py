@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 
 def write_vllm_ascend(placement: Placement, options: ExportOptions) -> Written:

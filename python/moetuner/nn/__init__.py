@@ -1,8 +1,10 @@
 """MoE layers on the ops: what runs the model. Importing this needs torch."""
 
 from moetuner.nn.counter import RoutingCounter
-from moetuner.nn.counts import ExchangeCounts, gather_counts, record_run
-from moetuner.nn.exchange import Exchange, ExchangeOptions, Residency
+from moetuner.nn.counts import gather_counts, record_run
+from moetuner.nn.exchange import Exchange
+from moetuner.nn.exchange_counts import ExchangeCounts
+from moetuner.nn.exchange_options import ExchangeOptions, Levels, Residency
 from moetuner.nn.experts import Activation, ExpertOptions, Experts, grouped_linear
 from moetuner.nn.follow import Resident, return_home
 from moetuner.nn.layer import MoELayer, TopKRouter
@@ -16,6 +18,7 @@ __all__ = [
     "ExchangeOptions",
     "ExpertOptions",
     "Experts",
+    "Levels",
     "MoELayer",
     "Recorder",
     "Residency",

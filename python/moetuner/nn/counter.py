@@ -12,7 +12,7 @@ import torch
 
 from moetuner.errors import InvalidTraceError
 from moetuner.ops import count_routing
-from moetuner.statistics import RoutingStatistics
+from moetuner.trace.statistics import RoutingStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

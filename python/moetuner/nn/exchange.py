@@ -6,30 +6,40 @@ S slots per rank, P = G * S slots, M rows of the experts here, H hidden.
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-from moetuner._checks import is_whole, one_of
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
     InvalidTraceError,
 )
-from moetuner.nn.counts import ExchangeCounts
+from moetuner.nn.exchange_counts import ExchangeCounts
+from moetuner.nn.exchange_options import (
+    ExchangeOptions,
+    Levels,
+    describe,
+    takes_two_levels,
+)
 from moetuner.nn.follow import Resident, follow_back, keys_of
-from moetuner.ops import Dispatched, check_overflow, combine, dispatch
+from moetuner.ops import (
+    Dispatched,
+    NodeGroups,
+    check_overflow,
+    combine,
+    dispatch,
+    node_groups,
+)
 from moetuner.ops._collectives import group_named
 from moetuner.ops._ranges import ranged
-from moetuner.plan import PlacementTables, fingerprint
+from moetuner.placement.tables import PlacementTables, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
     RunExperts = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -37,59 +47,6 @@ if TYPE_CHECKING:
 ATTRIBUTE = "moetuner_exchange"
 """Where an experts module of another library keeps its `Exchange`: not as a submodule,
 so that the library's own loading and saving does not meet it."""
-
-
-class Residency(enum.Enum):
-    """Where a token is after a layer."""
-
-    HOME = "home"
-    """Where it was before."""
-    FOLLOW = "follow"
-    """On the rank of its first expert."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExchangeOptions:
-    """How tokens travel.
-
-    Parameters
-    ----------
-    residency
-        Where a token is afterwards.
-    capacity, max_rows
-        Both or neither; of the fixed form of `moetuner.ops.dispatch`, which looks at
-        nothing on the host and can be captured by a CUDA graph.
-
-    Raises
-    ------
-    InvalidProblemError
-        When they do not fit together, or are no positive whole numbers.
-    """
-
-    residency: Residency = Residency.HOME
-    capacity: int | None = None
-    max_rows: int | None = None
-
-    def __post_init__(self) -> None:
-        residency = one_of(Residency, self.residency, "ExchangeOptions: residency")
-        object.__setattr__(self, "residency", residency)
-        if (self.capacity is None) != (self.max_rows is None):
-            raise InvalidProblemError(
-                f"ExchangeOptions: capacity and max_rows go together, got "
-                f"capacity={self.capacity}, max_rows={self.max_rows}"
-            )
-        for name in ("capacity", "max_rows"):
-            value = getattr(self, name)
-            if value is not None and (not is_whole(value) or value < 1):
-                raise InvalidProblemError(
-                    f"ExchangeOptions: {name} must be a positive whole number, got "
-                    f"{value!r}"
-                )
-        if residency is Residency.FOLLOW and self.capacity is not None:
-            raise InvalidProblemError(
-                "ExchangeOptions: residency=follow needs exact sizes: leave out "
-                "capacity and max_rows"
-            )
 
 
 class Exchange(torch.nn.Module):
@@ -119,13 +76,16 @@ class Exchange(torch.nn.Module):
     ------
     InvalidPlacementError
         On every rank: when the placement does not fit the group or the model on any of
-        them, or when placement, layer, residency or capacity differ between ranks. One
-        small exchange finds that out.
+        them, or when placement, layer, residency, levels or capacity differ between
+        ranks. One small exchange finds that out.
 
     Notes
     -----
+    On several nodes rows take two levels: see `Levels`. `describe` says what is used.
+
     ``counters``, int64 [1 + G + N + P], is added to by each call: tokens, rows to each
-    rank and node, choices of each slot. Activation checkpointing counts twice.
+    rank and node, choices of each slot; with two levels also rows that this rank passed
+    on to each rank of its node. Activation checkpointing counts twice.
     """
 
     candidates: torch.Tensor
@@ -163,6 +123,8 @@ class Exchange(torch.nn.Module):
                 f"one this is, by layer="
             )
         wanted = f"layer {self.layer}, {self.options.residency.value}"
+        if self.options.levels is Levels.ONE:
+            wanted += ", one level"
         if self.options.capacity is not None:
             wanted += f", capacity {self.options.capacity}"
         agree(placement, group, trouble or problem, wanted)
@@ -203,7 +165,7 @@ class Exchange(torch.nn.Module):
             When `run_experts` returns more or fewer rows.
         """
         sent, done = self._run(x, topk_ids, topk_weights, run_experts)
-        return combine(done, *sent[2:6], self.group_name)
+        return combine(done, sent.handle)
 
     def follow(
         self,
@@ -235,7 +197,7 @@ class Exchange(torch.nn.Module):
         if keys is None:
             keys = keys_of(len(x), self.group_name, x.device)
         tables = (self.candidates, self.num_candidates, self.slots_per_rank)
-        return follow_back(x, topk_ids, keys, sent, done, tables, self.group_name)
+        return follow_back(x, topk_ids, keys, sent, done, tables)
 
     @property
     def slots_per_rank(self) -> int:
@@ -250,6 +212,10 @@ class Exchange(torch.nn.Module):
             self.row_bytes,
             self.tables.rank,
         )
+
+    def describe(self) -> str:
+        """What is used to carry tokens, in words."""
+        return describe(self.options, self.placement.topology, self.group_name)
 
     def check_overflow(self) -> None:
         """Raise when the fixed form left rows out so far; **waits for the device**.
@@ -287,12 +253,13 @@ class Exchange(torch.nn.Module):
             self.slots_per_rank,
             self.group_name,
             ranks_per_node=self.tables.ranks_per_node,
+            nodes=self.nodes,
             capacity=self.options.capacity,
             max_rows=self.options.max_rows,
             counters=self.counters,
         )
-        if sent.overflow is not None:
-            self.overflow += sent.overflow
+        if sent.handle.overflow is not None:
+            self.overflow += sent.handle.overflow
         done = expert(run_experts, sent).contiguous()
         # Rows that are not there would count as padding. Compiled, that is unknown.
         if not torch.compiler.is_compiling() and len(done) != len(sent.rows):
@@ -309,6 +276,10 @@ class Exchange(torch.nn.Module):
         row = self.tables.row_of(self.layer)
         topology = placement.topology
         size = 1 + topology.num_ranks + topology.num_nodes + placement.num_slots
+        self.nodes: NodeGroups | None = None
+        if takes_two_levels(self.options, topology):
+            self.nodes = node_groups(self.group_name, topology.ranks_per_node)
+            size += topology.ranks_per_node
         fresh = {
             "candidates": torch.from_numpy(self.tables.candidates[row]).to(device),
             "num_candidates": torch.from_numpy(self.tables.num_candidates[row]).to(

@@ -43,18 +43,17 @@ def follow_back(
     sent: Dispatched,
     done: torch.Tensor,
     tables: tuple[torch.Tensor, torch.Tensor, int],
-    group_name: str,
 ) -> Resident:
     """The way back of `dispatch`, but to the rank of each token's first expert.
 
     A token whose first choice is padding stays where it is. **The host waits once,
     for the counts.**
     """
-    rank = group_named(group_name).rank()
-    way = find_way_back(topk_ids, keys, sent, tables, group_name)
+    group = group_named(sent.handle.group_name)
+    way = find_way_back(topk_ids, keys, sent.handle, tables)
     parts = unpermute(done, way.leaving_map, way.leaving_weights)
-    leaving, coming, count, stayed = way.sizes(rank)
-    parts = all_to_all_rows(parts, leaving, coming, group_named(group_name))
+    leaving, coming, count, stayed = way.sizes(group.rank())
+    parts = all_to_all_rows(parts, leaving, coming, group)
     here = way.order[:count]
     sums = unpermute(parts, way.coming_map.index_select(0, here))
     tokens = _tokens(x, sent, here, stayed)
@@ -65,7 +64,7 @@ def _tokens(
     x: torch.Tensor, sent: Dispatched, here: torch.Tensor, stayed: int
 ) -> torch.Tensor:
     """[U, H] of the input, by N rows that arrived and the T that were here."""
-    rows, row = sent.rows, sent.recv_map[:, 0]
+    rows, row = sent.rows, sent.handle.recv_map[:, 0]
     if stayed:
         kept = torch.arange(len(x), dtype=torch.int32, device=x.device) + len(rows)
         rows, row = torch.cat([rows, x]), torch.cat([row, kept])

@@ -12,14 +12,15 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from moetuner.errors import InvalidPlacementError
-from moetuner.nn.exchange import Exchange, ExchangeOptions, Residency
+from moetuner.nn.exchange import Exchange
+from moetuner.nn.exchange_options import ExchangeOptions, Residency
 from moetuner.ops._ranges import ranged
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
     from moetuner.nn.follow import Resident
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 
 class MoELayer(torch.nn.Module):

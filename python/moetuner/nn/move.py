@@ -17,9 +17,9 @@ from moetuner.errors import InvalidPlacementError
 from moetuner.nn.exchange import ATTRIBUTE, Exchange, agree, misfit
 from moetuner.nn.layer import MoELayer, local_share, wrong_rows
 from moetuner.ops._collectives import group_named
-from moetuner.placement import Placement, contiguous_rank_of
-from moetuner.plan import PlacementTables, fingerprint
-from moetuner.topology import Topology
+from moetuner.placement.model import Placement, contiguous_rank_of
+from moetuner.placement.tables import PlacementTables, fingerprint
+from moetuner.placement.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moetuner.ops import Dispatched, permute
+from moetuner.ops import ExchangeHandle, permute
 from moetuner.ops._collectives import all_to_all_rows, group_named, slots_of
 
 _ROW_BITS = 32
@@ -29,7 +29,7 @@ class WayBack(NamedTuple):
     """All that is known of the way back without the host."""
 
     leaving_map: torch.Tensor
-    """int32 [N, K], `Dispatched.recv_map` in the order in which parts leave."""
+    """int32 [N, K], `ExchangeHandle.recv_map` in the order in which parts leave."""
     leaving_weights: torch.Tensor
     """float32 [N, K], of the same choices."""
     coming_map: torch.Tensor
@@ -59,15 +59,14 @@ class WayBack(NamedTuple):
 def find_way_back(
     topk_ids: torch.Tensor,
     keys: torch.Tensor,
-    sent: Dispatched,
+    sent: ExchangeHandle,
     tables: tuple[torch.Tensor, torch.Tensor, int],
-    group_name: str,
 ) -> WayBack:
     """Tell the ranks that a token visits whose it is and where it ends.
 
     Every rank calls this after `dispatch`; nothing waits for the device.
     """
-    group = group_named(group_name)
+    group = group_named(sent.group_name)
     rank, num_ranks = group.rank(), group.size()
     candidates, num_candidates, slots_per_rank = tables
     first = slots_of(topk_ids[:, :1], candidates, num_candidates)
@@ -109,7 +108,7 @@ def find_way_back(
     )
 
 
-def _visits(sent: Dispatched) -> torch.Tensor:
+def _visits(sent: ExchangeHandle) -> torch.Tensor:
     """int32 [T, D], the rank of each row on the wire; -1: no more."""
     ends = sent.splits[0].cumsum(0).int()
     if sent.send_map.is_cuda:
@@ -120,7 +119,7 @@ def _visits(sent: Dispatched) -> torch.Tensor:
 
 
 def _send_notes(
-    mine: torch.Tensor, visits: torch.Tensor, sent: Dispatched, group: Any
+    mine: torch.Tensor, visits: torch.Tensor, sent: ExchangeHandle, group: Any
 ) -> torch.Tensor:
     """[T, W] to [N, W], as `dispatch` sent the rows."""
     wire = permute(mine.view(torch.float32), visits, group.size()).rows

@@ -8,21 +8,28 @@ from moetuner.ops.combine import combine  # noqa: E402
 from moetuner.ops.count_routing import count_routing  # noqa: E402
 from moetuner.ops.dispatch import (  # noqa: E402
     Dispatched,
+    ExchangeHandle,
+    NodeHop,
     buffer_nbytes,
     check_overflow,
     dispatch,
 )
+from moetuner.ops.node_groups import NodeGroups, node_groups  # noqa: E402
 from moetuner.ops.permute import Permuted, permute  # noqa: E402
 from moetuner.ops.unpermute import unpermute  # noqa: E402
 
 __all__ = [
     "Dispatched",
+    "ExchangeHandle",
+    "NodeGroups",
+    "NodeHop",
     "Permuted",
     "buffer_nbytes",
     "check_overflow",
     "combine",
     "count_routing",
     "dispatch",
+    "node_groups",
     "permute",
     "unpermute",
 ]

@@ -6,19 +6,20 @@ expert) rows here, H hidden.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
+from moetuner.ops._effects import keep_in_order, teach_inductor
 from moetuner.ops._ranges import ranged
+
+if TYPE_CHECKING:
+    from moetuner.ops.dispatch import ExchangeHandle
 
 
 @ranged
 def combine(
-    rows: torch.Tensor,
-    recv_map: torch.Tensor,
-    recv_weights: torch.Tensor | None,
-    send_map: torch.Tensor,
-    splits: torch.Tensor,
-    group_name: str,
+    rows: torch.Tensor, handle: ExchangeHandle, *, weighted: bool = True
 ) -> torch.Tensor:
     """Sum each token's rows at their rank, send the sums home, and sum those.
 
@@ -28,18 +29,20 @@ def combine(
     ----------
     rows
         [M, H], contiguous, float32, bfloat16 or float16: what the experts made of
-        `Dispatched.rows`.
-    recv_map, recv_weights, send_map, splits
-        From the same `dispatch`; without weights, all are one.
-    group_name
-        As for `dispatch`.
+        `Dispatched.rows`. Those behind the last end offset are not read.
+    handle
+        Of the same `dispatch`.
+    weighted
+        Whether rows are multiplied by the weights that travelled; otherwise all are
+        one.
 
     Returns
     -------
     torch.Tensor
         [T, H] of the rows' dtype. Products and sums are float32, first in the order of
-        k, then of ranks; what travels is rounded to the rows' dtype between. The same
-        bits on every run.
+        k, then of ranks (with two levels: of the ranks of a node at the gateway, then
+        of nodes); what travels is rounded to the rows' dtype between. The same bits on
+        every run.
 
     Raises
     ------
@@ -48,10 +51,16 @@ def combine(
 
     Notes
     -----
-    Differentiable once, in backward mode, in rows and recv_weights.
+    Differentiable once, in backward mode, in rows and the weights. Compiled, it is
+    never removed or reordered.
     """
     return torch.ops.moetuner.combine.default(  # type: ignore[no-any-return,unused-ignore]
-        rows, recv_map, recv_weights, send_map, splits, group_name
+        rows,
+        handle.recv_map,
+        handle.recv_weights if weighted else None,
+        handle.send_maps,
+        handle.all_splits,
+        handle.groups,
     )
 
 
@@ -60,35 +69,50 @@ def _fake(
     rows: torch.Tensor,
     recv_map: torch.Tensor,
     recv_weights: torch.Tensor | None,
-    send_map: torch.Tensor,
-    splits: torch.Tensor,
-    group_name: str,
+    send_maps: list[torch.Tensor],
+    splits: list[torch.Tensor],
+    groups: list[str],
 ) -> torch.Tensor:
-    return rows.new_empty(send_map.shape[0], rows.shape[1])
+    teach_inductor()
+    return rows.new_empty(send_maps[0].shape[0], rows.shape[1])
 
 
-@torch.library.register_fake("moetuner::send_back")  # type: ignore[untyped-decorator,unused-ignore]
-def _fake_send_back(
-    received: torch.Tensor,
-    send_map: torch.Tensor,
-    splits: torch.Tensor,
-    group_name: str,
-) -> torch.Tensor:
-    return received.new_empty(send_map.shape[0], received.shape[1])
+@torch.library.register_fake("moetuner::dispatch_backward")  # type: ignore[untyped-decorator,unused-ignore]
+def _fake_dispatch_backward(
+    grad_rows: torch.Tensor | None,
+    grad_recv_weights: torch.Tensor | None,
+    recv_map: torch.Tensor,
+    send_maps: list[torch.Tensor],
+    splits: list[torch.Tensor],
+    groups: list[str],
+) -> tuple[torch.Tensor, ...]:
+    teach_inductor()
+
+    def at_home(grad: torch.Tensor | None) -> torch.Tensor:
+        if grad is None:
+            return recv_map.new_empty(0)
+        return grad.new_empty(send_maps[0].shape[0], grad.shape[1])
+
+    return at_home(grad_rows), at_home(grad_recv_weights)
 
 
 @torch.library.register_fake("moetuner::combine_backward")  # type: ignore[untyped-decorator,unused-ignore]
 def _fake_backward(
     grad_out: torch.Tensor,
     recv_map: torch.Tensor,
-    send_map: torch.Tensor,
-    splits: torch.Tensor,
-    group_name: str,
+    recv_weights: torch.Tensor | None,
+    send_maps: list[torch.Tensor],
+    splits: list[torch.Tensor],
+    groups: list[str],
     num_rows: int,
-    recv_weights: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    teach_inductor()
     grad_rows = grad_out.new_empty(num_rows, grad_out.shape[1])
     if rows is None or recv_weights is None:
         return grad_rows, grad_out.new_empty(0)
     return grad_rows, torch.empty_like(recv_weights)
+
+
+for _name in ("combine", "combine_backward", "dispatch_backward"):
+    keep_in_order(_name)

@@ -6,36 +6,94 @@ of a rank, D = min(K, G), N rows that arrive, M (token, expert) rows, H hidden.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from moetuner.errors import ExchangeOverflowError
 from moetuner.ops._collectives import group_named
+from moetuner.ops._effects import keep_in_order, teach_inductor
 from moetuner.ops._ranges import ranged
+
+if TYPE_CHECKING:
+    from moetuner.ops.node_groups import NodeGroups
+
+
+@dataclass(frozen=True, eq=False)
+class NodeHop:
+    """How rows crossed between nodes, ahead of all else."""
+
+    send_map: torch.Tensor
+    """int32 [T, min(K, nodes)], row on the wire of each node that a token goes to, in
+    their order; -1: no more."""
+    splits: torch.Tensor
+    """int64 [2, nodes] on the CPU, rows to and from each node; empty where all shares
+    are equal."""
+    group_name: str
+    """Of the ranks of this place in all nodes."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExchangeHandle:
+    """What `combine` must know of one `dispatch`: plain tensors, and their groups.
+
+    With two levels, A rows came to this rank from all nodes, and took its place. On one
+    level A is T, and the group is that of all G ranks.
+    """
+
+    recv_map: torch.Tensor
+    """int32 [N, K], row of each choice of each token that arrived; -1: not here."""
+    recv_weights: torch.Tensor
+    """float32 [N, K], weights of the same choices; 0 where they are not here."""
+    send_map: torch.Tensor
+    """int32 [A, D], row on the wire of each rank of the group that a row goes to, in
+    rank order; -1: no more."""
+    splits: torch.Tensor
+    """int64 [2, G] on the CPU, rows to and from each rank of the group; empty where all
+    shares are equal."""
+    group_name: str
+    """Of the ranks; with two levels, of those of this node."""
+    overflow: torch.Tensor | None = None
+    """int32 [1] of the fixed form: rows that found no room, here and on the wire; see
+    `check_overflow`."""
+    between: NodeHop | None = None
+    """With two levels: the hop ahead of this one."""
+
+    @property
+    def send_maps(self) -> list[torch.Tensor]:
+        """Of each hop, in their order."""
+        return [hop.send_map for hop in self._hops]
+
+    @property
+    def all_splits(self) -> list[torch.Tensor]:
+        """Of each hop, in their order."""
+        return [hop.splits for hop in self._hops]
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the groups of each hop, in their order."""
+        return [hop.group_name for hop in self._hops]
+
+    @property
+    def _hops(self) -> list[NodeHop | ExchangeHandle]:
+        return [self] if self.between is None else [self.between, self]
 
 
 class Dispatched(NamedTuple):
     """What arrived, in expert order, and the way back."""
 
     rows: torch.Tensor
-    """[M, H] of x's dtype, by slot of this rank; inside a slot by sender and token."""
+    """[M, H] of x's dtype, by slot of this rank; inside a slot by sender and token
+    (with two levels the sender is the gateway, and its rows are by node and token).
+    Rows behind the last end offset (the fixed form has some) are **undefined**: they
+    are nobody's, may hold anything, NaN too, and must not be read."""
     end_offsets: torch.Tensor
     """int32 [S], end of each slot's rows: `offs` of
     `torch.nn.functional.grouped_mm`."""
-    recv_map: torch.Tensor
-    """int32 [N, K], row of each choice of each token that arrived; -1: not here."""
-    recv_weights: torch.Tensor
-    """float32 [N, K], weights of the same choices; 0 where they are not here."""
-    send_map: torch.Tensor
-    """int32 [T, D], row on the wire of each rank that a token goes to, in rank order;
-    -1: no more."""
-    splits: torch.Tensor
-    """int64 [2, G] on the CPU, rows to and from each rank; empty where all shares are
-    equal."""
-    overflow: torch.Tensor | None = None
-    """int32 [1] of the fixed form: rows that found no room, here and on the wire; see
-    `check_overflow`."""
+    handle: ExchangeHandle
+    """For `combine`."""
 
 
 @ranged
@@ -49,11 +107,15 @@ def dispatch(
     group_name: str,
     *,
     ranks_per_node: int = 0,
+    nodes: NodeGroups | None = None,
     capacity: int | None = None,
     max_rows: int | None = None,
     counters: torch.Tensor | None = None,
 ) -> Dispatched:
     """Send each token's row once to every rank that has one of its experts.
+
+    With `nodes`, it crosses once to every other *node* that has one, to the rank of its
+    own place there, which passes it on to the ranks of that node.
 
     Every rank of the group calls this, with any number of tokens, none included.
 
@@ -74,16 +136,23 @@ def dispatch(
         ``group.group_name`` of the process group whose ranks hold the experts. Its own
         communicator carries the rows (NCCL on CUDA, Gloo on the CPU).
     ranks_per_node
-        For `counters`; 0: all ranks share a node.
+        For `counters`; 0: all ranks share a node, or as `nodes` say.
+    nodes
+        Of `node_groups`: two levels. None: one level, whatever the nodes are.
     capacity, max_rows
         Absent: exact sizes, for which **the host waits once for the counts**. Given,
         both: the fixed form. Each rank sends ``capacity`` rows to each rank and has
         ``max_rows`` rows for its experts, so that M, N = G * capacity and all other
-        sizes are known: no look at the host, and CUDA graphs capture it. Rows that find
-        no room are left out and counted in ``overflow``.
+        sizes are known: no look at the host, and CUDA graphs capture it. With `nodes`,
+        ``capacity`` rows go from each rank to each node, and as many times the number
+        of nodes from rank to rank inside one. Rows that find no room are left out and
+        counted in ``handle.overflow``. A capacity of the most tokens of any rank holds
+        all, on one level and on two.
     counters
         int64 ``[1 + G + nodes + G * S]``, added to: tokens, rows to each rank and to
-        each node (the own ones too), choices of each slot.
+        each node (the own ones too), choices of each slot. With `nodes` there is one
+        more for each rank of a node: rows that this rank passed on to it, its own
+        tokens' too.
 
     Returns
     -------
@@ -97,7 +166,8 @@ def dispatch(
     Notes
     -----
     The same bits on every run. Differentiable in x (unless it is FP8) and
-    topk_weights, in backward mode.
+    topk_weights, in backward mode. Compiled, it is never removed or reordered, so that
+    ranks whose graphs differ (no tokens, one token) still meet.
 
     Examples
     --------
@@ -115,30 +185,49 @@ def dispatch(
     >>> sent = dispatch(x, ids, weights, slot_of, one, 3, group)
     >>> sent.rows.flatten().tolist(), sent.end_offsets.tolist()
     ([1.0, 1.0, 2.0], [1, 1, 3])
-    >>> combine(10 * sent.rows, *sent[2:6], group).flatten().tolist()
+    >>> combine(10 * sent.rows, sent.handle).flatten().tolist()
     [20.0, 20.0]
     >>> dist.destroy_process_group()
     """
-    if (capacity is None) != (max_rows is None):
-        raise ValueError(
-            f"dispatch: capacity and max_rows go together, got capacity={capacity}, "
-            f"max_rows={max_rows}"
-        )
-    ops = torch.ops.moetuner.dispatch
-    given = (x, topk_ids, topk_weights.float(), candidates, num_candidates)
-    options = {"ranks_per_node": ranks_per_node, "counters": counters}
-    if capacity is None:
-        return Dispatched(*ops.default(*given, slots_per_rank, group_name, **options))
-    return Dispatched(
-        *ops.fixed(
-            *given,
+    groups = [group_name] if nodes is None else [nodes.between, nodes.inside]
+    rows, end_offsets, recv_map, recv_weights, overflow, counted, *hops = (
+        torch.ops.moetuner.dispatch(
+            x,
+            topk_ids,
+            topk_weights.float(),
+            candidates,
+            num_candidates,
             slots_per_rank,
-            group_name,
+            groups,
             capacity=capacity,
             max_rows=max_rows,
-            **options,
+            ranks_per_node=ranks_per_node,
+            counts=counters is not None,
         )
     )
+    if counters is not None:
+        _add(counters, counted)
+    half = len(groups)
+    handle = ExchangeHandle(
+        recv_map,
+        recv_weights,
+        hops[half - 1],
+        hops[-1],
+        groups[-1],
+        None if capacity is None else overflow,
+        None if nodes is None else NodeHop(hops[0], hops[half], groups[0]),
+    )
+    return Dispatched(rows, end_offsets, handle)
+
+
+def _add(counters: torch.Tensor, counted: torch.Tensor) -> None:
+    """Add, where both are alike."""
+    if counters.shape != counted.shape or counters.dtype != counted.dtype:
+        raise ValueError(
+            f"dispatch: counters must be int64 {list(counted.shape)}, got "
+            f"{counters.dtype} {list(counters.shape)}"
+        )
+    counters += counted
 
 
 def check_overflow(overflow: torch.Tensor) -> None:
@@ -147,7 +236,7 @@ def check_overflow(overflow: torch.Tensor) -> None:
     Parameters
     ----------
     overflow
-        ``Dispatched.overflow``, or a sum of several.
+        `ExchangeHandle.overflow`, or a sum of several.
 
     Raises
     ------
@@ -211,28 +300,6 @@ def buffer_nbytes(
     )
 
 
-Parts = tuple[torch.Tensor, ...]
-
-
-def _fake_parts(
-    x: torch.Tensor,
-    topk_ids: torch.Tensor,
-    slots_per_rank: int,
-    group_name: str,
-    num_received: int | torch.SymInt,
-    num_rows: int | torch.SymInt,
-) -> Parts:
-    num_tokens, top_k = topk_ids.shape
-    destinations = min(top_k, group_named(group_name).size())
-    return (
-        x.new_empty(num_rows, x.shape[1]),
-        x.new_empty(slots_per_rank, dtype=torch.int32),
-        x.new_empty(num_received, top_k, dtype=torch.int32),
-        x.new_empty(num_received, top_k, dtype=torch.float32),
-        x.new_empty(num_tokens, destinations, dtype=torch.int32),
-    )
-
-
 @torch.library.register_fake("moetuner::dispatch")  # type: ignore[untyped-decorator,unused-ignore]
 def _fake(
     x: torch.Tensor,
@@ -241,36 +308,47 @@ def _fake(
     candidates: torch.Tensor,
     num_candidates: torch.Tensor,
     slots_per_rank: int,
-    group_name: str,
+    groups: list[str],
     *,
+    capacity: int | torch.SymInt | None = None,
+    max_rows: int | torch.SymInt | None = None,
     ranks_per_node: int = 0,
-    counters: torch.Tensor | None = None,
-) -> Parts:
+    counts: bool = False,
+) -> list[torch.Tensor]:
+    teach_inductor()
+    places = [group_named(name).size() for name in groups]
+    num_ranks, passed_on = math.prod(places), places[-1] if len(places) > 1 else 0
+    num_tokens, top_k = topk_ids.shape
+    fixed = capacity is not None and max_rows is not None
     context = torch.library.get_ctx()
-    num_received, num_rows = context.new_dynamic_size(), context.new_dynamic_size()
-    parts = _fake_parts(x, topk_ids, slots_per_rank, group_name, num_received, num_rows)
-    splits = torch.empty(
-        2, group_named(group_name).size(), dtype=torch.int64, device="cpu"
-    )
-    return (*parts, splits)
+    here: list[int | torch.SymInt] = [num_tokens]  # rows ahead of each hop
+    for size in places[:-1]:
+        room = capacity * size if capacity is not None else context.new_dynamic_size()
+        here.append(room)
+    if capacity is not None and max_rows is not None:
+        num_received, num_rows = capacity * num_ranks, max_rows
+    else:
+        num_received, num_rows = context.new_dynamic_size(), context.new_dynamic_size()
+    num_nodes = num_ranks // (passed_on or ranks_per_node or num_ranks)
+    num_counted = 1 + num_ranks + num_nodes + num_ranks * slots_per_rank + passed_on
+
+    def ints(*shape: int | torch.SymInt) -> torch.Tensor:
+        return x.new_empty(shape, dtype=torch.int32)
+
+    def split(size: int) -> torch.Tensor:
+        shape = (0,) if fixed else (2, size)
+        return torch.empty(shape, dtype=torch.int64, device="cpu")
+
+    return [
+        x.new_empty(num_rows, x.shape[1]),
+        ints(slots_per_rank),
+        ints(num_received, top_k),
+        x.new_empty(num_received, top_k, dtype=torch.float32),
+        ints(1 if fixed else 0),
+        x.new_empty(num_counted if counts else 0, dtype=torch.int64),
+        *(ints(n, min(top_k, size)) for n, size in zip(here, places, strict=True)),
+        *map(split, places),
+    ]
 
 
-@torch.library.register_fake("moetuner::dispatch.fixed")  # type: ignore[untyped-decorator,unused-ignore]
-def _fake_fixed(
-    x: torch.Tensor,
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor,
-    candidates: torch.Tensor,
-    num_candidates: torch.Tensor,
-    slots_per_rank: int,
-    group_name: str,
-    *,
-    capacity: int,
-    max_rows: int,
-    ranks_per_node: int = 0,
-    counters: torch.Tensor | None = None,
-) -> Parts:
-    received = capacity * group_named(group_name).size()
-    parts = _fake_parts(x, topk_ids, slots_per_rank, group_name, received, max_rows)
-    splits = torch.empty(0, dtype=torch.int64, device="cpu")
-    return (*parts, splits, x.new_empty(1, dtype=torch.int32))
+keep_in_order("dispatch")

@@ -15,7 +15,7 @@ from moetuner.ops._collectives import (
     group_named,
     slots_of,
 )
-from moetuner.ops.dispatch import Dispatched
+from moetuner.ops.dispatch import Dispatched, ExchangeHandle
 
 
 def dispatch(
@@ -58,26 +58,22 @@ def dispatch(
     return Dispatched(
         rows=arrived[row[order]],
         end_offsets=torch.bincount(slot, minlength=slots_per_rank).cumsum(0).int(),
-        recv_map=recv_map.int(),
-        recv_weights=torch.where(here, arrived_weights, 0),
-        send_map=send_map.int(),
-        splits=torch.stack([sent, received]),
+        handle=ExchangeHandle(
+            recv_map=recv_map.int(),
+            recv_weights=torch.where(here, arrived_weights, 0),
+            send_map=send_map.int(),
+            splits=torch.stack([sent, received]),
+            group_name=group_name,
+        ),
     )
 
 
-def combine(
-    rows: torch.Tensor,
-    recv_map: torch.Tensor,
-    recv_weights: torch.Tensor,
-    send_map: torch.Tensor,
-    splits: torch.Tensor,
-    group_name: str,
-) -> torch.Tensor:
+def combine(rows: torch.Tensor, handle: ExchangeHandle) -> torch.Tensor:
     """Twin of `moetuner.ops.combine`: float32 sums, rounded for the wire."""
-    group = group_named(group_name)
-    at_expert = sum_rows(rows, recv_map, recv_weights)
-    returned = all_to_all_rows(at_expert, splits[1], splits[0], group)
-    return sum_rows(returned, send_map, torch.ones(send_map.shape))
+    group, (sent, received) = group_named(handle.group_name), handle.splits
+    at_expert = sum_rows(rows, handle.recv_map, handle.recv_weights)
+    returned = all_to_all_rows(at_expert, received, sent, group)
+    return sum_rows(returned, handle.send_map, torch.ones(handle.send_map.shape))
 
 
 def sum_rows(

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.movement import copies_of, fetched_copies
+from moetuner.placement.moves import copies_of, fetched_copies
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
     Ints = NDArray[np.int64]
 

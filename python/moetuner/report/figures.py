@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from moetuner.comparison import Comparison, Scored
+    from moetuner.planning.comparison import Comparison, Scored
 
 SUFFIXES = (".png", ".svg")
 _COLORS, _DASHES = (BEFORE, AFTER), ("--", "-")

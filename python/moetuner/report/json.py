@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from moetuner.baselines import Rival
-    from moetuner.domains import Domain, Overall
-    from moetuner.evaluation import GainInterval
-    from moetuner.pipeline import Candidate, PlanReport
+    from moetuner.evaluation.evaluate import GainInterval
+    from moetuner.planning.baselines import Rival
+    from moetuner.planning.plan import Candidate, PlanReport
+    from moetuner.planning.recordings import Domain, Overall
 
 
 def plan_json(report: PlanReport) -> dict[str, Any]:

@@ -7,12 +7,12 @@ import json
 from typing import TYPE_CHECKING
 
 from moetuner._files import atomic_write_text
-from moetuner.movement import moves_between
+from moetuner.placement.moves import moves_between
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moetuner.placement import Placement
+    from moetuner.placement.model import Placement
 
 
 def write_moves(old: Placement, new: Placement, path: Path) -> None:

@@ -13,8 +13,8 @@ from moetuner.report.quantities import relative_load, traffic_per_token
 if TYPE_CHECKING:
     import os
 
-    from moetuner.comparison import Scored
-    from moetuner.pipeline import Candidate, PlanReport
+    from moetuner.planning.comparison import Scored
+    from moetuner.planning.plan import Candidate, PlanReport
 
 _MAX_LABELS = 16  # more ticks than this touch each other
 _MAX_NUMBERS = 8  # more ranks than this leave no room for numbers in the cells

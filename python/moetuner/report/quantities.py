@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.placement import EMPTY
+from moetuner.placement.model import EMPTY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.evaluation import Evaluation
-    from moetuner.placement import Placement
+    from moetuner.evaluation.evaluate import Evaluation
+    from moetuner.placement.model import Placement
 
     Floats = NDArray[np.float64]
 

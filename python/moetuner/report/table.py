@@ -10,10 +10,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from moetuner.description import Range, TraceDescription
-    from moetuner.evaluation import Evaluation, GainInterval
-    from moetuner.pipeline import PlanReport
-    from moetuner.request_homes import ScoredHomes
+    from moetuner.evaluation.evaluate import Evaluation, GainInterval
+    from moetuner.planning.plan import PlanReport
+    from moetuner.planning.request_homes import ScoredHomes
+    from moetuner.trace.description import Range, TraceDescription
 
 # Heads in two lines: every table stays within 80 columns.
 _COLUMNS = (

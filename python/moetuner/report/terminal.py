@@ -18,7 +18,7 @@ from moetuner.report.table import (
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from moetuner.pipeline import PlanReport
+    from moetuner.planning.plan import PlanReport
 
 
 def print_plan(report: PlanReport) -> None:

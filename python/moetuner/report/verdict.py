@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetuner.baselines import BASELINES
-from moetuner.cost import Homes, Wire
+from moetuner.evaluation.cost import Homes, Wire
+from moetuner.planning.baselines import BASELINES
 from moetuner.problem import Objective
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moetuner.baselines import Rival
-    from moetuner.comparison import Comparison, Scored
-    from moetuner.evaluation import GainInterval
-    from moetuner.pipeline import Candidate, PlanReport
+    from moetuner.evaluation.evaluate import GainInterval
+    from moetuner.planning.baselines import Rival
+    from moetuner.planning.comparison import Comparison, Scored
+    from moetuner.planning.plan import Candidate, PlanReport
 
 _SAME = 1e-3  # relative differences in time that are not worth a word
 _OF_TRAFFIC = (Objective.LINK_TRAFFIC.value, Objective.TOTAL_TRAFFIC.value)

@@ -29,33 +29,47 @@ __all__ = [
 ]
 
 SOLVERS = {
-    "contiguous": "ContiguousSolver",
-    "random": "RandomSolver",
-    "lpt": "LptSolver",
-    "eplb": "EplbSolver",
-    "affinity": "AffinitySolver",
-    "coactivation": "CoactivationSolver",
-    "chain": "ChainSolver",
-    "ilp1": "Ilp1Solver",
-    "ilp2": "Ilp2Solver",
-    "exact": "ExactSolver",
-    "joint_ilp": "JointIlpSolver",
-    "joint": "JointSolver",
-    "lns": "LnsSolver",
-    "oracle": "OracleSolver",
+    "contiguous": "heuristics.contiguous.ContiguousSolver",
+    "random": "heuristics.random.RandomSolver",
+    "lpt": "heuristics.lpt.LptSolver",
+    "eplb": "heuristics.eplb.EplbSolver",
+    "affinity": "heuristics.affinity.AffinitySolver",
+    "coactivation": "heuristics.coactivation.CoactivationSolver",
+    "chain": "heuristics.chain.ChainSolver",
+    "ilp1": "programs.ilp1.Ilp1Solver",
+    "ilp2": "programs.ilp2.Ilp2Solver",
+    "ilp": "programs.ilp.IlpSolver",
+    "exact": "exact.exact.ExactSolver",
+    "joint": "joint.solver.JointSolver",
 }
-"""Class of each solver by name; ``moetuner.solver.<name>`` is its module."""
+"""Room, module and class of each solver, by name."""
 
 
-def get_solver(name: str) -> Solver:
-    """Return a solver with its default options; its module is imported only now.
+def get_solver(name: str, config: object = None) -> Solver:
+    """Return a solver; its module is imported only now.
+
+    Parameters
+    ----------
+    name
+        One of `SOLVERS`.
+    config
+        The solver's own options, of the class of its ``config``; None: its defaults.
 
     Raises
     ------
     SolverError
-        When there is no solver of that name.
+        When there is no solver of that name, or its options are of another class.
     """
     if name not in SOLVERS:
         raise SolverError(f"unknown solver {name!r}; there are {', '.join(SOLVERS)}")
-    module = importlib.import_module(f"moetuner.solver.{name}")
-    return cast("Solver", getattr(module, SOLVERS[name])())
+    module, _, made = SOLVERS[name].rpartition(".")
+    solver = getattr(importlib.import_module(f"moetuner.solver.{module}"), made)
+    default = cast("Solver", solver())
+    if config is None:
+        return default
+    wanted = type(default.config)
+    if type(config) is not wanted:
+        raise SolverError(
+            f"solver {name}: config must be of class {wanted.__name__}, got {config!r}"
+        )
+    return cast("Solver", solver(config=config))

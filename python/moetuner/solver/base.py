@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moetuner._checks import is_number, is_whole
 from moetuner.errors import SolverError
-from moetuner.placement import Placement, Provenance
+from moetuner.placement.model import Placement, Provenance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,8 +132,20 @@ class ProgressEvent:
 ProgressCallback = Callable[[ProgressEvent], None]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoConfig:
+    """The options of a solver that has none of its own."""
+
+
+NO_CONFIG = NoConfig()
+
+
 class Solver(Protocol):
-    """A way to answer a placement problem."""
+    """A way to answer a placement problem; a frozen dataclass."""
+
+    @property
+    def config(self) -> Any:
+        """Its own options, a frozen dataclass."""
 
     @property
     def name(self) -> str:
@@ -188,7 +200,7 @@ def place(problem: PlacementProblem, rank_of: NDArray[np.integer[Any]]) -> Place
         rank_of,
         layer_ids=problem.statistics.layer_ids,
         topology=problem.topology,
-        slots_per_rank=problem.slots_per_rank if problem.equal_slots else None,
+        slots_per_rank=problem.slots_per_rank,
     )
 
 
@@ -244,6 +256,18 @@ def finish(
         seconds=seconds,
         stages=stages,
     )
+
+
+def worst_status(states: Iterable[SolveStatus]) -> SolveStatus:
+    """How a solve of several parts ended; optimal when every part is."""
+    order = (
+        SolveStatus.INTERRUPTED,
+        SolveStatus.FAILED,
+        SolveStatus.TIME_LIMIT,
+        SolveStatus.HEURISTIC,
+    )
+    found = set(states)
+    return next((status for status in order if status in found), SolveStatus.OPTIMAL)
 
 
 def relative_gap(value: float, bound: float | None) -> float | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetuner.errors import InvalidTraceError
+from moetuner.trace.generator import TOPIC_PRESETS, TopicRouting, topic_trace
 from moetuner.trace.model import CountTrace, Trace, TraceMetadata
 from moetuner.trace.npz import read_npz
 from moetuner.trace.safetensors_file import read_safetensors, write_trace
@@ -17,7 +18,6 @@ from moetuner.trace.split import (
     subsample,
 )
 from moetuner.trace.synthetic import synthetic_trace
-from moetuner.trace.topics import TOPIC_PRESETS, TopicRouting, topic_trace
 
 if TYPE_CHECKING:
     import os

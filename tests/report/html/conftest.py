@@ -5,12 +5,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from moetuner.comparison import comparison_of_plan
-from moetuner.cost import CostModel, shape_for_model
-from moetuner.pipeline import demo_trace, plan_trace
-from moetuner.plan_options import PlanOptions
+from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.shapes import shape_for_model
+from moetuner.placement.topology import Topology
+from moetuner.planning.comparison import comparison_of_plan
+from moetuner.planning.options import PlanOptions
+from moetuner.planning.plan import demo_trace, plan_trace
 from moetuner.solver import SolverOptions
-from moetuner.topology import Topology
 from strategies import make_trace, random_ids
 
 VOID = frozenset(["meta", "link", "img", "br", "input"])

@@ -5,11 +5,12 @@ import re
 
 import numpy as np
 import pytest
-from moetuner.comparison import compare_placements, comparison_of_plan
-from moetuner.cost import CostModel, Homes, Wire
-from moetuner.pipeline import plan_trace
-from moetuner.placement import ProgressPoint
-from moetuner.plan_options import PlanOptions
+from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.placement.model import ProgressPoint
+from moetuner.placement.topology import Topology
+from moetuner.planning.comparison import compare_placements, comparison_of_plan
+from moetuner.planning.options import PlanOptions
+from moetuner.planning.plan import plan_trace
 from moetuner.report.html import render_page, write_report
 from moetuner.report.quantities import (
     flow_levels,
@@ -19,7 +20,6 @@ from moetuner.report.quantities import (
     traffic_per_token,
 )
 from moetuner.report.verdict import verdict
-from moetuner.topology import Topology
 from moetuner.trace import CountTrace, read_trace
 from moetuner.trace.model import TraceMetadata
 from strategies import make_trace, random_ids, random_placement

@@ -15,9 +15,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from moetuner.errors import InvalidProblemError
 from moetuner.integrations.transformers.experts import experts_of, run_experts
-from moetuner.nn.exchange import ATTRIBUTE, Exchange, ExchangeOptions
+from moetuner.nn.exchange import ATTRIBUTE, Exchange
+from moetuner.nn.exchange_options import ExchangeOptions
 from moetuner.nn.move import apply_placement, contiguous_placement
-from moetuner.placement import Placement, contiguous_rank_of
+from moetuner.placement.model import Placement, contiguous_rank_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from moetuner.report.html.markup import Markup, tag
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moetuner.evaluation import GainInterval
+    from moetuner.evaluation.evaluate import GainInterval
 
 _ROOM = 104.0
 """For names left of bars."""

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from moetuner.placement.topology import Topology
     from moetuner.report.html.colors import Scale
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
-    from moetuner.topology import Topology
 
 
 class RankTables(NamedTuple):

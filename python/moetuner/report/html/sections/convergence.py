@@ -10,8 +10,8 @@ from moetuner.report.html.content import figure, grid, section
 from moetuner.report.html.frame import key
 
 if TYPE_CHECKING:
-    from moetuner.comparison import Comparison
-    from moetuner.placement import ProgressPoint, Provenance
+    from moetuner.placement.model import ProgressPoint, Provenance
+    from moetuner.planning.comparison import Comparison
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 

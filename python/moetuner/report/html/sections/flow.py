@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.cost import Homes
+from moetuner.evaluation.cost import Homes
 from moetuner.report.html.charts import Part, column_chart
 from moetuner.report.html.colors import PARTS, scale_around
 from moetuner.report.html.content import Pair, figure, grid, note, section
@@ -21,7 +21,7 @@ from moetuner.report.quantities import FLOW_LEVELS, flow_levels, rank_flows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.comparison import Comparison
+    from moetuner.planning.comparison import Comparison
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 

@@ -9,7 +9,7 @@ from moetuner.report.html.content import section
 from moetuner.report.html.markup import Markup, tag
 
 if TYPE_CHECKING:
-    from moetuner.comparison import Comparison
+    from moetuner.planning.comparison import Comparison
     from moetuner.report.html.markup import Child
 
 

@@ -15,8 +15,8 @@ from moetuner.report.html.pooling import node_lines, pooled, rank_labels
 from moetuner.report.html.sections.summary import size
 
 if TYPE_CHECKING:
-    from moetuner.comparison import Comparison
-    from moetuner.cost import Hardware
+    from moetuner.evaluation.hardware import Hardware
+    from moetuner.planning.comparison import Comparison
     from moetuner.report.changes import Changes
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup

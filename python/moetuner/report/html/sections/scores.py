@@ -14,9 +14,9 @@ from moetuner.report.verdict import reference_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moetuner.comparison import Comparison, Scored
-    from moetuner.evaluation import Evaluation, GainInterval
-    from moetuner.request_homes import ScoredHomes
+    from moetuner.evaluation.evaluate import Evaluation, GainInterval
+    from moetuner.planning.comparison import Comparison, Scored
+    from moetuner.planning.request_homes import ScoredHomes
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Evaluation], float], str], ...] = (
     ("time, ms", "modelled, all tokens as one batch",

@@ -9,7 +9,7 @@ from moetuner.report.html.markup import Markup, tag
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from moetuner.comparison import Comparison
+    from moetuner.planning.comparison import Comparison
     from moetuner.report.changes import Changes
 
     Tile = tuple[str, str, str]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.cost import Homes, Wire
+from moetuner.evaluation.cost import Homes, Wire
 from moetuner.report.html.colors import scale_around
 from moetuner.report.html.content import Pair, section
 from moetuner.report.html.heatmap import color_bar
@@ -17,8 +17,8 @@ from moetuner.report.quantities import traffic_per_token
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.comparison import Comparison
-    from moetuner.cost import CostModel
+    from moetuner.evaluation.cost import CostModel
+    from moetuner.planning.comparison import Comparison
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 

@@ -1,0 +1,102 @@
+#pragma once
+
+#include "moetuner/planning/inlined.h"
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace moetuner {
+
+/// What computing takes on a rank of speed 1, in seconds.
+struct ComputeRates {
+  double row;     // arithmetic of one (token, expert) row
+  double expert;  // reading the weights of one expert that has a row
+};
+
+/// What one direction of the exchange takes, in seconds.
+struct LinkRates {
+  double rank_row;      // one row over a rank's link
+  double node_row;      // one row over a node's links together
+  double rank_latency;  // once, where rows cross ranks' links alone
+  double node_latency;  // once, where any row crosses a node's link
+};
+
+/// All that turns the rows of a layer into seconds: `CostModel.rates` makes it.
+struct Rates {
+  ComputeRates compute;
+  LinkRates dispatch;
+  LinkRates combine;
+  LinkRates both_ways;              // a row, and a latency, of both directions
+  double dispatch_share;            // of what a row takes both ways, the way out
+  std::vector<double> rank_speeds;  // [G], relative to `compute`
+
+  /// The same for whole nodes in the place of ranks: a node computes as many times faster as it has
+  /// ranks, `speeds` [N] beside, and nothing moves inside it.
+  Rates of_nodes(std::vector<double> speeds) const;
+};
+
+MOETUNER_INLINE inline double larger(double a, double b) { return a > b ? a : b; }
+
+/// Seconds that one rank computes: rows and weights are worked on side by side.
+MOETUNER_INLINE inline double busy_seconds(const ComputeRates& rates, double rows, double active) {
+  return larger(rows * rates.row, active * rates.expert);
+}
+
+/// `busy_seconds` as the largest of linear functions, each seconds per row and per active expert.
+inline std::vector<ComputeRates> busy_planes(const ComputeRates& rates) {
+  return {{rates.row, 0.0}, {0.0, rates.expert}};
+}
+
+/// What one direction takes beside its latency, from rows on the busiest link of each kind.
+inline double transfer_seconds(const LinkRates& rates, double rank_rows, double node_rows) {
+  return larger(rank_rows * rates.rank_row, node_rows * rates.node_row);
+}
+
+inline double latency_seconds(const LinkRates& rates, double rank_rows, double node_rows) {
+  return node_rows > 0 ? rates.node_latency : rank_rows > 0 ? rates.rank_latency : 0.0;
+}
+
+/// The time of a layer. It is written here and nowhere else; docs/objective.md has it in words, and
+/// `moetuner.evaluation.reference` a twin to test it with.
+class LayerPrice {
+ public:
+  explicit LayerPrice(Rates rates) : rates_(std::move(rates)) {}
+
+  const Rates& rates() const { return rates_; }
+  std::int64_t num_ranks() const { return static_cast<std::int64_t>(rates_.rank_speeds.size()); }
+  double speed(std::int64_t rank) const { return rates_.rank_speeds[rank]; }
+
+  /// Seconds that a rank takes for its rows and its experts that have some.
+  double compute(std::int64_t rank, double rows, double active) const {
+    return busy_seconds(rates_.compute, rows, active) / speed(rank);
+  }
+
+  /// `compute` as rates of the rank: for loops that cannot afford a division.
+  ComputeRates on_rank(std::int64_t rank) const {
+    const double slow = 1.0 / speed(rank);
+    return {slow * rates_.compute.row, slow * rates_.compute.expert};
+  }
+
+  /// Seconds of one direction, from rows on the busiest link of each kind.
+  static double exchange(const LinkRates& rates, double rank_rows, double node_rows) {
+    return transfer_seconds(rates, rank_rows, node_rows) +
+           latency_seconds(rates, rank_rows, node_rows);
+  }
+
+  /// The parts follow each other.
+  static double total(double compute, double dispatch, double combine) {
+    return compute + dispatch + combine;
+  }
+
+  /// Of the slowest rank, for `count` times [G] rows and active experts.
+  void slowest_rank(const double* rows,
+                    const double* active,
+                    std::int64_t count,
+                    double* seconds) const;
+
+ private:
+  Rates rates_;
+};
+
+}  // namespace moetuner

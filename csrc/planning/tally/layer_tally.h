@@ -1,0 +1,68 @@
+#pragma once
+
+#include "moetuner/planning/tally.h"
+#include "planning/tally/replicas.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace moetuner {
+
+/// Adds the tokens of one layer to the outputs of a tally. One thread owns a layer.
+class LayerTally {
+ public:
+  LayerTally(const TallyArgs& args, std::int64_t layer, const Replicas& replicas);
+
+  /// Adds one token at one home, `weight` units a row.
+  void add_token(std::int64_t token, std::int64_t home, std::int64_t weight);
+
+  /// Adds every token at every home, one unit each.
+  ///
+  /// The ranks that a token visits depend on its home only where it chose a replicated expert; of
+  /// all others the hits per rank are counted, and spread over the homes in the end.
+  void add_uniform_homes();
+
+ private:
+  /// One direction of the exchange: where rows are counted.
+  struct Links {
+    std::int64_t* rank_egress;
+    std::int64_t* rank_ingress;
+    std::int64_t* node_egress;
+    std::int64_t* node_ingress;
+  };
+
+  /// The ranks and nodes that one token visits.
+  struct Visit {
+    std::vector<std::int64_t> ranks;         // distinct, in order of the token's experts
+    std::vector<std::int64_t> nodes;         // distinct
+    std::vector<std::int64_t> expert_ranks;  // one per (token, expert)
+    std::int64_t first_rank = -1;            // rank of the first expert, -1 when it is padding
+  };
+
+  Links dispatch_links(std::int64_t group) const;
+  Links return_links(std::int64_t group) const;      // as seen from the return rank: reversed
+  const std::vector<std::int64_t>& targets() const;  // of the last visit, ranks that rows go to
+  const std::vector<std::int64_t>& target_nodes() const;  // where rows cross once per node
+  bool chose_replicated(std::int64_t token) const;
+  void visit(std::int64_t token, std::int64_t home, std::int64_t weight);
+  void route(std::int64_t home, const Links& links, std::int64_t weight) const;
+  void add_expected(std::int64_t group,
+                    const std::vector<std::int64_t>& rank_hits,
+                    const std::vector<std::int64_t>& node_hits);
+  std::int64_t offset(std::int64_t group, std::int64_t width) const;
+  std::int64_t node_of(std::int64_t rank) const { return rank / args_.ranks_per_node; }
+
+  const TallyArgs& args_;
+  const WireRules wire_;
+  const std::int64_t layer_;
+  const Replicas& replicas_;
+  const std::int64_t num_nodes_;
+  Visit visit_;
+  std::vector<std::int64_t> rank_seen_;  // [G], stamp of the last token that visited
+  std::vector<std::int64_t> node_seen_;  // [N]
+  std::vector<std::int64_t> all_ranks_;  // [G]
+  std::vector<std::int64_t> all_nodes_;  // [N]
+  std::int64_t stamp_ = 0;
+};
+
+}  // namespace moetuner

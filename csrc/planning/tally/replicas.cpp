@@ -1,0 +1,33 @@
+#include "planning/tally/replicas.h"
+
+namespace moetuner {
+
+Replicas::Replicas(const LayerSlots& slots)
+    : slots_per_rank_(slots.num_slots / slots.num_ranks),
+      ranks_per_node_(slots.ranks_per_node),
+      begin_(static_cast<std::size_t>(slots.num_experts) + 1, 0) {
+  const std::int32_t* experts = slots.experts;
+  for (std::int64_t p = 0; p < slots.num_slots; ++p) {
+    if (experts[p] >= 0) ++begin_[experts[p] + 1];
+  }
+  for (std::int64_t e = 0; e < slots.num_experts; ++e) {
+    any_ = any_ || begin_[e + 1] > 1;
+    begin_[e + 1] += begin_[e];
+  }
+  slots_.resize(static_cast<std::size_t>(begin_.back()));
+  std::vector<std::int64_t> next(begin_.begin(), begin_.end() - 1);
+  for (std::int64_t p = 0; p < slots.num_slots; ++p) {
+    if (experts[p] >= 0) slots_[next[experts[p]]++] = p;
+  }
+}
+
+std::int64_t Replicas::pick(std::int64_t expert, std::int64_t home, std::int64_t token) const {
+  return pick_slot(slots_.data() + begin_[expert],
+                   begin_[expert + 1] - begin_[expert],
+                   slots_per_rank_,
+                   ranks_per_node_,
+                   home,
+                   token);
+}
+
+}  // namespace moetuner

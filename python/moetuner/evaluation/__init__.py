@@ -1,0 +1,1 @@
+"""What a placement costs: machine, model, rows counted exactly, seconds."""

@@ -1,0 +1,139 @@
+"""What moving and computing rows costs on a given machine.
+
+`CostModel` says what the machine can do and how tokens travel. The core's `LayerPrice`
+makes seconds of it: csrc/include/moetuner/planning/price.h, in words docs/objective.md.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner._checks import check_positive, one_of
+from moetuner._core import (
+    ComputeRates,
+    LayerPrice,
+    LinkRates,
+    Rates,
+    WireRules,
+    wire_rules,
+)
+from moetuner.errors import InvalidProblemError
+from moetuner.evaluation.hardware import HARDWARE, Hardware
+from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.placement.topology import Topology
+
+    Floats = NDArray[np.float64]
+
+
+class Wire(str, enum.Enum):
+    """What crosses the network for one token."""
+
+    DEDUP = "dedup"
+    """One row per distinct remote rank; between nodes one per distinct remote node."""
+    PER_EXPERT = "per_expert"
+    """One row per (token, expert) on a remote rank."""
+    ALLGATHER = "allgather"
+    """Every row goes to every rank; placement changes only load."""
+
+    @property
+    def rules(self) -> WireRules:
+        """Which rows travel, and how: the core's rules, which all code asks for."""
+        return wire_rules(self)
+
+
+class Homes(str, enum.Enum):
+    """Where a token's hidden state lives when a layer begins."""
+
+    UNIFORM = "uniform"
+    """Every rank equally likely, whatever the routing; an exact expectation."""
+    RECORDED = "recorded"
+    """As the trace's ``home_rank`` says."""
+    FOLLOW = "follow"
+    """The rank of the token's first expert a layer before; uniform at the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostModel:
+    """Machine, model, and how tokens travel: all that turns row counts into seconds.
+
+    ``wire`` and ``homes`` may be given by their names, "dedup" say.
+    ``rank_speeds`` [G] are the ranks' speeds of computing, relative to ``hardware``;
+    empty when all are alike.
+    """
+
+    hardware: Hardware = HARDWARE["h100"]
+    shape: ModelShape = DEFAULT_SHAPE
+    wire: Wire = Wire.DEDUP
+    homes: Homes = Homes.UNIFORM
+    rank_speeds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        speeds = tuple(self.rank_speeds)
+        for speed in speeds:
+            check_positive("CostModel", "rank_speeds", speed)
+        object.__setattr__(self, "rank_speeds", speeds)
+        object.__setattr__(self, "wire", one_of(Wire, self.wire, "CostModel: wire"))
+        object.__setattr__(self, "homes", one_of(Homes, self.homes, "CostModel: homes"))
+
+    def speeds(self, num_ranks: int) -> Floats:
+        """``rank_speeds``, spelt out where all ranks are alike, float64 [G]."""
+        return np.array(self.rank_speeds or (1.0,) * num_ranks, np.float64)
+
+    @property
+    def equal_speeds(self) -> bool:
+        """Whether all ranks compute alike."""
+        return len(set(self.rank_speeds)) <= 1
+
+    def check_topology(self, topology: Topology) -> None:
+        """Refuse a number of ranks that ``rank_speeds`` is not about."""
+        if self.rank_speeds and len(self.rank_speeds) != topology.num_ranks:
+            raise InvalidProblemError(
+                f"CostModel: rank_speeds names {len(self.rank_speeds)} ranks, the "
+                f"topology has {topology.num_ranks}"
+            )
+
+    def rates(self, topology: Topology) -> Rates:
+        """Seconds of rows, experts and messages on the ranks of ``topology``.
+
+        All that the core needs to price a layer; docs/objective.md has the formulas.
+        """
+        self.check_topology(topology)
+        hardware, shape = self.hardware, self.shape
+        return Rates(
+            compute=ComputeRates(
+                row=shape.flops_per_row / hardware.matmul_rate,
+                expert=shape.expert_bytes / hardware.memory_bandwidth,
+            ),
+            dispatch=self._link_rates(shape.dispatch_bytes, 1, topology),
+            combine=self._link_rates(shape.combine_bytes, 1, topology),
+            both_ways=self._link_rates(
+                shape.dispatch_bytes + shape.combine_bytes, 2, topology
+            ),
+            dispatch_share=shape.dispatch_share,
+            rank_speeds=self.speeds(topology.num_ranks).tolist(),
+        )
+
+    def layer_price(self, topology: Topology) -> LayerPrice:
+        """The price of a layer on the ranks of ``topology``."""
+        return LayerPrice(self.rates(topology))
+
+    def _link_rates(
+        self, bytes_per_value: float, messages: int, topology: Topology
+    ) -> LinkRates:
+        hardware = self.hardware
+        row_bytes = self.shape.hidden_size * bytes_per_value
+        node_bandwidth = hardware.nic_bandwidth * topology.ranks_per_node
+        return LinkRates(
+            rank_row=row_bytes / hardware.rank_bandwidth,
+            node_row=row_bytes / node_bandwidth,
+            rank_latency=messages * hardware.rank_latency,
+            node_latency=messages * hardware.node_latency,
+        )

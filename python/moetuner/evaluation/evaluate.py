@@ -1,0 +1,230 @@
+"""Scores of a placement on a trace: balance, copies, modelled time, and their spread.
+
+Legend: L layers, G ranks, B bootstrap samples, Q batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moetuner.errors import InvalidTraceError
+from moetuner.evaluation.tally import RoutingTally, tally
+from moetuner.evaluation.workload import (
+    DEFAULT_BATCH_TOKENS,
+    POOLED,
+    BatchKind,
+    batch_index,
+    check_batch_tokens,
+    price,
+    tally_batches,
+)
+from moetuner.trace import CountTrace, Trace
+from moetuner.trace.split import sequence_index
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.evaluation.cost import CostModel
+    from moetuner.placement.model import Placement
+
+    Floats = NDArray[np.float64]
+
+MAX_BLOCKS = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Evaluation:
+    """What a placement costs on a trace: all tokens as one batch, and batch by batch.
+
+    Figures without ``batch_`` in their name pool all tokens.
+    """
+
+    num_tokens: int
+    imbalance_mean: float
+    """Mean over layers of (largest rank load / mean rank load)."""
+    imbalance_worst: float
+    """The same at the worst layer."""
+    remote_ranks_per_token: float
+    """Ranks other than the home that compute a token, mean over tokens and layers."""
+    remote_nodes_per_token: float
+    bottleneck_receive: float
+    """Rows that the busiest rank receives, over its even share of the tokens; mean
+    over layers."""
+    modelled_seconds: float
+    compute_seconds: float
+    dispatch_seconds: float
+    combine_seconds: float
+    batch_tokens: int
+    """Tokens that were asked for in a batch; 0 is one batch."""
+    batch_seconds_mean: float
+    """Modelled time of a batch, mean over the batches."""
+    batch_seconds_p95: float
+    batch_seconds_p99: float
+    batch_seconds: Floats
+    """[Q], every batch"""
+    imbalance: Floats
+    """[L]"""
+    rank_rows: Floats
+    """[L, G] (token, expert) pairs computed on each rank."""
+    traffic: Floats
+    """[G, G] dispatch rows from home to computing rank, all layers."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and lists; NaN (unknown to a count-only source) as None."""
+        values = dataclasses.asdict(self)
+        return {
+            name: _plain(value.tolist() if isinstance(value, np.ndarray) else value)
+            for name, value in values.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GainInterval:
+    """Relative gain in modelled time, with its bootstrap interval; 0.1 is 10 % less."""
+
+    gain: float
+    low: float
+    high: float
+    confidence: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+def evaluate(
+    trace: Trace | CountTrace,
+    placement: Placement,
+    cost: CostModel,
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_kind: BatchKind = BatchKind.SEQUENCES,
+) -> Evaluation:
+    """Score `placement` on every token of `trace`.
+
+    Batches are those of `moetuner.evaluation.workload.Workload`, so that
+    ``batch_seconds_mean`` is the objective ``modelled-time`` of a problem on the
+    same trace.
+
+    Raises
+    ------
+    InvalidTraceError, InvalidPlacementError, MissingStatisticsError
+        As `moetuner.evaluation.tally.tally`; and when the trace has no tokens.
+    InvalidProblemError
+        When ``batch_tokens`` is not a whole number >= 0.
+    """
+    check_batch_tokens("evaluate", batch_tokens)
+    batches = batch_index(trace, batch_tokens, batch_kind)
+    return summarise(
+        tally_batches(trace, placement, cost, batches), cost, batch_tokens=batch_tokens
+    )
+
+
+def summarise(
+    batches: RoutingTally, cost: CostModel, *, batch_tokens: int = POOLED
+) -> Evaluation:
+    """The scores of a tally whose groups are batches."""
+    rows = batches.total()
+    num_tokens = float(rows.tokens[0])
+    if not num_tokens:
+        raise InvalidTraceError("evaluate: the trace has no tokens")
+    batch_seconds = price(batches, cost).total
+    p95, p99 = np.percentile(batch_seconds, (95, 99))
+    rank_rows = rows.rank_rows()[0]
+    mean = rank_rows.mean(axis=1)
+    imbalance = np.where(
+        mean > 0, rank_rows.max(axis=1) / np.where(mean > 0, mean, 1), 1
+    )
+    num_ranks = rows.topology.num_ranks
+    received = rows.traffic.sum(axis=1) - np.diagonal(rows.traffic, axis1=1, axis2=2)
+    seconds = price(rows, cost)
+    return Evaluation(
+        num_tokens=int(num_tokens),
+        imbalance_mean=float(imbalance.mean()),
+        imbalance_worst=float(imbalance.max()),
+        remote_ranks_per_token=float(rows.remote_ranks.mean() / num_tokens),
+        remote_nodes_per_token=float(rows.remote_nodes.mean() / num_tokens),
+        bottleneck_receive=float(received.max(axis=1).mean() * num_ranks / num_tokens),
+        modelled_seconds=float(seconds.total[0]),
+        compute_seconds=float(seconds.compute.sum()),
+        dispatch_seconds=float(seconds.dispatch.sum()),
+        combine_seconds=float(seconds.combine.sum()),
+        batch_tokens=batch_tokens,
+        batch_seconds_mean=float(batch_seconds.mean()),
+        batch_seconds_p95=float(p95),
+        batch_seconds_p99=float(p99),
+        batch_seconds=batch_seconds,
+        imbalance=imbalance,
+        rank_rows=rank_rows,
+        traffic=rows.traffic.sum(axis=0),
+    )
+
+
+def bootstrap_seconds(
+    trace: Trace | CountTrace,
+    placement: Placement,
+    cost: CostModel,
+    *,
+    samples: int = 200,
+    seed: int = 0,
+) -> Floats:
+    """Modelled time of resampled traces, float64 [1 + samples]; the first is real.
+
+    Whole sequences are drawn with replacement (blocks of sequences where there are
+    more than 512). The same seed draws the same sequences for every placement, so
+    differences between placements are paired. NaN without at least two sequences.
+    """
+    groups = _blocks(trace)
+    rows = tally(trace, placement, wire=cost.wire, homes=cost.homes, groups=groups)
+    num_groups = rows.tokens.shape[0]
+    weights = np.ones((1 + samples, num_groups))
+    if num_groups < 2:
+        return np.full(1 + samples, np.nan)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), samples)
+    weights[1:] = draws
+    return price(rows.weighted(weights), cost).total
+
+
+def gain_interval(
+    baseline: Floats, candidate: Floats, confidence: float = 0.95
+) -> GainInterval:
+    """Gain of `candidate` over `baseline` from their paired bootstrap times."""
+    gains = 1 - candidate / baseline
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(gains[1:], [tail, 1 - tail])
+    return GainInterval(
+        gain=float(gains[0]), low=float(low), high=float(high), confidence=confidence
+    )
+
+
+def paired_gain(baseline: Floats, candidate: Floats) -> GainInterval | None:
+    """The interval of paired bootstrap times, float64 [1 + samples] each.
+
+    Draws in which no token was routed tell nothing; None when too few are left.
+    """
+    known = np.isfinite(baseline) & (baseline > 0)
+    if not known[0] or known.sum() < 2:
+        return None
+    return gain_interval(baseline[known], candidate[known])
+
+
+def _blocks(trace: Trace | CountTrace) -> NDArray[np.int32] | None:
+    if isinstance(trace, CountTrace):
+        return None
+    if trace.sequence is None:
+        return np.zeros(trace.num_tokens, np.int32)
+    return (sequence_index(trace) % MAX_BLOCKS).astype(np.int32)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

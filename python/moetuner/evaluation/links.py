@@ -1,0 +1,85 @@
+"""Rows on every link, as an exchange counted them.
+
+Legend: L layers, G ranks, N nodes, R ranks of a node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner.errors import InvalidTraceError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.evaluation.verify import ExchangeRecord
+    from moetuner.placement.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LinkRows:
+    """Rows on the way out, by the names that `RoutingTally` has for them.
+
+    As many come back, the other way round. Times the bytes of a row they are the bytes
+    on each link.
+    """
+
+    rank_egress: NDArray[np.int64]
+    """[L, G], to other ranks of the node."""
+    rank_ingress: NDArray[np.int64]
+    """[L, G]"""
+    node_egress: NDArray[np.int64]
+    """[L, N], to other nodes."""
+    node_ingress: NDArray[np.int64]
+    """[L, N]"""
+
+
+def link_rows(record: ExchangeRecord, topology: Topology) -> LinkRows:
+    """What was counted, link by link.
+
+    The evaluator prices these rows under `Wire.DEDUP`: those of its tally of the same
+    tokens, `homes` as recorded, are equal.
+
+    Raises
+    ------
+    InvalidTraceError
+        When the counters are of other ranks, or rows went from node to node on one
+        level: then a node's link carried a row for each rank.
+    """
+    num_ranks, num_nodes = topology.num_ranks, topology.num_nodes
+    in_node, counts = topology.ranks_per_node, record.counts
+    two_levels = 1 < in_node < num_ranks
+    rest = (counts.shape[2] - 1 - num_nodes) % num_ranks  # whole slots of all ranks
+    if counts.shape[1] != num_ranks or rest != (in_node if two_levels else 0):
+        raise InvalidTraceError(
+            f"link_rows: wanted counters of {num_ranks} ranks on {num_nodes} nodes, "
+            f"taken on two levels where there are several nodes of several ranks; got "
+            f"{counts.shape[1]} ranks and {counts.shape[2]} columns: leave out "
+            f"levels=one"
+        )
+    layers = len(counts)
+    to_rank, to_node = np.split(
+        counts[..., 1 : 1 + num_ranks + num_nodes], [num_ranks], 2
+    )
+    inside = counts[..., -in_node:] if two_levels else to_rank
+    if in_node == 1:
+        inside = np.zeros((layers, num_ranks, 1), np.int64)
+    inside = _without_own(inside.reshape(layers, num_nodes, in_node, in_node))
+    between = to_node.reshape(layers, num_nodes, in_node, num_nodes).sum(axis=2)
+    between = _without_own(between)
+    return LinkRows(
+        rank_egress=inside.sum(axis=-1).reshape(layers, num_ranks),
+        rank_ingress=inside.sum(axis=-2).reshape(layers, num_ranks),
+        node_egress=between.sum(axis=-1),
+        node_ingress=between.sum(axis=-2),
+    )
+
+
+def _without_own(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[..., n, n] with zeros where from and to are the same."""
+    others = ~np.eye(rows.shape[-1], dtype=bool)
+    kept: NDArray[np.int64] = rows * others
+    return kept

@@ -1,0 +1,283 @@
+"""What a placement is judged by: batches of a trace, and the modelled time of each.
+
+A step waits for the slowest rank of *its* batch, so times are modelled batch by batch
+and then averaged; pooling all tokens into one batch hides that experts that are chosen
+together are busy together.
+
+Legend: T tokens, Q batches, L layers, D traces.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moetuner._checks import is_number, is_whole, one_of
+from moetuner.errors import InvalidProblemError, InvalidTraceError
+from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.tally import RoutingTally, tally
+from moetuner.trace import CountTrace, Trace
+from moetuner.trace.split import sequence_index
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.placement.model import Placement
+
+    Floats = NDArray[np.float64]
+
+DEFAULT_BATCH_TOKENS = 2048
+POOLED = 0
+"""Batch size that stands for all tokens in one batch."""
+LEAST_WEIGHT = 1e-12
+"""Of a trace, by the largest one's: less is lost in rounding."""
+
+
+class BatchKind(str, enum.Enum):
+    """How the tokens of a batch belong together."""
+
+    SEQUENCES = "sequences"
+    """Whole sequences in the order of the trace, as prefill runs them."""
+    MIXED = "mixed"
+    """Tokens of all sequences, shuffled by a fixed seed, as decode runs them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LayerSeconds:
+    """Modelled time of each layer, float64 [..., L], and of its parts."""
+
+    compute: Floats
+    dispatch: Floats
+    combine: Floats
+    layer: Floats
+
+    @property
+    def total(self) -> Floats:
+        """Sum over the layers, float64 [...]."""
+        seconds: Floats = self.layer.sum(axis=-1)
+        return seconds
+
+
+def price(rows: RoutingTally, cost: CostModel) -> LayerSeconds:
+    """Modelled time of every layer, for each group of the tally."""
+    layer_price = cost.layer_price(rows.topology)
+    exchange = {}
+    for prefix, direction in (
+        ("", layer_price.rates.dispatch),
+        ("return_", layer_price.rates.combine),
+    ):
+        busiest = {
+            kind: np.maximum(
+                getattr(rows, f"{prefix}{kind}_egress").max(axis=-1),
+                getattr(rows, f"{prefix}{kind}_ingress").max(axis=-1),
+            )
+            for kind in ("rank", "node")
+        }
+        exchange[prefix] = layer_price.exchange(
+            direction, busiest["rank"], busiest["node"]
+        )
+    compute = layer_price.compute(rows.rank_rows(), rows.active_experts())
+    dispatch, combine = exchange[""], exchange["return_"]
+    return LayerSeconds(
+        compute=compute,
+        dispatch=dispatch,
+        combine=combine,
+        layer=layer_price.total(compute, dispatch, combine),
+    )
+
+
+def batch_index(
+    trace: Trace | CountTrace,
+    batch_tokens: int,
+    kind: BatchKind = BatchKind.SEQUENCES,
+) -> NDArray[np.int32]:
+    """Batch of each token, int32 [T] with every number from 0 to Q - 1.
+
+    The trace is cut into the whole number of batches that comes nearest to
+    ``batch_tokens`` each; a sequence belongs where its middle lies, so batches differ
+    by less than the longest sequence. Without ``sequence`` tokens stand alone. Of a
+    count-only source groups take the place of sequences, and the result is [groups].
+    """
+    sizes, order = _units(trace, kind)
+    if batch_tokens == POOLED or not sizes.sum():
+        return np.zeros(order.size, np.int32)
+    total = int(sizes.sum())
+    wanted = max(round(total / batch_tokens), 1)
+    middle = np.cumsum(sizes) - sizes / 2
+    batch_of_unit = np.minimum(middle * wanted // total, wanted - 1)
+    of_unit = np.zeros(sizes.size, np.int32)
+    _, of_unit[sizes > 0] = np.unique(batch_of_unit[sizes > 0], return_inverse=True)
+    return of_unit[order]
+
+
+def num_batches(batches: NDArray[np.integer[Any]]) -> int:
+    """How many batches a `batch_index` tells apart; one where there is no token."""
+    return int(batches.max(initial=0)) + 1
+
+
+def _units(
+    trace: Trace | CountTrace, kind: BatchKind
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of each unit that is never cut, in batch order, and each token's unit."""
+    if isinstance(trace, CountTrace):
+        return trace.num_tokens, np.arange(trace.num_groups)
+    if kind is BatchKind.MIXED:
+        order = np.random.default_rng(0).permutation(trace.num_tokens)
+        return np.ones(trace.num_tokens, np.int64), order
+    if trace.sequence is None:
+        return np.ones(trace.num_tokens, np.int64), np.arange(trace.num_tokens)
+    index = sequence_index(trace)
+    _, first = np.unique(index, return_index=True)
+    place = np.empty(first.size, np.int64)
+    place[np.argsort(first)] = np.arange(first.size)
+    unit = place[index]
+    return np.bincount(unit, minlength=first.size), unit
+
+
+def tally_batches(
+    trace: Trace | CountTrace,
+    placement: Placement,
+    cost: CostModel,
+    batches: NDArray[np.int32],
+    *,
+    num_threads: int = 0,
+) -> RoutingTally:
+    """Rows of every batch; ``batches`` is a `batch_index` of the trace."""
+    cost.check_topology(placement.topology)
+    groups = None if isinstance(trace, CountTrace) else batches
+    rows = tally(
+        trace,
+        placement,
+        wire=cost.wire,
+        homes=cost.homes,
+        groups=groups,
+        num_threads=num_threads,
+    )
+    if isinstance(trace, CountTrace):
+        rows = rows.weighted(
+            (np.arange(num_batches(batches))[:, None] == batches) * 1.0
+        )
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Workload:
+    """The batches that a placement shall be fast for, and what they run on.
+
+    Parameters
+    ----------
+    traces
+        One trace, or several of one model (domains) for a robust plan.
+    cost
+        Machine, model shape, wire and homes.
+    batch_tokens
+        Tokens of a batch, about; 0 pools each trace into one batch.
+    batch_kind
+        Whole sequences or mixed tokens.
+    weights
+        What each trace counts for; they are scaled to sum 1. Equal when empty.
+    worst_case
+        True: the objective is the largest mean of any trace, weights left out.
+
+    Raises
+    ------
+    InvalidProblemError
+        When an option makes no sense.
+    InvalidTraceError
+        When there is no trace, or they are of several models.
+    """
+
+    traces: tuple[Trace | CountTrace, ...]
+    cost: CostModel = field(default_factory=CostModel)
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    batch_kind: BatchKind = BatchKind.SEQUENCES
+    weights: tuple[float, ...] = ()
+    worst_case: bool = False
+    batches: tuple[NDArray[np.int32], ...] = field(init=False)
+    """`batch_index` of each trace."""
+
+    def __post_init__(self) -> None:
+        kind = one_of(BatchKind, self.batch_kind, "Workload: batch_kind")
+        object.__setattr__(self, "batch_kind", kind)
+        check_batch_tokens("Workload", self.batch_tokens)
+        if not self.traces:
+            raise InvalidTraceError("Workload: wanted at least one trace, got none")
+        first = self.traces[0]
+        for trace in self.traces:
+            if trace.num_experts != first.num_experts or not np.array_equal(
+                trace.layer_ids, first.layer_ids
+            ):
+                raise InvalidTraceError(
+                    f"Workload: traces are of different models: {first.num_experts} "
+                    f"experts in layers {first.layer_ids.tolist()}, and "
+                    f"{trace.num_experts} in {trace.layer_ids.tolist()}"
+                )
+        weights = self.weights or (1.0,) * len(self.traces)
+        if len(weights) != len(self.traces) or not all(
+            is_number(w) and 0 < w < np.inf for w in weights
+        ):
+            raise InvalidProblemError(
+                f"Workload: weights must be {len(self.traces)} positive numbers, one "
+                f"per trace, got {self.weights!r}"
+            )
+        if min(weights) < LEAST_WEIGHT * max(weights) or not sum(weights) < np.inf:
+            raise InvalidProblemError(
+                f"Workload: weights must have a finite sum, and none less than "
+                f"{LEAST_WEIGHT:g} of the largest, got {self.weights!r}"
+            )
+        object.__setattr__(self, "weights", tuple(w / sum(weights) for w in weights))
+        batches = tuple(
+            batch_index(t, self.batch_tokens, self.batch_kind) for t in self.traces
+        )
+        object.__setattr__(self, "batches", batches)
+
+    @property
+    def takes_slowest(self) -> bool:
+        """Whether the objective is the largest of several means: no sum over layers."""
+        return self.worst_case and len(self.traces) > 1
+
+    def batch_seconds(
+        self, placement: Placement, *, num_threads: int = 0
+    ) -> tuple[Floats, ...]:
+        """Modelled time of every batch, float64 [Q] for each of the D traces."""
+        return tuple(
+            price(
+                tally_batches(
+                    trace, placement, self.cost, batches, num_threads=num_threads
+                ),
+                self.cost,
+            ).total
+            for trace, batches in zip(self.traces, self.batches, strict=True)
+        )
+
+    def layer_seconds(self, placement: Placement) -> Floats:
+        """Mean over batches of each layer's time, traces by their weights, [L]."""
+        total = np.zeros(placement.num_layers)
+        for trace, batches, weight in zip(
+            self.traces, self.batches, self.weights, strict=True
+        ):
+            times = price(
+                tally_batches(trace, placement, self.cost, batches), self.cost
+            )
+            total += weight * times.layer.mean(axis=0)
+        return total
+
+    def seconds(self, placement: Placement, *, num_threads: int = 0) -> float:
+        """Mean over batches of their modelled time, over traces as they count."""
+        times = self.batch_seconds(placement, num_threads=num_threads)
+        means = [float(seconds.mean()) for seconds in times]
+        if self.worst_case:
+            return max(means)
+        return float(np.dot(means, self.weights))
+
+
+def check_batch_tokens(where: str, batch_tokens: object) -> None:
+    """Refuse a batch size that is not a whole number >= 0."""
+    if not is_whole(batch_tokens) or batch_tokens < 0:  # type: ignore[operator]
+        raise InvalidProblemError(
+            f"{where}: batch_tokens must be a whole number >= 0 (0: one batch), got "
+            f"{batch_tokens!r}"
+        )

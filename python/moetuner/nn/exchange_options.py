@@ -1,0 +1,117 @@
+"""How the tokens of a layer travel: what may be chosen, and what that comes to."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from moetuner._checks import is_whole, one_of
+from moetuner.errors import InvalidProblemError
+from moetuner.ops._collectives import group_named
+
+if TYPE_CHECKING:
+    from moetuner.placement.topology import Topology
+
+
+class Residency(enum.Enum):
+    """Where a token is after a layer."""
+
+    HOME = "home"
+    """Where it was before."""
+    FOLLOW = "follow"
+    """On the rank of its first expert."""
+
+
+class Levels(enum.Enum):
+    """How rows cross from node to node."""
+
+    AUTO = "auto"
+    """Two levels where the placement has several nodes of several ranks: a row crosses
+    once to each node, and is passed on there. So does the evaluator count."""
+    ONE = "one"
+    """One level always: a row crosses once to each rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExchangeOptions:
+    """How tokens travel.
+
+    Parameters
+    ----------
+    residency
+        Where a token is afterwards.
+    capacity, max_rows
+        Both or neither; of the fixed form of `moetuner.ops.dispatch`, which looks at
+        nothing on the host and can be captured by a CUDA graph.
+    levels
+        How rows cross from node to node. ``residency=follow`` has one level.
+
+    Raises
+    ------
+    InvalidProblemError
+        When they do not fit together, or are no positive whole numbers.
+    """
+
+    residency: Residency = Residency.HOME
+    capacity: int | None = None
+    max_rows: int | None = None
+    levels: Levels = Levels.AUTO
+
+    def __post_init__(self) -> None:
+        residency = one_of(Residency, self.residency, "ExchangeOptions: residency")
+        object.__setattr__(self, "residency", residency)
+        levels = one_of(Levels, self.levels, "ExchangeOptions: levels")
+        object.__setattr__(self, "levels", levels)
+        if (self.capacity is None) != (self.max_rows is None):
+            raise InvalidProblemError(
+                f"ExchangeOptions: capacity and max_rows go together, got "
+                f"capacity={self.capacity}, max_rows={self.max_rows}"
+            )
+        for name in ("capacity", "max_rows"):
+            value = getattr(self, name)
+            if value is not None and (not is_whole(value) or value < 1):
+                raise InvalidProblemError(
+                    f"ExchangeOptions: {name} must be a positive whole number, got "
+                    f"{value!r}"
+                )
+        if residency is Residency.FOLLOW and self.capacity is not None:
+            raise InvalidProblemError(
+                "ExchangeOptions: residency=follow needs exact sizes: leave out "
+                "capacity and max_rows"
+            )
+
+
+def takes_two_levels(options: ExchangeOptions, topology: Topology) -> bool:
+    """Whether rows cross between nodes by a hop of their own."""
+    return (
+        options.levels is Levels.AUTO
+        and options.residency is Residency.HOME
+        and 1 < topology.ranks_per_node < topology.num_ranks
+    )
+
+
+def describe(options: ExchangeOptions, topology: Topology, group_name: str) -> str:
+    """What carries tokens, in words, part by part."""
+    wire = dist.get_backend(group_named(group_name)).upper()
+    nodes = f"{topology.num_nodes} nodes of {topology.ranks_per_node} ranks"
+    if takes_two_levels(options, topology):
+        way = (
+            f"two levels on {nodes}: over {wire} a row crosses once to each other node "
+            f"that needs it, to the rank of the same place there, which passes it on "
+            f"once to each rank"
+        )
+    else:
+        way = f"one level on {nodes}: over {wire} a row goes once to each rank"
+    sizes = "exact sizes, for which the host waits once a call"
+    if options.capacity is not None:
+        sizes = (
+            f"fixed sizes, {options.capacity} rows to each place and "
+            f"{options.max_rows} for the experts of a rank; the host waits for nothing"
+        )
+    end = "sums return to the token's home"
+    if options.residency is Residency.FOLLOW:
+        end = "sums end on the rank of the token's first expert; the host waits again"
+    return "; ".join([way, sizes, end])

@@ -1,0 +1,1 @@
+"""Where experts are: slots, files, moves, index tables of a rank."""

@@ -1,0 +1,1 @@
+"""From a trace to a scored placement, and placements side by side."""

@@ -1,0 +1,1 @@
+"""Fast methods without a proof; most are baselines."""

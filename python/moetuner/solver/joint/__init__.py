@@ -1,0 +1,1 @@
+"""The joint planner: load, remote ranks and links of every batch at once."""

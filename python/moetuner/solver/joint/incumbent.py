@@ -1,0 +1,46 @@
+"""The best placement that a search has found so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner.placement.moves import fetched_copies
+
+if TYPE_CHECKING:
+    from moetuner.placement.model import Placement
+    from moetuner.problem import PlacementProblem
+
+
+@dataclass(kw_only=True)
+class Incumbent:
+    """The best placement so far, by the problem's own objective and what moves cost."""
+
+    problem: PlacementProblem
+    stay: Placement | None = None
+    move_seconds: float = 0.0
+    placement: Placement = field(init=False)
+    value: float = np.inf
+    bound: float | None = None
+    floor: float = np.inf
+    """Value of the quick methods, which no other placement may exceed."""
+
+    def value_of(self, placement: Placement) -> float:
+        """The objective, and the cost of the moves."""
+        value = self.problem.objective_value(placement)
+        if self.stay is not None:
+            moved = fetched_copies(self.stay, placement)
+            value += self.move_seconds * moved.size
+        return value
+
+    def offer(self, placement: Placement) -> None:
+        """Take `placement` when it is better."""
+        if (value := self.value_of(placement)) < self.value:
+            self.placement, self.value = placement, value
+
+    def prefer(self, placement: Placement) -> None:
+        """Take what a search prefers, for it looks further than at the value alone."""
+        if (value := self.value_of(placement)) <= self.floor:
+            self.placement, self.value = placement, value

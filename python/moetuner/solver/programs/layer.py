@@ -1,0 +1,354 @@
+"""The modelled time of one layer as an integer program.
+
+x[e, g] = 1 when expert e sits on rank g. A token matters only by the experts that it
+chose, so tokens that chose the same ones share the variables of what they visit,
+y[set, g]::
+
+    min  sum over batches b of  weight[b] (C[b] + Z[b])
+    sum_g x[e, g] = 1,     sum_e x[e, g] <= slots
+    C[b] >= seconds of rank g's rows, or of its active experts' weights, in batch b
+    y[set, g] >= x[e, g] for e in set,     Y[set, n] >= sum of x[e, g] for g in node n
+    Z[b] >= seconds, there and back, of each link: a sum of visits y or Y
+
+Links wait for no fewer visits than there are, so y and Y need no integrality, and the
+program's value is the evaluator's time of the layer: exactly where homes are uniform;
+where they are recorded with latencies always paid. Ranks that differ by nothing are
+opened in order.
+
+Legend: E experts, G ranks, N nodes, B batches, M sets, H homes that are told apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetuner.evaluation.cost import Homes, Wire
+from moetuner.solver.programs.model import MilpBuilder, MilpModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moetuner.problem import PlacementProblem
+    from moetuner.solver.programs.layer_tokens import LayerTokens
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+    RankOf = NDArray[np.int32]
+
+UNITS = 100.0
+"""A layer's time in the program: CBC's tolerances are absolute, 1e-5 at the most."""
+LEAST_SECONDS = 1e-9
+"""Taken for the time of a layer that has nothing to do."""
+MAX_EXPERTS = 62
+"""Sets of experts are 64-bit masks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearRates:
+    """What the program's rows cost, in seconds, at speed 1.
+
+    ``rank_row`` and ``node_row`` are there and back, ``latency`` is of both ways.
+    """
+
+    row: float
+    active_expert: float
+    rank_row: float
+    node_row: float
+    latency: float
+
+    @classmethod
+    def of(cls, problem: PlacementProblem) -> LinearRates:
+        """The rates of the problem's cost model."""
+        cost, topology = problem.workload.cost, problem.topology
+        hardware, shape = cost.hardware, cost.shape
+        both_ways = shape.hidden_size * (shape.dispatch_bytes + shape.combine_bytes)
+        latency = 0.0
+        if topology.num_nodes > 1:
+            latency = hardware.node_latency
+        elif topology.num_ranks > 1:
+            latency = hardware.rank_latency
+        return cls(
+            row=shape.flops_per_row / hardware.matmul_rate,
+            active_expert=shape.expert_bytes / hardware.memory_bandwidth,
+            rank_row=both_ways / hardware.rank_bandwidth,
+            node_row=both_ways / (hardware.nic_bandwidth * topology.ranks_per_node),
+            latency=2 * latency,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LayerProgram:
+    """A program, and what its values mean.
+
+    A value v of the program stands for ``latency + unit * v`` seconds of the layer, or
+    less than that by ``free_latency`` where a placement needs no row at all.
+    """
+
+    model: MilpModel
+    num_experts: int
+    num_ranks: int
+    slots: int
+    latency: float
+    free_latency: float
+    unit: float
+
+    def seconds(self, value: float) -> float:
+        """Time of the layer for a value of the program, at most."""
+        return self.latency + self.unit * value
+
+    def bound(self, value: float) -> float:
+        """Time of the layer at least, when the program is worth at least `value`."""
+        return max(self.seconds(value) - self.free_latency, 0.0)
+
+    def read(self, x: Floats) -> RankOf | None:
+        """Rank of each expert [E] in a solution; None when it is not legal."""
+        shape = (self.num_experts, self.num_ranks)
+        chosen = x[: self.num_experts * self.num_ranks].reshape(shape)
+        rank_of: RankOf = chosen.argmax(axis=1).astype(np.int32)
+        sizes = np.bincount(rank_of, minlength=self.num_ranks)
+        if (chosen.max(axis=1) < 0.5).any() or sizes.max() > self.slots:
+            return None
+        return rank_of
+
+
+def count_visits(problem: PlacementProblem, tokens: LayerTokens) -> int:
+    """Size of the program: M G for sets of several experts, and its E G choices."""
+    sets = np.unique(tokens.masks())
+    several = int(((sets & (sets - 1)) != 0).sum())
+    return (several + problem.num_experts) * problem.topology.num_ranks
+
+
+def layer_program(
+    problem: PlacementProblem, tokens: LayerTokens, rank_of: RankOf, seconds: float
+) -> LayerProgram:
+    """The program of a layer.
+
+    Parameters
+    ----------
+    problem
+        With objective modelled-time and homes that do not follow, at most
+        `MAX_EXPERTS` experts.
+    tokens
+        Of the layer.
+    rank_of
+        Ranks [E], CBC's start.
+    seconds
+        Time of the layer there, which sets the program's unit.
+    """
+    return _Program(
+        problem=problem,
+        tokens=tokens,
+        unit=max(seconds, LEAST_SECONDS) / UNITS,
+    ).build(rank_of)
+
+
+@dataclass(kw_only=True)
+class _Program:
+    problem: PlacementProblem
+    tokens: LayerTokens
+    unit: float
+    rates: LinearRates = field(init=False)
+    builder: MilpBuilder = field(default_factory=MilpBuilder)
+    x: Ints = field(init=False)
+    """Columns [E, G]."""
+
+    def build(self, start: RankOf) -> LayerProgram:
+        problem, num_ranks = self.problem, self.problem.topology.num_ranks
+        self.rates = LinearRates.of(problem)
+        self.x = self.builder.add_columns(
+            problem.num_experts, num_ranks, upper=1.0, integer=True
+        )
+        for choices in self.x:
+            self.builder.add_row(choices, lower=1.0, upper=1.0)
+        for members in self.x.T:
+            self.builder.add_row(members, upper=float(problem.slots_per_rank))
+        start = self._open_in_order(start)
+        self._compute()
+        self._exchange()
+        values = np.zeros(len(self.builder))
+        values[self.x[np.arange(problem.num_experts), start]] = 1.0
+        uniform = problem.workload.cost.homes is Homes.UNIFORM
+        latency = self.rates.latency * float(self.tokens.weight @ self._travels())
+        return LayerProgram(
+            model=self.builder.build(values),
+            num_experts=problem.num_experts,
+            num_ranks=num_ranks,
+            slots=problem.slots_per_rank,
+            latency=latency,
+            free_latency=0.0 if uniform else latency,
+            unit=self.unit,
+        )
+
+    def _open_in_order(self, start: RankOf) -> RankOf:
+        """Fix names of ranks that nothing tells apart; the start in those names.
+
+        The i-th heaviest expert opens at most the i-th rank of a node, and at most the
+        i-th node.
+        """
+        topology, cost = self.problem.topology, self.problem.workload.cost
+        if cost.homes is not Homes.UNIFORM or not cost.equal_speeds:
+            return start
+        per_node = topology.ranks_per_node
+        load = self.tokens.weight @ self.tokens.rows
+        place = np.arange(topology.num_ranks)
+        new_node: dict[int, int] = {}
+        new_rank: dict[int, int] = {}
+        opened = np.zeros(topology.num_nodes, np.int64)
+        for i, expert in enumerate(np.argsort(-load, kind="stable").tolist()):
+            late = (place % per_node > i) | (place // per_node > i)
+            self.builder.fix(self.x[expert, late], 0.0)
+            rank = int(start[expert])
+            node = new_node.setdefault(rank // per_node, len(new_node))
+            if rank not in new_rank:
+                new_rank[rank] = node * per_node + int(opened[node])
+                opened[node] += 1
+        named: RankOf = np.array([new_rank[rank] for rank in start.tolist()], np.int32)
+        return named
+
+    def _batch_columns(self) -> Ints:
+        """A column for each batch, weighed in the objective."""
+        columns = self.builder.add_columns(self.tokens.weight.size)
+        self.builder.weigh(columns, self.tokens.weight)
+        return columns
+
+    def _compute(self) -> None:
+        """What the slowest rank takes."""
+        speeds = self.problem.workload.cost.speeds(self.problem.topology.num_ranks)
+        rows = self.tokens.rows
+        arithmetic = rows * (self.rates.row / self.unit)
+        weights = (rows > 0) * (self.rates.active_expert / self.unit)
+        for batch, column in enumerate(self._batch_columns().tolist()):
+            here = [arithmetic[batch], weights[batch]]
+            if (here[0] >= here[1]).all():
+                del here[1]
+            elif (here[0] <= here[1]).all():
+                del here[0]
+            for need in here:
+                used = np.flatnonzero(need)
+                for members, speed in zip(self.x.T, speeds.tolist(), strict=True):
+                    self.builder.add_row(
+                        [column, *members[used]], [-1.0, *need[used] / speed], upper=0.0
+                    )
+
+    def _exchange(self) -> None:
+        """What the busiest link takes, there and back."""
+        tokens, topology = self.tokens, self.problem.topology
+        unlike = ~np.eye(topology.num_ranks, dtype=bool)
+        levels = [
+            _Level(
+                seconds=self.rates.rank_row / self.unit,
+                pairs=topology.same_node() & unlike,
+                out=tokens.rank_out,
+            )
+        ]
+        if topology.num_nodes > 1:
+            levels.append(
+                _Level(
+                    seconds=self.rates.node_row / self.unit,
+                    pairs=~np.eye(topology.num_nodes, dtype=bool),
+                    out=tokens.node_out,
+                )
+            )
+        busiest = self._batch_columns()
+        if self.problem.workload.cost.wire is Wire.ALLGATHER:
+            everyone = np.zeros(len(tokens.batch), np.int64)
+            sent = tokens.count(np.arange(len(tokens.batch)), everyone, 1)[:, 0]
+            floors = np.max([level.of_all(sent) for level in levels], axis=0)
+            for column, floor in zip(busiest.tolist(), floors.tolist(), strict=True):
+                self.builder.add_row([column], lower=floor)
+            return
+        for level in levels:
+            level.add_links(self.builder, busiest, self._visits(len(level.pairs)))
+
+    def _visits(self, num_units: int) -> list[tuple[Ints, Floats]]:
+        """Of each unit, columns [M] of who visits it, and their counts [B, M, H]."""
+        masks = self.tokens.masks()
+        token = np.flatnonzero(masks)
+        sets, key = np.unique(masks[token], return_inverse=True)
+        counts = self.tokens.count(token, key, sets.size)
+        experts = np.arange(self.problem.num_experts)
+        found = []
+        for inside in np.split(self.x, num_units, axis=1):  # [E, ranks of the unit]
+            columns = np.empty(sets.size, np.int64)
+            for i, each in enumerate(sets.tolist()):
+                chosen = experts[(each >> experts & 1) != 0]
+                if len(chosen) == 1 and inside.shape[1] == 1:
+                    columns[i] = inside[chosen[0], 0]
+                    continue
+                columns[i] = self.builder.add_columns(1, upper=1.0)[0]
+                for expert in chosen:
+                    self.builder.add_row(
+                        [columns[i], *inside[expert]],
+                        [1.0, *-np.ones(inside.shape[1])],
+                        lower=0.0,
+                    )
+            found.append((columns, counts))
+        return found
+
+    def _travels(self) -> NDArray[np.bool_]:
+        """Batches [B] with rows that may cross a link."""
+        tokens = self.tokens
+        if self.problem.workload.cost.wire is Wire.ALLGATHER:
+            return np.bincount(tokens.batch, minlength=tokens.weight.size) > 0
+        return np.asarray(tokens.rows.any(axis=1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Level:
+    """Links between ranks of a node, or between nodes: U of either.
+
+    ``pairs`` [U, U] says between whom a row goes, ``out`` [H, U] the share of a home's
+    rows that leave through a unit.
+    """
+
+    seconds: float
+    pairs: NDArray[np.bool_]
+    out: Floats
+
+    def of_all(self, sent: Floats) -> Floats:
+        """Seconds of the busiest link, [B], when all get the rows `sent` [B, H]."""
+        leaving = sent @ self.out  # [B, U]
+        ways = np.concatenate(
+            [leaving @ self.pairs, leaving * self.pairs.sum(axis=0)], axis=1
+        )
+        busiest: Floats = self.seconds * ways.max(axis=1)
+        return busiest
+
+    def add_links(
+        self, builder: MilpBuilder, busiest: Ints, visits: list[tuple[Ints, Floats]]
+    ) -> None:
+        """Rows that keep every link below ``busiest`` [B]."""
+        shared = len(self.out) == 1
+        for batch, column in enumerate(busiest.tolist()):
+            leaving: dict[int, list[int]] = {}
+            for unit, (columns, counts) in enumerate(visits):
+                ways: list[int] = []
+                senders = np.flatnonzero(self.pairs[unit]).tolist()
+                rows = self.seconds * counts[batch] @ self.out  # [M, U]
+                for sender in senders:
+                    # From uniform homes all senders send alike: one column will do.
+                    if not (shared and ways):
+                        ways.append(_add_sum(builder, columns, rows[:, sender]))
+                    leaving.setdefault(sender, []).append(ways[-1])
+                if ways:
+                    factor = float(len(senders)) if shared else 1.0
+                    builder.add_row(
+                        [column, *ways],
+                        [1.0, *np.full(len(ways), -factor)],
+                        lower=0.0,
+                    )
+            for rows_out in leaving.values():
+                builder.add_row(
+                    [column, *rows_out], [1.0, *-np.ones(len(rows_out))], lower=0.0
+                )
+
+
+def _add_sum(builder: MilpBuilder, columns: Ints, factors: Floats) -> int:
+    """A column that is at least the sum of others."""
+    total = int(builder.add_columns(1)[0])
+    used = np.flatnonzero(factors)
+    builder.add_row([total, *columns[used]], [1.0, *-factors[used]], lower=0.0)
+    return total

@@ -1,0 +1,87 @@
+#include "harness.h"
+#include "instance.h"
+#include "planning/tally/link_counts.h"
+#include "planning/tally/replicas.h"
+#include "planning/tally/token_sets.h"
+
+#include <array>
+
+using namespace moetuner;
+
+TEST(replicas_are_picked_on_the_rank_then_on_the_node_then_in_turn) {
+  // Two slots a rank, two ranks a node: expert 0 on ranks 0 and 1, expert 1 on rank 2 alone.
+  const std::array<std::int32_t, 8> experts{0, -1, 0, 2, 1, 3, 0, -1};
+  const Replicas replicas({experts.data(), 8, 4, 4, 2});
+  CHECK(replicas.any());
+  CHECK_EQUAL(replicas.count(0), 3);
+  CHECK_EQUAL(replicas.pick(0, 0, 5), 0);  // on the home
+  CHECK_EQUAL(replicas.pick(0, 3, 5), 6);
+  CHECK_EQUAL(replicas.pick(0, 2, 5), 6);  // on the home's node
+  CHECK_EQUAL(replicas.pick(1, 0, 5), 4);  // the only one
+  for (const std::int64_t token : {0, 1, 2, 3}) {
+    CHECK(replicas.pick(2, 2, token) == 3);
+  }
+}
+
+TEST(links_of_a_token_by_hand) {
+  // Home 0; experts on ranks 1, 2 and 3 of two nodes with two ranks.
+  const std::int32_t ranks[] = {1, 2, 3};
+  const auto links_of = [&](Wire wire) {
+    LinkCounts links(1, 4, 2, rules_of(wire));
+    links.add(0, 0, ranks, 3, 1);
+    return std::array{links.busiest_rank(0), links.busiest_node(0), links.remote_ranks(0)};
+  };
+  CHECK((links_of(Wire::kDedup) == std::array{1, 1, 3}));
+  CHECK((links_of(Wire::kPerExpert) == std::array{1, 2, 3}));
+  CHECK((links_of(Wire::kAllGather) == std::array{0, 0, 0}));  // no placement changes them
+}
+
+TEST(a_token_that_goes_leaves_no_row_behind) {
+  const std::int32_t ranks[] = {3, 1};
+  LinkCounts links(2, 4, 2, rules_of(Wire::kDedup));
+  links.add(1, 2, ranks, 2, 1);
+  CHECK(links.busiest_rank(1) > 0);
+  links.add(1, 2, ranks, 2, -1);
+  CHECK_EQUAL(links.busiest_rank(1), 0);
+  CHECK_EQUAL(links.busiest_node(1), 0);
+  CHECK_EQUAL(links.remote_nodes(1), 0);
+}
+
+TEST(sets_count_the_tokens_of_a_place_after_a_swap) {
+  TokenSets sets(3, {2, 1});  // 128 tokens of scenario 0, 64 of scenario 1
+  for (const std::int64_t t : {0, 63, 64, 127}) sets.choose(0, 0, t);
+  for (const std::int64_t t : {64, 70}) sets.choose(1, 0, t);
+  sets.choose(2, 1, 5);
+  TokenSets::Place place;
+  sets.fill(place, {0, 1});
+  std::int32_t found[2];
+  sets.rows(place, {}, found);
+  CHECK_EQUAL(found[0], 5);  // token 64 chose both
+  CHECK_EQUAL(found[1], 0);
+  sets.rows_after_swap(place, 0, 2, {}, found);
+  CHECK_EQUAL(found[0], 2);
+  CHECK_EQUAL(found[1], 1);
+  sets.rows(place, {.per_token = 64, .per_kept = 60, .kept = sets.row(1)}, found);
+  CHECK_EQUAL(found[0], 5 * 64 - 2 * 60);
+}
+
+TEST(an_expert_without_a_slot_is_refused) {
+  Instance instance;
+  instance.draw();
+  std::vector<std::int32_t> slots = instance.slots_of(instance.dealt(0));
+  slots[0] = -1;
+  CHECK_THROWS(instance.priced(slots, Wire::kDedup, Homes::kUniform), std::invalid_argument);
+}
+
+TEST(recorded_homes_average_to_uniform_ones_where_tokens_are_many) {
+  Instance instance;
+  instance.num_tokens = 20'000;
+  instance.num_layers = 1;
+  instance.draw();
+  const auto slots = instance.slots_of(instance.dealt(0));
+  for (const Wire wire : kAll<Wire>) {
+    const double uniform = instance.priced(slots, wire, Homes::kUniform)[0];
+    const double recorded = instance.priced(slots, wire, Homes::kRecorded)[0];
+    CHECK(harness::near(recorded, uniform, 0.03));
+  }
+}

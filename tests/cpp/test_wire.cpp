@@ -1,0 +1,18 @@
+#include "harness.h"
+#include "moetuner/planning/wire.h"
+
+using namespace moetuner;
+
+static_assert(rules_of(Wire::kDedup).rows == Rows::kPerRank);
+static_assert(rules_of(Wire::kDedup).crossing == Crossing::kGateway);
+static_assert(rules_of(Wire::kPerExpert).crossing == Crossing::kDirect);
+
+TEST(every_member_is_found_by_its_name) {
+  for (const Wire wire : kAll<Wire>) CHECK(named<Wire>(name_of(wire)) == wire);
+  for (const Homes homes : kAll<Homes>) CHECK(named<Homes>(name_of(homes)) == homes);
+}
+
+TEST(another_name_is_refused) {
+  CHECK_THROWS(named<Wire>("uniform"), std::invalid_argument);
+  CHECK_THROWS(named<Homes>(""), std::invalid_argument);
+}

@@ -1,0 +1,65 @@
+"""Compiled layers on ranks whose graphs differ: they meet at every exchange."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import torch.distributed as dist  # noqa: E402
+from exchange import Case, fixed_sizes, make_slots, make_tokens, run_layer  # noqa: E402
+from moetuner.ops import node_groups  # noqa: E402
+from ranks import run_on_ranks  # noqa: E402
+
+TOKENS = (6, 0, 1, 5)  # of rank 0, step by step; rank 1 begins at another
+
+
+def _steps(rank, num_ranks, exact, backend):
+    """Trains on other numbers of tokens than the other ranks, none and one included.
+
+    On four ranks rows take two levels.
+    """
+    case = Case(8, 2, TOKENS)
+    slots = make_slots(case, rank, num_ranks)
+    sizes = {} if exact else fixed_sizes(case, num_ranks)
+    if num_ranks > 2:
+        sizes["nodes"] = node_groups(dist.group.WORLD.group_name, 2)
+
+    def layer(x, ids, weights):
+        first = run_layer(slots, x, ids, weights, **sizes)[0].tanh()
+        return run_layer(slots, first + x, ids, weights, **sizes)[0].tanh()
+
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    for step in range(3):
+        x, ids, weights = make_tokens(case, step + rank)
+        leaves = [x.requires_grad_(), weights.requires_grad_()]
+        found = []
+        for run in (layer, compiled):
+            out = run(x, ids, weights)
+            found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+        for ours, eager in zip(*found, strict=True):
+            torch.testing.assert_close(ours, eager)
+
+
+def _unread(rank, num_ranks):
+    """One rank reads nothing of what comes back."""
+    case = Case(8, 2, (4,))
+    slots = make_slots(case, rank, num_ranks)
+    given = make_tokens(case, rank)
+
+    def layer(x, ids, weights):
+        out, _ = run_layer(slots, x, ids, weights)
+        return x if rank else out
+
+    torch.compile(layer, fullgraph=True)(*given)
+
+
+WORLDS = [(2, "inductor"), (4, "aot_eager")]
+
+
+@pytest.mark.parametrize(("num_ranks", "backend"), WORLDS)
+@pytest.mark.parametrize("exact", [False, True], ids=["fixed", "exact"])
+def test_ranks_meet_whatever_their_graphs_leave_out(exact, num_ranks, backend):
+    run_on_ranks(num_ranks, _steps, exact, backend)
+
+
+def test_an_exchange_that_nobody_reads_still_happens():
+    run_on_ranks(2, _unread)

@@ -1,0 +1,41 @@
+"""Calls into the core that Ctrl-C ends early."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from moetuner.solver.joint.interruptible import Interruptible
+
+
+def wait_for_stop(stop):
+    while not stop[0]:
+        time.sleep(0.01)
+    time.sleep(0.3)  # a core looks at `stop` now and then
+    return "what it had"
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises, also where whoever started the tests had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_stops_the_call_and_waits_for_what_it_has():
+    runner = Interruptible()
+    press = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    press.start()
+    assert runner.run(wait_for_stop) == "what it had"
+    press.join()
+    assert runner.interrupted
+
+
+def test_an_error_of_the_call_comes_through():
+    runner = Interruptible()
+    with pytest.raises(ZeroDivisionError):
+        runner.run(lambda stop: 1 // int(stop[0]))
+    assert not runner.interrupted
