@@ -3,6 +3,7 @@
 // Rows that have come, to where they belong: first the own ones, then those of peers in the order
 // of their rows, each as soon as its flag says that it is there.
 
+#include "moetuner/transport/exchange.h"
 #include "peer_waits.cuh"
 #include "row_ring.cuh"
 
@@ -10,8 +11,14 @@ namespace moetuner::transport {
 
 /// Rows from each rank and where they begin, in shared memory.
 struct Arrivals {
-  const std::int32_t* counts;  // [G]
-  const std::int64_t* first;   // [G + 1]
+  const std::int32_t* counts;           // [G]; where lines are given, that of all there may be
+  const std::int64_t* first;            // [G + 1]
+  const std::int32_t* lines = nullptr;  // [N, top_k]: kNoRow where no row came
+  std::int64_t top_k = 0;
+
+  __device__ bool has(int sender, std::int64_t index) const {
+    return lines == nullptr || lines[(first[sender] + index) * top_k] != kNoRow;
+  }
 };
 
 /// A row that comes: of a rank, the i-th of it.
@@ -23,7 +30,9 @@ struct Arrival {
 /// The rows of one of `step` carriers: number `position`, `position` + `step`, ...
 class ArrivalOrder {
  public:
-  __device__ ArrivalOrder(const PeerView& view, const Arrivals& arrivals, std::int64_t position,
+  __device__ ArrivalOrder(const PeerView& view,
+                          const Arrivals& arrivals,
+                          std::int64_t position,
                           std::int64_t step)
       : arrivals_(arrivals),
         rank_(view.rank()),
@@ -54,16 +63,23 @@ class ArrivalOrder {
  private:
   /// Past rows that a rank does not send.
   __device__ void skip() {
-    while (!ended()) {
+    for (; !ended(); position_ += step_) {
       const Arrival arrival = now();
-      if (arrival.index < arrivals_.counts[arrival.sender]) return;
-      position_ += step_;
+      if (arrival.sender == rank_) return;
+      if (ended_ >> arrival.sender & 1) continue;
+      if (arrival.index < arrivals_.counts[arrival.sender] &&
+          arrivals_.has(arrival.sender, arrival.index)) {
+        return;
+      }
+      ended_ |= 1u << arrival.sender;
+      if (__popc(ended_) == num_ranks_ - 1) position_ = end_;
     }
   }
 
   const Arrivals& arrivals_;
   int rank_, num_ranks_;
   std::int64_t own_, end_, position_, step_;
+  std::uint32_t ended_ = 0;  // ranks of which no more comes
 };
 
 template <typename Ring>
@@ -83,7 +99,8 @@ class Spreader {
         arrivals_(arrivals),
         ring_(carry, shared) {}
 
-  /// `own(i)`: the i-th own row; `place(ring, arrival, piece)` writes the piece that the ring holds.
+  /// `own(i)`: the i-th own row; `place(ring, arrival, piece)` writes the piece that the ring
+  /// holds.
   template <typename Own, typename Place>
   __device__ void spread(const Own& own, const Place& place) {
     if (!drives_) return;

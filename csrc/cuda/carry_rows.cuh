@@ -3,9 +3,8 @@
 // Sizes of the kernels that carry rows between ranks.
 
 #include "launch.cuh"
-#include "row_ring.cuh"
-
 #include "moetuner/transport/peers.h"
+#include "row_ring.cuh"
 
 #include <cuda_runtime.h>
 
@@ -15,8 +14,8 @@ namespace moetuner::transport {
 
 constexpr int kThreads = 512;
 constexpr int kBlocksPerProcessor = 2;  // of ranks that share a device: no rank's are few then
-constexpr int kStages = 3;       // of each warp that carries by the copy engine
-constexpr int kPieces = 4;       // of rows of at least kWholeRow bytes
+constexpr int kStages = 3;              // of each warp that carries by the copy engine
+constexpr int kPieces = 4;              // of rows of at least kWholeRow bytes
 constexpr int kWholeRow = 2048;
 constexpr std::int64_t kStaticShared = 6144;  // bytes that are enough for what kernels declare
 
@@ -37,8 +36,8 @@ struct Room {
 inline Carry carry_rows(std::int64_t row_bytes, std::int64_t room) {
   const int pieces = row_bytes < kWholeRow ? 1 : kPieces;
   const std::int64_t piece_bytes = ceil_div(ceil_div(row_bytes, pieces), 16) * 16;
-  Carry carry{kThreads / kWarp, kStages, static_cast<int>(row_bytes),
-              static_cast<int>(piece_bytes)};
+  Carry carry{
+      kThreads / kWarp, kStages, static_cast<int>(row_bytes), static_cast<int>(piece_bytes)};
   while (carry.warps > 0 && carry.shared_bytes() > room) --carry.warps;
   return carry;
 }

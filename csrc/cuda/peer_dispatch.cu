@@ -20,14 +20,14 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cstdlib>
 
 namespace moetuner::transport {
 namespace {
 
+constexpr int kSenders = 24;  // that fill an NVLink of an H200; more only take blocks away
 constexpr std::int64_t kChoicesOfTile = 512;
 constexpr std::int64_t kChoicesAlone = 1024;  // of a single tile
-constexpr std::int64_t kSegmentInts = 8192;  // shared memory of the segments of a tile
+constexpr std::int64_t kSegmentInts = 8192;   // shared memory of the segments of a tile
 constexpr std::int64_t kIntBytes = sizeof(int);
 
 /// The first row of each sender's choices in each slot here, [G, S].
@@ -103,6 +103,7 @@ __device__ bool await_counts(const DispatchArgs<Id>& args, const PeerView& view,
 template <typename Id>
 __device__ void place_arrivals(const DispatchArgs<Id>& args,
                                const Peers& peers,
+                               const Tiling& tiling,
                                const PeerView& view,
                                const int* rows_to,
                                const int* counts) {
@@ -135,8 +136,7 @@ __device__ void place_arrivals(const DispatchArgs<Id>& args,
   }
   const int g = static_cast<int>(threadIdx.x);
   if (g < num_ranks) {
-    args.counts[g] = rows_to[g];
-    args.counts[num_ranks + g] = counts[g * values];
+    tiling.received[g] = counts[g * values];
     if (args.ticket != 0) {
       peers.host->sent[g] = rows_to[g];
       peers.host->received[g] = counts[g * values];
@@ -172,15 +172,14 @@ __device__ void meet_peers(const DispatchArgs<Id>& args,
     const int rows = total[tiling.num_slots + g];
     rows_to[g] = args.capacity > 0 ? min(rows, static_cast<int>(args.capacity)) : rows;
   }
-  if (await_counts(args, view, counts)) place_arrivals(args, peers, view, rows_to, counts);
+  if (await_counts(args, view, counts)) place_arrivals(args, peers, tiling, view, rows_to, counts);
 }
 
 /// Whether all tiles' tokens have their places. The whole block calls it.
 __device__ bool ranked(const Peers& peers, const PeerView& view, int num_tiles) {
   const int tile = static_cast<int>(threadIdx.x);
   const bool ok =
-      tile >= num_tiles ||
-      view.wait_for(Wait::kBlocks, view.rank(), &peers.control->ranked[tile]);
+      tile >= num_tiles || view.wait_for(Wait::kBlocks, view.rank(), &peers.control->ranked[tile]);
   return __syncthreads_and(ok);
 }
 
@@ -262,8 +261,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
       tiling.num_destinations,
       note_ints,
       [&](std::int64_t token, int j) {
-        const auto* visit = reinterpret_cast<const int2*>(tiling.visits) +
-                            token * tiling.num_destinations + j;
+        const auto* visit =
+            reinterpret_cast<const int2*>(tiling.visits) + token * tiling.num_destinations + j;
         const int2 value = __ldcg(visit);
         return Visit{value.x, value.y};
       },
@@ -280,7 +279,7 @@ __device__ void clear_lines(const DispatchArgs<Id>& args, const Arrivals& arriva
     const std::int64_t end = arrivals.first[s + 1] * top_k;
     for (std::int64_t i = begin + std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < end;
          i += std::int64_t{gridDim.x} * kThreads) {
-      args.recv_map[i] = -1;
+      args.recv_map[i] = kNoRow;
       args.recv_weights[i] = 0.0f;
     }
   }
@@ -306,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   __syncthreads();
   if (!placed) return;
   if (static_cast<int>(threadIdx.x) < num_ranks) {
-    counts[threadIdx.x] = __ldcg(args.counts + num_ranks + threadIdx.x);
+    counts[threadIdx.x] = __ldcg(tiling.received + threadIdx.x);
   }
   __syncthreads();
   first_rows(counts, args.capacity, num_ranks, first);
@@ -374,20 +373,20 @@ Launches plan(const DispatchArgs<Id>& args, const Peers& peers) {
   const std::int64_t most_senders = std::max<std::int64_t>(for_route - 1, 1);
   out.senders = peers.num_ranks == 1
                     ? 0
-                    : static_cast<int>(std::clamp<std::int64_t>(args.senders, 1, most_senders));
+                    : static_cast<int>(std::clamp<std::int64_t>(
+                          args.senders > 0 ? args.senders : kSenders, 1, most_senders));
   const std::int64_t choices = args.num_tokens * args.top_k;
-  out.num_tiles = choices <= kChoicesAlone
-                      ? 1
-                      : static_cast<int>(std::clamp<std::int64_t>(
-                            ceil_div(choices, kChoicesOfTile),
-                            1,
-                            std::min<std::int64_t>(most_senders, kMaxTiles)));
+  out.num_tiles = choices <= kChoicesAlone ? 1
+                                           : static_cast<int>(std::clamp<std::int64_t>(
+                                                 ceil_div(choices, kChoicesOfTile),
+                                                 1,
+                                                 std::min<std::int64_t>(most_senders, kMaxTiles)));
   out.route_blocks = std::max(out.num_tiles, out.senders) + 1;
-  out.spread_blocks = std::max<std::int64_t>(
-      peers.sharing > 1 ? all - for_route : all - out.senders, 1);
+  out.spread_blocks =
+      std::max<std::int64_t>(peers.sharing > 1 ? all - for_route : all - out.senders, 1);
   const Tiling tiling(args, peers.num_ranks, out.num_tiles);
-  out.num_segments = static_cast<int>(std::clamp<std::int64_t>(
-      kSegmentInts / tiling.num_slots, 1, kThreads / kWarp));
+  out.num_segments = static_cast<int>(
+      std::clamp<std::int64_t>(kSegmentInts / tiling.num_slots, 1, kThreads / kWarp));
   // The last block keeps the counts of all ranks where others keep their segments.
   const std::int64_t counts = peers.num_ranks * (args.slots_per_rank + WindowLayout::kCountHead);
   out.tables = (2 * tiling.columns + 2 * kTileChoices +
@@ -436,7 +435,8 @@ std::int64_t dispatch_workspace(std::int64_t num_tokens,
                                 std::int64_t num_ranks,
                                 std::int64_t slots_per_rank) {
   const std::int64_t columns = num_ranks * (slots_per_rank + 2);
-  return num_tokens * (3 * top_k + 2 * std::min(top_k, num_ranks) + 2) + 2 * kMaxTiles * columns;
+  return num_tokens * (3 * top_k + 2 * std::min(top_k, num_ranks) + 2) + 2 * kMaxTiles * columns +
+         num_ranks;
 }
 
 template <typename Id>
@@ -450,8 +450,6 @@ void route_and_send(const DispatchArgs<Id>& args, const Peers& peers, cudaStream
 template <typename Id>
 void spread(const DispatchArgs<Id>& args, const Peers& peers, cudaStream_t stream) {
   const Launches sizes = plan(args, peers);
-  Launches sizes2 = sizes;
-  if (getenv("WHOLE")) { int w = atoi(getenv("WHOLE")); sizes2.carry = {w, std::min(6, 14 / w), (int)args.row_bytes, (int)args.row_bytes}; run_spread<EngineRing<1>>(args, peers, sizes2, stream); return; }
   with_ring(args.x, args.rows, sizes.carry, [&]<typename Ring>() {
     run_spread<Ring>(args, peers, sizes, stream);
   });

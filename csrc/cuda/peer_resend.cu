@@ -14,6 +14,8 @@
 namespace moetuner::transport {
 namespace {
 
+constexpr int kSenders = 24;
+
 template <typename Ring>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     resend_kernel(const __grid_constant__ ResendArgs args,
@@ -30,16 +32,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const PeerView view(peers, next_epoch(peers));
   if (__syncthreads_or(view.aborted())) return;
   if (blockIdx.x == 0) begin_operation(view);
-  if (g < num_ranks) counts[g] = args.counts[num_ranks + g];
-  first_rows(args.counts, args.capacity, num_ranks, first_sent);
-  __syncthreads();
-  first_rows(counts, args.capacity, num_ranks, first_received);
+  if (g < num_ranks) counts[g] = args.shares.received[g];
+  first_rows(args.shares.sent, 0, num_ranks, first_sent);
+  first_rows(args.shares.received, 0, num_ranks, first_received);
   __syncthreads();
   const auto* x = static_cast<const char*>(args.x);
   const auto visit_of = [&](std::int64_t token, int j) {
     if (j >= args.num_destinations) return Visit{-1, -1};
-    return visit_of_row(
-        args.send_map[token * args.num_destinations + j], first_sent, num_ranks);
+    return visit_of_row(args.send_map[token * args.num_destinations + j], first_sent, num_ranks);
   };
   if (static_cast<int>(blockIdx.x) < args.senders) {
     const Turns turns = sending_turns(args.num_tokens, args.senders, carry);
@@ -52,22 +52,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     // Own rows are read by token, whether it has one here or not: no list says which do.
     if (g == 0) counts[view.rank()] = static_cast<std::int32_t>(args.num_tokens);
     __syncthreads();
-    const Arrivals arrivals{counts, first_received};
+    const Arrivals arrivals{counts, first_received, args.lines, args.top_k};
     Spreader<Ring> spreader(view, arrivals, args.senders, carry, shared);
-    spreader.spread(
-        [&](std::int64_t token) { return x + token * args.row_bytes; },
-        [&](Ring& ring, const Arrival& arrival, int piece) {
-          std::int64_t line = first_received[arrival.sender] + arrival.index;
-          bool writes = lane_index() == 0;
-          if (arrival.sender == view.rank()) {
-            const Visit visit = visit_of(arrival.index, lane_index());
-            writes = visit.rank == view.rank();
-            line = first_received[view.rank()] + visit.row;
-          }
-          ring.await();
-          char* to = static_cast<char*>(args.received) + line * args.row_bytes;
-          ring.write(writes ? to : nullptr, piece);
-        });
+    spreader.spread([&](std::int64_t token) { return x + token * args.row_bytes; },
+                    [&](Ring& ring, const Arrival& arrival, int piece) {
+                      std::int64_t line = first_received[arrival.sender] + arrival.index;
+                      bool writes = lane_index() == 0;
+                      if (arrival.sender == view.rank()) {
+                        const Visit visit = visit_of(arrival.index, lane_index());
+                        writes = visit.rank == view.rank();
+                        line = first_received[view.rank()] + visit.row;
+                      }
+                      ring.await();
+                      char* to = static_cast<char*>(args.received) + line * args.row_bytes;
+                      ring.write(writes ? to : nullptr, piece);
+                    });
   }
   if (blockIdx.x == 0) end_operation(view);
 }
@@ -76,7 +75,10 @@ template <typename Ring>
 void run(ResendArgs args, const Peers& peers, Carry carry, cudaStream_t stream) {
   if (!Ring::kEngine) carry = carry_words(args.row_bytes);
   const std::int64_t blocks = Room(peers).blocks;
-  args.senders = peers.num_ranks == 1 ? 0 : std::clamp<int>(args.senders, 1, blocks * 2 / 3);
+  args.senders = peers.num_ranks == 1 ? 0
+                                      : std::clamp<int>(args.senders > 0 ? args.senders : kSenders,
+                                                        1,
+                                                        static_cast<int>(blocks * 2 / 3));
   launch(resend_kernel<Ring>,
          {.blocks = std::max<std::int64_t>(blocks, args.senders + 1),
           .threads = kThreads,

@@ -2,8 +2,8 @@
 // rows here of each token of a peer and store the sum into the window of its home; the others do
 // the same for own tokens, wait for what peers have stored, and add that up.
 //
-// Some warps side by side, a *team*, take a token's row, some columns each: many for few tokens, one
-// for many.
+// Some warps side by side, a *team*, take a token's row, some columns each: many for few tokens,
+// one for many.
 
 #include "arrived_rows.cuh"
 #include "carry_rows.cuh"
@@ -21,6 +21,8 @@
 namespace moetuner::transport {
 namespace {
 
+constexpr std::int64_t kSenders = 48;  // enough for an NVLink of an H200
+
 /// Who adds up by registers.
 template <typename T, int kWidth>
 struct ByRegisters {
@@ -29,12 +31,18 @@ struct ByRegisters {
   static constexpr std::int64_t kShared = 0;
 
   __device__ explicit ByRegisters(char*) {}
-  __device__ void send(const SumArgs& args, const PeerView& view, const Arrivals& arrivals,
+  __device__ void send(const SumArgs& args,
+                       const PeerView& view,
+                       const Arrivals& arrivals,
                        int team) {
     send_sums<T, kWidth>(args, view, arrivals, team);
   }
-  __device__ void add_up(const SumArgs& args, const PeerView& view, const std::int64_t* first_sent,
-                         const std::int64_t* first_received, int first_home, int team) {
+  __device__ void add_up(const SumArgs& args,
+                         const PeerView& view,
+                         const std::int64_t* first_sent,
+                         const std::int64_t* first_received,
+                         int first_home,
+                         int team) {
     add_up_homes<T, kWidth>(args, view, first_sent, first_received, first_home, team);
   }
 };
@@ -57,12 +65,13 @@ __global__ void __launch_bounds__(Way::kWarps* kWarp, 1)
   const PeerView view(peers, next_epoch(peers));
   if (__syncthreads_or(view.aborted())) return;
   if (blockIdx.x == 0) begin_operation(view);
-  if (g < num_ranks) counts[g] = g == view.rank() ? 0 : args.counts[num_ranks + g];
-  first_rows(args.counts, args.capacity, num_ranks, first_sent);
-  first_rows(args.counts + num_ranks, args.capacity, num_ranks, first_received);
+  if (g < num_ranks) counts[g] = g == view.rank() ? 0 : args.shares.received[g];
+  first_rows(args.shares.sent, 0, num_ranks, first_sent);
+  first_rows(args.shares.received, 0, num_ranks, first_received);
   __syncthreads();
   if (static_cast<int>(blockIdx.x) < args.senders) {
-    way.send(args, view, {counts, first_received}, teams.of_senders);
+    const Arrivals arrivals{counts, first_received, args.lines, args.lines_top_k};
+    way.send(args, view, arrivals, teams.of_senders);
   }
   if (static_cast<int>(blockIdx.x) >= first_home) {
     way.add_up(args, view, first_sent, first_received, first_home, teams.of_homes);
@@ -88,8 +97,8 @@ void run(SumArgs args, const Peers& peers, cudaStream_t stream) {
   if (apart) {
     // Few rows do not fill the link: half of the blocks send them, for the sake of time.
     const std::int64_t most = args.num_tokens <= 4 * blocks ? blocks / 2 : 0;
-    args.senders = static_cast<int>(
-        std::clamp<std::int64_t>(std::max<std::int64_t>(args.senders, most), 1, blocks - 1));
+    args.senders = static_cast<int>(std::clamp<std::int64_t>(
+        args.senders > 0 ? args.senders : std::max(most, kSenders), 1, blocks - 1));
     first_home = args.senders;
   } else {
     args.senders = peers.num_ranks > 1 ? static_cast<int>(blocks) : 0;

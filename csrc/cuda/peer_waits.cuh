@@ -45,10 +45,9 @@ __device__ inline uint2 load_relaxed(const uint2* pair) {
 }
 
 __device__ inline void store_relaxed(uint2* pair, uint2 value) {
-  asm volatile("st.relaxed.sys.global.v2.u32 [%0], {%1, %2};" ::"l"(pair),
-               "r"(value.x),
-               "r"(value.y)
-               : "memory");
+  asm volatile(
+      "st.relaxed.sys.global.v2.u32 [%0], {%1, %2};" ::"l"(pair), "r"(value.x), "r"(value.y)
+      : "memory");
 }
 
 /// As `store_release`, for this device alone.
@@ -146,9 +145,7 @@ class PeerView {
     return (epoch_ & 1) * peers_.num_ranks + sender;
   }
 
-  __device__ void tell_host(std::uint32_t word) const {
-    store_relaxed(&peers_.host->abort, word);
-  }
+  __device__ void tell_host(std::uint32_t word) const { store_relaxed(&peers_.host->abort, word); }
 
   /// The first word of each window stays.
   __device__ void give_up(std::uint32_t word) const {

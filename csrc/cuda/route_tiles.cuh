@@ -30,6 +30,7 @@ struct Tiling {
   int num_tiles, num_ranks, num_nodes, num_slots, columns, top_k, num_destinations;
   std::int64_t num_tokens;
   std::int32_t *visits, *travel, *own_tokens, *counts, *kept_counts;
+  std::int32_t* received;  // [G], rows from each rank
   std::uint32_t* ranks;
 
   template <typename Id>
@@ -47,6 +48,7 @@ struct Tiling {
         own_tokens(travel + num_tokens * 3 * top_k),
         counts(own_tokens + 2 * num_tokens),
         kept_counts(counts + tiles * columns),
+        received(kept_counts + tiles * columns),
         ranks(reinterpret_cast<std::uint32_t*>(own_tokens + num_tokens)) {}
 
   __device__ std::int64_t first_token(std::int64_t tile) const {

@@ -1,7 +1,7 @@
 #pragma once
 
-// A warp that carries rows, one after another, cut into pieces: each is read once and written to some
-// places. By the copy engine, pieces rest in shared memory on their way, some at a time:
+// A warp that carries rows, one after another, cut into pieces: each is read once and written to
+// some places. By the copy engine, pieces rest in shared memory on their way, some at a time:
 //
 //     [ piece n + 2: being read ][ piece n + 1: there ][ piece n: being written ] ...
 //
@@ -36,15 +36,15 @@ class EngineRing {
  public:
   static constexpr bool kEngine = true;
   static constexpr int kPieces = kPiecesOfRow;
-  static constexpr int kKeep = 1;          // pieces that are being written while others are read
+  static constexpr int kKeep = 1;           // pieces that are being written while others are read
   static constexpr bool kFlagsLate = true;  // a row's last piece may be on its way after the row
 
   __device__ EngineRing(const Carry& carry, char* shared)
       : stages_(carry.stages), row_bytes_(carry.row_bytes), bytes_(carry.piece_bytes) {
     const int warp = warp_index();
     pieces_ = shared + static_cast<std::int64_t>(warp) * stages_ * bytes_;
-    barriers_ = reinterpret_cast<std::uint64_t*>(
-                    shared + static_cast<std::int64_t>(carry.warps) * stages_ * bytes_) +
+    barriers_ = reinterpret_cast<std::uint64_t*>(shared + static_cast<std::int64_t>(carry.warps) *
+                                                              stages_ * bytes_) +
                 warp * stages_;
     if (warp < carry.warps && lane_index() == 0) {
       for (int s = 0; s < stages_; ++s) bulk::init(&barriers_[s]);
@@ -67,9 +67,7 @@ class EngineRing {
   }
 
   /// Waits for the oldest piece that was not carried yet.
-  __device__ void await() {
-    bulk::wait(&barriers_[carried_ % stages_], carried_ / stages_ % 2);
-  }
+  __device__ void await() { bulk::wait(&barriers_[carried_ % stages_], carried_ / stages_ % 2); }
 
   /// Writes that piece of a row to the row at `to` of every lane that has one.
   __device__ void write(char* to, int piece) {

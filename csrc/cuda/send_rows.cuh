@@ -70,8 +70,7 @@ class Sender {
     std::uint32_t* earlier = nullptr;  // flag of the row before, which may not be there yet
     for (std::int64_t token = turns_.first; token < turns_.last; token += turns_.step) {
       read_ahead();
-      const Visit visit =
-          lane_index() < num_visits ? visit_of(token, lane_index()) : Visit{-1, -1};
+      const Visit visit = lane_index() < num_visits ? visit_of(token, lane_index()) : Visit{-1, -1};
       const bool goes = visit.row >= 0 && visit.rank != view_.rank();
       send_note(visit, goes, note_ints, note_of(token));
       char* to = goes ? view_.row(visit.rank, view_.rank(), visit.row) : nullptr;
@@ -94,7 +93,10 @@ class Sender {
   }
 
  private:
-  __device__ void send_note(const Visit& visit, bool goes, int note_ints, const std::int32_t* note) {
+  __device__ void send_note(const Visit& visit,
+                            bool goes,
+                            int note_ints,
+                            const std::int32_t* note) {
     if (note_ints == 0) return;
     unsigned int lanes = __ballot_sync(kAllLanes, goes);
     for (; lanes != 0; lanes &= lanes - 1) {

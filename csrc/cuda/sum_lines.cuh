@@ -50,14 +50,17 @@ struct Columns {
 
   __device__ float operator[](int w) const {
     const int part = w * static_cast<int>(sizeof(T)) / 4;
-    const std::uint32_t bits = part == 0 ? word.x : part == 1 ? word.y : part == 2 ? word.z : word.w;
+    const std::uint32_t bits = part == 0   ? word.x
+                               : part == 1 ? word.y
+                               : part == 2 ? word.z
+                                           : word.w;
     if constexpr (std::is_same_v<T, float>) {
       return __uint_as_float(bits);
     } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
       return __uint_as_float(w % 2 == 0 ? bits << 16 : bits & 0xffff0000u);
     } else {
-      return __half2float(__ushort_as_half(
-          static_cast<unsigned short>(w % 2 == 0 ? bits & 0xffffu : bits >> 16)));
+      return __half2float(
+          __ushort_as_half(static_cast<unsigned short>(w % 2 == 0 ? bits & 0xffffu : bits >> 16)));
     }
   }
 };
@@ -104,9 +107,7 @@ class Adder {
   static constexpr int kColumns = kWarp * kWidth;  // of a warp
 
   __device__ Adder(const SumArgs& args, const Team& team)
-      : args_(args),
-        member_(team.member),
-        warps_(team.warps) {}
+      : args_(args), member_(team.member), warps_(team.warps) {}
 
   /// Rows of a line that are here, the first kMostRows of them in the order of k.
   struct Line {
@@ -125,9 +126,9 @@ class Adder {
 #pragma unroll
         for (int i = 0; i < kMostRows; ++i) {
           const int from = max(__ffs(static_cast<int>(lanes)) - 1, 0);
-          out.rows[i] = static_cast<const T*>(args_.rows) +
-                        max(__shfl_sync(kAllLanes, choice.row, from), std::int64_t{0}) *
-                            args_.hidden;
+          out.rows[i] =
+              static_cast<const T*>(args_.rows) +
+              max(__shfl_sync(kAllLanes, choice.row, from), std::int64_t{0}) * args_.hidden;
           out.weights[i] = __shfl_sync(kAllLanes, choice.weight, from);
           out.count += lanes != 0;
           lanes &= lanes - 1;
@@ -138,8 +139,8 @@ class Adder {
     return out;
   }
 
-  /// Calls `use(column, sum)` for this lane's columns, `sum` being that of the line's rows, rounded;
-  /// `ahead(column, u)` is called beforehand, for loads of the caller, u < kUnroll.
+  /// Calls `use(column, sum)` for this lane's columns, `sum` being that of the line's rows,
+  /// rounded; `ahead(column, u)` is called beforehand, for loads of the caller, u < kUnroll.
   template <typename Ahead, typename Use>
   __device__ void add(const Line& line, const Ahead& ahead, const Use& use) const {
     if (line.count > kMostRows) {
@@ -218,8 +219,8 @@ class Adder {
           const std::int64_t row = __shfl_sync(kAllLanes, choice.row, from);
           const float weight = __shfl_sync(kAllLanes, choice.weight, from);
           if (!there) continue;
-          const auto values = load_row<T, kWidth>(static_cast<const T*>(args_.rows) +
-                                                  row * args_.hidden + column);
+          const auto values =
+              load_row<T, kWidth>(static_cast<const T*>(args_.rows) + row * args_.hidden + column);
 #pragma unroll
           for (int w = 0; w < kWidth; ++w) sum[w] += weight * values[w];
         }
@@ -243,7 +244,8 @@ __device__ void send_sums(const SumArgs& args,
   const Adder<T, kWidth, 3> adder(args, team);
   using Values = Columns<T, kWidth>;
   const std::int64_t position = blockIdx.x + std::int64_t{team.index} * args.senders;
-  for (ArrivalOrder order(view, arrivals, position, std::int64_t{args.senders} * team.per_block(kSumWarps));
+  for (ArrivalOrder order(
+           view, arrivals, position, std::int64_t{args.senders} * team.per_block(kSumWarps));
        !order.ended();
        order.next()) {
     const Arrival arrival = order.now();
@@ -311,8 +313,8 @@ class Sums {
   }
 
  private:
-  __device__ void add(float (&sum)[kWidth], bool stored, int j, const Values& far,
-                      const Values& here) const {
+  __device__ void add(
+      float (&sum)[kWidth], bool stored, int j, const Values& far, const Values& here) const {
     const bool is_here = j < kWarp && (here_ >> j & 1);
     if (!stored && !is_here) return;
 #pragma unroll

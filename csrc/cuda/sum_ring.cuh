@@ -35,12 +35,12 @@ struct SumLine {
 template <typename T>
 class SumRing {
  public:
-  static constexpr int kWarps = 8;
+  static constexpr int kWarps = 12;
   static constexpr int kMostRows = 16;
   static constexpr int kUnit = kWarp * 16;  // bytes that a warp adds at a time
   static constexpr int kStageBytes = kMostRows * kUnit;
-  static constexpr int kStages = 3;
-  static constexpr int kLate = 4;  // pieces behind a sum until its flag is set
+  static constexpr int kStages = 2;
+  static constexpr int kLate = 2;             // pieces behind a sum until its flag is set
   static constexpr int kLines = kStages + 1;  // on their way
   static constexpr std::int64_t kOfWarp =
       kStages * (kStageBytes + 8) + kLines * std::int64_t{sizeof(SumLine)} + kLate * 16;
@@ -194,10 +194,10 @@ class SumRing {
                       std::uint32_t epoch) {
     row_bytes_ = static_cast<int>(args.hidden * sizeof(T));
     Next reading{};
-    int read_piece = 0;     // of the line that is read; it has read_pieces_
+    int read_piece = 0;  // of the line that is read; it has read_pieces_
     int read_pieces = 0;
-    int begun = 0;          // lines that were begun to read
-    int ended = 0;          // lines that are added up
+    int begun = 0;  // lines that were begun to read
+    int ended = 0;  // lines that are added up
     int added_piece = team.member;
     while (true) {
       while (read_ - free_ < kStages) {
@@ -298,7 +298,8 @@ class SumRing {
     __syncwarp();
     const std::int64_t offset = std::int64_t{piece} * line.bytes;
     if (next.rows.row) {
-      bulk::load(stage + __popc(rows & before) * line.bytes, next.rows.row + offset, bytes, barrier);
+      bulk::load(
+          stage + __popc(rows & before) * line.bytes, next.rows.row + offset, bytes, barrier);
     }
     if (next.stored) {
       const int at = __popc(rows) + __popc(stored & before);
@@ -312,17 +313,7 @@ class SumRing {
     char* stage = stages_ + added_ % kStages * kStageBytes;
     bulk::wait(&barriers_[added_ % kStages], added_ / kStages % 2);
     const int bytes = bytes_of(line, piece);
-    switch (line.rows) {
-      case 1: add_units<1>(line, stage, bytes); break;
-      case 2: add_units<2>(line, stage, bytes); break;
-      case 3: add_units<3>(line, stage, bytes); break;
-      case 4: add_units<4>(line, stage, bytes); break;
-      case 5: add_units<5>(line, stage, bytes); break;
-      case 6: add_units<6>(line, stage, bytes); break;
-      case 7: add_units<7>(line, stage, bytes); break;
-      case 8: add_units<8>(line, stage, bytes); break;
-      default: add_units<0>(line, stage, bytes); break;
-    }
+    add_units(line, stage, bytes);
     bulk::fence_shared();
     __syncwarp();
     ++added_;
@@ -336,37 +327,32 @@ class SumRing {
     free_ = max(added_ - 1, 0);
   }
 
-  /// Adds up this lane's columns of a piece. kRows: of the line here; 0: any number. What does not
-  /// change is in registers, so that all reads of a column are under way at a time.
-  template <int kRows>
+  /// Adds up this lane's columns of a piece, some rows at a time: their reads are under way
+  /// together.
   __device__ static void add_units(const SumLine& line, char* stage, int bytes) {
     constexpr int kWidth = kWide<T>;
-    const int rows = kRows > 0 ? kRows : line.rows;
+    constexpr int kBatch = 4;
+    const int rows = line.rows;  // in registers, as stores below might change what is in memory
     const int step = line.bytes;
     const unsigned int visits = line.visits;
     const unsigned int here_visit = line.here;
-    float weights[kRows > 0 ? kRows : 1];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) weights[i] = line.weights[i];
-#pragma unroll 2
     for (int at = lane_index() * 16; at < bytes; at += kUnit) {
       const char* from = stage + at;
       float sum[kWidth] = {};
-      const auto add_row = [&](const Values& values, float weight) {
+      for (int first = 0; first < rows; first += kBatch) {
+        Values values[kBatch];
+        float weights[kBatch];
 #pragma unroll
-        for (int w = 0; w < kWidth; ++w) sum[w] += weight * values[w];
-      };
-      if constexpr (kRows > 0) {
-        Values values[kRows];
-#pragma unroll
-        for (int i = 0; i < kRows; ++i) {
-          values[i].word = *reinterpret_cast<const uint4*>(from + i * step);
+        for (int i = 0; i < kBatch; ++i) {
+          if (first + i >= rows) continue;
+          values[i].word = *reinterpret_cast<const uint4*>(from + (first + i) * step);
+          weights[i] = line.weights[first + i];
         }
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) add_row(values[i], weights[i]);
-      } else {
-        for (int i = 0; i < rows; ++i) {
-          add_row({*reinterpret_cast<const uint4*>(from + i * step)}, line.weights[i]);
+        for (int i = 0; i < kBatch; ++i) {
+          if (first + i >= rows) continue;
+#pragma unroll
+          for (int w = 0; w < kWidth; ++w) sum[w] += weights[i] * values[i][w];
         }
       }
       Values result = rounded<T>(sum);
@@ -401,8 +387,8 @@ class SumRing {
   SumLine* lines_;
   int row_bytes_ = 0;
   Late* late_;
-  int read_ = 0, added_ = 0, free_ = 0;   // pieces
-  int first_late_ = 0, last_late_ = 0;    // sums whose flag is not set, as lane 0 knows
+  int read_ = 0, added_ = 0, free_ = 0;  // pieces
+  int first_late_ = 0, last_late_ = 0;   // sums whose flag is not set, as lane 0 knows
 };
 
 }  // namespace moetuner::transport

@@ -32,6 +32,17 @@ at::Tensor as_bytes(const at::Tensor& rows) {
 Wire::Wire(const char* op, const std::string& group_name)
     : op_(op), group_(find_group(op, group_name)) {}
 
+std::int64_t Wire::timeout_ms() const {
+  return group_->getBackend(control_device().type())->getBackendOptions()->timeout.count();
+}
+
+at::Device Wire::control_device() const {
+  for (const auto& type : group_->getDeviceTypes()) {
+    if (type == at::kCPU) return at::kCPU;
+  }
+  return at::kCUDA;
+}
+
 at::Tensor Wire::exchange(const at::Tensor& rows,
                           std::vector<std::int64_t> sent,
                           std::vector<std::int64_t> received) const {

@@ -3,7 +3,6 @@
 #include "../cuda/checked_call.h"
 
 #include <cuda_runtime_api.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,6 +12,8 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+
+#include <unistd.h>
 
 namespace moetuner::transport {
 namespace {
@@ -70,8 +71,7 @@ Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns)
     std::memcpy(handle_.memory, &handle, sizeof(handle));
     std::memcpy(handle_.device, &properties.uuid, sizeof(handle_.device));
     const std::string boot = boot_of_machine();
-    std::memcpy(
-        handle_.machine, boot.data(), std::min(boot.size(), sizeof(handle_.machine) - 1));
+    std::memcpy(handle_.machine, boot.data(), std::min(boot.size(), sizeof(handle_.machine) - 1));
     handle_.process = getpid();
   } catch (...) {
     release();

@@ -16,6 +16,11 @@ from moetuner.ops.dispatch import (  # noqa: E402
 )
 from moetuner.ops.node_groups import NodeGroups, node_groups  # noqa: E402
 from moetuner.ops.permute import Permuted, permute  # noqa: E402
+from moetuner.ops.transport import (  # noqa: E402
+    Transport,
+    describe_transport,
+    set_transport,
+)
 from moetuner.ops.unpermute import unpermute  # noqa: E402
 
 __all__ = [
@@ -24,12 +29,15 @@ __all__ = [
     "NodeGroups",
     "NodeHop",
     "Permuted",
+    "Transport",
     "buffer_nbytes",
     "check_overflow",
     "combine",
     "count_routing",
+    "describe_transport",
     "dispatch",
     "node_groups",
     "permute",
+    "set_transport",
     "unpermute",
 ]

@@ -5,8 +5,8 @@
 // Ranks of one node that map each other's memory. Each rank owns a *window* that all of them may
 // write, and the same offsets hold in every window:
 //
-//     [ abort ][ arrived: G ][ counts: 2 x G x (2 + S) ][ flags: 2 x G x R ][ notes: 2 x G x R x 3 K ]
-//     [ rows: 2 x G x R ]
+//     [ abort ][ arrived: G ][ counts: 2 x G x (2 + S) ][ flags: 2 x G x R ][ notes: 2 x G x R x 3
+//     K ] [ rows: 2 x G x R ]
 //
 // G ranks, S slots per rank, R rows of one rank at most, K experts per token. The part of sender g
 // is written by rank g alone. Operations are numbered; an operation's number, its *epoch*, counts
@@ -87,10 +87,10 @@ struct HostBox {
 /// Memory of the device that no other rank sees; followed by the first row of each sender's choices
 /// in each slot, int32 [G, S].
 struct Control {
-  std::uint32_t epoch;    // of the last operation that has begun
-  std::uint32_t begun;    // blocks of it that know so
-  std::uint32_t barrier;  // of the blocks of a kernel
-  std::uint32_t placed;   // epoch whose [G, S] follow
+  std::uint32_t epoch;              // of the last operation that has begun
+  std::uint32_t begun;              // blocks of it that know so
+  std::uint32_t barrier;            // of the blocks of a kernel
+  std::uint32_t placed;             // epoch whose [G, S] follow
   std::uint32_t ranked[kMaxTiles];  // epoch whose tokens of each tile have their places
 };
 

@@ -9,9 +9,9 @@ namespace moetuner::transport {
 
 /// What a rank tells the others so that they can map its window. Plain bytes.
 struct WindowHandle {
-  char memory[64];     // cudaIpcMemHandle_t
-  char device[16];     // the device's UUID
-  char machine[40];    // the boot of its operating system
+  char memory[64];   // cudaIpcMemHandle_t
+  char device[16];   // the device's UUID
+  char machine[40];  // the boot of its operating system
   std::int64_t process;
 };
 
