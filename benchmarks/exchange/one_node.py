@@ -52,7 +52,7 @@ def main():
 
 
 def measure(num_tokens, group):
-    """Microseconds of both ways, eager and replayed: median, tenth and ninth deciles."""
+    """Microseconds of both ways, eager and replayed: median, deciles 1 and 9."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(rank)
     x = torch.randn(num_tokens, HIDDEN, dtype=torch.bfloat16, device="cuda")

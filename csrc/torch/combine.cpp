@@ -30,6 +30,7 @@ void check_recv_map(const char* op, const T& map) {
       map.scalar_type() == at::kInt, op, ": recv_map must be int32, got ", map.scalar_type());
 }
 
+#ifdef MOETUNER_WITH_CUDA
 /// What `unpermute` checks where the kernels of peers take its place.
 void check_sum(const char* op,
                const T& rows,
@@ -53,6 +54,7 @@ void check_sum(const char* op,
   check_contiguous(op, "recv_weights", *recv_weights);
   check_device(op, "recv_weights", *recv_weights, "rows", rows);
 }
+#endif
 
 T combine(const T& rows,
           const T& recv_map,

@@ -1,4 +1,4 @@
-"""The exchange over memory that ranks map: a Gloo group for control, rows on the GPU."""
+"""The exchange over mapped memory: a Gloo group for control, rows on the GPU."""
 
 import os
 import time

@@ -40,8 +40,8 @@ def set_transport(
     Parameters
     ----------
     group_name
-        ``group.group_name``. Call it while no exchange of the group is under way: mapped
-        memory is given back, and the next `moetuner.ops.dispatch` decides again.
+        ``group.group_name``. Call it while no exchange of the group is under way:
+        mapped memory is given back, and the next `moetuner.ops.dispatch` decides again.
     transport
         See `Transport`.
     senders
