@@ -67,9 +67,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 
-# The planner alone, as `pip install moetuner[plot]` gives it: no torch, no CBC.
+# The planner alone, as `pip install moetuner` gives it: no torch, no CBC, no matplotlib.
 $(VENV)/.planner: $(BIN)/python $(NATIVE)
-	@test -e $(VENV)/.dev || $(BIN)/python -m pip install --quiet ".[plot]"
+	@test -e $(VENV)/.dev || $(BIN)/python -m pip install --quiet .
 	@touch $@
 
 # What tests need: torch, the ops, CBC, Transformers; Python sources are used in place.

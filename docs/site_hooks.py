@@ -20,7 +20,6 @@ from moetuner import (
     plan_trace,
     shape_for_model,
 )
-from moetuner.planning.comparison import comparison_of_plan
 from moetuner.report.html import render_page
 
 REPOSITORY = Path(__file__).parents[1]
@@ -57,7 +56,7 @@ def sample_report():
             solver_options=SolverOptions(time_limit=10),
         ),
     )
-    return render_page(comparison_of_plan(trace, plan))
+    return render_page(plan)
 
 
 def on_page_markdown(markdown, page, config, files):

@@ -1,5 +1,6 @@
-"""The reference lists all that is public, and the site lists all pages."""
+"""Reference and site list what there is; the picture shows the figures."""
 
+import runpy
 from pathlib import Path
 
 import moetuner
@@ -26,3 +27,8 @@ def test_the_site_lists_every_page():
     site = (DOCS.parent / "mkdocs.yml").read_text()
     for page in DOCS.rglob("*.md"):
         assert f": {page.relative_to(DOCS)}\n" in site
+
+
+def test_the_picture_is_what_its_script_draws_from_the_figures():
+    names = runpy.run_path(str(DOCS / "picture.py"))
+    assert names["TARGET"].read_text() == names["draw"]()

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from moetuner.nn import grouped_linear, return_home
 from moetuner.nn.follow import follow_back
 from moetuner.ops import combine, dispatch, unpermute
+from moetuner.ops._collectives import group_named
 
 
 @dataclass
@@ -128,9 +129,12 @@ class Moetuner(Method):
     homes = "recorded"  # the evaluator's word for where tokens are
     form = ""
 
-    def __init__(self, layer, placement="", inputs=(), sizes=None):
+    def __init__(self, layer, placement="", inputs=(), sizes=None, *, nodes=None):
         form = ", fixed" if sizes else self.form
-        super().__init__(layer, f"moetuner, {placement}{form}", inputs)
+        levels = ", two levels" if nodes else ""
+        super().__init__(layer, f"moetuner, {placement}{levels}{form}", inputs)
+        self.nodes = nodes
+        device = inputs[0].device if inputs else "cuda"
         self.placement = placement  # its name
         num_ranks = dist.get_world_size()
         self.sizes = sizes or {}
@@ -140,12 +144,13 @@ class Moetuner(Method):
         self.candidates[slots[slots >= 0], 0] = torch.arange(len(slots))[
             slots >= 0
         ].int()
-        self.candidates = self.candidates.cuda()
-        self.num_candidates = torch.ones(experts, dtype=torch.int32, device="cuda")
+        self.candidates = self.candidates.to(device)
+        self.num_candidates = torch.ones(experts, dtype=torch.int32, device=device)
         self.group = dist.group.WORLD.group_name
-        self.counters = torch.zeros(
-            2 + num_ranks + len(slots), dtype=torch.int64, device="cuda"
-        )
+        in_node = group_named(nodes.inside).size() if nodes else num_ranks
+        passed_on = in_node if nodes else 0
+        columns = 1 + num_ranks + num_ranks // in_node + len(slots) + passed_on
+        self.counters = torch.zeros(columns, dtype=torch.int64, device=device)
 
     def dispatch(self, x, ids, weights):
         self.sent = dispatch(
@@ -156,6 +161,7 @@ class Moetuner(Method):
             self.num_candidates,
             self.layer.slots_per_rank,
             self.group,
+            nodes=self.nodes,
             counters=self.counters,
             **self.sizes,
         )

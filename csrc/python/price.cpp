@@ -33,6 +33,13 @@ ComputeRates compute_rates(double row, double expert) {
   return {row, expert};
 }
 
+WireRules wire_rules(Rows rows, Crossing crossing) {
+  const WireRules rules{rows, crossing};
+  check(rules.known(),
+        "WireRules: rows of experts cross directly, and rows to all through gateways");
+  return rules;
+}
+
 void check_speeds(const char* where, const std::vector<double>& speeds) {
   check(!speeds.empty(), std::string(where) + " must name the speed of each rank, got none");
   for (const double speed : speeds) {
@@ -167,8 +174,12 @@ void bind_price(py::module_& module) {
       .value("DIRECT", Crossing::kDirect)
       .finalize();
   py::class_<WireRules>(module, "WireRules", "All that the planner must know of a wire.")
+      .def(py::init(&wire_rules), py::kw_only(), py::arg("rows"), py::arg("crossing"))
       .def_readonly("rows", &WireRules::rows)
-      .def_readonly("crossing", &WireRules::crossing);
+      .def_readonly("crossing", &WireRules::crossing)
+      .def_property_readonly("once_per_place",
+                             &WireRules::once_per_place,
+                             "Whether a token sends one row to each rank and node it visits.");
   module.def("wire_rules", &rules_of, py::arg("wire"), "The rules of a wire.");
   bind_rates(module);
   py::class_<LayerPrice>(module, "LayerPrice", "The time of a layer, from its rows.")

@@ -86,7 +86,7 @@ BoundProblem make_problem(const Array<std::int16_t>& topk_ids,
                           const Array<std::int64_t>& token,
                           const std::optional<Array<std::int32_t>>& home,
                           std::int64_t ranks_per_node,
-                          Wire wire,
+                          const WireRules& wire,
                           Homes homes,
                           const Rates& rates,
                           const Smoothing& smoothing,
@@ -124,7 +124,7 @@ BoundProblem make_problem(const Array<std::int16_t>& topk_ids,
                            .num_ranks = ranks,
                            .ranks_per_node = ranks_per_node,
                            .num_scenarios = scenario_begin.size() - 1,
-                           .wire = rules_of(wire),
+                           .wire = wire,
                            .follow = homes == Homes::kFollow,
                            .price = LayerPrice(rates),
                            .smoothing = smoothing,
@@ -209,9 +209,8 @@ Found search_layers(const BoundProblem& problem,
   const SearchProblem& view = problem.view;
   check_start("search_layers", view, start, stop);
   check_values("search_layers: start", start, view.num_ranks);
-  check(view.home == nullptr || (view.wire.rows == Rows::kPerRank &&
-                                 view.wire.crossing == Crossing::kGateway && view.top_k >= 1),
-        "search_layers: homes need rows per rank through gateways, and a choice per token; use "
+  check(view.home == nullptr || (view.wire.once_per_place() && view.top_k >= 1),
+        "search_layers: homes need a row per rank and node, and a choice per token; use "
         "search_tokens");
   return run(&moetuner::search_layers, view, options, start, stop);
 }

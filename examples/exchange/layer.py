@@ -9,6 +9,7 @@ from moetuner.nn import (
     MoELayer,
     TopKRouter,
     apply_placement,
+    average_gradients,
     contiguous_placement,
     gather_counts,
     logical_order,
@@ -37,25 +38,27 @@ class Block(torch.nn.Module):
 
 model = torch.nn.Sequential(*[Block(layer) for layer in range(LAYERS)]).to(device)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-shared = [p for n, p in model.named_parameters() if ".experts." not in n]
-batches = torch.Generator().manual_seed(rank)
+batches = torch.Generator().manual_seed(0)
 
 
 def next_batch():
-    return torch.randn(BATCH, HIDDEN, generator=batches).to(device)
+    """This rank's tokens; those of all ranks together are the same on any number."""
+    return torch.randn(BATCH, HIDDEN, generator=batches)[rank::num_ranks].to(device)
+
+
+def loss_of(x):
+    return (model(x) - x.roll(1, dims=1)).square().mean()
 
 
 for step in range(20):  # each rank has its own tokens; experts see those of all
-    x = next_batch()
-    loss = (model(x) - x.roll(1, dims=1)).square().mean()
+    loss = loss_of(next_batch())
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    for parameter in shared:
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= num_ranks
+    average_gradients(model)  # now as if one process had the tokens of all ranks
     optimizer.step()
-    if step % 10 == 0:
-        say(f"step {step}: loss {loss.item():.3f}")
+    if step % 10 == 9:
+        dist.all_reduce(loss.detach_())
+        say(f"step {step}: loss {loss.item() / num_ranks:.5f}")
 
 with record_run(model) as run, torch.no_grad():
     for _ in range(8):

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from moetuner.placement.model import Placement as Placement
     from moetuner.placement.tables import PlacementTables as PlacementTables
     from moetuner.placement.topology import Topology as Topology
-    from moetuner.planning.comparison import Comparison as Comparison
     from moetuner.planning.comparison import compare_placements as compare_placements
-    from moetuner.planning.comparison import comparison_of_plan as comparison_of_plan
     from moetuner.planning.options import PlanOptions as PlanOptions
-    from moetuner.planning.plan import PlanReport as PlanReport
     from moetuner.planning.plan import demo_trace as demo_trace
     from moetuner.planning.plan import plan_trace as plan_trace
+    from moetuner.planning.provenance import options_of as options_of
+    from moetuner.planning.scores import Comparison as Comparison
+    from moetuner.planning.scores import Scored as Scored
     from moetuner.problem import Objective as Objective
     from moetuner.problem import PlacementProblem as PlacementProblem
     from moetuner.report.html import write_report as write_report
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from moetuner.trace import read_trace as read_trace
     from moetuner.trace import split_by_sequence as split_by_sequence
     from moetuner.trace import subsample as subsample
-    from moetuner.trace import synthetic_trace as synthetic_trace
     from moetuner.trace import topic_trace as topic_trace
     from moetuner.trace import write_trace as write_trace
     from moetuner.trace.description import describe as describe
@@ -61,9 +60,10 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "Certificate": "bounds",
     "certify": "bounds",
-    "Comparison": "planning.comparison",
+    "Comparison": "planning.scores",
+    "Scored": "planning.scores",
+    "options_of": "planning.provenance",
     "compare_placements": "planning.comparison",
-    "comparison_of_plan": "planning.comparison",
     "HARDWARE": "evaluation.hardware",
     "CostModel": "evaluation.cost",
     "Hardware": "evaluation.hardware",
@@ -76,7 +76,6 @@ _MODULE_OF = {
     "Evaluation": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
     "PlanOptions": "planning.options",
-    "PlanReport": "planning.plan",
     "demo_trace": "planning.plan",
     "plan_trace": "planning.plan",
     "Placement": "placement.model",
@@ -100,7 +99,6 @@ _MODULE_OF = {
     "read_trace": "trace",
     "split_by_sequence": "trace",
     "subsample": "trace",
-    "synthetic_trace": "trace",
     "write_trace": "trace",
     "BatchKind": "evaluation.workload",
     "Workload": "evaluation.workload",

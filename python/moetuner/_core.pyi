@@ -48,8 +48,12 @@ class Crossing(enum.Enum):
 
 class WireRules:
     """All that the planner must know of a wire."""
+    def __init__(self, *, rows: Rows, crossing: Crossing) -> None: ...
     @property
     def crossing(self) -> Crossing: ...
+    @property
+    def once_per_place(self) -> bool:
+        """Whether a token sends one row to each rank and node it visits."""
     @property
     def rows(self) -> Rows: ...
 
@@ -208,7 +212,7 @@ class SearchProblem:
         token: numpy.typing.NDArray[numpy.int64],
         home: numpy.typing.NDArray[numpy.int32] | None,
         ranks_per_node: typing.SupportsInt | typing.SupportsIndex,
-        wire: moetuner.evaluation.cost.Wire,
+        wire: WireRules,
         homes: moetuner.evaluation.cost.Homes,
         rates: Rates,
         smoothing: Smoothing,
@@ -287,7 +291,7 @@ def tally_routing(
     num_experts: typing.SupportsInt | typing.SupportsIndex,
     num_ranks: typing.SupportsInt | typing.SupportsIndex,
     ranks_per_node: typing.SupportsInt | typing.SupportsIndex,
-    wire: moetuner.evaluation.cost.Wire,
+    wire: WireRules,
     homes: moetuner.evaluation.cost.Homes,
     home_rank: numpy.typing.NDArray[numpy.int16] | None,
     group: numpy.typing.NDArray[numpy.int32],

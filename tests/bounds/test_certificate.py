@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moetuner.bounds import certify, pieces, pool
+from moetuner import _workers
+from moetuner.bounds import certify, pieces
 from moetuner.bounds.visits import RuleBook
 from moetuner.bounds.whole import few_enough, visits
 from moetuner.errors import InvalidProblemError, MissingStatisticsError
@@ -36,6 +37,7 @@ def bound_here(problem, known=None, replicas=None, whole=True):
     return sum(part.bound(np.inf, 60, book) for part in parts)
 
 
+@settings(max_examples=20)
 @given(tiny_problems())
 def test_no_placement_beats_the_bound(case):
     problem, _ = case
@@ -174,7 +176,7 @@ def test_children_find_what_is_found_here_and_more_time_never_hurts(rng, homes):
 
 def test_a_child_that_dies_costs_the_search_not_the_bound(rng, monkeypatch):
     problem = medium(rng)
-    monkeypatch.setattr(pool, "_WORKER", "raise SystemExit(1)")
+    monkeypatch.setattr(_workers, "_CHILD", "raise SystemExit(1)")
     proof = certify(problem, threads=2)
     assert proof.lower_bound == pytest.approx(proof.counting_bound)
     assert proof.gap is None

@@ -76,7 +76,8 @@ def test_lines_lie_below_every_way_to_visit(size, num_groups, capacity):
         return
     lines = visit_lines(size, num_groups, capacity)
     tight = 0
-    for labels in itertools.product(range(num_groups), repeat=size):
+    # Names of groups and items do not matter, sizes do.
+    for labels in itertools.combinations_with_replacement(range(num_groups), size):
         sizes = np.bincount(labels)
         if sizes.max() > capacity:
             continue
@@ -98,7 +99,7 @@ def test_turan_counts_the_pairs_of_even_groups(size, groups):
 
 @pytest.mark.parametrize("shape", [(4, 2, 3), (5, 3, 2), (6, 6, 6), (7, 4, 7)])
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_learnt_rules_hold_for_every_way_and_lines_are_not_lost(shape, seed):
     size, num_groups, capacity = shape
     touches = Touches(size=size, num_groups=num_groups, capacity=capacity)

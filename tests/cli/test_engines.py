@@ -114,7 +114,7 @@ def test_an_imported_placement_is_scored(folder):
         (["export", FOLDER / "load.npy", "--to", "eplb", "-o", "out"], "not JSON"),
         (["import-placement", FOLDER / "exports/sglang.json", "-o", "out"],
          "say num_ranks (--ranks)"),
-        (["import-placement", FOLDER / "load.npy", "-o", "out"], "no placement file"),
+        (["import-placement", FOLDER / "README.md", "-o", "out"], "no placement file"),
         (["import-placement", FOLDER / "exports/sglang.json", "-o", "out", "--ranks", 4,
           "--layers", "5-3"], "'5-3' holds no layer"),
     ],
@@ -157,3 +157,70 @@ def test_layers_are_written_in_two_ways():
     for text in ("", "a", "3-", "-3", "1,,2", "1-2-3", "3-1", "٣", "100000"):
         with pytest.raises(InvalidTraceError, match="--layers"):
             parse_layers(text)
+
+
+def test_counts_without_top_k_are_choices_until_it_is_told(folder, rng):
+    """describe, plan and import take it; nobody guesses it."""
+    counts = np.zeros((10, 4, 16), int)
+    chances = rng.dirichlet(np.ones(16), 3)
+    counts[:, 1:] = [[rng.multinomial(4000, p) for p in chances] for _ in range(10)]
+    archive = folder.path / "a.npz"
+    np.savez(archive, counts=counts)
+    said = folder.run("describe", archive).stdout
+    assert "unknown: 40,000 choices of experts a layer in 10 sequences" in said
+    assert "3: 1..3" in said
+    assert "16, top-k unknown" in said
+    assert json.loads(folder.run("describe", archive, "--json").stdout)["top_k"] is None
+    said = folder.run("describe", archive, "--top-k", 4).stdout
+    assert "10,000 in 10 sequences" in said
+    assert "16, top-4" in said
+    done = folder.plan(archive, "--top-k", 4, solver="lpt")
+    assert done.exit_code == 0
+    assert "planned on 5,000 tokens, scored on 5,000 others" in done.stdout
+    assert "--top-k says it" not in done.stderr
+    assert "--top-k says it" in folder.plan(archive, solver="lpt").stderr
+    out = folder.path / "t"
+    done = folder.run("import", archive, "-o", out)
+    assert "npz: 40,000 choices of experts a layer, 3 layers" in done.stdout
+    done = folder.run("import", archive, "-o", out, "--top-k", 4)
+    assert "npz: 10,000 tokens, 3 layers of 16 experts" in done.stdout
+    refused = folder.run("describe", out, "--top-k", 2)
+    assert refused.exit_code == 2
+    assert "says 4 experts per token" in refused.stderr
+
+
+def test_describe_names_unused_experts_and_hints(folder, rng):
+    ids = np.argsort(rng.random((300, 2, 8)))[..., :3]
+    ids[:, 1][ids[:, 1] == 5] = 8
+    ids = np.concatenate([ids, np.full((300, 2, 1), 9)], axis=2)
+    np.savez(folder.path / "a.npz", experts=ids.astype(np.int16), layer_ids=[3, 7])
+    said = folder.run("describe", folder.path / "a.npz").stdout
+    assert "2 of 20: 1 at layer 3, 1 at layer 7" in said
+    assert "every token has expert 9 at 2 layers" in said
+
+
+def test_a_single_matrix_is_planned_whole(folder, rng):
+    np.save(folder.path / "a.npy", rng.integers(1, 200, (2, 16)))
+    trace = folder.path / "t"
+    assert folder.run("import", folder.path / "a.npy", "-o", trace).exit_code == 0
+    done = folder.plan(trace, "--json", solver="lpt")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["held_out"] is False
+    assert "nothing was held out" in folder.plan(trace, solver="lpt").stdout
+
+
+def test_partial_placements_are_completed_by_name(folder):
+    plan = json.loads((FOLDER / "placement.json").read_text())
+    plan["layers"] = dict(zip(("2", "3", "9"), plan["layers"].values(), strict=True))
+    path = folder.path / "p.json"
+    path.write_text(json.dumps(plan))
+    command = ("export", path, "--to", "vllm", "-o", folder.path / "v.json")
+    refused = folder.run(*command)
+    assert refused.exit_code == 2
+    assert "only layers 2-3, 9" in refused.stderr
+    done = folder.run(*command, "--num-layers", 12)
+    assert "layers 0-1, 4-8, 10-11 are not in the placement" in done.stderr
+    assert len(json.loads((folder.path / "v.json").read_text())) == 12
+    done = folder.run(*command, "--moe-layers", "2-4,9")
+    assert "layers 4 are not in the placement" in done.stderr
+    assert len(json.loads((folder.path / "v.json").read_text())) == 4

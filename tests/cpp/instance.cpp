@@ -100,7 +100,7 @@ Rates Instance::rates() const {
   return {{2.0, 7.0}, dispatch, combine, {9.0, 15.0, 1.0, 4.0}, 1.0 / 3.0, rank_speeds};
 }
 
-SearchProblem Instance::problem(Wire wire, Homes homes, bool with_home) const {
+SearchProblem Instance::problem(WireRules wire, Homes homes, bool with_home) const {
   return {.topk_ids = topk_ids.data(),
           .scenario_begin = scenario_begin.data(),
           .load = load.data(),
@@ -116,7 +116,7 @@ SearchProblem Instance::problem(Wire wire, Homes homes, bool with_home) const {
           .num_ranks = num_ranks,
           .ranks_per_node = ranks_per_node,
           .num_scenarios = num_scenarios,
-          .wire = rules_of(wire),
+          .wire = wire,
           .follow = homes == Homes::kFollow,
           .price = LayerPrice(rates()),
           .smoothing = {},
@@ -150,7 +150,7 @@ std::vector<std::int32_t> Instance::slots_of(const std::vector<std::int32_t>& ra
 }
 
 std::vector<double> Instance::priced(const std::vector<std::int32_t>& slots,
-                                     Wire wire,
+                                     WireRules wire,
                                      Homes homes) const {
   std::vector<std::int32_t> group;
   for (std::int64_t s = 0; s < num_scenarios; ++s) {
@@ -182,7 +182,7 @@ std::vector<double> Instance::priced(const std::vector<std::int32_t>& slots,
   const LayerPrice price(rates());
   const auto unit = static_cast<double>(tally_scale(homes, num_ranks));
   const std::int64_t per_rank = args.num_slots / num_ranks;
-  const bool moves = rules_of(wire).rows != Rows::kToAll;  // a search leaves those links out
+  const bool moves = wire.rows != Rows::kToAll;  // a search leaves those links out
   std::vector<double> seconds(static_cast<std::size_t>(num_layers), 0.0);
   for (std::int64_t s = 0; s < num_scenarios; ++s) {
     for (std::int64_t l = 0; l < num_layers; ++l) {

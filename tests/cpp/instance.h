@@ -3,6 +3,7 @@
 #include "moetuner/planning/search.h"
 #include "moetuner/planning/tally.h"
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -36,7 +37,7 @@ struct Instance {
   void draw();
 
   Rates rates() const;
-  SearchProblem problem(Wire wire, Homes homes, bool with_home) const;
+  SearchProblem problem(WireRules wire, Homes homes, bool with_home) const;
 
   /// Ranks [L, P] that deal out experts and `spare` empty slots per rank in turn.
   std::vector<std::int32_t> dealt(std::int64_t spare) const;
@@ -44,8 +45,16 @@ struct Instance {
   std::vector<std::int32_t> slots_of(const std::vector<std::int32_t>& ranks) const;
 
   /// The price of every layer, [L], by the tally of each scenario: what a search must find.
-  std::vector<double> priced(const std::vector<std::int32_t>& slots, Wire wire, Homes homes) const;
+  std::vector<double> priced(const std::vector<std::int32_t>& slots,
+                             WireRules wire,
+                             Homes homes) const;
 };
+
+/// Every wire that there is, and those that could be.
+inline constexpr std::array kAllRules{WireRules{Rows::kPerRank, Crossing::kGateway},
+                                      WireRules{Rows::kPerRank, Crossing::kDirect},
+                                      WireRules{Rows::kPerExpert, Crossing::kDirect},
+                                      WireRules{Rows::kToAll, Crossing::kGateway}};
 
 /// Options of a short search.
 SearchOptions short_search(std::int64_t proposals, std::int64_t sweeps, int num_threads);

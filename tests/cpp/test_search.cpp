@@ -58,7 +58,7 @@ void check_legal(const Instance& instance, const std::vector<std::int32_t>& slot
 }  // namespace
 
 TEST(what_layers_cost_is_the_price_of_the_tally) {
-  for (const Wire wire : kAll<Wire>) {
+  for (const WireRules wire : kAllRules) {
     for (const std::int64_t per_node : {1, 2, 4}) {
       for (const std::int64_t spare : {0, 1}) {
         const Instance instance = drawn(3 + spare, per_node);
@@ -78,7 +78,7 @@ TEST(what_layers_cost_is_the_price_of_the_tally) {
 }
 
 TEST(what_walks_cost_is_the_price_of_the_tally) {
-  for (const Wire wire : kAll<Wire>) {
+  for (const WireRules wire : kAllRules) {
     for (const std::int64_t per_node : {1, 2, 4}) {
       for (const bool replicas : {false, true}) {
         const Instance instance = drawn(5, per_node);
@@ -99,14 +99,14 @@ TEST(what_walks_cost_is_the_price_of_the_tally) {
 TEST(threads_change_nothing) {
   for (const Homes homes : kAll<Homes>) {
     const Instance instance = drawn(9, 2);
-    auto problem = instance.problem(Wire::kDedup, homes, homes != Homes::kUniform);
+    auto problem = instance.problem(rules_of(Wire::kDedup), homes, homes != Homes::kUniform);
     problem.smoothing = {0.5, 0.5, 0.1, 0.2, 0.2};
     const auto start = instance.dealt(1);
     const auto one = run(&search_layers, problem, short_search(400, 4, 1), start);
     const auto four = run(&search_layers, problem, short_search(400, 4, 4), start);
     CHECK(one.places == four.places);
     CHECK(one.cost == four.cost);
-    problem = instance.problem(Wire::kDedup, homes, true);
+    problem = instance.problem(rules_of(Wire::kDedup), homes, true);
     problem.replicas = true;
     const auto slots = instance.slots_of(start);
     const auto walked = run(&search_tokens, problem, short_search(200, 4, 1), slots);
@@ -117,7 +117,7 @@ TEST(threads_change_nothing) {
 TEST(layers_that_are_searched_together_cost_less) {
   Instance instance = drawn(11, 2);
   for (const Search search : {&search_layers, &search_tokens}) {
-    const auto problem = instance.problem(Wire::kDedup, Homes::kFollow, true);
+    const auto problem = instance.problem(rules_of(Wire::kDedup), Homes::kFollow, true);
     auto start = instance.dealt(0);
     if (search == &search_tokens) start = instance.slots_of(start);
     const auto before = run(search, problem, short_search(0, 1, 2), start);
@@ -128,18 +128,18 @@ TEST(layers_that_are_searched_together_cost_less) {
 
 TEST(a_search_that_is_stopped_leaves_a_placement) {
   const Instance instance = drawn(13, 2);
-  const auto problem = instance.problem(Wire::kDedup, Homes::kUniform, false);
+  const auto problem = instance.problem(rules_of(Wire::kDedup), Homes::kUniform, false);
   const auto start = instance.dealt(0);
   const auto stopped = run(&search_layers, problem, short_search(1'000'000, 1, 2), start, 1);
   CHECK(stopped.places == start);
-  const auto problem2 = instance.problem(Wire::kDedup, Homes::kRecorded, true);
+  const auto problem2 = instance.problem(rules_of(Wire::kDedup), Homes::kRecorded, true);
   const auto slots = instance.slots_of(start);
   CHECK(run(&search_tokens, problem2, short_search(1'000'000, 1, 2), slots, 1).places == slots);
 }
 
 TEST(moves_have_their_price) {
   const Instance instance = drawn(15, 2);
-  auto problem = instance.problem(Wire::kDedup, Homes::kUniform, false);
+  auto problem = instance.problem(rules_of(Wire::kDedup), Homes::kUniform, false);
   const auto stay = instance.dealt(0);
   problem.stay_rank = stay.data();
   problem.move_seconds = 1e9;
@@ -154,7 +154,7 @@ TEST(one_rank_has_nothing_to_search) {
   instance.num_ranks = instance.ranks_per_node = 1;
   instance.rank_speeds = {1.0};
   instance.draw();
-  const auto problem = instance.problem(Wire::kDedup, Homes::kUniform, false);
+  const auto problem = instance.problem(rules_of(Wire::kDedup), Homes::kUniform, false);
   const auto found = run(&search_layers, problem, short_search(10, 1, 1), instance.dealt(0));
   CHECK(found.places == instance.dealt(0));
   CHECK(found.total() > 0);

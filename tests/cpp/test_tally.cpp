@@ -70,7 +70,8 @@ TEST(an_expert_without_a_slot_is_refused) {
   instance.draw();
   std::vector<std::int32_t> slots = instance.slots_of(instance.dealt(0));
   slots[0] = -1;
-  CHECK_THROWS(instance.priced(slots, Wire::kDedup, Homes::kUniform), std::invalid_argument);
+  CHECK_THROWS(instance.priced(slots, rules_of(Wire::kDedup), Homes::kUniform),
+               std::invalid_argument);
 }
 
 TEST(recorded_homes_average_to_uniform_ones_where_tokens_are_many) {
@@ -79,7 +80,7 @@ TEST(recorded_homes_average_to_uniform_ones_where_tokens_are_many) {
   instance.num_layers = 1;
   instance.draw();
   const auto slots = instance.slots_of(instance.dealt(0));
-  for (const Wire wire : kAll<Wire>) {
+  for (const WireRules wire : kAllRules) {
     const double uniform = instance.priced(slots, wire, Homes::kUniform)[0];
     const double recorded = instance.priced(slots, wire, Homes::kRecorded)[0];
     CHECK(harness::near(recorded, uniform, 0.03));

@@ -1,4 +1,8 @@
-"""Runs a function on several ranks, a process each, and brings errors back."""
+"""Runs a function on several ranks, a process each, and brings errors back.
+
+Ranks on the CPU are forked from one server that has imported torch and what most tests
+need: an import takes as long as most tests. Ranks on GPUs start afresh.
+"""
 
 import os
 import sys
@@ -13,6 +17,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 TIMEOUT = timedelta(seconds=90)
+IMPORTED_ONCE = [
+    "pytest",
+    "torch.distributed",
+    "moetuner.nn",
+    "moetuner.evaluation.verify",
+    "moetuner.planning.plan",
+    "moetuner.integrations.transformers",  # passed over where there is no Transformers
+]
 RANKS_PER_DEVICE = "NCCL_MULTI_RANK_GPU_ENABLE"  # NCCL >= 2.30 lets ranks share a GPU
 
 
@@ -31,11 +43,11 @@ def run_on_ranks(num_ranks, function, *args, device="cpu", backend=None):
         need_devices(1 if backend == "gloo" else num_ranks)
     with tempfile.TemporaryDirectory() as folder:
         context = mp.start_processes(
-            _one_rank,
-            (num_ranks, device, backend, folder, function, args),
+            one_rank,
+            (num_ranks, device, backend, folder, function, args, dict(os.environ)),
             nprocs=num_ranks,
             join=False,
-            start_method="spawn",
+            start_method=start_method(device),
         )
         try:
             while not context.join(timeout=2 * TIMEOUT.total_seconds()):
@@ -43,6 +55,14 @@ def run_on_ranks(num_ranks, function, *args, device="cpu", backend=None):
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             said = [p.read_text() for p in sorted(Path(folder).glob("error-*"))]
             pytest.fail("\n".join(said) or str(error), pytrace=False)
+
+
+def start_method(device="cpu"):
+    """How a process for a rank begins."""
+    if device == "cuda":
+        return "spawn"
+    mp.set_forkserver_preload(IMPORTED_ONCE)
+    return "forkserver"
 
 
 def need_devices(num_ranks):
@@ -60,7 +80,9 @@ def need_devices(num_ranks):
     pytest.skip(why)
 
 
-def _one_rank(rank, num_ranks, device, backend, folder, function, args):
+def one_rank(rank, num_ranks, device, backend, folder, function, args, environment=()):
+    """The whole life of one rank; what forks it may know an older `environment`."""
+    os.environ.update(environment)
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(rank % torch.cuda.device_count())

@@ -56,7 +56,13 @@ WORLDS = [(2, "inductor"), (4, "aot_eager")]
 
 
 @pytest.mark.parametrize(("num_ranks", "backend"), WORLDS)
-@pytest.mark.parametrize("exact", [False, True], ids=["fixed", "exact"])
+@pytest.mark.parametrize(
+    "exact",
+    [
+        pytest.param(False, id="fixed"),
+        pytest.param(True, id="exact", marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_meet_whatever_their_graphs_leave_out(exact, num_ranks, backend):
     run_on_ranks(num_ranks, _steps, exact, backend)
 

@@ -28,7 +28,7 @@ from moetuner.nn.move import placed_layers  # noqa: E402
 from moetuner.placement.model import Placement  # noqa: E402
 from moetuner.placement.tables import fingerprint  # noqa: E402
 from moetuner.placement.topology import Topology  # noqa: E402
-from ranks import TIMEOUT, _one_rank, run_on_ranks  # noqa: E402
+from ranks import TIMEOUT, one_rank, run_on_ranks, start_method  # noqa: E402
 from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
@@ -254,11 +254,11 @@ def _survives(rank, num_ranks, folder):
 
 def test_a_rank_that_dies_is_an_error_on_the_others(tmp_path):
     """Long before the group's timeout."""
-    spawn = torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context(start_method())
     (tmp_path / "store").mkdir()
     processes = [
-        spawn.Process(
-            target=_one_rank,
+        context.Process(
+            target=one_rank,
             args=(rank, 3, "cpu", str(tmp_path / "store"), _survives, (tmp_path,)),
         )
         for rank in range(3)

@@ -125,7 +125,7 @@ def _has_gradients(family, placement, rank, num_ranks):
             torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+@pytest.mark.parametrize("num_ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_spread_models_equal_eager_ones(num_ranks):
     run_on_ranks(num_ranks, _equal_eager)
 
@@ -224,3 +224,28 @@ def _sharded_by_transformers(rank, num_ranks, folder):
 def test_models_that_transformers_spread_run_on_our_exchange(num_ranks, tmp_path):
     pytest.importorskip("accelerate", reason="loading needs accelerate")
     run_on_ranks(num_ranks, _sharded_by_transformers, str(tmp_path))
+
+
+def _unmarked_family(rank, num_ranks):
+    """Experts as Transformers' interface has them, though not marked for it."""
+    from other_families import IDS, make_other
+
+    model = make_other("step3p7")
+    with torch.no_grad():
+        wanted = model(input_ids=IDS).last_hidden_state
+    experts = contiguous_placement(2, 6, num_ranks)
+    placement = Placement(
+        slot_experts=experts.slot_experts[1:, ::-1].copy(),
+        layer_ids=experts.layer_ids[1:],
+        num_experts=6,
+        topology=experts.topology,
+    )
+    ours.parallelize(model, placement, shared_batch=True)
+    with torch.no_grad():
+        told = model(input_ids=IDS).last_hidden_state
+    torch.testing.assert_close(told, wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_an_unmarked_family_is_spread_too(num_ranks):
+    run_on_ranks(num_ranks, _unmarked_family)

@@ -7,15 +7,17 @@ from hypothesis import strategies as st
 from moetuner.errors import InvalidTraceError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.evaluate import (
+    Draws,
     GainInterval,
     bootstrap_seconds,
+    draw_batches,
     evaluate,
-    gain_interval,
+    paired_gain,
 )
 from moetuner.evaluation.hardware import Hardware
 from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.tally import tally
-from moetuner.evaluation.workload import Workload, price
+from moetuner.evaluation.workload import BatchKind, Workload, price
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
@@ -255,24 +257,70 @@ def test_bootstrap_starts_with_the_real_trace_and_repeats_by_seed():
     assert seconds[1:].tolist() != other[1:].tolist()
 
 
-@pytest.mark.parametrize("num_sequences", [20, 400])
-def test_interval_holds_the_gain(num_sequences):
-    """Typical cases: the gain on the whole trace lies inside its own interval."""
+def draws_of(trace, placement, batch_tokens, kind=BatchKind.SEQUENCES):
+    score = evaluate(
+        trace, placement, toy_cost(), batch_tokens=batch_tokens, batch_kind=kind
+    )
+    return draw_batches(trace, placement, toy_cost(), score, kind), score
+
+
+@pytest.mark.parametrize("kind", list(BatchKind))
+@pytest.mark.parametrize("batch_tokens", [0, 40, 200])
+def test_the_interval_contains_the_gain_in_the_mean_batch(batch_tokens, kind):
     for seed in range(5):
-        trace, placements = bootstrap_case(num_sequences, seed)
-        times = [bootstrap_seconds(trace, each, toy_cost()) for each in placements]
-        found = gain_interval(*times)
-        assert found.gain == pytest.approx(1 - times[1][0] / times[0][0])
-        assert found.low < found.gain < found.high
-        narrow = gain_interval(*times, confidence=0.5)
-        assert found.low < narrow.low < narrow.high < found.high
+        trace, placements = bootstrap_case(20, seed)
+        found = [draws_of(trace, each, batch_tokens, kind) for each in placements]
+        (before, old), (after, new) = found
+        gain = paired_gain(before, after)
+        wanted = 1 - new.batch_seconds_mean / old.batch_seconds_mean
+        assert gain.gain == pytest.approx(wanted)
+        assert gain.low <= gain.gain <= gain.high
+        assert gain.low < gain.high
+        narrow = paired_gain(before, after, confidence=0.5)
+        assert gain.low <= narrow.low < narrow.high <= gain.high
+
+
+def test_batches_of_whole_sequences_are_drawn_others_from_sequences():
+    trace, (placement, _) = bootstrap_case(20)
+    for tokens, kind, units in (
+        (40, BatchKind.SEQUENCES, 10),
+        (50, BatchKind.SEQUENCES, 20),
+        (0, BatchKind.SEQUENCES, 20),
+        (50, BatchKind.MIXED, 20),
+    ):
+        draws, score = draws_of(trace, placement, tokens, kind)
+        assert draws.units == units
+        assert draws.seconds[0] == score.batch_seconds_mean
+        times = score.batch_seconds
+        if units == 10:
+            assert (draws.seconds[1:] >= times.min()).all()
+            assert (draws.seconds[1:] <= times.max()).all()
+        else:
+            assert np.median(draws.seconds[1:]) == pytest.approx(draws.seconds[0])
+
+
+@pytest.mark.parametrize("units", [4, 8, 40])
+def test_intervals_of_few_batches_are_as_wide_as_they_should_be(units):
+    """About 95 of 100 intervals hold the true gain; percentiles of 4 would not."""
+    rng = np.random.default_rng(units)
+    held = 0
+    for _ in range(400):
+        times = rng.normal([1.0, 0.97], 0.02, (units, 2))
+        weights = rng.multinomial(units, np.full(units, 1 / units), 500) / units
+        before, after = (
+            Draws(seconds=np.concatenate([[c.mean()], weights @ c]), units=units)
+            for c in times.T
+        )
+        gain = paired_gain(before, after)
+        held += gain.low <= 0.03 <= gain.high
+    assert 0.92 * 400 <= held <= 0.99 * 400
 
 
 def test_a_placement_gains_nothing_over_itself():
-    """Samples are paired: the same sequences are drawn for every placement."""
+    """Draws are paired: the same batches are drawn for every placement."""
     trace, (placement, _) = bootstrap_case(20)
-    twice = [bootstrap_seconds(trace, placement, toy_cost()) for _ in range(2)]
-    found = gain_interval(*twice)
+    twice = [draws_of(trace, placement, 50)[0] for _ in range(2)]
+    found = paired_gain(*twice)
     assert (found.gain, found.low, found.high) == (0, 0, 0)
     assert not found.certain
 
@@ -293,6 +341,10 @@ def test_without_two_sequences_there_is_no_interval():
     times = bootstrap_seconds(untold, placement, toy_cost(), samples=3)
     assert times.shape == (4,)
     assert np.isnan(times).all()
+    for lonely in (trace, untold):
+        draws = draws_of(lonely, placement, 50, BatchKind.MIXED)[0]
+        assert np.isnan(draws.seconds).all()
+        assert paired_gain(draws, draws) is None
 
 
 # What an independent implementation measured, planned on one half and scored on the

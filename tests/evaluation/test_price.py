@@ -1,7 +1,5 @@
 """The price of a layer, and the rules of wires, on both sides of the border."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -165,7 +163,7 @@ def test_the_core_knows_all_homes(homes, rng):
         2,
         topology.num_ranks,
         topology.ranks_per_node,
-        replace(TOY_COST, homes=homes).wire,
+        TOY_COST.wire.rules,
         homes,
         np.ones(3, np.int16),
         np.zeros(3, np.int32),

@@ -24,7 +24,7 @@ def core_tally(trace, placement, wire, homes, groups, threads=2):
         trace.num_experts,
         placement.topology.num_ranks,
         placement.topology.ranks_per_node,
-        wire,
+        wire.rules,
         homes,
         trace.home_rank,
         groups,

@@ -13,11 +13,11 @@ pytest.importorskip("torch", reason="torch is not installed")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "exchange"
 
 
-def run(script):
+def run(script, ranks=2):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", str(EXAMPLES / script)),
+            *("--nproc-per-node", str(ranks), str(EXAMPLES / script)),
         ],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -39,13 +39,25 @@ def test_ops():
 
 def test_layer():
     said = run("layer.py")
-    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]
+    losses = losses_of(said)
     assert losses[1] < losses[0], said
     assert "placed: the output is the same" in said
     assert "counters are as predicted" in said
     assert "saved (8, 128, 32)" in said
 
 
+def losses_of(said):
+    return [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]
+
+
+def test_layer_trains_like_one_process():
+    """The same tokens on any number of ranks: the same losses, step after step."""
+    alone, *others = (losses_of(run("layer.py", ranks)) for ranks in (1, 2, 4))
+    for losses in others:
+        assert losses == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_transformers_model():
     pytest.importorskip("transformers", reason="Transformers is not there")
     said = run("transformers_model.py")

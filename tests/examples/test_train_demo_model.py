@@ -29,6 +29,7 @@ def corpus(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_no_held_out_text_is_trained_on(corpus):
     with np.load(corpus) as texts:
         kinds = {name.split("/")[1] for name in texts.files}
@@ -40,6 +41,7 @@ def test_no_held_out_text_is_trained_on(corpus):
             assert held_out[middle : middle + 200] not in train
 
 
+@pytest.mark.slow
 def test_training_records_a_readable_trace(corpus, tmp_path):
     pytest.importorskip("torch")
     recording, log = tmp_path / "recording.npz", tmp_path / "log.json"

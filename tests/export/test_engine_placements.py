@@ -26,6 +26,7 @@ from moetuner.placement.topology import Topology
 from safetensors.numpy import load_file, save_file
 from strategies import random_placement, topologies, traces
 
+LAYERS = ExportOptions(num_layers=4)  # of which the fixture's 1 and 3 have experts
 NAMES = {
     Engine.SGLANG: "sglang.json",
     Engine.TRTLLM: "trtllm.yaml",
@@ -35,7 +36,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("engine", Engine)
+@pytest.mark.parametrize("engine", NAMES)
 def test_the_files_that_the_engines_took_are_still_what_is_written(
     full, tmp_path, engine
 ):
@@ -46,10 +47,12 @@ def test_the_files_that_the_engines_took_are_still_what_is_written(
     assert written == (FOLDER / "exports" / NAMES[engine]).read_bytes()
 
 
-@pytest.mark.parametrize("engine", Engine)
+@pytest.mark.parametrize("engine", [e for e in Engine if e is not Engine.DEEPEP])
 @given(traces(max_tokens=0), topologies, st.integers(0, 2), st.data())
 def test_round_trip(tmp_path_factory, engine, trace, topology, extra, data):
     """What comes back is the placement with its empty slots filled, no more."""
+    if engine is Engine.VLLM_START_MAP:
+        pytest.importorskip("torch")
     path = tmp_path_factory.getbasetemp() / "round-trip"
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     plan = random_placement(rng, trace, topology, extra)
@@ -108,7 +111,7 @@ def test_sglang_has_one_key_and_a_row_for_every_layer(placement, tmp_path):
 def test_trtllm_has_three_keys_and_real_layer_numbers(placement, tmp_path):
     yaml = pytest.importorskip("yaml")
     path = tmp_path / "t.yaml"
-    export_placement(placement, path, Engine.TRTLLM)
+    export_placement(placement, path, Engine.TRTLLM, options=LAYERS)
     slots = fill_slots(placement).slots.tolist()
     assert yaml.safe_load(path.read_text()) == {
         "num_slots": 6,
@@ -120,7 +123,7 @@ def test_trtllm_has_three_keys_and_real_layer_numbers(placement, tmp_path):
 def test_vllm_formats_of_each_proposal(placement, full, tmp_path):
     path = tmp_path / "v.json"
     for number, key in ((49572, "initial_expert_map_path"), (53022, "expert_map_path")):
-        options = ExportOptions(pull_request=number)
+        options = dataclasses.replace(LAYERS, pull_request=number)
         exported = export_placement(placement, path, Engine.VLLM, options=options)
         assert json.loads(path.read_text()) == fill_slots(placement).slots.tolist()
         assert key in exported.command
@@ -146,11 +149,12 @@ def test_vllm_formats_of_each_proposal(placement, full, tmp_path):
 
 
 def test_memory_of_spare_slots_is_told(placement, tmp_path):
-    options = ExportOptions(expert_bytes=100.0)
+    options = dataclasses.replace(LAYERS, expert_bytes=100.0)
     exported = export_placement(placement, tmp_path / "e", Engine.EPLB, options=options)
     assert exported.num_replicas == 2
     assert exported.extra_bytes == 200.0
-    assert export_placement(placement, tmp_path / "e", Engine.EPLB).extra_bytes is None
+    exported = export_placement(placement, tmp_path / "e", Engine.EPLB, options=LAYERS)
+    assert exported.extra_bytes is None
 
 
 @pytest.mark.parametrize("engine", Engine)
@@ -384,7 +388,7 @@ def test_the_command_holds_any_file_name(placement, tmp_path, engine):
 
 
 def test_no_layer_asked_for_is_refused(placement, tmp_path):
-    export_placement(placement, tmp_path / "x.yaml", Engine.TRTLLM)
+    export_placement(placement, tmp_path / "x.yaml", Engine.TRTLLM, options=LAYERS)
     with pytest.raises(InvalidPlacementError, match="no layer is asked for"):
         read_engine_placement(
             tmp_path / "x.yaml", options=ReadOptions(num_ranks=2, layers=())

@@ -9,12 +9,20 @@ from moetuner.placement.topology import Topology
 from strategies import random_placement, topologies, traces
 
 
-def test_a_spare_slot_repeats_its_ranks_busiest_expert(placement):
-    load = np.array([[9, 1, 5, 5], [1, 2, 3, 4]])
-    filled = fill_slots(placement, load=load)
+def test_a_spare_slot_repeats_its_ranks_coldest_expert(placement):
+    """Both replicas' weights are read in decode, which is rare for a cold one."""
+    filled = fill_slots(placement, load=np.array([[9, 1, 5, 5], [1, 2, 3, 4]]))
     assert filled.num_added == 2
-    # at the second layer expert 2 is busier, but rank 1 holds it too
+    # at the second layer expert 2 is on rank 1 too
     assert filled.slots.tolist() == [[1, 0, 3, 2, 2, 0], [2, 0, 0, 1, 3, 2]]
+    plan = Placement(
+        slot_experts=np.array([[0, 1, -1, -1, 2, 3, -1, -1]], np.int32),
+        layer_ids=np.array([0], np.int32),
+        num_experts=4,
+        topology=Topology(num_ranks=2, ranks_per_node=2),
+    )
+    slots = fill_slots(plan, load=np.array([[9, 4, 2, 7]])).slots
+    assert slots.tolist() == [[0, 1, 1, 1, 2, 3, 2, 2]]
 
 
 def test_a_spare_slot_leaves_shared_experts_as_they_are():

@@ -6,7 +6,13 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from moetuner.ops import count_routing, permute, reference, unpermute  # noqa: E402
+from moetuner.ops import (  # noqa: E402
+    choices_to_rows,
+    count_routing,
+    permute,
+    reference,
+    unpermute,
+)
 from routing import (  # noqa: E402
     DEVICES,
     IDS,
@@ -441,3 +447,41 @@ INT64, INT32 = torch.int64, torch.int32
 def test_wrong_arguments_are_named(change, error, message):
     with pytest.raises(error, match=f"^permute: .*{re.escape(message)}"):
         permute(**(valid() | change))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("limit", [0, 3, 5, 99])
+def test_no_more_rows_than_are_asked_for(limit, device):
+    """Rows behind are dropped, told, left out of sums, and get no gradient."""
+    x = torch.arange(1.0, 5.0, device=device)[:, None].requires_grad_()
+    ids = torch.tensor([[0, 2], [2, 1], [2, -1], [1, 0]], device=device)
+    whole = permute(x, ids, 3)
+    found = permute(x, ids, 3, num_out_tokens=limit)
+    kept = min(limit, len(whole.rows))
+    assert torch.equal(found.rows, whole.rows[:kept])
+    assert found.end_offsets.tolist() == whole.end_offsets.clamp(max=kept).tolist()
+    assert int(found.num_dropped()) == max(7 - kept, 0)
+    weights = torch.rand(4, 2, device=device)
+    there = (whole.row_map >= 0) & (whole.row_map < kept)
+    out = unpermute(found.rows, found.row_map, weights)
+    torch.testing.assert_close(out, x * (weights * there).sum(dim=1, keepdim=True))
+    out.sum().backward()
+    wanted = (weights * there).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(x.grad, wanted)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_belongs_to_a_choice_stands_beside_its_row(device):
+    ids = torch.tensor([[0, 2], [2, 1], [2, -1]], device=device)
+    found = permute(
+        torch.ones(3, 1, device=device), ids, 3, alignment=2, num_out_tokens=5
+    )
+    weights = torch.tensor([[1.0, 2], [3, 4], [5, 6]], device=device).requires_grad_()
+    rows = choices_to_rows(weights, found.row_map, len(found.rows))
+    assert rows.tolist() == [1.0, 0, 4, 0, 2]
+    rows.backward(torch.arange(1.0, 6, device=device))
+    assert weights.grad.tolist() == [[1.0, 5], [0, 3], [0, 0]]
+    with pytest.raises(ValueError, match=r"values must be \[3, 2\] like row_map"):
+        choices_to_rows(weights[:2], found.row_map, 5)
+    with pytest.raises(ValueError, match="num_out_tokens must not be negative"):
+        permute(torch.ones(3, 1, device=device), ids, 3, num_out_tokens=-1)

@@ -47,6 +47,21 @@ def test_a_replica_in_any_layer_counts():
     assert placement([[0, 1, EMPTY, 2, 3, EMPTY], [0, 1, 2, 0, 3, EMPTY]]).has_replicas
 
 
+def test_the_hash_is_of_what_sits_where_and_nothing_else():
+    slots = [[0, 2, 1, 3], [3, 1, 0, 2]]
+    known = placement(slots)
+    again = placement(slots, provenance=Provenance(solver="lpt"))
+    assert known.sha256() == again.sha256()
+    one_node_each = Topology(num_ranks=2, ranks_per_node=1)
+    others = [
+        placement([[2, 0, 1, 3], [3, 1, 0, 2]]),
+        placement(slots, layer_ids=np.array([0, 2], np.int32)),
+        placement(slots, topology=one_node_each),
+        placement([[0, 2, EMPTY, 1, 3, EMPTY], [3, 1, EMPTY, 0, 2, EMPTY]]),
+    ]
+    assert len({each.sha256() for each in [known, *others]}) == 5
+
+
 def test_what_was_validated_cannot_change():
     """Neither through the placement nor through the caller's own array."""
     mine = np.array([[0, 1, 2, 3]], np.int32)

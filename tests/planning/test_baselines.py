@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from moetuner.evaluation.cost import CostModel, Wire
+from moetuner.evaluation.evaluate import Draws
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.planning.baselines import (
@@ -99,14 +100,14 @@ def test_quick_ones_end_soon_on_real_routing(traces_dir):
 
 def test_the_best_rival_is_no_other_file_and_not_the_result():
     times = {
-        "lpt": np.array([2.0, 2.0, 2.2]),
-        "chain": np.array([1.5, 1.5, 1.6]),
-        "mine": np.array([1.0, 1.1, 0.9]),
+        "lpt": Draws(seconds=np.array([2.0, 2.0, 2.2]), units=9),
+        "chain": Draws(seconds=np.array([1.5, 1.5, 1.6]), units=9),
+        "mine": Draws(seconds=np.array([1.0, 1.1, 0.9]), units=9),
     }
     assert best_rival("chain", times).name == "lpt"
     rival = best_rival("mine", times)
     assert rival.name == "chain"
     assert rival.gain.gain == pytest.approx(1 / 3)
     assert best_rival("lpt", {"lpt": times["lpt"], "mine": times["mine"]}) is None
-    unknown = np.full(3, np.nan)
+    unknown = Draws(seconds=np.full(3, np.nan), units=0)
     assert best_rival("mine", {"lpt": unknown, "mine": unknown}) is None

@@ -7,7 +7,7 @@ import pytest
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.cost import CostModel
 from moetuner.placement.topology import Topology
-from moetuner.planning.comparison import compare_placements, comparison_of_plan
+from moetuner.planning.comparison import compare_placements
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.plan import plan_trace
 from moetuner.solver import SolverOptions
@@ -38,14 +38,13 @@ def without_origin(placement):
 
 
 def test_a_placement_file_tells_the_same_as_the_plan_that_wrote_it(trace):
-    report = plan(trace, seed=5, fraction=0.3)
-    of_plan = comparison_of_plan(trace, report)
+    of_plan = plan(trace, seed=5, fraction=0.3)
     of_file = compare_placements(
-        trace, {"chain": report.result.placement}, report.options.cost, seed=5
+        trace, {"chain": of_plan.result.placement}, of_plan.cost, seed=5
     )
     assert [c.name for c in of_file.candidates] == [c.name for c in of_plan.candidates]
-    assert of_file.plan_tokens == of_plan.plan_tokens == report.plan_tokens
-    assert of_file.score_tokens == report.score_tokens
+    assert of_file.plan_tokens == of_plan.plan_tokens == 300
+    assert of_file.score_tokens == of_plan.score_tokens == 700
     for one, other in zip(of_file.candidates, of_plan.candidates, strict=True):
         assert one.evaluation.to_json() == other.evaluation.to_json()
         assert one.gain == other.gain
@@ -73,11 +72,11 @@ def test_of_unknown_origin_nothing_is_called_held_out(trace):
 def test_gains_are_measured_against_the_placement_in_use(trace):
     old, new = plan(trace, solver="random"), plan(trace)
     pair = {"new": new.result.placement, "old": old.result.placement}
-    found = compare_placements(trace, pair, new.options.cost, before="old")
+    found = compare_placements(trace, pair, new.cost, before="old")
     assert found.baseline.name == "old"
     assert found.baseline.gain is None
     assert found.result.name == "new"
-    seconds = {c.name: c.evaluation.modelled_seconds for c in found.candidates}
+    seconds = {c.name: c.evaluation.batch_seconds_mean for c in found.candidates}
     gain = 1 - seconds["new"] / seconds["old"]
     assert found.result.gain.gain == pytest.approx(gain, rel=1e-12)
 
@@ -114,3 +113,23 @@ def test_a_planned_part_that_nobody_knows_is_not_guessed(trace, options):
     placement = dataclasses.replace(placement, provenance=origin)
     with pytest.raises(InvalidPlacementError, match="does not say on which part"):
         compare_placements(trace, {"mine": placement}, CostModel())
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_what_was_planned_on_every_token_is_in_sample_in_the_file_too(trace, fraction):
+    """One sequence cannot be split; a share of 1 holds nothing out."""
+    one = trace
+    if fraction < 1:
+        one = dataclasses.replace(trace, sequence=np.zeros(1000, np.int32))
+    of_plan = plan(one, fraction=fraction)
+    of_file = compare_placements(one, {"it": of_plan.result.placement}, of_plan.cost)
+    for found in (of_plan, of_file):
+        assert found.in_sample
+        assert not found.held_out
+        assert (found.plan_tokens, found.score_tokens) == (1000, 1000)
+    of_another = compare_placements(
+        dataclasses.replace(trace, topk_ids=trace.topk_ids[::-1].copy()),
+        {"it": of_plan.result.placement},
+        of_plan.cost,
+    )
+    assert of_another.held_out

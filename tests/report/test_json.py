@@ -1,12 +1,12 @@
 import json
 
-from moetuner.report.json import plan_json
+from moetuner.report.json import comparison_json
 from moetuner.report.verdict import verdict
 
 
 def test_json_holds_what_the_table_shows_in_full_precision(make_report):
     report = make_report(solver="ilp2")
-    value = json.loads(json.dumps(plan_json(report), allow_nan=False))
+    value = json.loads(json.dumps(comparison_json(report), allow_nan=False))
     assert value["verdict"] == verdict(report)
     assert value["solver"] == "ilp2"
     assert value["plan_tokens"] + value["score_tokens"] == 1000
@@ -25,7 +25,7 @@ def test_json_holds_what_the_table_shows_in_full_precision(make_report):
 
 def test_options_are_the_resolved_ones(make_report):
     report = make_report(plan_fraction=0.25)
-    options = plan_json(report)["options"]
+    options = comparison_json(report)["options"]
     assert options["plan_fraction"] == 0.25
     assert options["slots_per_rank"] == 4  # asked for "just enough"
-    assert options["hidden_size"] == report.options.cost.shape.hidden_size
+    assert options["cost"]["shape"]["hidden_size"] == report.cost.shape.hidden_size

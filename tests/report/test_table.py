@@ -8,7 +8,7 @@ from moetuner.report.table import (
     batch_table,
     description_table,
     evaluation_table,
-    plan_table,
+    score_table,
     stage_table,
 )
 from moetuner.trace.description import describe
@@ -21,9 +21,9 @@ def render(table, width=80):
     return stream.getvalue().splitlines()
 
 
-def test_plan_table_shows_every_score_of_every_candidate(make_report):
+def test_score_table_shows_every_score_of_every_candidate(make_report):
     report = make_report()
-    lines = render(plan_table(report))
+    lines = render(score_table(report))
     for candidate in report.candidates:
         (row,) = (line for line in lines if line.startswith(candidate.name))
         scores = candidate.evaluation
@@ -38,21 +38,23 @@ def test_plan_table_shows_every_score_of_every_candidate(make_report):
                 scores.bottleneck_receive,
             )
         ]
-        assert shown[6] == f"{scores.modelled_seconds * 1e3:.3f}"
+        assert shown[6] == f"{scores.batch_seconds_mean * 1e3:.3f}"
         gain = candidate.gain
         assert shown[7] == ("-" if gain is None else f"{gain.gain:+.1%}")
         assert gain is None or f"[{gain.low:+.1%}, {gain.high:+.1%}]" in row
 
 
-def test_plan_table_fits_80_columns_whatever_the_numbers(make_report):
+def test_score_table_fits_80_columns_whatever_the_numbers(make_report):
     report = make_report()
     big = dataclasses.replace(
-        report.result.evaluation, modelled_seconds=123.4567, imbalance_worst=12.345
+        report.result.evaluation, batch_seconds_mean=123.4567, imbalance_worst=12.345
     )
     gain = dataclasses.replace(report.result.gain, gain=-0.123, low=-0.234, high=0.124)
     worst = dataclasses.replace(report.result, evaluation=big, gain=gain)
-    table = plan_table(
-        dataclasses.replace(report, candidates=(*report.candidates[:-1], worst))
+    table = score_table(
+        dataclasses.replace(
+            report, candidates=(*report.candidates[:-1], worst), result=worst
+        )
     )
     lines = render(table)
     assert max(map(len, lines)) <= 80
@@ -65,12 +67,13 @@ def test_plan_table_fits_80_columns_whatever_the_numbers(make_report):
 def test_stage_table_states_value_bound_and_gap(make_report, solver):
     report = make_report(solver=solver)
     solution = report.result.solution
-    text = "\n".join(render(stage_table(report), width=120))
+    table = stage_table(solver, solution)
+    text = "\n".join(render(table, width=120))
     for claim in solution.stages or (solution,):
         assert f"{claim.value:.5g}" in text
         assert claim.status.value in text
         assert claim.gap is None or f"{claim.gap:.2%}" in text
-    assert max(map(len, render(stage_table(report)))) <= 80
+    assert max(map(len, render(table))) <= 80
 
 
 def test_evaluation_table_folds_long_names_and_keeps_numbers(make_report):
@@ -115,3 +118,9 @@ def test_batch_table_shows_mean_and_tail_of_every_candidate(make_report):
             "-" if score is scores[0] else f"{gain:+.1%}",
         ]
     assert scores[0].batch_seconds_mean > scores[2].batch_seconds_mean
+
+
+def test_one_batch_has_no_percentiles(make_report):
+    scores = make_report(batch_tokens=0).result.evaluation
+    row = render(batch_table(["x"], [scores]))[-1].split()
+    assert row[1:] == ["1", f"{scores.batch_seconds_mean * 1e3:.3f}", "-", "-", "-"]

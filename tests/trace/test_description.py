@@ -2,9 +2,10 @@ import json
 
 import numpy as np
 import pytest
-from moetuner.trace import CountTrace, TraceMetadata, read_trace, synthetic_trace
+from moetuner.trace import CountTrace, TraceMetadata, read_trace
 from moetuner.trace.description import describe
 from strategies import make_trace
+from zipf_trace import zipf_trace
 
 
 def values(found):
@@ -87,11 +88,11 @@ def test_counts_have_no_lifts():
 def test_lifts_tell_affinity_from_skew():
     """Skew alone lifts nothing; following partners lifts transitions only."""
     shape = {"num_tokens": 20000, "num_layers": 3, "num_experts": 8, "top_k": 1}
-    skewed = describe(synthetic_trace(**shape, skew=1))
+    skewed = describe(zipf_trace(**shape, skew=1))
     assert skewed.load_skew.low > 2
     assert skewed.transition_lift.high == pytest.approx(1, abs=0.02)
     # Half follow one of eight, the rest are even: 0.5625**2 * 8 + 7 * 0.0625**2 * 8.
-    followed = describe(synthetic_trace(**shape, affinity=0.5))
+    followed = describe(zipf_trace(**shape, affinity=0.5))
     assert values(followed.transition_lift) == pytest.approx((2.75,) * 3, rel=0.05)
     assert followed.load_skew.high < 1.1
 

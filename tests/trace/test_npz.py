@@ -3,10 +3,11 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from moetuner.errors import InvalidTraceError
 from moetuner.trace import CountTrace, Trace, read_trace
+from moetuner.trace.counts import with_top_k
 from strategies import traces
 
 IDS = np.array([[[0, 1], [2, 3]], [[3, 0], [1, 2]]], np.uint8)
@@ -98,6 +99,8 @@ def test_what_an_archive_does_not_say(tmp_path):
 @given(traces())
 def test_layout_and_integer_type_do_not_matter(tmp_path_factory, trace):
     """Fortran order, big-endian and 64-bit ids read as the same trace."""
+    zeros = (trace.topk_ids == 0).all(axis=(1, 2))
+    assume(trace.top_k > 1 or not zeros.any())  # nobody wrote those
     folder = tmp_path_factory.mktemp("layout")
     meta = json.dumps({"experts": trace.num_experts})
     for ids in (
@@ -105,7 +108,8 @@ def test_layout_and_integer_type_do_not_matter(tmp_path_factory, trace):
         trace.topk_ids.astype(">i4"),
         trace.topk_ids.astype(np.int64),
     ):
-        other = read(folder, experts=ids, seq=trace.sequence.astype(">i8"), meta=meta)
+        arrays = {"seq": trace.sequence.astype(">i8"), "layer_ids": trace.layer_ids}
+        other = read(folder, experts=ids, meta=meta, **arrays)
         assert other.sha256() == trace.sha256()
         np.testing.assert_array_equal(other.sequence, trace.sequence)
 
@@ -113,9 +117,10 @@ def test_layout_and_integer_type_do_not_matter(tmp_path_factory, trace):
 def test_counts_per_group(tmp_path):
     counts = read(tmp_path, counts=COUNTS, themes=np.array(["a", "b"]))
     assert counts.labels == ("a", "b")
-    assert counts.num_tokens.tolist() == [6, 54]  # one choice per token, nothing said
-    # 3 and 27 tokens chose two experts each.
-    assert read(tmp_path, load=COUNTS, meta=COUNTS_META).num_tokens.tolist() == [3, 27]
+    assert counts.top_k is None  # nobody says, so choices stand there, not tokens
+    assert counts.num_tokens.tolist() == [38, 86]
+    # 19 and 43 tokens of the fullest layer chose two experts each.
+    assert read(tmp_path, load=COUNTS, meta=COUNTS_META).num_tokens.tolist() == [19, 43]
     told = read(tmp_path, counts=COUNTS, tokens=np.array([4, 30], np.uint8))
     assert told.num_tokens.tolist() == [4, 30]
 
@@ -142,7 +147,7 @@ REFUSED = [
     ),
     ({"experts": IDS.astype(np.uint64) + 2**63}, "beyond int16"),
     ({"experts": IDS.astype(np.int8) - 2}, "expert id -2 at token 0"),
-    ({"experts": np.zeros((2, 2, 2), int)}, "token 0 lists expert 0 twice"),
+    ({"experts": np.ones((2, 2, 2), int)}, "token 0 lists expert 1 twice"),
     ({"experts": np.zeros((0, 2**40, 2), np.uint8)}, "wanted at most 65536 layers"),
     ({"experts": IDS, "meta": '{"experts": 3}'}, "expert id 3 at token 0"),
     ({"experts": IDS, "meta": '{"experts": "4"}'}, "meta 'experts' must be a number"),
@@ -167,9 +172,9 @@ REFUSED = [
     ({"counts": COUNTS - 1}, "counts must be >= 0, got -1"),
     ({"counts": COUNTS.astype(np.uint64) << 60}, "beyond int64"),
     ({"counts": COUNTS + 2**50}, "counts must add up to at most 2**53"),
-    ({"counts": COUNTS[0]}, "counts must be [groups, layers, experts]"),
+    ({"counts": COUNTS[0, 0]}, "counts must be [groups, layers, experts]"),
     ({"counts": COUNTS[:0]}, "none of them empty, got [0, 3, 4]"),
-    ({"counts": COUNTS, "tokens": np.arange(3)}, "num_tokens must be int64 [2]"),
+    ({"counts": COUNTS, "tokens": np.arange(3)}, "tokens must be [2], one number"),
     ({"counts": COUNTS, "themes": TEXT[:1]}, "themes must be text [2], one per group"),
     ({"counts": COUNTS, "themes": np.array("a")}, "themes must be text [2]"),
     ({"counts": COUNTS, "themes": np.array([1, 2])}, "got int64 [2]"),
@@ -206,3 +211,40 @@ def test_absent_files_and_folders(tmp_path):
         read_trace(tmp_path / "absent.npz")
     with pytest.raises(InvalidTraceError, match="a folder, wanted a trace file"):
         read_trace(tmp_path)
+
+
+def test_one_matrix_of_counts_is_one_group(tmp_path):
+    assert read(tmp_path, counts=COUNTS[0]).counts.tolist() == COUNTS[:1].tolist()
+
+
+def test_layers_that_counted_nothing_are_dense(tmp_path):
+    counts = np.zeros((2, 4, 4), int)
+    counts[:, 2:] = [[4, 0, 0, 4], [0, 4, 4, 0]]
+    trace = with_top_k(read(tmp_path, counts=counts), 4)
+    assert trace.layer_ids.tolist() == [2, 3]
+    assert trace.num_tokens.tolist() == [2, 2]
+    with pytest.raises(InvalidTraceError, match="says 4 experts per token"):
+        with_top_k(trace, 2)
+
+
+def test_rows_that_nobody_wrote_are_padding(tmp_path):
+    """With one expert per token too, where a token reads 0 at every layer."""
+    ids = np.zeros((3, 3, 1), int)
+    ids[0, 1:] = 5
+    ids[1, 1] = 2
+    trace = read(tmp_path, experts=ids, meta='{"experts": 8}')
+    assert trace.layer_ids.tolist() == [1, 2]
+    assert trace.topk_ids.ravel().tolist() == [5, 5, 2, 0, -1, -1]
+
+
+@pytest.mark.parametrize("name", ["num_experts", "experts"])
+def test_the_archive_says_how_many_experts_there_are(tmp_path, name):
+    assert read(tmp_path, experts=IDS, meta=f'{{"{name}": 9}}').num_experts == 9
+    with pytest.raises(InvalidTraceError, match="meta says 9 experts"):
+        read(tmp_path, counts=COUNTS, meta=f'{{"{name}": 9}}')
+
+
+def test_tables_that_are_no_loads_are_refused(tmp_path, rng):
+    ids = np.argsort(rng.random((50, 16)))[:, :4]
+    with pytest.raises(InvalidTraceError, match="may hold loads"):
+        read(tmp_path, chosen=ids)

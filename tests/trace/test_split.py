@@ -12,9 +12,9 @@ from moetuner.trace import (
     select,
     split_by_sequence,
     subsample,
-    synthetic_trace,
 )
 from strategies import full_traces, make_trace, random_ids
+from zipf_trace import zipf_trace
 
 SEEDS = st.integers(0, 2**32 - 1)
 FRACTIONS = st.floats(0.01, 0.99)
@@ -67,7 +67,7 @@ def test_a_seed_gives_one_split(trace, fraction, seed):
 
 
 def test_seeds_give_different_splits():
-    trace = synthetic_trace(
+    trace = zipf_trace(
         num_tokens=60, num_layers=1, num_experts=4, top_k=1, num_sequences=20
     )
     plans = {
@@ -102,12 +102,9 @@ def bare(num_tokens=4, **fields):
 @pytest.mark.parametrize(
     ("trace", "fraction", "message"),
     [
-        (bare(), 0.5, "does not say which sequence a token belongs to"),
-        (bare(sequence=np.full(4, 3, np.int32)), 0.5, "two sequences, the trace has 1"),
-        (bare(0, sequence=np.zeros(0, np.int32)), 0.5, "the trace has 0"),
-        (bare(sequence=np.arange(4, dtype=np.int32)), 0.0, "in (0, 1), got 0.0"),
-        (bare(sequence=np.arange(4, dtype=np.int32)), 1.0, "in (0, 1), got 1.0"),
-        (bare(sequence=np.arange(4, dtype=np.int32)), np.nan, "in (0, 1), got nan"),
+        (bare(sequence=np.arange(4, dtype=np.int32)), 0.0, "in (0, 1], got 0.0"),
+        (bare(sequence=np.arange(4, dtype=np.int32)), 1.1, "in (0, 1], got 1.1"),
+        (bare(sequence=np.arange(4, dtype=np.int32)), np.nan, "in (0, 1], got nan"),
     ],
 )
 def test_what_cannot_be_split_is_refused(trace, fraction, message):
@@ -136,9 +133,43 @@ def test_groups_of_counts_split_whole(num_groups, fraction, seed):
     assert split.plan.num_groups + split.score.num_groups == num_groups
 
 
-def test_one_group_of_counts_is_refused():
-    with pytest.raises(InvalidTraceError, match="two sequences, the trace has 1"):
-        split_by_sequence(count_trace(1))
+@pytest.mark.parametrize(
+    ("trace", "fraction"),
+    [
+        (bare(), 0.5),
+        (bare(sequence=np.full(4, 3, np.int32)), 0.5),
+        (bare(0, sequence=np.zeros(0, np.int32)), 0.5),
+        (bare(sequence=np.arange(4, dtype=np.int32)), 1.0),
+        (count_trace(1), 0.5),
+        (count_trace(3), 1.0),
+    ],
+)
+def test_where_nothing_can_be_held_out_both_parts_are_everything(trace, fraction):
+    split = split_by_sequence(trace, fraction)
+    assert split.plan is trace
+    assert split.score is trace
+    assert not split.held_out
+
+
+@given(SEEDS, FRACTIONS)
+def test_answers_to_one_request_stay_on_one_side(seed, fraction):
+    """They share the tokens of its prompt, which would else be scored on."""
+    sequence = np.arange(12, dtype=np.int32).repeat(3)
+    trace = bare(36, sequence=sequence, request=sequence // 4)
+    split = split_by_sequence(trace, fraction, seed)
+    assert split.held_out
+    assert not {*split.plan.request} & {*split.score.request}
+    assert {*split.plan.sequence} | {*split.score.sequence} == set(range(12))
+    assert {*subsample(trace, 20, seed).request} <= {0, 1, 2}
+    assert subsample(trace, 20, seed).num_sequences == 4
+
+
+def test_requests_stay_distinct_when_traces_are_merged():
+    request = np.array([4, 4, 7, 7], np.int32)
+    trace = bare(4, sequence=np.arange(4, dtype=np.int32), request=request)
+    merged = merge_traces([trace, trace])
+    assert merged.request.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert merged.num_sequences == 8
 
 
 @given(full_traces(), st.data())

@@ -5,8 +5,7 @@ namespace moetuner {
 Rates Rates::of_nodes(std::vector<double> speeds) const {
   const double per_node = static_cast<double>(rank_speeds.size() / speeds.size());
   Rates nodes = *this;
-  nodes.compute.row /= per_node;
-  nodes.compute.expert /= per_node;
+  nodes.compute = compute.over(per_node);
   for (LinkRates* link : {&nodes.dispatch, &nodes.combine, &nodes.both_ways}) {
     link->rank_row = 0.0;
     link->rank_latency = 0.0;

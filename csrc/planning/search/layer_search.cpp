@@ -35,7 +35,7 @@ LayerSearch::LayerSearch(const SearchProblem& problem,
       stay_rank_(problem.stay_rank == nullptr ? nullptr
                                               : problem.stay_rank + layer * problem.num_experts),
       distinct_(problem.wire.rows == Rows::kPerRank),
-      gateway_sets_(distinct_ && problem.wire.crossing == Crossing::kGateway),
+      gateway_sets_(problem.wire.once_per_place()),
       tokens_(problem.num_experts, words_of_scenarios(problem)),
       load_(static_cast<std::size_t>(num_slots_ * problem.num_scenarios), 0),
       active_(load_),

@@ -9,7 +9,6 @@ namespace moetuner {
 
 LayerTally::LayerTally(const TallyArgs& args, std::int64_t layer, const Replicas& replicas)
     : args_(args),
-      wire_(rules_of(args.wire)),
       layer_(layer),
       replicas_(replicas),
       num_nodes_(args.num_ranks / args.ranks_per_node),
@@ -76,7 +75,7 @@ void LayerTally::visit(std::int64_t token, std::int64_t home, std::int64_t weigh
 }
 
 const std::vector<std::int64_t>& LayerTally::targets() const {
-  switch (wire_.rows) {
+  switch (args_.wire.rows) {
     case Rows::kPerRank:
       return visit_.ranks;
     case Rows::kPerExpert:
@@ -88,13 +87,13 @@ const std::vector<std::int64_t>& LayerTally::targets() const {
 }
 
 const std::vector<std::int64_t>& LayerTally::target_nodes() const {
-  return wire_.rows == Rows::kToAll ? all_nodes_ : visit_.nodes;
+  return args_.wire.rows == Rows::kToAll ? all_nodes_ : visit_.nodes;
 }
 
 void LayerTally::route(std::int64_t home, const Links& links, std::int64_t weight) const {
   const std::int64_t home_node = node_of(home);
   const std::int64_t local = home % args_.ranks_per_node;
-  if (wire_.crossing == Crossing::kDirect) {
+  if (args_.wire.crossing == Crossing::kDirect) {
     for (const std::int64_t rank : targets()) {
       if (rank == home) continue;
       const std::int64_t node = node_of(rank);
@@ -168,7 +167,7 @@ void LayerTally::add_uniform_homes() {
     std::int64_t* hits = rank_hits.data() + group * num_ranks;
     std::int64_t* nodes_hit = node_hits.data() + group * num_nodes_;
     for (const std::int64_t rank : targets()) ++hits[rank];
-    switch (wire_.crossing) {
+    switch (args_.wire.crossing) {
       case Crossing::kGateway:
         for (const std::int64_t node : target_nodes()) ++nodes_hit[node];
         break;
@@ -194,7 +193,7 @@ void LayerTally::add_expected(std::int64_t group,
                               const std::vector<std::int64_t>& rank_hits,
                               const std::vector<std::int64_t>& node_hits) {
   const std::int64_t per_node = args_.ranks_per_node;
-  const std::int64_t senders = wire_.crossing == Crossing::kDirect ? 1 : num_nodes_;
+  const std::int64_t senders = args_.wire.crossing == Crossing::kDirect ? 1 : num_nodes_;
   const Links out = dispatch_links(group);
   const Links back = return_links(group);
   const std::int64_t all_nodes =

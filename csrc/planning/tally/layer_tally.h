@@ -53,7 +53,6 @@ class LayerTally {
   std::int64_t node_of(std::int64_t rank) const { return rank / args_.ranks_per_node; }
 
   const TallyArgs& args_;
-  const WireRules wire_;
   const std::int64_t layer_;
   const Replicas& replicas_;
   const std::int64_t num_nodes_;

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner._checks import assert_never
+from moetuner._core import Rows
 from moetuner.bounds.balance import (
     cannot_stay_together,
     fullest_group,
@@ -19,7 +21,7 @@ from moetuner.bounds.balance import (
 )
 from moetuner.bounds.level import Level
 from moetuner.errors import MissingStatisticsError
-from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.workload import num_batches, price, tally_batches
 from moetuner.placement.model import Placement, contiguous_rank_of
 from moetuner.trace import CountTrace, Trace
@@ -75,13 +77,14 @@ class Counting:
         self.problem, self.workload = problem, problem.workload
         self.cost: CostModel = problem.workload.cost
         tokens = all(isinstance(trace, Trace) for trace in self.workload.traces)
-        if self.cost.wire is not Wire.ALLGATHER and not tokens:
+        if self.cost.wire.rules.rows is not Rows.TO_ALL and not tokens:
             raise MissingStatisticsError(
                 f"certify: wire={self.cost.wire.value} needs the experts of each "
                 f"token; a trace of the workload only counted load. Use "
                 f"wire=allgather, or record tokens."
             )
         self.level = Level.of(problem, replicas)
+        self.price = self.cost.layer_price(problem.topology)
         speeds = self.cost.speeds(problem.topology.num_ranks)
         self.mean_speed, self.top_speed = float(speeds.mean()), float(speeds.max())
 
@@ -122,33 +125,31 @@ class Counting:
         self._compute(rows, weight, share)
         if self.level.num_groups > 1:
             self._links(trace, batches, layer, rows, weight, share)
-        copies = self.cost.wire is Wire.PER_EXPERT
+        copies = self.level.rows is Rows.PER_EXPERT
         if self.level.equal and copies and self.cost.homes is Homes.UNIFORM:
             both = self.level.dispatch + self.level.combine
             seconds = np.full(len(rows), weight * self.level.leaves * both)
             share.links = rows_of_own_rank(rows, seconds)
         return share
 
-    def per_row_and_expert(self) -> tuple[float, float]:
-        """Seconds of compute per row, and per active expert, at speed 1."""
-        shape, hardware = self.cost.shape, self.cost.hardware
-        per_row = shape.flops_per_row / hardware.matmul_rate
-        return per_row, shape.expert_bytes / hardware.memory_bandwidth
-
     def compute_floor(self, rows: Floats) -> Floats:
-        """Seconds of compute of each batch at least, by counting, [Q]."""
+        """Seconds of compute of each batch at least, by counting, [Q].
+
+        The price is convex, so ranks take the price of their mean on average; and it
+        never falls, so the rank with most rows, or experts, takes that at least.
+        """
         level, num_ranks = self.level, self.problem.topology.num_ranks
-        per_row, per_expert = self.per_row_and_expert()
         slots = level.slots // level.ranks_per_group
-        active = (rows > 0).sum(axis=1)
-        mean = rows.sum(axis=1) / num_ranks * per_row / self.mean_speed
+        busy, active = self.price.busy, (rows > 0).sum(axis=1)
         fullest = fullest_group(rows, num_ranks, slots, level.spare)
+        most = -(-active // num_ranks)
+        none = np.zeros(len(rows))
         floor: Floats = np.maximum.reduce(
             [
-                mean,
-                fullest * per_row / self.top_speed,
-                -(-active // num_ranks) * per_expert / self.top_speed,
-                active / num_ranks * per_expert / self.mean_speed,
+                busy(rows.sum(axis=1) / num_ranks, active / num_ranks)
+                / self.mean_speed,
+                busy(fullest, none) / self.top_speed,
+                busy(none, most) / self.top_speed,
             ]
         )
         return floor
@@ -156,7 +157,7 @@ class Counting:
     def _compute(self, rows: Floats, weight: float, share: LayerShare) -> None:
         """Fill in the compute part."""
         level, num_ranks = self.level, self.problem.topology.num_ranks
-        per_row, _ = self.per_row_and_expert()
+        per_row = self.price.rates.compute.row
         slots = level.slots // level.ranks_per_group
         mean = rows.sum(axis=1) / num_ranks * per_row / self.mean_speed
         counted = self.compute_floor(rows)
@@ -183,7 +184,7 @@ class Counting:
         """Fill in dispatch and combine."""
         level, cost = self.level, self.cost
         exact = isinstance(trace, CountTrace) or cost.homes is not Homes.FOLLOW
-        if cost.wire is Wire.ALLGATHER and exact:
+        if level.rows is Rows.TO_ALL and exact:
             seconds = self._same_for_all(trace, batches)
             for part in ("dispatch", "combine"):
                 value = weight * float(seconds[part][:, layer].sum())
@@ -229,7 +230,7 @@ class Counting:
         uniform: bool,
     ) -> Floats:
         """Rows on the busiest link at least, by counting, [Q]."""
-        level, wire = self.level, self.cost.wire
+        level, sent = self.level, self.level.rows
         sizes = (ids >= 0).sum(axis=1)
         count = len(rows)
 
@@ -237,23 +238,25 @@ class Counting:
             sums = np.bincount(batches, weights=of_token, minlength=count)
             return np.asarray(sums / level.num_groups)
 
-        if wire is Wire.ALLGATHER:  # homes that follow: only the sum is known
+        if sent is Rows.TO_ALL:  # homes that follow: only the sum is known
             return per_batch(np.full(len(ids), level.num_groups - 1))
         groups = -(-sizes // level.slots)
         away = np.maximum(groups - 1, 0)
         if not uniform:
-            if wire is Wire.PER_EXPERT:
+            if sent is Rows.PER_EXPERT:
                 away = np.maximum(sizes - level.slots, 0)
             return per_batch(away)
         if level.spare:
             remote = least_remote(rows, level.num_groups, level.spare)
             remote = remote / level.num_groups
-            if wire is Wire.DEDUP:
+            if sent is Rows.PER_RANK:
                 remote = remote / min(level.slots, max(int(sizes.max(initial=1)), 1))
             return np.maximum(per_batch(away), remote)
-        if wire is Wire.PER_EXPERT:
+        if sent is Rows.PER_EXPERT:
             fullest = fullest_group(rows, level.num_groups, level.slots, 0)
             return np.asarray(fullest * level.leaves)
+        if sent is not Rows.PER_RANK:
+            assert_never(sent)
         visited = np.maximum(per_batch(groups), rows.max(axis=1))
         return np.asarray(visited * level.leaves)
 
@@ -266,7 +269,7 @@ class Counting:
     ) -> NDArray[np.bool_]:
         """Whether anything must cross a link in a batch, bool [Q]."""
         level = self.level
-        if self.cost.wire is Wire.ALLGATHER:
+        if level.rows is Rows.TO_ALL:
             return np.bincount(batches, minlength=len(rows)) > 0
         if uniform and not level.spare:
             return np.asarray(rows.sum(axis=1) > 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from moetuner._core import Rows
     from moetuner.problem import PlacementProblem
 
 
@@ -21,6 +22,8 @@ class Level:
     """Slots of a layer that may hold replicas."""
     equal: bool
     """Whether groups are equally full, empty slots counted as experts without rows."""
+    rows: Rows
+    """What a token sends; with `Rows.PER_RANK` a group gets at least a row of it."""
     dispatch: float
     """Seconds per row on a link, each way."""
     combine: float
@@ -30,12 +33,10 @@ class Level:
     def of(cls, problem: PlacementProblem, replicas: bool) -> Level:
         """The level of a problem."""
         topology, cost = problem.topology, problem.workload.cost
-        hardware, hidden = cost.hardware, cost.shape.hidden_size
+        rates, rules = cost.rates(topology), cost.wire.rules
         several = topology.num_nodes > 1
         per_group = topology.ranks_per_node if several else 1
-        bandwidth = (
-            hardware.nic_bandwidth * per_group if several else hardware.rank_bandwidth
-        )
+        dispatch, combine = rates.dispatch, rates.combine
         slots = problem.slots_per_rank
         spare = problem.spare_slots if replicas else 0
         return cls(
@@ -44,9 +45,10 @@ class Level:
             slots=slots * per_group,
             spare=spare,
             equal=not spare,
-            dispatch=hidden * cost.shape.dispatch_bytes / bandwidth,
-            combine=hidden * cost.shape.combine_bytes / bandwidth,
-            latency=hardware.node_latency if several else hardware.rank_latency,
+            rows=rules.rows,
+            dispatch=dispatch.node_row if several else dispatch.rank_row,
+            combine=combine.node_row if several else combine.rank_row,
+            latency=dispatch.node_latency if several else dispatch.rank_latency,
         )
 
     @property

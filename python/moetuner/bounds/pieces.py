@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._core import Rows
 from moetuner.bounds.counting import Counting, LayerShare, expert_rows
 from moetuner.bounds.gram import Groups
 from moetuner.bounds.piece import Piece
 from moetuner.bounds.visits import Visits
 from moetuner.bounds.whole import Maxima, WholeGroups, few_enough
-from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.workload import num_batches
 from moetuner.trace import Trace
 
@@ -72,7 +73,7 @@ class Cutter:
 
     def _whole(self) -> bool:
         """Whether all sets of experts that a rank can hold are priced one by one."""
-        level, tokens = self.level, self.cost.wire is not Wire.ALLGATHER
+        level, tokens = self.level, self.level.rows is not Rows.TO_ALL
         maxima = sum(num_batches(batches) for batches in self.workload.batches)
         return (
             level.equal
@@ -87,7 +88,10 @@ class Cutter:
         least = sum(
             getattr(share, f"{part}_least") for share in shares for part in parts
         )
-        per_row, per_expert = counting.per_row_and_expert()
+        planes = tuple(
+            (plane.row / counting.top_speed, plane.expert / counting.top_speed)
+            for plane in counting.price.busy_planes
+        )
         maxima = []
         for trace, batches, weight in zip(
             self.workload.traces,
@@ -99,20 +103,19 @@ class Cutter:
             per_visit = level.leaves * (level.dispatch + level.combine)
             tokens: list[NDArray[Any]] = []
             link_floor = np.zeros(0)
-            if self.cost.wire is not Wire.ALLGATHER:
+            if level.rows is not Rows.TO_ALL:
                 assert isinstance(trace, Trace)
                 ids = trace.topk_ids[:, layer]
                 floor = counting.least_rows(ids, batches, rows, True)
                 link_floor = floor * (level.dispatch + level.combine)
                 tokens = [ids[batches == batch] for batch in range(len(rows))]
-                if self.cost.wire is Wire.PER_EXPERT:  # a row of its own for each
+                if level.rows is Rows.PER_EXPERT:  # a row of its own for each
                     tokens = [of[of >= 0][:, None] for of in tokens]
             maxima.append(
                 Maxima(
                     rows=rows,
                     compute_floor=counting.compute_floor(rows),
-                    per_row=per_row / counting.top_speed,
-                    per_expert=per_expert / counting.top_speed,
+                    planes=planes,
                     tokens=tuple(tokens),
                     link_floor=link_floor,
                     per_visit=per_visit,
@@ -238,14 +241,14 @@ class Cutter:
 
         Returns seconds that are the same for every placement.
         """
-        level, wire, constant = self.level, self.cost.wire, 0.0
+        level, constant = self.level, 0.0
         per_row = level.dispatch if part == "dispatch" else level.combine
         uniform = self.counting.uniform(part, layer)
         for trace, batch in zip(
             self.workload.traces, self.counting.weights(), strict=True
         ):
             seconds = factor * batch * per_row / level.num_groups
-            if wire is Wire.ALLGATHER:
+            if level.rows is Rows.TO_ALL:
                 if isinstance(trace, Trace) and self.cost.homes is Homes.FOLLOW:
                     constant += seconds * trace.num_tokens * (level.num_groups - 1)
                 continue
@@ -254,7 +257,7 @@ class Cutter:
             ids = np.where(ids >= 0, ids + at, -1)
             home = self._homes(trace, part, layer, at, block)
             some = (ids >= 0).any(axis=1)
-            if wire is Wire.PER_EXPERT:
+            if level.rows is Rows.PER_EXPERT:
                 constant += self._add_copies(ids, home, uniform, seconds, weight)
                 continue
             if uniform:
@@ -297,7 +300,7 @@ class Cutter:
         seconds: float,
         weight: Floats,
     ) -> float:
-        """Rows of `Wire.PER_EXPERT`: one for each expert away from the home."""
+        """Rows of `Rows.PER_EXPERT`: one for each expert away from the home."""
         copies = int((ids >= 0).sum())
         if self.cost.homes is Homes.UNIFORM:
             return 0.0  # the load says it, and more

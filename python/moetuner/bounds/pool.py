@@ -1,20 +1,12 @@
-"""Child processes that bound pieces side by side.
-
-Threads would not do: SciPy holds the interpreter while it looks for eigenvalues, and
-BLAS with several threads is slower than with one on matrices of these sizes.
-"""
+"""Pieces of a bound, side by side in child processes: see `moetuner._workers`."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pickle
-import queue
-import subprocess
-import sys
-import threading
-import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from moetuner._workers import Ended, Outcome, run_tasks
+from moetuner.bounds.visits import RuleBook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,14 +14,27 @@ if TYPE_CHECKING:
     from moetuner.bounds.piece import Piece
     from moetuner.bounds.whole import WholeGroups
 
-# The child imports from where we do: `-m` would look in the working directory first.
-_WORKER = (
-    "import sys; sys.path[:] = sys.argv[1:]; "
-    "from moetuner.bounds.worker import main; main()"
-)
-_ONE_THREAD = dict.fromkeys(
-    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"
-)
+_GRACE = 5.0
+"""Seconds: a child that is stuck in one decomposition is not waited for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PieceTask:
+    """What a child gets."""
+
+    piece: Piece | WholeGroups
+    max_iterations: int
+
+
+class PieceBounder:
+    """In a child: bounds pieces, with what it has learnt from those before."""
+
+    def __init__(self) -> None:
+        self.book = RuleBook()
+
+    def __call__(self, task: PieceTask, until: float, _: object) -> float:
+        """Best lower bound of the piece found until `time.time` is `until`, seconds."""
+        return task.piece.bound(until, task.max_iterations, self.book)
 
 
 def bound_pieces(
@@ -47,77 +52,21 @@ def bound_pieces(
     """
     bounds = [piece.least for piece in pieces]
     searched = [i for i, piece in enumerate(pieces) if piece.searched]
-    width = min(threads or os.cpu_count() or 1, len(searched))
-    if not width:
-        return bounds
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for index in searched:
-        waiting.put(index)
-    left = len(searched)
-    children = [_start() for _ in range(width)]
 
-    def work(child: subprocess.Popen[bytes]) -> None:
-        nonlocal left
-        while True:
-            try:
-                index = waiting.get_nowait()
-            except queue.Empty:
-                return
-            now = time.monotonic()
-            seconds = max(deadline - now, 0.0) * min(1.0, width / max(left, 1))
-            left -= 1
-            if now >= deadline:
-                return
-            bound = _ask(child, pieces[index], seconds, max_iterations)
-            if bound is None:
-                return
-            bounds[index] = max(bounds[index], bound)
-            if on_bound:
-                on_bound(index, bounds[index])
+    def keep(number: int, outcome: Outcome) -> None:
+        if outcome.ended is not Ended.DONE:
+            return
+        index = searched[number]
+        bounds[index] = max(bounds[index], outcome.result)
+        if on_bound:
+            on_bound(index, bounds[index])
 
-    crew = [threading.Thread(target=work, args=(c,), daemon=True) for c in children]
-    for member in crew:
-        member.start()
-    try:
-        for member in crew:
-            # A child that is stuck in one decomposition is not waited for.
-            member.join(max(deadline - time.monotonic(), 0.0) + 5.0)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
-                if pipe:
-                    with contextlib.suppress(OSError):  # what it did not read
-                        pipe.close()
-    return bounds
-
-
-def _start() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", _WORKER, *sys.path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **_ONE_THREAD},
-        start_new_session=True,
+    run_tasks(
+        f"{__name__}:{PieceBounder.__name__}",
+        [PieceTask(piece=pieces[i], max_iterations=max_iterations) for i in searched],
+        deadline=deadline,
+        threads=threads,
+        grace=_GRACE,
+        on_end=keep,
     )
-
-
-def _ask(
-    child: subprocess.Popen[bytes],
-    piece: Piece | WholeGroups,
-    seconds: float,
-    max_iterations: int,
-) -> float | None:
-    assert child.stdin is not None
-    assert child.stdout is not None
-    limits = {"deadline": time.time() + seconds, "max_iterations": max_iterations}
-    try:
-        pickle.dump((piece, limits), child.stdin)
-        child.stdin.flush()
-        answer = pickle.load(child.stdout)
-    except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-        return None
-    return float(answer)
+    return bounds

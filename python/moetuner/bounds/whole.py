@@ -62,8 +62,9 @@ class Maxima:
     ----------
     rows
         float64 [Q, E], rows of each expert in each batch.
-    compute_floor, per_row, per_expert
-        [Q] and two numbers: compute is the larger of floor, rows and active experts.
+    compute_floor, planes
+        [Q], and seconds per row and per active expert: compute is the largest of the
+        floor and of what each plane makes of rows and active experts.
     tokens
         Of each batch the experts of its tokens, int [t, K], -1 where there is none.
         Without tokens links count rows.
@@ -75,8 +76,7 @@ class Maxima:
 
     rows: Floats
     compute_floor: Floats
-    per_row: float
-    per_expert: float
+    planes: tuple[tuple[float, float], ...]
     tokens: tuple[NDArray[np.integer[Any]], ...]
     link_floor: Floats
     per_visit: float
@@ -93,7 +93,9 @@ class Maxima:
         rows = np.zeros((len(self.rows), num_items))
         rows[:, : self.rows.shape[1]] = self.rows
         held, active = (table[:, sets].sum(axis=2) for table in (rows, rows > 0))
-        compute = np.maximum(held * self.per_row, active * self.per_expert)
+        compute = np.maximum.reduce(
+            [held * row + active * expert for row, expert in self.planes]
+        )
         links = np.array([visits(of, sets) for of in self.tokens]) * self.per_visit
         above = [compute - self.compute_floor[:, None]]
         if len(links):

@@ -14,7 +14,8 @@ from typer.core import TyperGroup
 
 from moetuner.cli import commands, engines, plan
 from moetuner.cli.certify import certify
-from moetuner.cli.messages import fail
+from moetuner.cli.groups import spelt_out
+from moetuner.cli.messages import as_typed, fail
 from moetuner.cli.report import report
 from moetuner.errors import (
     InvalidPlacementError,
@@ -42,7 +43,11 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except MoetunerError as error:
-            fail(str(error), 2 if isinstance(error, _USAGE_ERRORS) else 1)
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            options = [] if command is None else command.params
+            typed = (name for option in options for name in option.opts)
+            code = 2 if isinstance(error, _USAGE_ERRORS) else 1
+            fail(as_typed(str(error), typed), code)
         except OSError as error:
             if error.errno == errno.EPIPE:  # `| head` has seen enough
                 raise
@@ -73,7 +78,7 @@ for _command in (
     certify,
     plan.demo,
 ):
-    app.command()(_command)
+    app.command()(spelt_out(_command))
 app.command("import")(engines.import_)
 app.command()(engines.export)
 app.command("import-placement")(engines.import_placement)

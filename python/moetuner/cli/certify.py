@@ -8,23 +8,13 @@ from typing import Annotated
 import typer
 
 from moetuner.cli.options import (
-    BatchKindOption,
-    BatchTokens,
-    ExpertHiddenSize,
-    HardwareName,
-    HardwareOption,
-    HiddenSize,
-    HomesOption,
+    CostOptions,
     Json,
     Quiet,
-    RankSpeeds,
+    TopK,
     TracePath,
-    WireOption,
-    cost_model,
-    default_wire,
+    priced_words,
 )
-from moetuner.evaluation.cost import Homes
-from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 
 def certify(
@@ -32,43 +22,35 @@ def certify(
     placement: Annotated[Path, typer.Argument(help="Placement file")],
     time_limit: Annotated[float, typer.Option(help="Seconds for the search")] = 60.0,
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
-    wire: WireOption = None,
-    homes: HomesOption = Homes.UNIFORM,
-    hardware: HardwareOption = HardwareName["h100"],
-    rank_speeds: RankSpeeds = "",
-    hidden_size: HiddenSize = None,
-    expert_hidden_size: ExpertHiddenSize = None,
-    batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
-    batch_kind: BatchKindOption = BatchKind.SEQUENCES,
+    *,
+    cost: CostOptions,
+    top_k: TopK = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bound the modelled time of every placement from below; print this one's gap."""
+    """Bound the modelled time of every placement from below; print this one's gap.
+
+    What no option says is priced as the placement was planned.
+    """
+    from moetuner._plain import to_plain
     from moetuner.bounds import certify as prove
     from moetuner.evaluation.tally import check_same_model
     from moetuner.evaluation.workload import Workload
     from moetuner.placement.file import read_placement
     from moetuner.problem import PlacementProblem
     from moetuner.report.progress import ProgressLine
-    from moetuner.report.terminal import print_content, print_json
+    from moetuner.report.terminal import print_json, print_sentences
     from moetuner.solver import ProgressEvent
     from moetuner.trace import read_trace
 
-    routing, plan = read_trace(trace), read_placement(placement)
-    wire = wire or default_wire([routing], quiet)
-    cost = cost_model(
-        routing,
-        wire,
-        homes,
-        hardware.value,
-        hidden_size,
-        expert_hidden_size,
-        quiet,
-        rank_speeds,
-    )
+    routing, plan = read_trace(trace, top_k=top_k), read_placement(placement)
     check_same_model(routing, plan)
+    pricing = cost.pricing([routing], quiet, plan)
     workload = Workload(
-        traces=(routing,), cost=cost, batch_tokens=batch_tokens, batch_kind=batch_kind
+        traces=(routing,),
+        cost=pricing.cost,
+        batch_tokens=pricing.batch_tokens,
+        batch_kind=pricing.batch_kind,
     )
     problem = PlacementProblem.from_workload(
         workload, plan.topology, slots_per_rank=plan.slots_per_rank
@@ -97,10 +79,17 @@ def certify(
             progress=None if quiet else show,
         )
     if as_json:
-        print_json({"placement": str(placement), **proof.to_json()})
+        print_json(
+            {
+                "placement": str(placement),
+                **proof.to_json(),
+                "pricing": to_plain(pricing),
+            }
+        )
         return
+    print_sentences(priced_words(pricing, plan, str(placement)))
     kind = "with or without replicas" if proof.replicas else "without replicas"
-    print_content(
+    print_sentences(
         f"{value * 1e3:.4g} ms modelled for a batch; no placement on these slots "
         f"({kind}) takes less than {proof.lower_bound * 1e3:.4g} ms: gap "
         f"{proof.gap or 0.0:.2%} ({proof.seconds:.1f} s)"

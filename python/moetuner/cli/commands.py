@@ -7,43 +7,21 @@ from typing import Annotated
 
 import typer
 
-from moetuner.cli.messages import fail
-from moetuner.cli.options import (
-    BatchKindOption,
-    BatchTokens,
-    ExpertHiddenSize,
-    HardwareName,
-    HardwareOption,
-    HiddenSize,
-    HomesOption,
-    Json,
-    Quiet,
-    RankSpeeds,
-    RequestHomesOption,
-    TracePath,
-    WireOption,
-    cost_model,
-    default_wire,
-    request_homes_of,
-)
-from moetuner.errors import (
-    InvalidPlacementError,
-    InvalidTraceError,
-)
-from moetuner.evaluation.cost import Homes
-from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
+from moetuner.cli.messages import fail, note
+from moetuner.cli.options import CostOptions, Json, Quiet, TopK, TracePath, priced_words
+from moetuner.errors import InvalidPlacementError, InvalidTraceError
 
 _MOST_SHOWN = 20  # differences; --json has all
 
 
-def describe(trace: TracePath, as_json: Json = False) -> None:
+def describe(trace: TracePath, top_k: TopK = None, as_json: Json = False) -> None:
     """Say what a trace holds: sizes, skew, affinity, what is missing."""
     from moetuner.report.table import description_table
     from moetuner.report.terminal import print_content, print_json
     from moetuner.trace import read_trace
     from moetuner.trace.description import describe as describe_trace
 
-    description = describe_trace(read_trace(trace))
+    description = describe_trace(read_trace(trace, top_k=top_k))
     if as_json:
         print_json(description.to_json())
     else:
@@ -53,86 +31,62 @@ def describe(trace: TracePath, as_json: Json = False) -> None:
 def evaluate(
     trace: TracePath,
     placements: Annotated[list[Path], typer.Argument(help="Placement files")],
-    request_homes: RequestHomesOption = "",
-    wire: WireOption = None,
-    homes: HomesOption = Homes.UNIFORM,
-    batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
-    batch_kind: BatchKindOption = BatchKind.SEQUENCES,
-    hardware: HardwareOption = HardwareName["h100"],
-    rank_speeds: RankSpeeds = "",
-    hidden_size: HiddenSize = None,
-    expert_hidden_size: ExpertHiddenSize = None,
+    *,
+    cost: CostOptions,
+    top_k: TopK = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score placements on every token of a trace."""
+    """Score placements on every token of a trace.
+
+    What no option says is priced as the first placement was planned.
+    """
+    from moetuner._plain import to_plain
     from moetuner.evaluation.evaluate import evaluate as score
     from moetuner.placement.file import read_placement
-    from moetuner.planning.request_homes import (
-        ScoredHomes,
-        check_sequences,
-        score_homes,
-    )
-    from moetuner.report.table import (
-        LEGEND,
-        batch_table,
-        evaluation_table,
-        homes_table,
-    )
-    from moetuner.report.terminal import print_content, print_json
+    from moetuner.report.table import LEGEND, batch_table, evaluation_table
+    from moetuner.report.terminal import print_content, print_json, print_sentences
     from moetuner.trace import read_trace
 
-    routing = read_trace(trace)
-    wire = wire or default_wire([routing], quiet)
-    cost = cost_model(
-        routing,
-        wire,
-        homes,
-        hardware.value,
-        hidden_size,
-        expert_hidden_size,
-        quiet,
-        rank_speeds,
+    routing = read_trace(trace, top_k=top_k)
+    names, plans = (
+        [str(path) for path in placements],
+        list(map(read_placement, placements)),
     )
-    known = request_homes_of(request_homes)
-    if known is not None:
-        check_sequences(routing, batch_kind)
-    names, scores = [str(path) for path in placements], []
-    homed: dict[str, ScoredHomes] = {}
-    for path in placements:
-        placement = read_placement(path)
+    pricing = cost.pricing([routing], quiet, plans[0])
+    sha256, scores = routing.sha256(), []
+    for name, plan in zip(names, plans, strict=True):
+        origin = plan.provenance
+        if sha256 in (origin.trace_sha256, *origin.other_traces):
+            note(
+                f"{name} was planned on tokens of this trace: on others it gains less; "
+                f"moetuner report scores what was held out",
+                quiet,
+            )
         try:
             scores.append(
                 score(
                     routing,
-                    placement,
-                    cost,
-                    batch_tokens=batch_tokens,
-                    batch_kind=batch_kind,
+                    plan,
+                    pricing.cost,
+                    batch_tokens=pricing.batch_tokens,
+                    batch_kind=pricing.batch_kind,
                 )
             )
         except InvalidPlacementError as error:
-            raise InvalidPlacementError(f"{path}: {error}") from error
-        if known is not None:
-            homed[str(path)] = score_homes(
-                routing, placement, cost, known, batch_tokens=batch_tokens
-            )
+            raise InvalidPlacementError(f"{name}: {error}") from error
     if as_json:
+        priced = to_plain(pricing)
         print_json(
             [
-                {
-                    "placement": name,
-                    **evaluation.to_json(),
-                    **({"request_homes": homed[name].to_json()} if homed else {}),
-                }
+                {"placement": name, **evaluation.to_json(), "pricing": priced}
                 for name, evaluation in zip(names, scores, strict=True)
             ]
         )
     else:
+        print_sentences(priced_words(pricing, plans[0], names[0]))
         print_content(evaluation_table(names, scores))
         print_content(batch_table(names, scores))
-        if homed:
-            print_content(homes_table(homed))
         print_content(LEGEND)
 
 

@@ -86,8 +86,9 @@ def import_(
                 note=lambda text: note(text, quiet),
             ),
         )
+    unit = "tokens" if imported.tokens_known else "choices of experts a layer"
     print_content(
-        f"{imported.format.value}: {imported.num_tokens:,} tokens, "
+        f"{imported.format.value}: {imported.num_tokens:,} {unit}, "
         f"{imported.num_layers} layers of {imported.num_experts} experts"
     )
     if imported.missing:
@@ -104,11 +105,21 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write")],
     num_layers: Annotated[
         int | None,
-        typer.Option(help="sglang: all hidden layers, dense ones too", min=1),
+        typer.Option(
+            help="Hidden layers of the model; sglang has a row for each", min=1
+        ),
     ] = None,
+    moe_layers: Annotated[
+        str | None,
+        typer.Option(help="Layers with experts, 3-60  [default: the placement's]"),
+    ] = None,
+    mtp_layers: Annotated[
+        int,
+        typer.Option(help="Layers of multi-token prediction, after all others", min=0),
+    ] = 0,
     trace: Annotated[
         Path | None,
-        typer.Option(help="Trace whose busiest experts fill spare slots"),
+        typer.Option(help="Trace whose coldest experts fill spare slots"),
     ] = None,
     pull_request: Annotated[
         int,
@@ -134,6 +145,8 @@ def export(
         Engine(to.value),
         options=ExportOptions(
             num_layers=num_layers,
+            moe_layers=None if moe_layers is None else parse_layers(moe_layers),
+            mtp_layers=mtp_layers,
             load=None if trace is None else _load_of(trace, plan),
             expert_bytes=_expert_bytes(plan, hidden_size, expert_hidden_size),
             pull_request=pull_request,

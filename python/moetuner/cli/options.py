@@ -1,8 +1,9 @@
-"""Options that several commands share, and what they are turned into."""
+"""Options that several commands share, declared once, and what they are turned into."""
 
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +14,16 @@ from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE
 from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape, shape_for_model
-from moetuner.evaluation.workload import BatchKind
+from moetuner.evaluation.workload import BatchKind  # noqa: TC001 - typer reads it
+from moetuner.planning.options import Pricing
+from moetuner.planning.provenance import pricing_of
 from moetuner.solver import SOLVERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moetuner.placement.model import Placement
     from moetuner.placement.topology import Topology
-    from moetuner.planning.request_homes import RequestHomes
     from moetuner.trace import CountTrace, Trace
 
 GPUS_PER_NODE = 8  # of every `--hardware` that there is
@@ -31,24 +34,6 @@ HardwareName = enum.Enum("HardwareName", {n: n for n in HARDWARE}, type=str)  # 
 TracePath = Annotated[Path, typer.Argument(help="Routing trace: safetensors or .npz")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes")]
-WireOption = Annotated[
-    Wire | None,
-    typer.Option(
-        help="What crosses the network for one token  "
-        "[default: dedup; allgather for sources that only counted]"
-    ),
-]
-HomesOption = Annotated[
-    Homes, typer.Option(help="Where a token is when a layer begins")
-]
-BatchTokens = Annotated[
-    int, typer.Option(help="Tokens of a batch, about; 0: all in one", min=0)
-]
-BatchKindOption = Annotated[
-    BatchKind,
-    typer.Option(help="Whole sequences (prefill) or tokens of all (decode)"),
-]
-HardwareOption = Annotated[HardwareName, typer.Option(help="Kind of GPU node")]
 HiddenSize = Annotated[
     int | None, typer.Option(help="Hidden size, when unknown", min=1, max=2**24)
 ]
@@ -57,68 +42,143 @@ ExpertHiddenSize = Annotated[
     typer.Option(help="Inner width of one expert, when unknown", min=1, max=2**24),
 ]
 
-RankSpeeds = Annotated[
-    str, typer.Option(help="How fast each rank computes: 1,1,0.5,...; empty: alike")
-]
-
-RequestHomesOption = Annotated[
-    str,
-    typer.Option(
-        help="Also give each sequence a home rank by the routing of its first so many "
-        "tokens; all: of all, in hindsight"
-    ),
+TopK = Annotated[
+    int | None,
+    typer.Option(help="Experts per token, where counts do not say it", min=1),
 ]
 
 
-def request_homes_of(text: str) -> RequestHomes | None:
-    """What `--request-homes` asks for; nothing when it is empty."""
-    from moetuner.planning.request_homes import RequestHomes
+@dataclass(frozen=True, kw_only=True)
+class CostOptions:
+    """What placements are priced with, as far as the user says.
 
-    if not text:
-        return None
-    if text == "all":
-        return RequestHomes()
-    if not text.isascii() or not text.isdigit() or not 0 < len(text) < 10:
-        raise InvalidProblemError(
-            f"--request-homes must be a number of tokens or all, got {text!r:.40}"
-        )
-    return RequestHomes(known_tokens=int(text))
+    The rest is as a placement was planned, where there is one that tells; else the
+    defaults that the help names.
+    """
 
-
-def cost_model(
-    trace: Trace | CountTrace,
-    wire: Wire,
-    homes: Homes,
-    hardware: str,
-    hidden_size: int | None = None,
-    expert_hidden_size: int | None = None,
-    quiet: bool = False,
-    rank_speeds: str = "",
-) -> CostModel:
-    """The cost model; sizes from the options, else the model's, else stated ones."""
-    known = shape_for_model(trace.metadata.model)
-    shape = known or DEFAULT_SHAPE
-    if known is None and not (hidden_size and expert_hidden_size):
-        note(
-            f"model {trace.metadata.model or 'unknown'!r} is not in the table: "
-            f"assuming hidden size {hidden_size or shape.hidden_size}, "
-            f"expert hidden size {expert_hidden_size or shape.expert_hidden_size}; "
-            f"set --hidden-size and --expert-hidden-size",
-            quiet,
-        )
-    return CostModel(
-        hardware=HARDWARE[hardware],
-        shape=ModelShape(
-            hidden_size=hidden_size or shape.hidden_size,
-            expert_hidden_size=expert_hidden_size or shape.expert_hidden_size,
+    wire: Annotated[
+        Wire | None,
+        typer.Option(
+            help="What crosses the network for one token  "
+            "[default: dedup; allgather for sources that only counted]"
         ),
-        wire=wire,
-        homes=homes,
-        rank_speeds=speeds_of(rank_speeds),
+    ] = None
+    homes: Annotated[
+        Homes | None,
+        typer.Option(help="Where a token is when a layer begins  [default: uniform]"),
+    ] = None
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a batch, about; 0: all in one  [default: 2048]", min=0
+        ),
+    ] = None
+    batch_kind: Annotated[
+        BatchKind | None,
+        typer.Option(
+            help="Whole sequences (prefill) or tokens of all (decode)  "
+            "[default: sequences]"
+        ),
+    ] = None
+    hardware: Annotated[
+        HardwareName | None, typer.Option(help="Kind of GPU node  [default: h100]")
+    ] = None
+    rank_speeds: Annotated[
+        str | None,
+        typer.Option(
+            help="How fast each rank computes: 1,1,0.5,...; empty: alike  "
+            "[default: alike]"
+        ),
+    ] = None
+    hidden_size: HiddenSize = None
+    expert_hidden_size: ExpertHiddenSize = None
+
+    def pricing(
+        self,
+        traces: Sequence[Trace | CountTrace],
+        quiet: bool,
+        planned: Placement | None = None,
+    ) -> Pricing:
+        """The options, completed by what `planned` was priced with, or by defaults."""
+        told = None if planned is None else pricing_of(planned)
+        base = told or Pricing()
+        shape = self._shape(traces[0], None if told is None else told.cost.shape, quiet)
+        speeds = base.cost.rank_speeds
+        cost = CostModel(
+            hardware=HARDWARE[self.hardware.value]
+            if self.hardware
+            else base.cost.hardware,
+            shape=shape,
+            wire=self.wire or _possible_wire(traces, base.cost.wire, quiet),
+            homes=self.homes or base.cost.homes,
+            rank_speeds=speeds
+            if self.rank_speeds is None
+            else _speeds_of(self.rank_speeds),
+        )
+        tokens = base.batch_tokens if self.batch_tokens is None else self.batch_tokens
+        return Pricing(
+            cost=cost,
+            batch_tokens=tokens,
+            batch_kind=self.batch_kind or base.batch_kind,
+        )
+
+    def _shape(
+        self, trace: Trace | CountTrace, told: ModelShape | None, quiet: bool
+    ) -> ModelShape:
+        """Sizes as given, else the plan's, else the model's, else stated ones."""
+        known = told or shape_for_model(trace.metadata.model)
+        shape = known or DEFAULT_SHAPE
+        shape = replace(
+            shape,
+            hidden_size=self.hidden_size or shape.hidden_size,
+            expert_hidden_size=self.expert_hidden_size or shape.expert_hidden_size,
+        )
+        if known is None and not (self.hidden_size and self.expert_hidden_size):
+            note(
+                f"model {trace.metadata.model or 'unknown'!r} is not in the table: "
+                f"assuming hidden size {shape.hidden_size}, "
+                f"expert hidden size {shape.expert_hidden_size}; "
+                f"set --hidden-size and --expert-hidden-size",
+                quiet,
+            )
+        return shape
+
+
+def priced_words(pricing: Pricing, planned: Placement, name: str) -> str:
+    """What scores are priced with, and how that differs from the plan of `name`."""
+    told, words = pricing_of(planned), pricing.words()
+    if told is None:
+        return f"priced with {', '.join(words)}"
+    if told == pricing:
+        return f"priced as {name} was planned: {', '.join(words)}"
+    other = [word for word in told.words() if word not in words]
+    return (
+        f"priced with {', '.join(words)}; {name} was planned with "
+        f"{', '.join(other) or 'other figures of the same names'}"
     )
 
 
-def speeds_of(text: str) -> tuple[float, ...]:
+def _possible_wire(
+    traces: Sequence[Trace | CountTrace], wire: Wire, quiet: bool
+) -> Wire:
+    """The wire, or what sources that only counted can be priced with."""
+    from moetuner.trace import CountTrace
+
+    if not any(isinstance(trace, CountTrace) for trace in traces):
+        return wire
+    note("this source only counted loads: scored with wire=allgather", quiet)
+    if any(
+        isinstance(trace, CountTrace) and not trace.tokens_known for trace in traces
+    ):
+        note(
+            "it does not say how many experts a token has: each choice counts as a "
+            "token; --top-k says it",
+            quiet,
+        )
+    return Wire.ALLGATHER
+
+
+def _speeds_of(text: str) -> tuple[float, ...]:
     """Numbers between commas."""
     try:
         return tuple(float(part) for part in text.split(",")) if text else ()
@@ -147,13 +207,3 @@ def topology_of(ranks: int, ranks_per_node: int | None, quiet: bool) -> Topology
     return Topology(
         num_ranks=ranks, ranks_per_node=ranks_per_node or min(ranks, GPUS_PER_NODE)
     )
-
-
-def default_wire(traces: Sequence[Trace | CountTrace], quiet: bool) -> Wire:
-    """What traces are scored with when nobody says: the best wire that all allow."""
-    from moetuner.trace import CountTrace
-
-    if not any(isinstance(trace, CountTrace) for trace in traces):
-        return Wire.DEDUP
-    note("this source only counted loads: scored with wire=allgather", quiet)
-    return Wire.ALLGATHER

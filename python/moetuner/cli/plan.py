@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moetuner.cli.messages import fail, note
 from moetuner.cli.options import (
-    BatchKindOption,
-    BatchTokens,
-    ExpertHiddenSize,
-    HardwareName,
-    HardwareOption,
-    HiddenSize,
-    HomesOption,
+    CostOptions,
     Json,
     Quiet,
-    RankSpeeds,
-    RequestHomesOption,
     SolverName,
+    TopK,
     TracePath,
-    WireOption,
-    cost_model,
-    default_wire,
-    request_homes_of,
     topology_of,
 )
 from moetuner.errors import InvalidProblemError
-from moetuner.evaluation.cost import Homes, Wire
-from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
 from moetuner.planning.baselines import Baselines
+from moetuner.planning.options import PlanOptions
+from moetuner.solver import SolverOptions
+from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.profiles import Favour
 
 if TYPE_CHECKING:
@@ -42,143 +33,128 @@ if TYPE_CHECKING:
     from moetuner.trace import CountTrace, Trace
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where results go."""
+
+    out: Annotated[Path, typer.Option(help="Placement file to write")]
+    moves: Annotated[
+        Path | None, typer.Option(help="With --from: JSON file of the moves, in order")
+    ] = None
+    page: Annotated[
+        Path | None, typer.Option("--report", help="HTML report to write")
+    ] = None
+    as_json: Json = False
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointOptions:
+    """What only the solver joint is told."""
+
+    favour: Annotated[
+        Favour,
+        typer.Option(
+            help="joint: time of other tokens, few copies, time of this trace"
+        ),
+    ] = Favour.TIME
+    from_placement: Annotated[
+        Path | None,
+        typer.Option("--from", help="joint: placement in use; move what pays"),
+    ] = None
+    move_cost: Annotated[
+        float,
+        typer.Option(help="Microseconds of a batch that each moved expert must save"),
+    ] = 0.0
+
+    def config(self, solver: str) -> JointConfig | None:
+        """Options of `joint`; None for another solver, which takes none of them."""
+        from moetuner.placement.file import read_placement
+
+        if self.from_placement is None and self.move_cost:
+            raise InvalidProblemError("--move-cost needs --from")
+        if solver == "joint":
+            used = self.from_placement
+            return JointConfig(
+                favour=self.favour,
+                stay=None if used is None else read_placement(used),
+                move_seconds=self.move_cost * 1e-6,
+            )
+        if self.from_placement is not None or self.favour is not Favour.TIME:
+            raise InvalidProblemError(
+                f"--favour and --from are for --solver joint, got --solver {solver}"
+            )
+        return None
+
+
 def plan(
     trace: TracePath,
+    *,
     ranks: Annotated[
         int, typer.Option(help="GPUs of the expert-parallel group", min=1)
     ],
-    out: Annotated[Path, typer.Option(help="Placement file to write")],
     ranks_per_node: Annotated[
         int | None, typer.Option(help="GPUs per node  [default: 8, or all]", min=1)
     ] = None,
+    slots_per_rank: Annotated[
+        int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
+    ] = 0,
     solver: Annotated[SolverName, typer.Option(help="Method")] = SolverName["joint"],
     time_limit: Annotated[float, typer.Option(help="Seconds for the solver")] = 60.0,
     seed: Annotated[
         int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
     ] = 0,
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
-    split: Annotated[float, typer.Option(help="Share of tokens to plan on")] = 0.5,
+    split: Annotated[
+        float, typer.Option(help="Share of tokens to plan on; 1: all, none held out")
+    ] = 0.5,
     also: Annotated[
         list[Path] | None,
         typer.Option(help="One more trace that the plan is for; may be repeated"),
-    ] = None,
-    weight: Annotated[
-        list[float] | None,
-        typer.Option(help="What each trace counts for, in order  [default: alike]"),
     ] = None,
     worst_case: Annotated[
         bool,
         typer.Option("--worst-case", help="Of the traces, the slowest one counts"),
     ] = False,
-    slots_per_rank: Annotated[
-        int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
-    ] = 0,
-    favour: Annotated[
-        Favour,
-        typer.Option(
-            help="joint: time of other tokens, few copies, time of this trace"
-        ),
-    ] = Favour.TIME,
-    copy_weight: Annotated[
-        float, typer.Option(help="With --favour copies: what they count for even loads")
-    ] = 1.0,
-    from_placement: Annotated[
-        Path | None,
-        typer.Option("--from", help="joint: placement in use; move what pays"),
-    ] = None,
-    move_cost: Annotated[
-        float,
-        typer.Option(help="Microseconds of a batch that each moved expert must save"),
-    ] = 0.0,
-    moves: Annotated[
-        Path | None, typer.Option(help="With --from: JSON file of the moves, in order")
-    ] = None,
+    joint: JointOptions,
     prove: Annotated[
         float, typer.Option(help="Seconds for a lower bound of the result; 0: none")
     ] = 10.0,
-    free_sizes: Annotated[
-        bool,
-        typer.Option(
-            "--free-sizes", help="Cluster sizes may differ, as the paper prints it"
-        ),
-    ] = False,
-    memory_slack: Annotated[
-        int | None, typer.Option(help="Row (13): experts off an equal share", min=0)
-    ] = None,
     baselines: Annotated[
         Baselines,
         typer.Option(help="What stands beside the plan; all: also ilp2, in its time"),
     ] = Baselines.QUICK,
-    request_homes: RequestHomesOption = "",
-    wire: WireOption = None,
-    homes: HomesOption = Homes.UNIFORM,
-    batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
-    batch_kind: BatchKindOption = BatchKind.SEQUENCES,
-    hardware: HardwareOption = HardwareName["h100"],
-    rank_speeds: RankSpeeds = "",
-    hidden_size: HiddenSize = None,
-    expert_hidden_size: ExpertHiddenSize = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Figure to write (.png, .svg, .pdf)")
-    ] = None,
-    page: Annotated[
-        Path | None, typer.Option("--report", help="HTML report to write")
-    ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    cost: CostOptions,
+    top_k: TopK = None,
+    outputs: Outputs,
 ) -> None:
     """Plan on one part of a trace, score on the other, write the placement."""
-    from moetuner.placement.file import read_placement
-    from moetuner.planning.options import PlanOptions
     from moetuner.report.outputs import check_outputs
-    from moetuner.solver import SolverOptions
     from moetuner.trace import read_trace
 
-    more = also or []
-    check_outputs([trace, *more], out, plot, page, moves, from_placement)
-    if worst_case and weight:
-        raise InvalidProblemError("--worst-case has no use for --weight")
-    if not more and (worst_case or weight):
-        raise InvalidProblemError("--weight and --worst-case need --also")
-    if from_placement is None and (moves is not None or move_cost):
-        raise InvalidProblemError("--moves and --move-cost need --from")
-    topology = topology_of(ranks, ranks_per_node, quiet)
-    routing = read_trace(trace)
-    others = [read_trace(path) for path in more]
-    wire = wire or default_wire([routing, *others], quiet)
-    cost = cost_model(
-        routing,
-        wire,
-        homes,
-        hardware.value,
-        hidden_size,
-        expert_hidden_size,
-        quiet,
-        rank_speeds,
-    )
+    files = [trace, *(also or [])]
+    check_outputs(files, outputs.out, outputs.page, outputs.moves, joint.from_placement)
+    if worst_case and not also:
+        raise InvalidProblemError("--worst-case needs --also")
+    if outputs.moves is not None and joint.from_placement is None:
+        raise InvalidProblemError("--moves needs --from")
+    topology = topology_of(ranks, ranks_per_node, outputs.quiet)
+    traces = [read_trace(path, top_k=top_k) for path in files]
+    pricing = cost.pricing(traces, outputs.quiet)
     options = PlanOptions(
         solver=solver.value,
+        config=joint.config(solver.value),
         solver_options=SolverOptions(time_limit=time_limit, seed=seed, threads=threads),
-        cost=cost,
+        cost=pricing.cost,
         slots_per_rank=slots_per_rank,
-        equal_slots=not free_sizes,
-        memory_slack=memory_slack,
         plan_fraction=split,
-        batch_tokens=batch_tokens,
-        batch_kind=batch_kind,
-        weights=tuple(weight or ()),
+        batch_tokens=pricing.batch_tokens,
+        batch_kind=pricing.batch_kind,
         worst_case=worst_case,
         baselines=baselines,
-        request_homes=request_homes_of(request_homes),
-        favour=favour,
-        copy_weight=copy_weight,
-        stay=None if from_placement is None else read_placement(from_placement),
-        move_seconds=move_cost * 1e-6,
         prove_seconds=prove,
     )
-    _run_plan(
-        routing, topology, options, out, plot, page, as_json, quiet, moves, others
-    )
+    _plan_and_show(traces, topology, options, outputs)
 
 
 def demo(
@@ -191,94 +167,75 @@ def demo(
 ) -> None:
     """Plan the shipped trace of a real model for 8 GPUs on 2 nodes, and report it."""
     from moetuner.placement.topology import Topology
-    from moetuner.planning.options import PlanOptions
     from moetuner.planning.plan import demo_trace
-    from moetuner.report.outputs import can_plot, check_writable
+    from moetuner.report.outputs import check_writable
     from moetuner.report.table import description_table
     from moetuner.report.terminal import print_content
-    from moetuner.solver import SolverOptions
     from moetuner.trace.description import describe as describe_trace
 
     if out_dir.exists() and not out_dir.is_dir():
-        raise InvalidProblemError(f"{out_dir}: a file, wanted a folder")
+        raise InvalidProblemError(f"--out-dir {out_dir}: a file, wanted a folder")
     trace = demo_trace()
     out_dir.mkdir(parents=True, exist_ok=True)
-    out, plot = out_dir / "placement.json", out_dir / "before-after.png"
-    check_writable(out)
-    print_content(description_table(describe_trace(trace)))
-    if not can_plot():
-        note("no plot: that needs pip install 'moetuner[plot]'", quiet)
-    _run_plan(
-        trace,
-        Topology(num_ranks=8, ranks_per_node=4),
-        PlanOptions(
-            solver_options=SolverOptions(time_limit=time_limit, threads=threads),
-            cost=cost_model(trace, Wire.DEDUP, Homes.UNIFORM, "h100", quiet=quiet),
-        ),
-        out,
-        plot if can_plot() else None,
-        out_dir / "report.html",
-        as_json=False,
-        quiet=quiet,
+    outputs = Outputs(
+        out=out_dir / "placement.json", page=out_dir / "report.html", quiet=quiet
     )
+    check_writable(outputs.out)
+    print_content(description_table(describe_trace(trace)))
+    options = PlanOptions(
+        solver_options=SolverOptions(time_limit=time_limit, threads=threads),
+        cost=CostOptions().pricing([trace], quiet).cost,
+    )
+    _plan_and_show([trace], Topology(num_ranks=8, ranks_per_node=4), options, outputs)
 
 
-def _run_plan(
-    trace: Trace | CountTrace,
+def _plan_and_show(
+    traces: Sequence[Trace | CountTrace],
     topology: Topology,
-    options: Any,
-    out: Path,
-    plot: Path | None,
-    page: Path | None,
-    as_json: bool,
-    quiet: bool,
-    moves: Path | None = None,
-    others: Sequence[Trace | CountTrace] = (),
+    options: PlanOptions,
+    outputs: Outputs,
 ) -> None:
+    """Write the placement as soon as there is one, all else after scoring."""
     from moetuner.placement.file import write_placement
-    from moetuner.planning.comparison import comparison_of_plan
     from moetuner.planning.plan import plan_trace
     from moetuner.report.html import write_report
-    from moetuner.report.json import plan_json
+    from moetuner.report.json import comparison_json
     from moetuner.report.moves import write_moves
-    from moetuner.report.plot import plot_plan
     from moetuner.report.progress import ProgressLine
-    from moetuner.report.terminal import print_content, print_json, print_plan
-    from moetuner.solver import SolveStatus
+    from moetuner.report.terminal import print_comparison, print_content, print_json
 
     written = []
 
     def keep(placement: Placement) -> None:
-        write_placement(placement, out)
-        written.append(out)
-        if moves is not None:
-            write_moves(options.stay, placement, moves)
-            written.append(moves)
+        write_placement(placement, outputs.out)
+        written.append(outputs.out)
+        if outputs.moves is not None and options.stay is not None:
+            write_moves(options.stay, placement, outputs.moves)
+            written.append(outputs.moves)
+        if placement.provenance.status == "interrupted":
+            note(
+                f"interrupted: {outputs.out} holds the best placement found so far",
+                outputs.quiet,
+            )
 
     try:
         with ProgressLine() as line:
-            progress = None if quiet else line.update
-            report = plan_trace(
-                *(trace, topology, options),
-                others=others,
-                progress=progress,
+            comparison = plan_trace(
+                *(traces[0], topology, options),
+                others=traces[1:],
+                progress=None if outputs.quiet else line.update,
                 on_solved=keep,
             )
-        if report.result.solution.status is SolveStatus.INTERRUPTED:
-            note(f"interrupted: {out} holds the best placement found so far", quiet)
-        if plot is not None:
-            plot_plan(report, plot)
-            written.append(plot)
-        if page is not None:
-            write_report(comparison_of_plan(trace, report), page)
-            written.append(page)
+        if outputs.page is not None:
+            write_report(comparison, outputs.page)
+            written.append(outputs.page)
     except KeyboardInterrupt:
         if not written:
             raise
-        fail(f"interrupted while scoring; {out} holds the placement", 130)
-    if as_json:
-        print_json(plan_json(report))
-    else:
-        print_plan(report)
-        for path in written:
-            print_content(f"wrote {path}")
+        fail(f"interrupted while scoring; {outputs.out} holds the placement", 130)
+    if outputs.as_json:
+        print_json(comparison_json(comparison))
+        return
+    print_comparison(comparison)
+    for path in written:
+        print_content(f"wrote {path}")

@@ -7,23 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetuner.cli.options import (
-    BatchKindOption,
-    BatchTokens,
-    ExpertHiddenSize,
-    HardwareName,
-    HardwareOption,
-    HiddenSize,
-    HomesOption,
-    Quiet,
-    TracePath,
-    WireOption,
-    cost_model,
-    default_wire,
-)
+from moetuner.cli.options import CostOptions, Quiet, TopK, TracePath, priced_words
 from moetuner.errors import InvalidPlacementError
-from moetuner.evaluation.cost import Homes
-from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,43 +30,41 @@ def report(
     plots: Annotated[
         Path | None, typer.Option(help="Folder for the figures as PNG and SVG")
     ] = None,
-    wire: WireOption = None,
-    homes: HomesOption = Homes.UNIFORM,
-    batch_tokens: BatchTokens = DEFAULT_BATCH_TOKENS,
-    batch_kind: BatchKindOption = BatchKind.SEQUENCES,
-    hardware: HardwareOption = HardwareName["h100"],
-    hidden_size: HiddenSize = None,
-    expert_hidden_size: ExpertHiddenSize = None,
+    *,
+    cost: CostOptions,
+    top_k: TopK = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show what placements do: one HTML file with figures and their numbers."""
+    """Show what placements do: one HTML file with figures and their numbers.
+
+    What no option says is priced as the first placement was planned.
+    """
     from moetuner.planning.comparison import compare_placements
     from moetuner.report.html import write_report
     from moetuner.report.outputs import check_folder, check_report
-    from moetuner.report.terminal import print_content
+    from moetuner.report.terminal import print_content, print_sentences
     from moetuner.report.verdict import verdict
     from moetuner.trace import read_trace
 
     check_report(out, [trace, *placements, *([before] if before else [])])
     if plots is not None:
         check_folder(plots)
-    routing = read_trace(trace)
-    wire = wire or default_wire([routing], quiet)
-    cost = cost_model(
-        routing, wire, homes, hardware.value, hidden_size, expert_hidden_size, quiet
-    )
+    routing = read_trace(trace, top_k=top_k)
     given = [*placements, *([before] if before else [])]
     named = _read(given)
+    first = next(iter(named.values()))
+    pricing = cost.pricing([routing], quiet, first)
     comparison = compare_placements(
         routing,
         named,
-        cost,
+        pricing.cost,
         before=None if before is None else list(named)[given.index(before)],
-        batch_tokens=batch_tokens,
-        batch_kind=batch_kind,
+        batch_tokens=pricing.batch_tokens,
+        batch_kind=pricing.batch_kind,
     )
     write_report(comparison, out)
-    print_content(verdict(comparison))
+    print_sentences(priced_words(pricing, first, str(placements[0])))
+    print_sentences(verdict(comparison))
     print_content(f"wrote {out}")
     if plots is not None:
         from moetuner.report.figures import write_figures

@@ -149,7 +149,7 @@ def tally(
         trace.num_experts,
         placement.topology.num_ranks,
         placement.topology.ranks_per_node,
-        wire,
+        wire.rules,
         homes,
         trace.home_rank,
         groups,

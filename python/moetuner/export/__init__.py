@@ -15,15 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetuner._files import atomic_write_bytes
-from moetuner.errors import InvalidPlacementError
+from moetuner.errors import InvalidPlacementError, InvalidTraceError
 from moetuner.export.base import ExportOptions, ReadOptions, read_json, to_placement
+from moetuner.export.deepep import write_deepep
 from moetuner.export.eplb import read_eplb, write_eplb
 from moetuner.export.padding import fill_slots
 from moetuner.export.sglang import KEY as SGLANG_KEY
 from moetuner.export.sglang import read_sglang, write_sglang
 from moetuner.export.trtllm import read_trtllm, write_trtllm
-from moetuner.export.vllm import read_vllm, write_vllm
+from moetuner.export.vllm import (
+    read_start_map,
+    read_vllm,
+    write_start_map,
+    write_vllm,
+)
 from moetuner.export.vllm_ascend import read_vllm_ascend, write_vllm_ascend
+from moetuner.trace.importers.torch_file import is_torch_file, pickle_start
 
 if TYPE_CHECKING:
     import os
@@ -51,7 +58,9 @@ class Engine(enum.Enum):
     TRTLLM = "trtllm"
     VLLM_ASCEND = "vllm-ascend"
     VLLM = "vllm"
+    VLLM_START_MAP = "vllm-start-map"
     EPLB = "eplb"
+    DEEPEP = "deepep"
 
 
 _WRITERS: dict[Engine, Callable[[Placement, ExportOptions], Written]] = {
@@ -59,13 +68,16 @@ _WRITERS: dict[Engine, Callable[[Placement, ExportOptions], Written]] = {
     Engine.TRTLLM: write_trtllm,
     Engine.VLLM_ASCEND: write_vllm_ascend,
     Engine.VLLM: write_vllm,
+    Engine.VLLM_START_MAP: write_start_map,
     Engine.EPLB: write_eplb,
+    Engine.DEEPEP: write_deepep,
 }
 _READERS: dict[Engine, Callable[[Path], SlotMap]] = {
     Engine.SGLANG: read_sglang,
     Engine.TRTLLM: read_trtllm,
     Engine.VLLM_ASCEND: read_vllm_ascend,
     Engine.VLLM: read_vllm,
+    Engine.VLLM_START_MAP: read_start_map,
     Engine.EPLB: read_eplb,
 }
 
@@ -112,15 +124,31 @@ def export_placement(
     options = options or ExportOptions()
     written = _WRITERS[engine](placement, options)
     atomic_write_bytes(out, written.data)
-    added = int((placement.slot_experts < 0).sum())
+    added = int((placement.slot_experts < 0).sum()) if written.fills else 0
     return Exported(
         engine=engine,
         command=_with_path(written.command, str(out)),
-        notes=written.notes,
+        notes=(*written.notes, *_filled(added, engine, options)),
         num_replicas=added,
         extra_bytes=(
             None if options.expert_bytes is None else added * options.expert_bytes
         ),
+    )
+
+
+def _filled(added: int, engine: Engine, options: ExportOptions) -> tuple[str, ...]:
+    """Which rule filled the spare slots."""
+    if not added:
+        return ()
+    known = "" if options.load is not None else " (the first one: say --trace)"
+    if engine is Engine.VLLM_ASCEND:
+        return (
+            f"spare slots hold the busiest expert{known} of another rank, with a share "
+            f"of its tokens: a device may not hold one twice",
+        )
+    return (
+        f"spare slots repeat the coldest expert{known} of their own rank: engines that "
+        f"spread tokens over replicas read both in decode",
     )
 
 
@@ -156,6 +184,11 @@ def read_engine_placement(
     if file.is_dir():
         raise InvalidPlacementError(f"{path}: a folder, wanted a placement file")
     engine = engine or detect_engine(file)
+    if engine not in _READERS:
+        readable = ", ".join(each.value for each in _READERS)
+        raise InvalidPlacementError(
+            f"{path}: files of {engine.value} are only written; read are {readable}"
+        )
     return to_placement(
         _READERS[engine](file), options or ReadOptions(), f"{engine.value} file"
     )
@@ -172,6 +205,15 @@ def detect_engine(path: str | os.PathLike[str]) -> Engine:
     file = Path(path)
     with file.open("rb") as stream:
         start = stream.read(4096)
+    if start.startswith(b"\x93NUMPY"):
+        return Engine.EPLB
+    if start.startswith(b"PK") and is_torch_file(file):
+        try:
+            names = pickle_start(file)
+        except InvalidTraceError as error:
+            raise InvalidPlacementError(str(error)) from error
+        sglang = SGLANG_KEY.encode() in names
+        return Engine.SGLANG if sglang else Engine.VLLM_START_MAP
     if start[8:9] == b"{" and not start.lstrip().startswith((b"{", b"[")):
         return Engine.EPLB
     if start.lstrip().startswith(b"["):

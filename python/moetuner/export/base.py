@@ -32,10 +32,14 @@ class ExportOptions:
     Parameters
     ----------
     num_layers
-        Hidden layers of the model, dense ones included (SGLang).
+        Hidden layers of the model, dense ones included; see `rows`.
+    moe_layers
+        Those that have experts; None takes the placement's own, or all.
+    mtp_layers
+        Layers of multi-token prediction, numbered after the hidden ones.
     load
-        float64 or int64 [L, E], tokens per expert: spare slots then get replicas of the
-        busiest; None takes the first listed.
+        float64 or int64 [L, E], tokens per expert, for the choice of what spare slots
+        repeat; see `padding`.
     expert_bytes
         Bytes of one expert's weights, to say what spare slots cost.
     pull_request
@@ -43,6 +47,8 @@ class ExportOptions:
     """
 
     num_layers: int | None = None
+    moe_layers: tuple[int, ...] | None = None
+    mtp_layers: int = 0
     load: NDArray[Any] | None = None
     expert_bytes: float | None = None
     pull_request: int = 49572
@@ -62,11 +68,14 @@ class Written:
         Python string in double quotes ``{string}``.
     notes
         What must be switched on for it to matter, and what it cannot say.
+    fills
+        Whether spare slots were filled, as engines that know no empty ones want it.
     """
 
     data: bytes
     command: str
     notes: tuple[str, ...]
+    fills: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,11 +90,14 @@ class SlotMap:
         The model's layer numbers, or None where the file has none.
     num_ranks
         Ranks, or None where the file has none.
+    shared
+        Whether the one row is of all layers.
     """
 
     slots: NDArray[np.int64]
     layer_ids: NDArray[np.int32] | None = None
     num_ranks: int | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +160,9 @@ def to_placement(read: SlotMap, options: ReadOptions, source: str) -> Placement:
     if options.layers is not None:
         if not options.layers:
             raise InvalidPlacementError(f"{source}: no layer is asked for")
+        if read.shared:
+            slots = np.repeat(slots, len(options.layers), axis=0)
+            layer_ids = np.arange(len(slots), dtype=np.int32)
         rows = _rows_of(options.layers, layer_ids, read.layer_ids is None, source)
         slots, layer_ids = slots[rows], np.array(options.layers, np.int32)
     if num_ranks < 1 or slots.shape[1] % num_ranks:

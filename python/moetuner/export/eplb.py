@@ -12,7 +12,8 @@ from safetensors.numpy import save
 
 from moetuner.errors import InvalidPlacementError, InvalidTraceError
 from moetuner.export.base import MAX_VALUES, ExportOptions, SlotMap, Written
-from moetuner.export.padding import fill_slots
+from moetuner.export.maps import map_of, read_npy
+from moetuner.export.rows import complete, filled_rows
 from moetuner.trace.importers.stored import open_safetensors
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ _NAMES = ("phy2log", "log2phy", "logcnt")
 
 def write_eplb(placement: Placement, options: ExportOptions) -> Written:
     """The three tensors."""
-    slots = fill_slots(placement, load=options.load).slots.astype(np.int64)
+    completed = complete(placement, options, "eplb")
+    slots = filled_rows(completed, options).astype(np.int64)
     logcnt = np.stack(
         [np.bincount(row, minlength=placement.num_experts) for row in slots]
     )
@@ -42,12 +44,24 @@ def write_eplb(placement: Placement, options: ExportOptions) -> Written:
             "from safetensors.torch import load_file; phy2log, log2phy, logcnt = "
             'map(load_file("{string}").get, ("phy2log", "log2phy", "logcnt"))'
         ),
-        notes=("rows are the MoE layers in order; -1 in log2phy is no slot",),
+        notes=(
+            *completed.notes,
+            "rows are the MoE layers in order; -1 in log2phy is no slot",
+        ),
     )
 
 
 def read_eplb(path: Path) -> SlotMap:
-    """The slot map of ``phy2log``; the other two must agree with it."""
+    """The slot map of ``phy2log``; the other two must agree with it.
+
+    From safetensors, or ``phy2log`` alone as ``.npy``.
+    """
+    with path.open("rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            array = read_npy(path)
+            return SlotMap(
+                slots=map_of(array, f"{path}: the map"), shared=array.ndim < 2
+            )
     try:
         arrays = open_safetensors(path)
         if not set(arrays) <= set(_NAMES) or "phy2log" not in arrays:
@@ -60,15 +74,12 @@ def read_eplb(path: Path) -> SlotMap:
         tensors = {name: array.read() for name, array in arrays.items()}
     except InvalidTraceError as error:
         raise InvalidPlacementError(str(error)) from error
-    slots = tensors["phy2log"]
-    if slots.dtype.kind not in "iu" or slots.ndim != 2 or not slots.size:
+    if tensors["phy2log"].ndim != 2:
         raise InvalidPlacementError(
-            f"{path}: phy2log must be integers [layers, slots], got {slots.dtype} "
-            f"{list(slots.shape)}"
+            f"{path}: phy2log must be integers [layers, slots], got "
+            f"{list(tensors['phy2log'].shape)}"
         )
-    if slots.min() < 0 or slots.max() >= 32767:
-        raise InvalidPlacementError(f"{path}: expert ids must be 0..32766")
-    slots = slots.astype(np.int64)
+    slots = map_of(tensors["phy2log"], f"{path}: phy2log")
     counts = np.stack([np.bincount(row, minlength=slots.max() + 1) for row in slots])
     logcnt = tensors.get("logcnt")
     if logcnt is not None and not np.array_equal(logcnt, counts):

@@ -1,5 +1,13 @@
 """Spare slots filled with replicas: engines know no empty ones.
 
+The rule: a spare slot repeats the *coldest* expert of its own rank that has no replica
+elsewhere. It computes nothing more, so it should cost nothing: engines that spread
+tokens over all replicas (vLLM by a hash) read the weights of both in decode, which is
+rare for an expert that few tokens choose, and happens in every step for the busiest.
+
+vllm-ascend cannot hold an expert twice on a device. There a spare slot takes the
+busiest expert (per replica) of another rank, and with it a share of its tokens.
+
 Legend: L MoE layers, E experts, G ranks, S slots of a rank.
 """
 
@@ -46,13 +54,12 @@ def fill_slots(
     placement
         The plan.
     load
-        Integers or floats [L, E], tokens per expert: the busiest per copy is replicated
-        first. None takes the one with the fewest copies, then the first.
+        Integers or floats [L, E], tokens per expert. None takes the first expert that
+        may be taken, of those with the fewest replicas.
     repeats
-        Whether a rank may hold an expert twice. Then a spare slot repeats an expert of
-        its own rank, one without copies elsewhere if there is one: that sends no token
-        anywhere else than the plan does. Otherwise it takes an expert of another rank,
-        and with it a share of its tokens.
+        Whether a rank may hold an expert twice: see above. One without replicas
+        elsewhere sends no token anywhere else than the plan does; where a rank has
+        none, its coldest gets a larger share of its tokens there.
 
     Raises
     ------
@@ -101,7 +108,9 @@ def _fill_rank(
                 f"fill_slots: a rank of {len(held)} slots for {len(copies)} experts "
                 f"would hold one twice"
             )
-        per_copy = weight[legal] / copies[legal]
-        expert = legal[np.argmax(per_copy)]
+        if repeats and own.size:
+            expert = legal[np.argmin(weight[legal])]
+        else:
+            expert = legal[np.argmax(weight[legal] / copies[legal])]
         held[slot] = expert
         copies[expert] += 1

@@ -1,4 +1,6 @@
-"""SGLang's ``--init-expert-location``: JSON of the key ``physical_to_logical_map``.
+"""SGLang's ``--init-expert-location``: the key ``physical_to_logical_map``.
+
+JSON is written; files of ``torch.save`` with the same key are read too.
 
 Rows for all hidden layers; those of dense layers are there and unused. Read in SGLang
 0.5.23: further keys would be passed on as arguments and end the server.
@@ -7,7 +9,7 @@ Rows for all hidden layers; those of dense layers are there and unused. Read in 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +22,9 @@ from moetuner.export.base import (
     read_json,
     rows_of_ids,
 )
-from moetuner.export.padding import fill_slots
+from moetuner.export.maps import map_of, read_torch
+from moetuner.export.rows import complete, filled_rows
+from moetuner.trace.importers.torch_file import is_torch_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,22 +36,8 @@ KEY = "physical_to_logical_map"
 
 def write_sglang(placement: Placement, options: ExportOptions) -> Written:
     """The slot map of all hidden layers."""
-    num_layers = options.num_layers
-    if num_layers is None:
-        raise InvalidPlacementError(
-            "export to sglang: the file has a row for every hidden layer, dense ones "
-            "too: say how many there are with --num-layers (num_hidden_layers in the "
-            "model's config.json)"
-        )
-    if not placement.layer_ids[-1] < num_layers <= 1 << 16:
-        raise InvalidPlacementError(
-            f"export to sglang: --num-layers is {num_layers}, the placement has layer "
-            f"{placement.layer_ids[-1]}"
-        )
-    slots = fill_slots(placement, load=options.load).slots
-    identity = np.arange(placement.num_slots) % placement.num_experts
-    rows = np.tile(identity, (num_layers, 1))
-    rows[placement.layer_ids] = slots
+    completed = complete(placement, options, "sglang", hidden=True)
+    rows = filled_rows(completed, options)
     num_ranks = placement.topology.num_ranks
     num_redundant = placement.num_slots - placement.num_experts
     return Written(
@@ -62,17 +52,26 @@ def write_sglang(placement: Placement, options: ExportOptions) -> Written:
         notes=(
             "with --moe-a2a-backend none every rank computes on all tokens: then only "
             "the balance of the plan can help, not its traffic",
-            "rows of dense layers are the identity; SGLang does not use them",
+            *completed.notes,
+            "rows of dense layers are there because the file has one for every hidden "
+            "layer; SGLang does not use them",
+            "SGLang before pull request 32962 (30 July 2026) answers wrongly with such "
+            "a map and --moe-a2a-backend none, unless --enable-eplb is given",
         ),
     )
 
 
 def read_sglang(path: Path) -> SlotMap:
     """The slot map of a file, a row for each hidden layer."""
-    content = read_json(path)
+    content: Any = read_torch(path) if is_torch_file(path) else read_json(path)
     if not isinstance(content, dict) or list(content) != [KEY]:
-        keys = sorted(content)[:8] if isinstance(content, dict) else content
+        keys = sorted(map(str, content))[:8] if isinstance(content, dict) else content
         raise InvalidPlacementError(
             f"{path}: wanted the one key {KEY!r}, got {keys!r:.80}"
         )
-    return SlotMap(slots=rows_of_ids(content[KEY], KEY))
+    rows = content[KEY]
+    if isinstance(rows, np.ndarray):
+        slots = map_of(rows, f"{path}: {KEY}")
+        return SlotMap(slots=slots, shared=rows.ndim < 2)
+    shared = bool(isinstance(rows, list) and rows and not isinstance(rows[0], list))
+    return SlotMap(slots=rows_of_ids([rows] if shared else rows, KEY), shared=shared)

@@ -6,13 +6,14 @@ and ``layer_updates_per_iter`` (0: the placement stays).
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moetuner.errors import InvalidPlacementError, MissingDependencyError
 from moetuner.export.base import ExportOptions, SlotMap, Written, rows_of_ids
-from moetuner.export.padding import fill_slots
+from moetuner.export.rows import complete, filled_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,10 +27,12 @@ MAX_BYTES = 1 << 23
 
 def write_trtllm(placement: Placement, options: ExportOptions) -> Written:
     """The three keys; lists are flow sequences, which are JSON."""
-    slots = fill_slots(placement, load=options.load).slots
+    completed = complete(placement, options, "trtllm")
+    slots = filled_rows(completed, options)
+    layer_ids = completed.placement.layer_ids.tolist()
     layers = "".join(
         f"  {layer}: {row.tolist()}\n"
-        for layer, row in zip(placement.layer_ids.tolist(), slots, strict=True)
+        for layer, row in zip(layer_ids, slots, strict=True)
     )
     text = (
         f"num_slots: {placement.num_slots}\n"
@@ -45,9 +48,11 @@ def write_trtllm(placement: Placement, options: ExportOptions) -> Written:
             f"{{backend: WIDEEP, load_balancer: {{path}}}}"
         ),
         notes=(
+            *completed.notes,
             "the section is ignored without a word for architectures that have no "
             "load balancer, without expert parallelism, and without attention-DP",
-            "every MoE layer of the model must be in the file",
+            "every MoE layer of the model must be in the file, those of multi-token "
+            "prediction too (--mtp-layers): a missing one ends the server",
         ),
     )
 
@@ -90,11 +95,13 @@ def _load(path: Path) -> Any:
     try:
         text = path.read_bytes().decode()
         # An alias may stand for a list that stands for a list: a few bytes, gigabytes.
-        # The scanner's tokens would be slow; neither sign is in a file of numbers.
-        if "&" in text or "*" in text:
+        # The scanner's tokens would be slow; neither sign is in a file of numbers, but
+        # it may be in a comment: those go, unless quotes stand before the #.
+        bare = re.sub(r"(?m)^((?:[^#'\"\n]*[^\S\n])?)#.*$", r"\1", text)
+        if "&" in bare or "*" in bare:
             raise InvalidPlacementError(f"{path}: YAML anchors and aliases are refused")
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        return yaml.load(text, Loader=loader)
+        return yaml.load(bare, Loader=loader)
     except InvalidPlacementError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""vLLM's *proposed* placement files; no release reads one.
+"""vLLM's *proposed* placement files, and a fork's; no release reads one.
 
 =====  =======================================  ===================================
  PR    option                                   file
@@ -7,6 +7,9 @@
 53022  ``eplb_config.expert_map_path``          the same, for DeepSeek-V4
 34811  ``--expert-placement-file``              ``{"expert_to_ep_rank": [...]}``
 =====  =======================================  ===================================
+
+The start map of a fork (``eplb_config.init_placement_path``) is a tensor of
+``torch.save``, int64 [MoE layers, slots].
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from moetuner.export.base import (
     read_json,
     rows_of_ids,
 )
-from moetuner.export.padding import fill_slots
+from moetuner.export.maps import map_of, read_torch
+from moetuner.export.rows import complete, filled_rows
+from moetuner.export.torch_map import torch_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +54,8 @@ def write_vllm(placement: Placement, options: ExportOptions) -> Written:
     )
     if number == 34811:
         return _rank_of_expert(placement, notes)
-    slots = fill_slots(placement, load=options.load).slots
+    completed = complete(placement, options, "vllm")
+    slots = filled_rows(completed, options)
     key = "initial_expert_map_path" if number == 49572 else "expert_map_path"
     num_redundant = placement.num_slots - placement.num_experts
     return Written(
@@ -60,10 +66,42 @@ def write_vllm(placement: Placement, options: ExportOptions) -> Written:
         ),
         notes=(
             *notes,
+            *completed.notes,
             "rows are the MoE layers in order; the model's own numbers are lost",
             "EPLB moves experts again after step_interval steps: set it high",
         ),
     )
+
+
+def write_start_map(placement: Placement, options: ExportOptions) -> Written:
+    """The tensor that a fork of vLLM starts from."""
+    completed = complete(placement, options, "vllm-start-map")
+    num_redundant = placement.num_slots - placement.num_experts
+    return Written(
+        data=torch_bytes(filled_rows(completed, options).astype(np.int64)),
+        command=(
+            "vllm serve MODEL --enable-expert-parallel --enable-eplb --eplb-config "
+            f'\'{{"init_placement_path": "{{json}}", "num_redundant_experts": '
+            f"{num_redundant}}}'"
+        ),
+        notes=(
+            "experimental: only a fork of vLLM reads it, as init_placement_path; vLLM "
+            "0.33 has no start map",
+            *completed.notes,
+            "rows are the MoE layers in order; the model's own numbers are lost",
+            "EPLB moves experts again after step_interval steps: set it high",
+        ),
+    )
+
+
+def read_start_map(path: Path) -> SlotMap:
+    """The tensor of such a file."""
+    content = read_torch(path)
+    if not isinstance(content, np.ndarray):
+        raise InvalidPlacementError(
+            f"{path}: wanted one tensor [layers, slots], got {type(content).__name__}"
+        )
+    return SlotMap(slots=map_of(content, f"{path}: the map"), shared=content.ndim < 2)
 
 
 def read_vllm(path: Path) -> SlotMap:
@@ -71,9 +109,11 @@ def read_vllm(path: Path) -> SlotMap:
     content = read_json(path)
     if isinstance(content, dict):
         return _read_ranks(content, path)
-    if isinstance(content, list) and content and not isinstance(content[0], list):
-        content = [content]
-    return SlotMap(slots=rows_of_ids(content, f"{path}: the map"))
+    shared = bool(
+        isinstance(content, list) and content and not isinstance(content[0], list)
+    )
+    rows = rows_of_ids([content] if shared else content, f"{path}: the map")
+    return SlotMap(slots=rows, shared=shared)
 
 
 def _rank_of_expert(placement: Placement, notes: tuple[str, ...]) -> Written:
@@ -109,5 +149,7 @@ def _read_ranks(content: dict[str, object], path: Path) -> SlotMap:
             f"many each"
         )
     return SlotMap(
-        slots=np.argsort(ranks, kind="stable")[None, :], num_ranks=len(sizes)
+        slots=np.argsort(ranks, kind="stable")[None, :],
+        num_ranks=len(sizes),
+        shared=True,
     )

@@ -19,7 +19,7 @@ from moetuner.export.base import (
     read_json,
     rows_of_ids,
 )
-from moetuner.export.padding import fill_slots
+from moetuner.export.rows import complete, filled_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 def write_vllm_ascend(placement: Placement, options: ExportOptions) -> Written:
     """Devices are ranks."""
     num_ranks = placement.topology.num_ranks
-    slots = fill_slots(placement, load=options.load, repeats=False).slots
-    by_rank = slots.reshape(placement.num_layers, num_ranks, -1).tolist()
+    completed = complete(placement, options, "vllm-ascend")
+    slots = filled_rows(completed, options, repeats=False)
+    by_rank = slots.reshape(len(slots), num_ranks, -1).tolist()
     layers = [
         json.dumps(
             {
@@ -47,7 +48,7 @@ def write_vllm_ascend(placement: Placement, options: ExportOptions) -> Written:
         )
         for layer, devices in enumerate(by_rank)
     ]
-    start = f'{{"moe_layer_count": {placement.num_layers}, "layer_list": ['
+    start = f'{{"moe_layer_count": {len(slots)}, "layer_list": ['
     return Written(
         data=json_bytes(layers, start, "]}"),
         command=(
@@ -55,6 +56,7 @@ def write_vllm_ascend(placement: Placement, options: ExportOptions) -> Written:
             '\'{"eplb_config": {"expert_map_path": "{json}"}}\''
         ),
         notes=(
+            *completed.notes,
             "layers are counted among the MoE layers; the model's own numbers are lost",
             "more than one device of expert parallelism, else the map is not read",
         ),

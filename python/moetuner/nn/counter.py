@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from moetuner.errors import InvalidTraceError
+from moetuner.nn.recompute import recomputing
 from moetuner.ops import count_routing
 from moetuner.trace.statistics import RoutingStatistics
 
@@ -34,7 +35,7 @@ class RoutingCounter:
         The most tokens of a step: `add` keeps the ids of the layer before, which
         transitions need.
     top_k
-        K.
+        K; None: that of the first ids, before which no CUDA graph may be captured.
     device
         Of the model.
     pairs
@@ -58,7 +59,7 @@ class RoutingCounter:
         num_experts: int,
         *,
         max_tokens: int,
-        top_k: int,
+        top_k: int | None = None,
         device: torch.device | str = "cpu",
         pairs: bool = True,
     ) -> None:
@@ -75,20 +76,25 @@ class RoutingCounter:
         if pairs:
             self._together = zeros(num_layers, num_experts, num_experts)
             self._after = zeros(max(num_layers - 1, 0), num_experts, num_experts)
-        # Two, used in turns: the ids of this layer, and of the one before.
-        self._ids = [
-            torch.full((max_tokens, top_k), -1, dtype=torch.int32, device=device)
-            for _ in range(2)
-        ]
+        self._most = max_tokens
+        self._ids: list[torch.Tensor] = []
+        if top_k is not None:
+            self._expect(top_k)
 
     def add(self, layer: int, topk_ids: torch.Tensor) -> None:
         """Count the choices of one layer, int [T, K]; layers of a step in their order.
+
+        What activation checkpointing computes again was counted already.
 
         Raises
         ------
         InvalidTraceError
             For a layer that was not announced, or more tokens than were.
         """
+        if recomputing():
+            return
+        if not self._ids:
+            self._expect(topk_ids.shape[1])
         row = self._row.get(layer)
         most, top_k = self._ids[0].shape
         if row is None or len(topk_ids) > most or topk_ids.shape[1] != top_k:
@@ -97,7 +103,8 @@ class RoutingCounter:
                 f"{list(self._row)}, got {list(topk_ids.shape)} of layer {layer}"
             )
         here, before = (self._ids[(row + i) % 2][: len(topk_ids)] for i in (0, 1))
-        here.copy_(topk_ids)
+        # Beyond int32 they are padding too, and would wrap around to experts.
+        here.copy_(topk_ids.clamp(-1, self._load.shape[1]))
         self._tokens[row] += len(topk_ids)
         if self._together is None or self._after is None:
             count_routing(here, self._load[row])
@@ -107,6 +114,14 @@ class RoutingCounter:
             count_routing(
                 here, self._load[row], self._together[row], before, self._after[row - 1]
             )
+
+    def _expect(self, top_k: int) -> None:
+        """Two, used in turns: the ids of this layer, and of the one before."""
+        device = self._load.device
+        self._ids = [
+            torch.full((self._most, top_k), -1, dtype=torch.int32, device=device)
+            for _ in range(2)
+        ]
 
     def reset(self) -> None:
         """Begin again at zero; captured graphs go on counting into the same tensors."""

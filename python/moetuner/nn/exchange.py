@@ -24,6 +24,7 @@ from moetuner.nn.exchange_options import (
     takes_two_levels,
 )
 from moetuner.nn.follow import Resident, follow_back, keys_of
+from moetuner.nn.recompute import recomputing
 from moetuner.ops import (
     Dispatched,
     NodeGroups,
@@ -87,7 +88,10 @@ class Exchange(torch.nn.Module):
 
     ``counters``, int64 [1 + G + N + P], is added to by each call: tokens, rows to each
     rank and node, choices of each slot; with two levels also rows that this rank passed
-    on to each rank of its node. Activation checkpointing counts twice.
+    on to each rank of its node. What activation checkpointing computes again is counted
+    once. Tables and counters are no buffers: wrappers that make all ranks alike, or
+    allocate a module's memory anew, must not reach them. They move with the module, and
+    to the tokens' device.
     """
 
     candidates: torch.Tensor
@@ -251,7 +255,9 @@ class Exchange(torch.nn.Module):
         topk_weights: torch.Tensor,
         run_experts: RunExperts,
     ) -> tuple[Dispatched, torch.Tensor]:
-        if self.routing is not None:
+        self.go_to(x.device)
+        again = recomputing()  # counted and recorded already
+        if self.routing is not None and not again:
             # Beyond int32 they are padding too, and would wrap around to experts.
             ids = topk_ids.detach().clamp(-1, self.tables.num_experts)
             self.routing.append(ids.to(torch.int32))
@@ -268,9 +274,9 @@ class Exchange(torch.nn.Module):
             nodes=self.nodes,
             capacity=self.options.capacity,
             max_rows=self.options.max_rows,
-            counters=self.counters,
+            counters=None if again else self.counters,
         )
-        if sent.handle.overflow is not None:
+        if sent.handle.overflow is not None and not again:
             self.overflow += sent.handle.overflow
         done = expert(run_experts, sent).contiguous()
         # Rows that are not there would count as padding. Compiled, that is unknown.
@@ -280,6 +286,23 @@ class Exchange(torch.nn.Module):
                 f"rows, wanted {len(sent.rows)}, one for each that they were given"
             )
         return sent, done
+
+    def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Exchange:
+        """Follow the module to another device; counts go along unless it is meta."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call,unused-ignore]
+        probe = torch.empty(0, dtype=torch.int64, device=self.counters.device)
+        self.go_to(fn(probe).device)
+        return self
+
+    def go_to(self, device: torch.device) -> None:
+        """Put tables and counters on a device; counts go along unless one is meta."""
+        former = self.counters, self.overflow
+        if device == former[0].device:
+            return
+        self._set_tables(self.placement, device)
+        if not (device.type == "meta" or former[0].is_meta):
+            self.counters.copy_(former[0])
+            self.overflow.copy_(former[1])
 
     def _set_tables(self, placement: Placement, device: torch.device) -> None:
         rank = group_named(self.group_name).rank()
@@ -301,11 +324,13 @@ class Exchange(torch.nn.Module):
             "overflow": torch.zeros(1, dtype=torch.int32, device=device),
         }
         for name, tensor in fresh.items():
-            old = self._buffers.get(name)
-            if old is not None and old.shape == tensor.shape:
-                old.copy_(tensor)  # captured graphs keep reading the same memory
+            old = vars(self).get(name)
+            if old is None or (old.shape, old.device) != (tensor.shape, tensor.device):
+                # As for buffers, compiled code may rely on the address.
+                tensor._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
+                setattr(self, name, tensor.contiguous())
             else:
-                self.register_buffer(name, tensor.contiguous(), persistent=False)
+                old.copy_(tensor)  # captured graphs keep reading the same memory
 
 
 @ranged

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moetuner.nn.grouped_mm import grouped_mm
+from moetuner.nn.tail import per_expert
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -41,8 +44,9 @@ def grouped_linear(
     Returns
     -------
     torch.Tensor
-        [R, O] of the weight's dtype. Rows behind the last expert's are whatever the
-        memory held; `moetuner.ops.unpermute` never reads them.
+        [R, O] of the weight's dtype. Rows behind the last expert's are undefined, and
+        no gradient is made of them: see `moetuner.nn.per_expert` for values of your
+        own.
 
     Raises
     ------
@@ -60,14 +64,10 @@ def grouped_linear(
     [1.0, 1.0, 10.0]
     """
     matrix = weight if is_transposed else weight.transpose(-2, -1)
-    out = torch.nn.functional.grouped_mm(
-        rows.to(matrix.dtype), matrix, offs=end_offsets
-    )
+    out = grouped_mm(rows.to(matrix.dtype), matrix, end_offsets)
     if bias is None:
         return out
-    every_row = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
-    expert = torch.searchsorted(end_offsets, every_row, right=True)
-    return out + bias[expert.clamp_(max=len(bias) - 1)]
+    return out + per_expert(bias, len(rows), end_offsets)
 
 
 class Activation(enum.Enum):

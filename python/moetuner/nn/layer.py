@@ -6,12 +6,14 @@ hidden.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from moetuner.errors import InvalidPlacementError
+from moetuner.errors import InvalidPlacementError, InvalidTraceError
+from moetuner.nn.data_parallel import check_owned, ready_for_ddp
 from moetuner.nn.exchange import Exchange
 from moetuner.nn.exchange_options import ExchangeOptions, Residency
 from moetuner.ops._ranges import ranged
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
     from moetuner.nn.follow import Resident
+    from moetuner.nn.replay import GivenRouting
     from moetuner.placement.model import Placement
 
 
@@ -54,8 +57,10 @@ class MoELayer(torch.nn.Module):
 
     Notes
     -----
-    Traffic is always counted: ``layer.exchange.counts()``. Replicas of an expert are
-    trained apart unless their gradients are summed: train without them.
+    Traffic is always counted: ``layer.exchange.counts()``. In training, who divides
+    which gradient, and what wrappers may do: `average_gradients`, `ready_for_ddp`,
+    `expert_parameters`. Replicas of an expert drift apart unless `average_gradients`
+    sums their gradients.
 
     Examples
     --------
@@ -95,6 +100,9 @@ class MoELayer(torch.nn.Module):
             num_experts=getattr(router, "num_experts", None),
             problem=wrong,
         )
+        self.given: GivenRouting | None = None
+        ready_for_ddp(self)
+        self.register_load_state_dict_post_hook(_follow_experts)  # type: ignore[no-untyped-call,unused-ignore]
 
     def forward(
         self, x: torch.Tensor, keys: torch.Tensor | None = None
@@ -113,8 +121,9 @@ class MoELayer(torch.nn.Module):
         torch.Tensor or Resident
             [..., H]; under ``follow`` a `Resident` of [U, H]: other tokens, with keys.
         """
+        check_owned(self.experts, self.exchange)
         tokens = x.reshape(-1, x.shape[-1])
-        topk_ids, topk_weights = route(self.router, tokens)
+        topk_ids, topk_weights = route(self.router, tokens, self.given)
         if self.exchange.options.residency is Residency.FOLLOW:
             return self.exchange.follow(
                 tokens, topk_ids, topk_weights, self.experts, keys
@@ -147,20 +156,52 @@ class TopKRouter(torch.nn.Module):
         self.num_experts, self.top_k = num_experts, top_k
         self.linear = torch.nn.Linear(hidden_size, num_experts, bias=False)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids int64 [T, K] by falling weight, and weights float32 [T, K]."""
+    def forward(
+        self, x: torch.Tensor, topk_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids int64 [T, K] by falling weight, and weights float32 [T, K].
+
+        With `topk_ids` those are taken, and weighted; ids outside [0, E) weigh nothing.
+        """
         chances = self.linear(x).float().softmax(dim=-1)
-        weights, ids = chances.topk(self.top_k, dim=-1)
-        return ids, weights / weights.sum(dim=-1, keepdim=True)
+        if topk_ids is None:
+            weights, ids = chances.topk(self.top_k, dim=-1)
+            return ids, weights / weights.sum(dim=-1, keepdim=True)
+        inside = (topk_ids >= 0) & (topk_ids < self.num_experts)
+        weights = chances.gather(1, topk_ids.long().masked_fill(~inside, 0))
+        weights = weights.masked_fill(~inside, 0)
+        total = weights.sum(dim=-1, keepdim=True).clamp(min=1e-20)
+        return topk_ids, weights / total
 
 
 @ranged
 def route(
-    router: torch.nn.Module, tokens: torch.Tensor
+    router: torch.nn.Module, tokens: torch.Tensor, given: GivenRouting | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The router, by the name of its range."""
-    ids, weights = router(tokens)
+    """The router, by the name of its range; or what is given instead."""
+    if given is None:
+        ids, weights = router(tokens)
+        return ids, weights
+    if len(given.topk_ids) != len(tokens):
+        raise InvalidTraceError(
+            f"MoELayer: routing was given for {len(given.topk_ids)} tokens, the layer "
+            f"has {len(tokens)}"
+        )
+    if given.topk_weights is not None:
+        return given.topk_ids, given.topk_weights
+    if "topk_ids" not in inspect.signature(router.forward).parameters:
+        raise InvalidTraceError(
+            f"MoELayer: {type(router).__name__} cannot weight given experts: give "
+            f"weights too, or let its forward take topk_ids"
+        )
+    ids, weights = router(tokens, topk_ids=given.topk_ids)
     return ids, weights
+
+
+def _follow_experts(layer: MoELayer, incompatible: object) -> None:  # noqa: ARG001
+    """``load_state_dict(assign=True)`` may have put them on another device."""
+    for parameter in layer.experts.parameters():
+        layer.exchange.go_to(local_share(parameter).device)
 
 
 def wrong_rows(experts: torch.nn.Module, num_slots: int) -> str:
@@ -175,9 +216,9 @@ def wrong_rows(experts: torch.nn.Module, num_slots: int) -> str:
     return ""
 
 
-def local_share(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """The memory of a parameter on this rank: all of it, or a `DTensor`'s part."""
-    tensor: torch.Tensor = parameter.detach()
+def local_share(value: torch.Tensor) -> torch.Tensor:
+    """The memory of a tensor on this rank: all of it, or a `DTensor`'s part."""
+    tensor: torch.Tensor = value.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -6,6 +6,7 @@ Legend: E experts, G ranks, S slots per rank, P = G * S slots.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from moetuner.errors import InvalidPlacementError
-from moetuner.nn.exchange import ATTRIBUTE, Exchange, agree, misfit
-from moetuner.nn.layer import MoELayer, local_share, wrong_rows
+from moetuner.nn.exchange import Exchange, agree, misfit
+from moetuner.nn.layer import local_share, wrong_rows
+from moetuner.nn.optimizer_state import states_of
+from moetuner.nn.placed import Placed, placed_experts, what_adapts
 from moetuner.ops._collectives import group_named
 from moetuner.placement.model import Placement, contiguous_rank_of
 from moetuner.placement.tables import PlacementTables, fingerprint
@@ -25,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-
-Placed = tuple[torch.nn.Module, Exchange]
 
 
 def contiguous_placement(
@@ -42,7 +43,11 @@ def contiguous_placement(
     )
 
 
-def apply_placement(model: torch.nn.Module, placement: Placement) -> Placement:
+def apply_placement(
+    model: torch.nn.Module,
+    placement: Placement,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Placement:
     """Move the expert weights of a model's layers between ranks, once.
 
     Every rank of the group calls this. Rows go straight from the old weight to the new
@@ -57,6 +62,9 @@ def apply_placement(model: torch.nn.Module, placement: Placement) -> Placement:
     placement
         Where experts shall be; for the same ranks, layers and experts. Slots per rank
         may change.
+    optimizer
+        Its state of each expert moves along. Absent: what an optimizer knows of slots
+        stays where it is, for other experts.
 
     Returns
     -------
@@ -67,19 +75,22 @@ def apply_placement(model: torch.nn.Module, placement: Placement) -> Placement:
     ------
     InvalidPlacementError
         On every rank and before anything moves: as for `moetuner.nn.Exchange`, and
-        when weights have gradients, or experts have parameters of submodules or
-        buffers with a row per slot: these would not move along.
+        when weights have gradients, experts have parameters of submodules, adapters
+        around them, or buffers with a row per slot, or the optimizer has state without
+        a row per slot: these would not move along.
 
     Notes
     -----
-    An optimizer's state does not move along either, and cannot be seen from here.
     A weight whose shape stays keeps its memory. Replicas are copies of the slot that
     `PlacementTables` names. Counters begin again.
     """
     layers = placed_layers(model)
     former = layers[0][1].placement
     group = group_named(layers[0][1].group_name)
-    agree(placement, group, _trouble(layers, placement, group))
+    trouble = _trouble(layers, placement, group) or what_adapts(model)
+    states, other = states_of(optimizer, [experts for experts, _ in layers])
+    said = f"optimizer state {sorted({name for s in states.values() for name in s})}"
+    agree(placement, group, trouble or other, said)
     for experts, exchange in layers:
         row = exchange.tables.row_of(exchange.layer)
         old = exchange.placement.slot_experts[row]
@@ -87,12 +98,24 @@ def apply_placement(model: torch.nn.Module, placement: Placement) -> Placement:
         new = placement.slot_experts[exchange.tables.row_of(exchange.layer)]
         source = _sources(old, new, exchange.placement.topology)
         for parameter in experts.parameters(recurse=False):
-            _move(parameter, source, group)
+            for name, state in states.get(parameter, {}).items():
+                moved = _moved(local_share(state), source, group)
+                if not _put(moved, state):
+                    assert optimizer is not None
+                    optimizer.state[parameter][name] = moved
+            moved = _moved(local_share(parameter), source, group)
+            if not _put(moved, parameter):
+                parameter.data = moved
     return former
 
 
 @contextmanager
-def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[None]:
+def logical_order(
+    model: torch.nn.Module,
+    *,
+    whole: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Iterator[None]:
     """Put experts back to where they would be without a placement, for a while.
 
     Every rank of the group enters and leaves this together. Rank r then holds the r-th
@@ -106,7 +129,11 @@ def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[No
         As for `apply_placement`, with the same memory peak.
     whole
         Every rank holds all experts, [E, ...], as a model does that was never spread
-        out: **the memory of the whole model**. It cannot run then, only be read.
+        out: **the memory of the whole model**. It cannot run then, only be read and
+        loaded: what is written there, alike on every rank, is kept.
+    optimizer
+        As for `apply_placement`: its state lies in logical order too; with `whole` it
+        is this rank's block.
 
     Raises
     ------
@@ -118,18 +145,18 @@ def logical_order(model: torch.nn.Module, *, whole: bool = False) -> Iterator[No
     plain = Placement.from_rank_of(
         _logical_rank_of(one), layer_ids=one.layer_ids, topology=one.topology
     )
-    former = apply_placement(model, plain)
-    shares: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    former = apply_placement(model, plain, optimizer)
+    gathered: list[_Gathered] = []
     try:
         if whole:
-            shares = [
-                _gather(p, e) for m, e in layers for p in m.parameters(recurse=False)
-            ]
+            for experts, exchange in layers:
+                for name, parameter in experts.named_parameters(recurse=False):
+                    gathered.append(_gather(experts, name, parameter, exchange))
         yield
     finally:
-        for parameter, share in shares:
-            parameter.data = share
-        apply_placement(model, former)
+        for weight in gathered:
+            weight.cut_down()
+        apply_placement(model, former, optimizer)
 
 
 def _logical_rank_of(placement: Placement) -> NDArray[np.integer[Any]]:
@@ -150,13 +177,8 @@ def placed_layers(model: torch.nn.Module) -> list[Placed]:
     InvalidPlacementError
         When there is none, or their placements differ.
     """
-    found: list[Placed] = []
-    for module in model.modules():
-        if isinstance(module, MoELayer):
-            found.append((module.experts, module.exchange))
-        elif ATTRIBUTE in vars(module):
-            found.append((module, vars(module)[ATTRIBUTE]))
-    found.sort(key=lambda pair: pair[1].layer)
+    found = [placed for _, placed in placed_experts(model)]
+    found.sort(key=lambda placed: placed.exchange.layer)
     if not found:
         raise InvalidPlacementError(
             f"{type(model).__name__} has no layer whose experts were placed: no "
@@ -236,12 +258,11 @@ def _sources(
 
 
 @torch.no_grad()
-def _move(
-    parameter: torch.nn.Parameter, source: NDArray[np.int64], group: dist.ProcessGroup
-) -> None:
-    """Fill this rank's new rows: copies from here, messages from elsewhere."""
+def _moved(
+    share: torch.Tensor, source: NDArray[np.int64], group: dist.ProcessGroup
+) -> torch.Tensor:
+    """New rows of this rank: copies from here, messages from elsewhere."""
     rank, num_ranks = group.rank(), group.size()
-    share = local_share(parameter)
     before, after = len(share), len(source) // num_ranks
     old = share.contiguous()
     new = old.new_zeros(after, *old.shape[1:])
@@ -260,10 +281,17 @@ def _move(
     if messages:
         for work in dist.batch_isend_irecv(messages):
             work.wait()
-    if new.shape == share.shape:
-        share.copy_(new)
-    else:
-        parameter.data = new
+    return new
+
+
+@torch.no_grad()
+def _put(moved: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Into the same memory, where the shape stays."""
+    share = local_share(tensor)
+    if moved.shape != share.shape:
+        return False
+    share.copy_(moved)
+    return True
 
 
 def _message(
@@ -276,9 +304,12 @@ def _message(
 
 @torch.no_grad()
 def _gather(
-    parameter: torch.nn.Parameter, exchange: Exchange
-) -> tuple[torch.nn.Parameter, torch.Tensor]:
-    """Make a parameter whole, [E, ...]; returns it and the share that it was."""
+    module: torch.nn.Module,
+    name: str,
+    parameter: torch.nn.Parameter,
+    exchange: Exchange,
+) -> _Gathered:
+    """Make a parameter whole, [E, ...]."""
     group = group_named(exchange.group_name)
     share = local_share(parameter)
     every = share.new_empty(group.size() * len(share), *share.shape[1:])
@@ -288,4 +319,34 @@ def _gather(
         index = torch.from_numpy(np.flatnonzero(slots >= 0)).to(share.device)
         every = every[index]
     parameter.data = every
-    return parameter, share
+    row = exchange.tables.row_of(exchange.layer)
+    return _Gathered(
+        module=module,
+        name=name,
+        share=share,
+        experts=exchange.tables.local_experts[row],
+        parameter=parameter,
+        version=parameter._version,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Gathered:
+    """A parameter that is whole for a while, and the share that it was."""
+
+    module: torch.nn.Module
+    name: str
+    share: torch.Tensor
+    experts: NDArray[np.int32]
+    parameter: torch.nn.Parameter
+    version: int
+
+    @torch.no_grad()
+    def cut_down(self) -> None:
+        """Back to the share; where something was written since, to that."""
+        whole = self.module.get_parameter(self.name)
+        if whole is not self.parameter or whole._version != self.version:
+            for slot, expert in enumerate(self.experts.tolist()):
+                if expert >= 0:
+                    self.share[slot] = whole[expert]
+        whole.data = self.share.to(whole.device, whole.dtype)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from moetuner.errors import InvalidTraceError
+from moetuner.nn.recompute import recomputing
 from moetuner.trace import Trace, TraceMetadata
 
 if TYPE_CHECKING:
@@ -74,11 +75,15 @@ class Recorder:
     ) -> None:
         """Keep the choices [T, K] of one layer; copied, so both may be reused.
 
+        What activation checkpointing computes again is here already.
+
         Raises
         ------
         InvalidTraceError
             When no step was begun, its tokens are others, or it has the layer already.
         """
+        if recomputing():
+            return
         if not self._steps:
             raise InvalidTraceError("Recorder: add before begin_step")
         step = self._steps[-1]
@@ -89,8 +94,30 @@ class Recorder:
             )
         if layer in step.ids:
             raise InvalidTraceError(f"Recorder: layer {layer} came twice in one step")
-        step.ids[layer] = topk_ids.detach().to(torch.int16, copy=True)
+        ids = topk_ids.detach()
+        outside = (ids < 0) | (ids >= self._num_experts)  # before int16 wraps around
+        step.ids[layer] = ids.masked_fill(outside, -1).to(torch.int16)
         step.weights[layer] = topk_weights.detach().to(torch.float32, copy=True)
+
+    def drop_step(self) -> None:
+        """Forget the last step, which did not end well."""
+        if not self._steps:
+            raise InvalidTraceError("Recorder: drop_step before begin_step")
+        self._steps.pop()
+
+    def forget(self, sequence: NDArray[np.int32], length: NDArray[np.int32]) -> None:
+        """Leave out what sequences [B] had from their length [B] on: it was undone."""
+        if not sequence.size:
+            return
+        limit = np.full(int(sequence.max()) + 1, np.iinfo(np.int32).max, np.int32)
+        limit[sequence] = length
+        for step in self._steps:
+            mine = step.sequence < len(limit)
+            step.kept[mine] &= step.position[mine] < limit[step.sequence[mine]]
+
+    def layers(self) -> set[int]:
+        """Layers that any step has."""
+        return set().union(*(step.ids for step in self._steps))
 
     def trace(self, metadata: TraceMetadata | None = None) -> Trace:
         """What was recorded so far: each token's experts by falling weight.

@@ -15,7 +15,11 @@ from moetuner.ops.dispatch import (  # noqa: E402
     dispatch,
 )
 from moetuner.ops.node_groups import NodeGroups, node_groups  # noqa: E402
-from moetuner.ops.permute import Permuted, permute  # noqa: E402
+from moetuner.ops.permute import (  # noqa: E402
+    Permuted,
+    choices_to_rows,
+    permute,
+)
 from moetuner.ops.transport import (  # noqa: E402
     Transport,
     describe_transport,
@@ -32,6 +36,7 @@ __all__ = [
     "Transport",
     "buffer_nbytes",
     "check_overflow",
+    "choices_to_rows",
     "combine",
     "count_routing",
     "describe_transport",

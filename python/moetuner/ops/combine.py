@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moetuner.ops._devices import same_device
 from moetuner.ops._effects import keep_in_order, teach_inductor
 from moetuner.ops._ranges import ranged
 
@@ -74,6 +75,7 @@ def _fake(
     groups: list[str],
 ) -> torch.Tensor:
     teach_inductor()
+    same_device("combine", rows, **_tables(recv_map, recv_weights, send_maps))
     return rows.new_empty(send_maps[0].shape[0], rows.shape[1])
 
 
@@ -91,9 +93,20 @@ def _fake_dispatch_backward(
     def at_home(grad: torch.Tensor | None) -> torch.Tensor:
         if grad is None:
             return recv_map.new_empty(0)
+        same_device("dispatch_backward", grad, **_tables(recv_map, None, send_maps))
         return grad.new_empty(send_maps[0].shape[0], grad.shape[1])
 
     return at_home(grad_rows), at_home(grad_recv_weights)
+
+
+def _tables(
+    recv_map: torch.Tensor,
+    recv_weights: torch.Tensor | None,
+    send_maps: list[torch.Tensor],
+) -> dict[str, torch.Tensor | None]:
+    """What comes with the rows, by name."""
+    maps = {f"send_maps[{hop}]": each for hop, each in enumerate(send_maps)}
+    return {"recv_map": recv_map, "recv_weights": recv_weights, **maps}
 
 
 @torch.library.register_fake("moetuner::combine_backward")  # type: ignore[untyped-decorator,unused-ignore]
@@ -108,6 +121,8 @@ def _fake_backward(
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     teach_inductor()
+    others = _tables(recv_map, recv_weights, send_maps)
+    same_device("combine_backward", grad_out, rows=rows, **others)
     grad_rows = grad_out.new_empty(num_rows, grad_out.shape[1])
     if rows is None or recv_weights is None:
         return grad_rows, grad_out.new_empty(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from moetuner.ops._devices import same_device
 from moetuner.ops._ranges import ranged
 
 
@@ -43,7 +44,8 @@ def count_routing(
     -----
     Counters are exact on CPU and CUDA and survive CUDA-graph replay. Keep one
     ``[L, E]`` (``[L, E, E]``) tensor for the whole model and pass ``load[layer]``.
-    Activation checkpointing runs a layer's forward pass again, and counts it again.
+    Activation checkpointing runs a layer's forward pass again, and counts it again,
+    unless you ask `moetuner.nn.recomputing`.
 
     Examples
     --------
@@ -67,4 +69,6 @@ def _fake(
     previous_topk_ids: torch.Tensor | None = None,
     transitions: torch.Tensor | None = None,
 ) -> None:
-    """Nothing is returned, so there is no shape to tell."""
+    counters = {"load": load, "coactivation": coactivation, "transitions": transitions}
+    others = {"previous_topk_ids": previous_topk_ids, **counters}
+    same_device("count_routing", topk_ids, **others)

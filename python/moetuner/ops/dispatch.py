@@ -14,6 +14,7 @@ import torch
 
 from moetuner.errors import ExchangeOverflowError
 from moetuner.ops._collectives import group_named
+from moetuner.ops._devices import same_device
 from moetuner.ops._effects import keep_in_order, teach_inductor
 from moetuner.ops._ranges import ranged
 
@@ -316,6 +317,9 @@ def _fake(
     counts: bool = False,
 ) -> list[torch.Tensor]:
     teach_inductor()
+    tables = {"candidates": candidates, "num_candidates": num_candidates}
+    others = {"topk_ids": topk_ids, "topk_weights": topk_weights}
+    same_device("dispatch", x, **others, **tables)
     places = [group_named(name).size() for name in groups]
     num_ranks, passed_on = math.prod(places), places[-1] if len(places) > 1 else 0
     num_tokens, top_k = topk_ids.shape

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from moetuner.ops._devices import same_device
 from moetuner.ops._ranges import ranged
 
 
@@ -25,6 +26,10 @@ class Permuted(NamedTuple):
     row_scales: torch.Tensor | None = None
     """[R, S] of the scales' dtype, where scales were given."""
 
+    def num_dropped(self) -> torch.Tensor:
+        """int64 [], choices that found no row because of ``num_out_tokens``."""
+        return (self.row_map >= len(self.rows)).sum()
+
 
 @ranged
 def permute(
@@ -34,6 +39,7 @@ def permute(
     expert_map: torch.Tensor | None = None,
     alignment: int = 1,
     *,
+    num_out_tokens: int | None = None,
     scales: torch.Tensor | None = None,
     load: torch.Tensor | None = None,
     coactivation: torch.Tensor | None = None,
@@ -56,6 +62,10 @@ def permute(
         lives elsewhere. None: the id itself.
     alignment
         Each expert's rows start at a multiple of this many rows.
+    num_out_tokens
+        The most rows that there may be: choices whose rows stand behind are dropped,
+        those of the last experts first. Their entries of ``row_map`` are R or more,
+        which `unpermute` leaves out, and ``Permuted.num_dropped`` counts them.
     scales
         [T, S], contiguous, any dtype: copied to `row_scales` as x is to `rows`.
     load, coactivation, previous_topk_ids, transitions
@@ -98,8 +108,12 @@ def permute(
         raise ValueError(
             "permute: coactivation and transitions are counted beside load, got no load"
         )
+    if num_out_tokens is not None and num_out_tokens < 0:
+        raise ValueError(
+            f"permute: num_out_tokens must not be negative, got {num_out_tokens}"
+        )
     if scales is None and load is None:
-        return Permuted(*ops.default(*routing))
+        return _limited(Permuted(*ops.default(*routing)), num_out_tokens)
     counters = {
         "load": load,
         "coactivation": coactivation,
@@ -107,8 +121,58 @@ def permute(
         "transitions": transitions,
     }
     if scales is None:
-        return Permuted(*ops.counted(*routing, **counters))
-    return Permuted(*ops.scaled(*routing, scales=scales, **counters))
+        return _limited(Permuted(*ops.counted(*routing, **counters)), num_out_tokens)
+    found = Permuted(*ops.scaled(*routing, scales=scales, **counters))
+    return _limited(found, num_out_tokens)
+
+
+def _limited(found: Permuted, limit: int | None) -> Permuted:
+    """The first rows alone."""
+    if limit is None:
+        return found
+    scales = None if found.row_scales is None else found.row_scales[:limit]
+    ends = found.end_offsets.clamp(max=limit)
+    return Permuted(found.rows[:limit], found.row_map, ends, scales)
+
+
+def choices_to_rows(
+    values: torch.Tensor, row_map: torch.Tensor, num_rows: int
+) -> torch.Tensor:
+    """Give each row what belongs to its choice, as its probability.
+
+    Parameters
+    ----------
+    values
+        [T, K], any dtype.
+    row_map
+        int32 [T, K], from `permute`; entries outside [0, R) have no row.
+    num_rows
+        R.
+
+    Returns
+    -------
+    torch.Tensor
+        [R]; 0 for rows without a token. Differentiable in values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from moetuner.ops import choices_to_rows, permute
+    >>> ids = torch.tensor([[0, 2], [2, 1]])
+    >>> found = permute(torch.ones(2, 1), ids, num_experts=3)
+    >>> weights = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
+    >>> choices_to_rows(weights, found.row_map, len(found.rows)).tolist()
+    [0.75, 0.5, 0.25, 0.5]
+    """
+    if values.shape != row_map.shape:
+        raise ValueError(
+            f"choices_to_rows: values must be {list(row_map.shape)} like row_map, got "
+            f"{list(values.shape)}"
+        )
+    outside = (row_map < 0) | (row_map >= num_rows)
+    place = row_map.masked_fill(outside, num_rows).flatten().long()
+    rows = values.new_zeros(num_rows + 1)  # one more for those that have none
+    return rows.scatter(0, place, values.flatten())[:num_rows]
 
 
 def _static_rows(topk_ids: torch.Tensor, num_experts: int, alignment: int) -> int:
@@ -127,6 +191,7 @@ def _fake(
     expert_map: torch.Tensor | None = None,
     alignment: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    same_device("permute", x, topk_ids=topk_ids, expert_map=expert_map)
     num_rows = _static_rows(topk_ids, num_experts, alignment)
     return (
         x.new_empty(num_rows, x.shape[1]),
@@ -142,8 +207,9 @@ def _fake_counted(
     num_experts: int,
     expert_map: torch.Tensor | None = None,
     alignment: int = 1,
-    **_counters: torch.Tensor | None,
+    **counters: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    same_device("permute", x, **counters)
     return _fake(x, topk_ids, num_experts, expert_map, alignment)  # type: ignore[no-any-return,unused-ignore]
 
 
@@ -156,8 +222,9 @@ def _fake_scaled(
     alignment: int = 1,
     *,
     scales: torch.Tensor,
-    **_counters: torch.Tensor | None,
+    **counters: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    same_device("permute", x, scales=scales, **counters)
     rows, row_map, end_offsets = _fake(x, topk_ids, num_experts, expert_map, alignment)
     row_scales = scales.new_empty(rows.shape[0], scales.shape[1])
     return rows, row_map, end_offsets, row_scales

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from moetuner.ops._devices import same_device
 from moetuner.ops._ranges import ranged
 
 
@@ -65,6 +66,7 @@ def _fake(
     weights: torch.Tensor | None = None,
     num_tokens: int | None = None,
 ) -> torch.Tensor:
+    same_device("unpermute", rows, row_map=row_map, weights=weights)
     return rows.new_empty(row_map.shape[0], rows.shape[1])
 
 
@@ -76,6 +78,8 @@ def _fake_backward(
     weights: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    others = {"row_map": row_map, "weights": weights, "rows": rows}
+    same_device("unpermute_backward", grad_out, **others)
     grad_rows = grad_out.new_empty(num_rows, grad_out.shape[1])
     if rows is None or weights is None:
         return grad_rows, grad_out.new_empty(0)

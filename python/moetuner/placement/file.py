@@ -45,7 +45,9 @@ _PROVENANCE: dict[str, type | tuple[type, ...]] = {
     "status": str,
     "seconds": _NUMBER,
     "trace_sha256": str,
+    "other_traces": list,
     "options": dict,
+    "versions": dict,
 }
 _PROGRESS: dict[str, type | tuple[type, ...]] = {
     "stage": str,
@@ -242,6 +244,9 @@ def _provenance(content: dict[str, Any]) -> Provenance:
     kept = {key: given[key] for key in _PROVENANCE if key in given}
     for key, value in kept.items():
         _check_type(f"provenance {key!r}", value, _PROVENANCE[key])
+    kept["other_traces"] = tuple(kept.get("other_traces", ()))
+    for value in (*kept["other_traces"], *kept.get("versions", {}).values()):
+        _check_type("provenance 'other_traces' and 'versions' hold", value, str)
     progress = _progress(content.get("progress", []))
     return Provenance(model=content.get("model", ""), progress=progress, **kept)
 

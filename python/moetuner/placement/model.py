@@ -6,6 +6,7 @@ Slot p lives on rank ``p // S``; every rank has the same number of slots.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,14 @@ class Provenance:
     status: str = ""
     seconds: float | None = None
     trace_sha256: str = ""
+    other_traces: tuple[str, ...] = ()
+    """SHA-256 of every other trace that the plan is for."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """All that was asked for, as plain values.
+
+    `moetuner.planning.provenance.options_of` makes `PlanOptions` of them again."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the packages that decide what comes out."""
     progress: tuple[ProgressPoint, ...] = ()
     """How incumbent and bound came together, in the order of time."""
 
@@ -196,6 +204,18 @@ class Placement:
         """Whether any expert has more than one slot in a layer."""
         filled = (self.slot_experts != EMPTY).sum(axis=1)
         return bool((filled > self.num_experts).any())
+
+    def sha256(self) -> str:
+        """Hash of what sits where (slots, layers, experts, topology), hexadecimal.
+
+        Equal for the same placement, however it came about.
+        """
+        topology = self.topology
+        sizes = (self.num_experts, topology.num_ranks, topology.ranks_per_node)
+        digest = hashlib.sha256(f"{sizes} {self.slot_experts.shape}".encode())
+        digest.update(self.layer_ids.astype("<i4").tobytes())
+        digest.update(self.slot_experts.astype("<i4").tobytes())
+        return digest.hexdigest()
 
     def rank_sizes(self) -> NDArray[np.int64]:
         """Filled slots of each rank, int64 [L, G]."""

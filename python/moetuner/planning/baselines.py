@@ -18,9 +18,7 @@ from moetuner.solver import Solution, SolverOptions, get_solver
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from moetuner.evaluation.evaluate import Draws
     from moetuner.problem import PlacementProblem
 
 REFERENCE = "contiguous"
@@ -64,7 +62,7 @@ class SolvedBaselines:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rival:
-    """The baseline with the least modelled time, known only after scoring."""
+    """The baseline with the fastest mean batch, known only after scoring."""
 
     name: str
     gain: GainInterval | None
@@ -106,17 +104,17 @@ def solve_baselines(
     return SolvedBaselines(solutions=solutions, left_out=left_out)
 
 
-def best_rival(result: str, seconds: Mapping[str, NDArray[np.float64]]) -> Rival | None:
-    """The best baseline that is not the `result` itself.
+def best_rival(result: str, draws: Mapping[str, Draws]) -> Rival | None:
+    """The baseline with the fastest mean batch that is not the `result` itself.
 
-    ``seconds`` are paired bootstrap times by name, float64 [1 + samples] each. None
-    when they are unknown.
+    ``draws`` are paired; None when their times are unknown.
     """
-    others = [n for n in BASELINES if n != result and seconds.get(n, [0.0])[0] > 0]
+    times = {name: float(each.seconds[0]) for name, each in draws.items()}
+    others = [n for n in BASELINES if n != result and times.get(n, 0.0) > 0]
     if not others:
         return None
-    best = min(others, key=lambda name: seconds[name][0])
-    return Rival(name=best, gain=paired_gain(seconds[best], seconds[result]))
+    best = min(others, key=times.__getitem__)
+    return Rival(name=best, gain=paired_gain(draws[best], draws[result]))
 
 
 def _names(problem: PlacementProblem, wanted: Baselines) -> tuple[str, ...]:

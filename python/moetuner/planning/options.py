@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moetuner._checks import is_number, one_of
 from moetuner.errors import InvalidProblemError
@@ -16,32 +16,63 @@ from moetuner.evaluation.workload import (
 )
 from moetuner.planning.baselines import Baselines
 from moetuner.solver import SolverOptions
-from moetuner.solver.joint.profiles import Favour
 
 if TYPE_CHECKING:
     from moetuner.placement.model import Placement
-    from moetuner.planning.request_homes import RequestHomes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pricing:
+    """What placements are scored with.
+
+    Parameters
+    ----------
+    cost
+        Machine, model shape, wire and homes.
+    batch_tokens, batch_kind
+        Batches, see `moetuner.evaluation.workload.Workload`.
+    """
+
+    cost: CostModel = field(default_factory=CostModel)
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    batch_kind: BatchKind = BatchKind.SEQUENCES
+
+    def words(self) -> tuple[str, ...]:
+        """Part by part, for people."""
+        cost = self.cost
+        speeds = ",".join(f"{speed:g}" for speed in cost.rank_speeds) or "alike"
+        return (
+            f"wire {cost.wire.value}",
+            f"homes {cost.homes.value}",
+            f"hardware {cost.hardware.name}",
+            f"rank speeds {speeds}",
+            f"experts of {cost.shape.hidden_size} x {cost.shape.expert_hidden_size}",
+            f"batches of about {self.batch_tokens:,} tokens ({self.batch_kind.value})"
+            if self.batch_tokens
+            else "all tokens as one batch",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanOptions:
-    """What `plan_trace` is asked.
+    """What `plan_trace` is asked; the whole of it goes into the placement's file.
 
     Parameters
     ----------
     solver
         Name in `moetuner.solver.SOLVERS`.
+    config
+        The solver's own options, `moetuner.solver.joint.config.JointConfig` say; None
+        means its defaults.
     solver_options
         Time limit, seed, threads.
     cost
         Machine, model shape, wire and homes that placements are scored with.
     slots_per_rank
-        Slots per rank and layer; 0 means just enough, or those of ``stay`` where that
-        holds replicas.
-    equal_slots, memory_slack
-        Of the solver ``ilp1`` alone, see `moetuner.solver.programs.ilp1.Ilp1Config`.
+        Slots per rank and layer; 0 means just enough, or those of the placement in
+        use where that holds replicas.
     plan_fraction
-        Share of the tokens to plan on; the rest scores.
+        Share of the tokens to plan on; the rest scores. 1 holds nothing out.
     batch_tokens, batch_kind
         Batches that are planned for and scored, see
         `moetuner.evaluation.workload.Workload`.
@@ -50,11 +81,6 @@ class PlanOptions:
         alone counts, see `moetuner.evaluation.workload.Workload`.
     baselines
         What stands beside the result, see `moetuner.planning.baselines.Baselines`.
-    request_homes
-        A second stage that gives each sequence of the first recording a rank, scored
-        apart; see `moetuner.planning.request_homes`.
-    favour, copy_weight, stay, move_seconds
-        Of the solver ``joint`` alone, see `moetuner.solver.joint.solver.JointConfig`.
     prove_seconds
         For a lower bound of the modelled time, see `moetuner.bounds.certify`, where the
         solver minimises that and has no bound of its own; 0 leaves it out.
@@ -62,27 +88,20 @@ class PlanOptions:
     Raises
     ------
     InvalidProblemError
-        When the time limit is not finite, the fraction not in (0, 1), or
-        ``memory_slack`` is given for equal slots.
+        When the time limit is not finite, or the fraction not in (0, 1].
     """
 
     solver: str = "joint"
+    config: Any = None
     solver_options: SolverOptions = field(default_factory=SolverOptions)
     cost: CostModel = field(default_factory=CostModel)
     slots_per_rank: int = 0
-    equal_slots: bool = True
-    memory_slack: int | None = None
     plan_fraction: float = 0.5
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     batch_kind: BatchKind = BatchKind.SEQUENCES
     weights: tuple[float, ...] = ()
     worst_case: bool = False
     baselines: Baselines = Baselines.QUICK
-    request_homes: RequestHomes | None = None
-    favour: Favour = Favour.TIME
-    copy_weight: float = 1.0
-    stay: Placement | None = None
-    move_seconds: float = 0.0
     prove_seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -91,21 +110,7 @@ class PlanOptions:
         object.__setattr__(self, "batch_kind", kind)
         baselines = one_of(Baselines, self.baselines, "PlanOptions: baselines")
         object.__setattr__(self, "baselines", baselines)
-        favour = one_of(Favour, self.favour, "PlanOptions: favour")
-        object.__setattr__(self, "favour", favour)
-        if self.solver != "joint" and (self.stay or favour is not Favour.TIME):
-            raise InvalidProblemError(
-                f"PlanOptions: favour and stay are for the solver joint, got "
-                f"{self.solver}"
-            )
-        if self.copy_weight != 1 and favour is not Favour.COPIES:
-            raise InvalidProblemError(
-                f"PlanOptions: copy_weight is for favour=copies, got {favour.value}"
-            )
-        if not is_number(self.move_seconds) or not 0 <= self.move_seconds < math.inf:
-            raise InvalidProblemError(
-                f"PlanOptions: move_seconds must be >= 0 s, got {self.move_seconds!r}"
-            )
+        object.__setattr__(self, "weights", tuple(self.weights))
         if not is_number(self.prove_seconds) or not 0 <= self.prove_seconds < math.inf:
             raise InvalidProblemError(
                 f"PlanOptions: prove_seconds must be >= 0 s, got {self.prove_seconds!r}"
@@ -115,18 +120,21 @@ class PlanOptions:
                 f"PlanOptions: time_limit must be finite, got "
                 f"{self.solver_options.time_limit}"
             )
-        if not self.equal_slots and self.solver != "ilp1":
+        if not is_number(self.plan_fraction) or not 0 < self.plan_fraction <= 1:
             raise InvalidProblemError(
-                f"PlanOptions: equal_slots=False (--free-sizes) is for the solver "
-                f"ilp1, got {self.solver}"
+                f"PlanOptions: plan_fraction must be in (0, 1], got "
+                f"{self.plan_fraction!r}"
             )
-        if self.memory_slack is not None and self.equal_slots:
-            raise InvalidProblemError(
-                "PlanOptions: memory_slack is about free cluster sizes; it needs "
-                "equal_slots=False (--free-sizes)"
-            )
-        if not 0 < self.plan_fraction < 1:
-            raise InvalidProblemError(
-                f"PlanOptions: plan_fraction must be in (0, 1), got "
-                f"{self.plan_fraction}"
-            )
+
+    @property
+    def pricing(self) -> Pricing:
+        """What placements are scored with."""
+        return Pricing(
+            cost=self.cost, batch_tokens=self.batch_tokens, batch_kind=self.batch_kind
+        )
+
+    @property
+    def stay(self) -> Placement | None:
+        """The placement in use that the solver starts from, where it was told one."""
+        stay: Placement | None = getattr(self.config, "stay", None)
+        return stay

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from moetuner._core import Rows
 from moetuner.bounds import certify
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
     MissingStatisticsError,
 )
-from moetuner.evaluation.cost import CostModel, Wire
-from moetuner.evaluation.evaluate import Evaluation, GainInterval, evaluate
-from moetuner.planning.baselines import REFERENCE, Baselines, Rival, solve_baselines
+from moetuner.evaluation.evaluate import evaluate
+from moetuner.planning.baselines import REFERENCE, Baselines, solve_baselines, solver_of
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.progress import History
-from moetuner.planning.provenance import baseline_options, with_source
+from moetuner.planning.provenance import with_source
 from moetuner.planning.recordings import (
-    Domain,
-    Overall,
-    num_tokens,
-    score_domain,
     score_overall,
-    score_plans,
-    split_all,
+    split_recordings,
     workload_of,
 )
-from moetuner.planning.request_homes import ScoredHomes, check_sequences, score_homes
+from moetuner.planning.scores import score_placements
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import (
     ProgressEvent,
     Solution,
-    Solver,
     SolveStatus,
     Stage,
     get_solver,
 )
-from moetuner.solver.joint.config import JointConfig
-from moetuner.solver.programs.ilp1 import Ilp1Config
 from moetuner.trace import CountTrace, Trace, read_trace
 
 if TYPE_CHECKING:
@@ -47,67 +39,9 @@ if TYPE_CHECKING:
 
     from moetuner.placement.model import Placement
     from moetuner.placement.topology import Topology
+    from moetuner.planning.recordings import Recording
+    from moetuner.planning.scores import Comparison
     from moetuner.solver import ProgressCallback
-    from moetuner.trace.split import Split
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Candidate:
-    """One placement, how it came about, and its score on the held-out part."""
-
-    name: str
-    solution: Solution
-    evaluation: Evaluation
-    gain: GainInterval | None
-    """Gain in modelled time over contiguous blocks; None for those themselves, or
-    when the held-out part is a single sequence."""
-
-    @property
-    def placement(self) -> Placement:
-        """The placement itself."""
-        return self.solution.placement
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class PlanReport:
-    """Baselines and the result, scored on tokens that none of them was planned on."""
-
-    candidates: tuple[Candidate, ...]
-    options: PlanOptions
-    topology: Topology
-    plan_tokens: int
-    """Of the first recording, as are the scored ones."""
-    score_tokens: int
-    rival: Rival | None = None
-    """The best baseline on the held-out part of the first recording."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Baselines that cannot answer this problem, and why."""
-    domains: tuple[Domain, ...] = ()
-    """Every recording after the first."""
-    overall: Overall | None = None
-    """All recordings together, where there are several."""
-    request_homes: ScoredHomes | None = None
-    """Of the result on the first recording, where it was asked for."""
-
-    @property
-    def result(self) -> Candidate:
-        """The placement of the solver that was asked for."""
-        return next(c for c in self.candidates if c.name == self.options.solver)
-
-    @property
-    def baseline(self) -> Candidate:
-        """Contiguous blocks: the first candidate."""
-        return self.candidates[0]
-
-    @property
-    def held_out(self) -> bool:
-        """Whether the result was scored on tokens that it was not planned on."""
-        return True
-
-    @property
-    def cost(self) -> CostModel:
-        """What the scores are priced with."""
-        return self.options.cost
 
 
 def demo_trace() -> Trace:
@@ -130,12 +64,13 @@ def plan_trace(
     others: Sequence[Trace | CountTrace] = (),
     progress: ProgressCallback | None = None,
     on_solved: Callable[[Placement], None] | None = None,
-) -> PlanReport:
+) -> Comparison:
     """Split `trace`, solve on one part, score everything on the other.
 
     With `others`, recordings of the same model, the plan is for all of them: each is
     split alike, and the objective counts them as ``options`` says. Candidates are
-    scored on what is held out of `trace`, and `PlanReport.domains` on each other one's.
+    scored on what is held out of `trace`, and in `Comparison.others` on each other
+    one's.
 
     `on_solved` gets the result's placement before the scoring begins, so that it can
     be kept whatever happens later.
@@ -151,30 +86,27 @@ def plan_trace(
     MissingStatisticsError
         When the solver or the wire needs more than a count-only source has.
     """
-    traces = (trace, *others)
-    _check_asked(traces, options)
-    if options.stay is not None and options.stay.has_replicas:
-        slots = options.slots_per_rank or options.stay.slots_per_rank
-        options = replace(options, slots_per_rank=slots)
-    solver = _solver_of(options)
-    splits = split_all(traces, options)
+    _check_asked((trace, *others), options)
+    solver = get_solver(options.solver, options.config)
+    seed = options.solver_options.seed
+    recordings = split_recordings((trace, *others), options.plan_fraction, seed)
     problem = PlacementProblem.from_workload(
-        workload_of(splits, options),
+        workload_of(recordings, options),
         topology,
         objective=solver.objectives[0],
-        slots_per_rank=options.slots_per_rank,
+        slots_per_rank=_slots_asked(options),
     )
+    options = replace(options, slots_per_rank=problem.slots_per_rank)
     if options.stay is not None:
         _check_stay(problem, options.stay)
     # What cannot be scored (no recorded homes, say) shows before a long solve.
     blocks = solve_baselines(problem, Baselines.NONE, options.solver_options)
-    for each in splits:
+    for each in recordings:
         evaluate(each.score, blocks.solutions[REFERENCE].placement, options.cost)
     # Then the asked-for solver: it may refuse, and nothing else is worth waiting.
-    model, sha256s = trace.metadata.model, [each.sha256() for each in traces]
     history = History(forward=progress)
     result = solver.solve(problem, options.solver_options, progress=history)
-    result = with_source(result, model, sha256s, options, history.points())
+    result = with_source(result, recordings, options, history.points())
     if on_solved is not None:
         on_solved(result.placement)
     interrupted = result.status is SolveStatus.INTERRUPTED
@@ -187,87 +119,63 @@ def plan_trace(
         hurry=interrupted,
     )
     solutions = {
-        name: with_source(solution, model, sha256s, baseline_options(options, name))
+        name: with_source(
+            solution, recordings, replace(options, solver=solver_of(name), config=None)
+        )
         for name, solution in baselines.solutions.items()
     }
     solutions[options.solver] = result
     if options.solver == REFERENCE:  # gains are measured against the first
         solutions = {REFERENCE: result, **solutions}
-    return _report(traces, splits, solutions, baselines.left_out, topology, options)
+    return _score(recordings, solutions, baselines.left_out, options)
 
 
-def _report(
-    traces: Sequence[Trace | CountTrace],
-    splits: Sequence[Split],
+def _score(
+    recordings: Sequence[Recording],
     solutions: Mapping[str, Solution],
     left_out: Mapping[str, str],
-    topology: Topology,
     options: PlanOptions,
-) -> PlanReport:
-    """Score all solutions on what is held out of each trace."""
-    split = splits[0]
-    placements = {name: each.placement for name, each in solutions.items()}
-    scores = score_plans(split, placements, options)
-    candidates = tuple(
-        Candidate(
-            name=name,
-            solution=solution,
-            evaluation=scores.evaluations[name],
-            gain=scores.gains[name],
+) -> Comparison:
+    """Score all solutions on what is held out of each recording."""
+    first, *others = (
+        score_placements(
+            recording,
+            {name: each.placement for name, each in solutions.items()},
+            options.pricing,
+            result=options.solver,
+            seed=options.solver_options.seed,
+            solutions=solutions,
+            left_out=left_out,
         )
-        for name, solution in solutions.items()
+        for recording in recordings
     )
-    domains = tuple(
-        score_domain(number, each, part, placements, options)
-        for number, (each, part) in enumerate(
-            zip(traces[1:], splits[1:], strict=True), start=2
-        )
-    )
-    parts = [scores.evaluations, *(domain.evaluations for domain in domains)]
-    return PlanReport(
-        candidates=candidates,
-        options=options,
-        topology=topology,
-        plan_tokens=num_tokens(split.plan),
-        score_tokens=num_tokens(split.score),
-        rival=scores.rival,
-        left_out=left_out,
-        domains=domains,
-        overall=score_overall(parts, options) if domains else None,
-        request_homes=_score_homes(split.score, placements[options.solver], options),
-    )
+    if not others:
+        return first
+    overall = score_overall((first, *others), options)
+    return replace(first, others=tuple(others), overall=overall)
 
 
 def _check_asked(traces: Sequence[Trace | CountTrace], options: PlanOptions) -> None:
     """Refuse options that the traces cannot answer."""
-    trace = traces[0]
     counted = any(isinstance(each, CountTrace) for each in traces)
-    if counted and options.cost.wire is not Wire.ALLGATHER:
+    if counted and options.cost.wire.rules.rows is not Rows.TO_ALL:
         raise MissingStatisticsError(
             f"plan: wire={options.cost.wire.value} needs the experts of each token; "
             f"this source only counted loads, so only wire=allgather can be scored"
         )
-    if options.slots_per_rank > trace.num_experts:
+    num_experts = traces[0].num_experts
+    if options.slots_per_rank > num_experts:
         raise InvalidProblemError(
-            f"plan: slots_per_rank must be 0..{trace.num_experts}, the number of "
-            f"experts, got {options.slots_per_rank}"
+            f"plan: slots_per_rank must be 0..{num_experts}, the number of experts, "
+            f"got {options.slots_per_rank}"
         )
-    if options.request_homes is not None:
-        check_sequences(trace, options.batch_kind)
 
 
-def _score_homes(
-    trace: Trace | CountTrace, placement: Placement, options: PlanOptions
-) -> ScoredHomes | None:
-    if options.request_homes is None:
-        return None
-    return score_homes(
-        trace,
-        placement,
-        options.cost,
-        options.request_homes,
-        batch_tokens=options.batch_tokens,
-    )
+def _slots_asked(options: PlanOptions) -> int:
+    """What is asked for, else what a placement in use with replicas has; 0: least."""
+    if not options.slots_per_rank and options.stay and options.stay.has_replicas:
+        return options.stay.slots_per_rank
+    return options.slots_per_rank
 
 
 def _check_stay(problem: PlacementProblem, stay: Placement) -> None:
@@ -275,24 +183,8 @@ def _check_stay(problem: PlacementProblem, stay: Placement) -> None:
         problem.check(stay)
     except InvalidPlacementError as error:
         raise InvalidPlacementError(
-            f"plan: stay (--from), the placement in use: {error}"
+            f"plan: stay, the placement in use: {error}"
         ) from error
-
-
-def _solver_of(options: PlanOptions) -> Solver:
-    config: object = None
-    if options.solver == "joint":
-        config = JointConfig(
-            favour=options.favour,
-            copy_weight=options.copy_weight,
-            stay=options.stay,
-            move_seconds=options.move_seconds,
-        )
-    elif options.solver == "ilp1":
-        config = Ilp1Config(
-            free_sizes=not options.equal_slots, memory_slack=options.memory_slack
-        )
-    return get_solver(options.solver, config)
 
 
 def _proven(

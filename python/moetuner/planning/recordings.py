@@ -1,6 +1,6 @@
-"""Several recordings of one model, for a plan that is good for all of them.
+"""Recordings of one model, each hashed once and split once.
 
-Each is split like the first: planned on one part, scored on the other.
+One part is planned on, the other is scored.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ import numpy as np
 from moetuner.errors import InvalidTraceError
 from moetuner.evaluation.workload import Workload
 from moetuner.planning.baselines import BASELINES
-from moetuner.planning.scores import score_placements
 from moetuner.trace import CountTrace, Trace, split_by_sequence
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from moetuner.evaluation.evaluate import Evaluation, GainInterval
-    from moetuner.placement.model import Placement
-    from moetuner.planning.baselines import Rival
     from moetuner.planning.options import PlanOptions
-    from moetuner.planning.scores import Scores
-    from moetuner.trace.split import Split
+    from moetuner.planning.scores import Comparison
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Domain:
-    """Scores on the held-out part of one more recording."""
+class Recording:
+    """One trace in two parts."""
 
     name: str
-    trace_sha256: str
-    plan_tokens: int
-    score_tokens: int
-    evaluations: dict[str, Evaluation]
-    """Of each candidate of the plan, by name; contiguous blocks first."""
-    gain: GainInterval | None
-    """Of the result over contiguous blocks, as `Scores` has it."""
-    rival: Rival | None
+    sha256: str
+    """Of the whole trace."""
+    plan: Trace | CountTrace | None
+    """The planning part; None when nothing was planned on this trace."""
+    score: Trace | CountTrace
+    """The held-out part; all of it when nothing was planned on this trace."""
+    in_sample: bool = False
+    """Whether nothing could be held out: both parts are the whole trace."""
+
+    @property
+    def plan_tokens(self) -> int:
+        """Tokens of the planning part."""
+        return 0 if self.plan is None else num_tokens(self.plan)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,35 +54,44 @@ class Overall:
     """Of the result over that one."""
 
 
-def split_all(
-    traces: Sequence[Trace | CountTrace], options: PlanOptions
-) -> tuple[Split, ...]:
-    """Each recording's planning and held-out part.
+def split_recordings(
+    traces: Sequence[Trace | CountTrace], fraction: float, seed: int
+) -> tuple[Recording, ...]:
+    """Each trace's planning and held-out part.
 
     Raises
     ------
     InvalidTraceError
-        When one cannot be split, or a part of it routes no token.
+        When a part of one routes no token.
     """
-    splits = tuple(
-        split_by_sequence(trace, options.plan_fraction, options.solver_options.seed)
-        for trace in traces
-    )
-    for number, split in enumerate(splits, start=1):
-        for name, part in (("planning", split.plan), ("held-out", split.score)):
-            if not num_choices(part):
-                which = f" of trace {number}" if len(splits) > 1 else ""
+    found = []
+    for number, trace in enumerate(traces, start=1):
+        split = split_by_sequence(trace, fraction, seed)
+        for part, tokens in (("planning", split.plan), ("held-out", split.score)):
+            if not num_choices(tokens):
+                which = f" of trace {number}" if len(traces) > 1 else ""
                 raise InvalidTraceError(
-                    f"plan: no token of the {name} part{which} chose an expert (all "
+                    f"plan: no token of the {part} part{which} chose an expert (all "
                     f"padding); record more, or change --split or --seed"
                 )
-    return splits
+        about = trace.metadata.dataset or trace.metadata.source
+        name = f"trace {number} ({about})" if about else f"trace {number}"
+        found.append(
+            Recording(
+                name=name,
+                sha256=trace.sha256(),
+                plan=split.plan,
+                score=split.score,
+                in_sample=not split.held_out,
+            )
+        )
+    return tuple(found)
 
 
-def workload_of(splits: Sequence[Split], options: PlanOptions) -> Workload:
+def workload_of(recordings: Sequence[Recording], options: PlanOptions) -> Workload:
     """The batches of all planning parts, counted as the options say."""
     return Workload(
-        traces=tuple(split.plan for split in splits),
+        traces=tuple(each.plan for each in recordings if each.plan is not None),
         cost=options.cost,
         batch_tokens=options.batch_tokens,
         batch_kind=options.batch_kind,
@@ -91,65 +100,28 @@ def workload_of(splits: Sequence[Split], options: PlanOptions) -> Workload:
     )
 
 
-def score_plans(
-    split: Split, placements: Mapping[str, Placement], options: PlanOptions
-) -> Scores:
-    """Scores of all placements on what is held out of one recording."""
-    return score_placements(
-        split.score,
-        placements,
-        options.cost,
-        result=options.solver,
-        seed=options.solver_options.seed,
-        batch_tokens=options.batch_tokens,
-        batch_kind=options.batch_kind,
-    )
-
-
-def score_domain(
-    number: int,
-    trace: Trace | CountTrace,
-    split: Split,
-    placements: Mapping[str, Placement],
-    options: PlanOptions,
-) -> Domain:
-    """Scores of all placements on what is held out of trace `number`."""
-    about = trace.metadata.dataset or trace.metadata.source
-    scores = score_plans(split, placements, options)
-    return Domain(
-        name=f"trace {number} ({about})" if about else f"trace {number}",
-        trace_sha256=trace.sha256(),
-        plan_tokens=num_tokens(split.plan),
-        score_tokens=num_tokens(split.score),
-        evaluations=scores.evaluations,
-        gain=scores.gains[options.solver],
-        rival=scores.rival,
-    )
-
-
-def score_overall(
-    parts: Sequence[Mapping[str, Evaluation]], options: PlanOptions
-) -> Overall:
-    """What the plan is for: held-out batches of all recordings together.
-
-    `parts` are scores by name for each recording, contiguous blocks first.
-    """
-    weights = options.weights or (1.0,) * len(parts)
-
-    def seconds(name: str) -> float:
-        means = [part[name].batch_seconds_mean for part in parts]
-        if options.worst_case:
-            return max(means)
-        return float(np.dot(means, weights)) / sum(weights)
-
-    times = {name: seconds(name) for name in parts[0]}
-    result = times[options.solver]
-    others = [name for name in BASELINES if name in times and name != options.solver]
-    rival = min(others, key=times.__getitem__, default="")
+def score_overall(comparisons: Sequence[Comparison], options: PlanOptions) -> Overall:
+    """What the plan is for: held-out batches of all recordings together."""
+    weights = options.weights or (1.0,) * len(comparisons)
+    means = {
+        scored.name: [
+            each.candidates[place].evaluation.batch_seconds_mean for each in comparisons
+        ]
+        for place, scored in enumerate(comparisons[0].candidates)
+    }
+    times = {
+        name: max(own)
+        if options.worst_case
+        else float(np.dot(own, weights)) / sum(weights)
+        for name, own in means.items()
+    }
+    name = comparisons[0].result.name
+    rivals = [each for each in BASELINES if each in times and each != name]
+    rival = min(rivals, key=times.__getitem__, default="")
     return Overall(
-        gain=1 - result / next(iter(times.values())),
+        gain=1 - times[name] / next(iter(times.values())),
         rival=rival,
-        rival_gain=1 - result / times[rival] if rival else 0.0,
+        rival_gain=1 - times[name] / times[rival] if rival else 0.0,
     )
 
 

@@ -1,71 +1,176 @@
-"""Placements beside each other on the same tokens."""
+"""Placements on the same tokens: the one result of plans and of files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from moetuner.evaluation.evaluate import (
-    Evaluation,
-    GainInterval,
-    bootstrap_seconds,
-    evaluate,
-    paired_gain,
-)
-from moetuner.planning.baselines import Rival, best_rival
+from moetuner.evaluation.evaluate import draw_batches, evaluate, paired_gain
+from moetuner.planning.baselines import PLANNED_ON_NOTHING, best_rival
+from moetuner.trace.statistics import RoutingStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moetuner.evaluation.cost import CostModel
-    from moetuner.evaluation.workload import BatchKind
+    from moetuner.evaluation.evaluate import Evaluation, GainInterval
     from moetuner.placement.model import Placement
+    from moetuner.placement.topology import Topology
+    from moetuner.planning.baselines import Rival
+    from moetuner.planning.options import Pricing
+    from moetuner.planning.recordings import Overall, Recording
+    from moetuner.solver import Solution
     from moetuner.trace import CountTrace, Trace
+    from moetuner.trace.model import TraceMetadata
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Scores:
-    """Scores of placements by name; the first is what gains are measured against."""
+class Scored:
+    """One placement with its score, and how it came about where that is known."""
 
-    evaluations: dict[str, Evaluation]
-    gains: dict[str, GainInterval | None]
-    """In modelled time over the first; None for that one itself, or when the tokens
-    are of a single sequence."""
-    rival: Rival | None
-    """The best baseline beside the result; None without one, or without intervals."""
+    name: str
+    placement: Placement
+    evaluation: Evaluation
+    gain: GainInterval | None
+    """Gain in the mean batch over the baseline; None for the baseline itself, or when
+    the tokens are of a single sequence."""
+    solution: Solution | None = None
+    """What its solver claims; None of a placement that was read from a file."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """Placements of one model on one machine, scored on the same tokens."""
+
+    name: str
+    """Of the recording that is scored."""
+    candidates: tuple[Scored, ...]
+    """The first is the baseline of every gain."""
+    result: Scored
+    cost: CostModel
+    scored: Trace | CountTrace
+    """The tokens that are scored."""
+    trace_sha256: str
+    """Of the whole recording."""
+    plan_tokens: int
+    """Tokens of this recording that the result was planned on; 0 when it was planned
+    on another, or nobody knows."""
+    in_sample: bool = False
+    """Whether the result was planned on the very tokens that are scored."""
+    rival: Rival | None = None
+    """The best baseline beside the result."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Baselines that could not be planned, and why."""
+    others: tuple[Comparison, ...] = ()
+    """The same placements on every other recording that the plan is for."""
+    overall: Overall | None = None
+    """All recordings together, where there are several."""
+
+    @property
+    def baseline(self) -> Scored:
+        """What the result is compared with."""
+        return self.candidates[0]
+
+    @property
+    def topology(self) -> Topology:
+        """Ranks and nodes of all placements."""
+        return self.result.placement.topology
+
+    @property
+    def metadata(self) -> TraceMetadata:
+        """Model and source of the recording."""
+        return self.scored.metadata
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the result is known not to have been planned on the scored tokens."""
+        if self.in_sample:
+            return False
+        origin = self.result.placement.provenance
+        of_another = origin.trace_sha256 not in ("", self.trace_sha256)
+        return self.plan_tokens > 0 or of_another or origin.solver in PLANNED_ON_NOTHING
+
+    @property
+    def score_tokens(self) -> int:
+        """Tokens that are scored."""
+        return self.result.evaluation.num_tokens
+
+    @cached_property
+    def statistics(self) -> RoutingStatistics:
+        """Of the tokens that are scored; counted when first asked for."""
+        return RoutingStatistics.from_trace(self.scored)
 
 
 def score_placements(
-    trace: Trace | CountTrace,
+    recording: Recording,
     placements: Mapping[str, Placement],
-    cost: CostModel,
+    pricing: Pricing,
     *,
     result: str,
     seed: int,
-    batch_tokens: int,
-    batch_kind: BatchKind,
-) -> Scores:
-    """Score `placements` on every token of `trace`, with paired intervals.
+    solutions: Mapping[str, Solution] | None = None,
+    left_out: Mapping[str, str] | None = None,
+) -> Comparison:
+    """Score `placements` on what `recording` holds out, with paired intervals.
+
+    Parameters
+    ----------
+    placements
+        By name; gains are measured against the first.
+    result
+        Which of them the comparison is about.
+    seed
+        Of the bootstrap.
+    solutions
+        Of those that were solved for, by name.
+    left_out
+        Baselines that could not be planned, and why.
 
     Raises
     ------
     InvalidTraceError, InvalidPlacementError, InvalidProblemError
         As `moetuner.evaluation.evaluate`.
     """
+    trace, cost = recording.score, pricing.cost
     evaluations = {
         name: evaluate(
-            trace, placement, cost, batch_tokens=batch_tokens, batch_kind=batch_kind
+            trace,
+            placement,
+            cost,
+            batch_tokens=pricing.batch_tokens,
+            batch_kind=pricing.batch_kind,
         )
         for name, placement in placements.items()
     }
-    seconds = {
-        name: bootstrap_seconds(trace, placement, cost, seed=seed)
+    draws = {
+        name: draw_batches(
+            *(trace, placement, cost, evaluations[name], pricing.batch_kind), seed=seed
+        )
         for name, placement in placements.items()
     }
-    reference, *others = seconds
-    gains: dict[str, GainInterval | None] = {reference: None}
-    for name in others:
-        gains[name] = paired_gain(seconds[reference], seconds[name])
-    return Scores(
-        evaluations=evaluations, gains=gains, rival=best_rival(result, seconds)
+    reference = next(iter(placements))
+    scored = {
+        name: Scored(
+            name=name,
+            placement=placement,
+            evaluation=evaluations[name],
+            gain=None
+            if name == reference
+            else paired_gain(draws[reference], draws[name]),
+            solution=(solutions or {}).get(name),
+        )
+        for name, placement in placements.items()
+    }
+    return Comparison(
+        name=recording.name,
+        candidates=tuple(scored.values()),
+        result=scored[result],
+        cost=cost,
+        scored=trace,
+        trace_sha256=recording.sha256,
+        plan_tokens=recording.plan_tokens,
+        in_sample=recording.in_sample,
+        rival=best_rival(result, draws),
+        left_out=left_out or {},
     )

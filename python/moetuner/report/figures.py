@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from moetuner.planning.comparison import Comparison, Scored
+    from moetuner.planning.scores import Comparison, Scored
 
 SUFFIXES = (".png", ".svg")
 _COLORS, _DASHES = (BEFORE, AFTER), ("--", "-")
@@ -70,7 +70,7 @@ def _gains(comparison: Comparison, figure: Any) -> bool:
     axis.set_yticks(range(len(rows)), [plain(c.name) for c in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     name = plain(comparison.baseline.name)
-    axis.set_xlabel(f"less modelled time than {name}, % (95 % interval)")
+    axis.set_xlabel(f"gain in the mean batch over {name}, % (95 % interval)")
     return True
 
 

@@ -1,4 +1,4 @@
-"""Plans as plain JSON values."""
+"""Comparisons as plain JSON values."""
 
 from __future__ import annotations
 
@@ -10,53 +10,58 @@ from moetuner.report.verdict import verdict
 if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import GainInterval
     from moetuner.planning.baselines import Rival
-    from moetuner.planning.plan import Candidate, PlanReport
-    from moetuner.planning.recordings import Domain, Overall
+    from moetuner.planning.recordings import Overall
+    from moetuner.planning.scores import Comparison, Scored
+    from moetuner.solver import Solution
 
 
-def plan_json(report: PlanReport) -> dict[str, Any]:
+def comparison_json(report: Comparison) -> dict[str, Any]:
     """Everything that the table shows, with full precision."""
+    origin = report.result.placement.provenance
     return {
         "verdict": verdict(report),
-        "solver": report.options.solver,
-        "options": dict(report.result.placement.provenance.options),
-        "trace_sha256": report.result.placement.provenance.trace_sha256,
+        "solver": origin.solver,
+        "options": dict(origin.options),
+        "trace_sha256": report.trace_sha256,
         "num_ranks": report.topology.num_ranks,
         "ranks_per_node": report.topology.ranks_per_node,
         "plan_tokens": report.plan_tokens,
         "score_tokens": report.score_tokens,
-        "placements": [_candidate(candidate) for candidate in report.candidates],
+        "held_out": report.held_out,
+        "placements": [_scored(each) for each in report.candidates],
         "best_baseline": _plain(report.rival),
         "left_out": dict(report.left_out),
         "overall": _plain(report.overall),
-        "request_homes": None
-        if report.request_homes is None
-        else report.request_homes.to_json(),
-        "others": [_domain(domain) for domain in report.domains],
+        "others": [_other(each) for each in report.others],
     }
 
 
-def _domain(domain: Domain) -> dict[str, Any]:
+def _other(report: Comparison) -> dict[str, Any]:
     return {
-        "name": domain.name,
-        "trace_sha256": domain.trace_sha256,
-        "plan_tokens": domain.plan_tokens,
-        "score_tokens": domain.score_tokens,
-        "gain": _plain(domain.gain),
-        "best_baseline": _plain(domain.rival),
+        "name": report.name,
+        "trace_sha256": report.trace_sha256,
+        "plan_tokens": report.plan_tokens,
+        "score_tokens": report.score_tokens,
+        "gain": _plain(report.result.gain),
+        "best_baseline": _plain(report.rival),
         "placements": [
-            {"name": name, **evaluation.to_json()}
-            for name, evaluation in domain.evaluations.items()
+            {"name": each.name, **each.evaluation.to_json()}
+            for each in report.candidates
         ],
     }
 
 
-def _candidate(candidate: Candidate) -> dict[str, Any]:
-    solution = candidate.solution
+def _scored(scored: Scored) -> dict[str, Any]:
+    found = {
+        "name": scored.name,
+        **scored.evaluation.to_json(),
+        "gain": _plain(scored.gain),
+    }
+    return found if scored.solution is None else {**found, **_claims(scored.solution)}
+
+
+def _claims(solution: Solution) -> dict[str, Any]:
     return {
-        "name": candidate.name,
-        **candidate.evaluation.to_json(),
-        "gain": _plain(candidate.gain),
         "objective": solution.objective.value,
         "value": solution.value,
         "lower_bound": solution.lower_bound,

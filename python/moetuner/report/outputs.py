@@ -12,13 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-PLOT_SUFFIXES = (".png", ".svg", ".pdf")
-
 
 def check_outputs(
     traces: Sequence[Path],
     out: Path,
-    plot: Path | None,
     page: Path | None,
     moves: Path | None = None,
     stay: Path | None = None,
@@ -30,7 +27,6 @@ def check_outputs(
     for name, path in (
         ("--out", out),
         ("--moves", moves),
-        ("--plot", plot),
         ("--report", page),
     ):
         if path is None:
@@ -39,12 +35,6 @@ def check_outputs(
         if path.resolve() in taken:
             raise InvalidProblemError(f"{name} {path}: that is {taken[path.resolve()]}")
         taken[path.resolve()] = name
-    if plot is None:
-        return
-    if plot.suffix.lower() not in PLOT_SUFFIXES:
-        raise InvalidProblemError(f"--plot {plot}: must end in .png, .svg or .pdf")
-    if not can_plot():
-        raise MissingDependencyError("--plot needs pip install 'moetuner[plot]'")
 
 
 def check_report(out: Path, inputs: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of a plan: load per rank and traffic between ranks, before and after."""
+"""Load per rank and traffic between ranks, before and after, drawn by matplotlib."""
 
 from __future__ import annotations
 
@@ -6,41 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetuner._files import atomic_path
 from moetuner.errors import MissingDependencyError
 from moetuner.report.quantities import relative_load, traffic_per_token
 
 if TYPE_CHECKING:
-    import os
-
-    from moetuner.planning.comparison import Scored
-    from moetuner.planning.plan import Candidate, PlanReport
+    from moetuner.planning.scores import Scored
 
 _MAX_LABELS = 16  # more ticks than this touch each other
 _MAX_NUMBERS = 8  # more ranks than this leave no room for numbers in the cells
-
-
-def plot_plan(report: PlanReport, path: str | os.PathLike[str]) -> None:
-    """Write a figure of baseline and result; the suffix tells PNG, SVG or PDF.
-
-    Raises
-    ------
-    MissingDependencyError
-        When matplotlib is not installed.
-    """
-    figure = new_figure()
-    figure.set_size_inches(11, 8)
-    pair = (report.baseline, report.result)
-    figure.suptitle(
-        f"Before and after, on {report.score_tokens:,} held-out tokens "
-        f"(wire {report.options.cost.wire.value}, "
-        f"homes {report.options.cost.homes.value})"
-    )
-    axes = figure.subplots(2, 2)
-    plot_loads(figure, axes[0], pair)
-    plot_traffic(figure, axes[1], pair)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
 
 
 def new_figure() -> Any:
@@ -60,7 +33,7 @@ def new_figure() -> Any:
     return Figure(layout="constrained")
 
 
-def plot_loads(figure: Any, axes: Any, pair: tuple[Candidate | Scored, ...]) -> None:
+def plot_loads(figure: Any, axes: Any, pair: tuple[Scored, ...]) -> None:
     """Rank load over mean rank load, per layer; 1 is balance, and white."""
     loads = [relative_load(candidate.evaluation) for candidate in pair]
     low, high = min(map(np.min, loads)), max(map(np.max, loads))
@@ -85,7 +58,7 @@ def plot_loads(figure: Any, axes: Any, pair: tuple[Candidate | Scored, ...]) -> 
         bar.ax.set_ylim(low, high)  # what there is: no load is negative
 
 
-def plot_traffic(figure: Any, axes: Any, pair: tuple[Candidate | Scored, ...]) -> None:
+def plot_traffic(figure: Any, axes: Any, pair: tuple[Scored, ...]) -> None:
     """Dispatch rows per token from home to computing rank, mean over layers."""
     tables = [traffic_per_token(candidate.evaluation) for candidate in pair]
     most = max(np.nanmax(table) if len(table) > 1 else 0 for table in tables) or 1

@@ -8,13 +8,14 @@ from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from moetuner.evaluation.evaluate import Evaluation, GainInterval
-    from moetuner.planning.plan import PlanReport
-    from moetuner.planning.request_homes import ScoredHomes
+    from moetuner.planning.scores import Comparison
+    from moetuner.solver import Solution
     from moetuner.trace.description import Range, TraceDescription
 
+_MOST_LAYERS = 6  # listed with experts that nobody uses
 # Heads in two lines: every table stays within 80 columns.
 _COLUMNS = (
     "load\nmean",
@@ -22,18 +23,23 @@ _COLUMNS = (
     "remote\nranks",
     "remote\nnodes",
     "busiest\nreceive",
-    "time\n(ms)",
+    "batch\n(ms)",
 )
 LEGEND = """\
 load: busiest rank / mean rank, mean and worst over layers; remote: ranks and
 nodes other than its home that compute a token; busiest receive: rows into the
-busiest rank / its even share of tokens; time: modelled, all tokens as one batch"""
+busiest rank / its even share of tokens; batch: modelled time of the mean batch"""
 
 
-def plan_table(report: PlanReport) -> Table:
+def score_table(report: Comparison) -> Table:
     """Baselines and result, scored on the held-out part."""
-    table = _score_table("placement", title="Scores on held-out tokens")
-    table.add_column("gain over contiguous\n[95% interval]", justify="right")
+    title = "Scores on held-out tokens" if report.held_out else "Scores"
+    if report.in_sample:
+        title = "Scores on the tokens that it is planned on"
+    table = _score_table("placement", title=title)
+    table.add_column(
+        f"gain over {report.baseline.name}\n[95% interval]", justify="right"
+    )
     for candidate in report.candidates:
         last = candidate is report.result
         table.add_row(
@@ -64,51 +70,26 @@ def batch_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Tabl
     first = evaluations[0].batch_seconds_mean
     for name, scores in zip(names, evaluations, strict=True):
         gain = 1 - scores.batch_seconds_mean / first if first else 0.0
+        alone = scores.batch_seconds.size < 2  # one batch has no percentiles
         table.add_row(
             name,
             str(scores.batch_seconds.size),
             _number(scores.batch_seconds_mean * 1e3),
-            _number(scores.batch_seconds_p95 * 1e3),
-            _number(scores.batch_seconds_p99 * 1e3),
+            "-" if alone else _number(scores.batch_seconds_p95 * 1e3),
+            "-" if alone else _number(scores.batch_seconds_p99 * 1e3),
             "-" if scores is evaluations[0] else f"{gain:+.1%}",
         )
     return table
 
 
-def homes_table(scored: Mapping[str, ScoredHomes]) -> Table:
-    """Homes of sequences by lengths and by routing, two rows for each placement."""
-    table = _table("Homes given to sequences, modelled batches (ms)")
-    table.add_column("placement", overflow="fold")
-    table.add_column("homes by")
-    for name in ("remote\nranks", "mean", "p95", "gain in\nmean", "batches\nfaster"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, both in scored.items():
-        faster = f"{both.batches_faster} of {both.by_routing.batch_seconds.size}"
-        for words, scores, gain, batches in (
-            ("lengths alone", both.by_length, "-", "-"),
-            (both.known.words, both.by_routing, f"{both.gain:+.1%}", faster),
-        ):
-            table.add_row(
-                name,
-                words,
-                _number(scores.remote_ranks_per_token),
-                _number(scores.batch_seconds_mean * 1e3),
-                _number(scores.batch_seconds_p95 * 1e3),
-                gain,
-                batches,
-            )
-    return table
-
-
-def stage_table(report: PlanReport) -> Table:
+def stage_table(name: str, solution: Solution) -> Table:
     """What the solver claims of each of its stages, on the planning part."""
     table = _table("Solver, on the planning part")
-    for name in ("stage", "minimises"):
-        table.add_column(name, overflow="fold")
-    for name in ("value", "lower\nbound", "gap", "seconds"):
-        table.add_column(name, justify="right")
+    for head in ("stage", "minimises"):
+        table.add_column(head, overflow="fold")
+    for head in ("value", "lower\nbound", "gap", "seconds"):
+        table.add_column(head, justify="right")
     table.add_column("status")
-    solution = report.result.solution
     for stage in solution.stages or ():
         table.add_row(
             stage.name,
@@ -121,7 +102,7 @@ def stage_table(report: PlanReport) -> Table:
         )
     if not solution.stages:
         table.add_row(
-            report.result.name,
+            name,
             solution.objective.value,
             f"{solution.value:.5g}",
             "-" if solution.lower_bound is None else f"{solution.lower_bound:.5g}",
@@ -142,20 +123,46 @@ def description_table(description: TraceDescription) -> Table:
     rows = {
         "model": description.model or "unknown",
         "source": f"{description.source} / {description.dataset}",
-        "tokens": f"{description.num_tokens:,} in {description.num_sequences:,} "
-        f"sequences",
+        "tokens": _tokens(description),
         "layers": f"{len(layers)}: {layers[0]}..{layers[-1]}{gaps}",
-        "experts": f"{description.num_experts}, top-{description.top_k}",
+        "experts": f"{description.num_experts}, "
+        + (f"top-{description.top_k}" if description.top_k else "top-k unknown"),
         "first expert known": "yes" if description.ranked else "no (no weights)",
-        "unused experts": str(description.unused_experts),
+        "unused experts": _unused(description),
         "busiest / mean expert": _range(description.load_skew),
         "co-activation lift": _range(description.coactivation_lift),
         "layer-to-layer lift": _range(description.transition_lift),
         "missing": ", ".join(description.missing) or "nothing",
     }
+    for hint in description.hints:
+        rows[f"hint {len(rows)}"] = hint
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(
+            name.partition(" ")[0] if name.startswith("hint") else name, value
+        )
     return table
+
+
+def _tokens(description: TraceDescription) -> str:
+    groups = f"in {description.num_sequences:,} sequences"
+    if description.tokens_known:
+        return f"{description.num_tokens:,} {groups}"
+    return (
+        f"unknown: {description.num_tokens:,} choices of experts a layer {groups}; "
+        f"--top-k says how many a token has"
+    )
+
+
+def _unused(description: TraceDescription) -> str:
+    """How many experts no token chose, in all and at the layers with the most."""
+    pairs = len(description.layers) * description.num_experts
+    per_layer = zip(description.layers, description.unused_per_layer, strict=True)
+    worst = sorted(((n, layer) for layer, n in per_layer if n), key=lambda one: -one[0])
+    if not worst:
+        return "none"
+    listed = ", ".join(f"{n} at layer {layer}" for n, layer in worst[:_MOST_LAYERS])
+    more = ", ..." if len(worst) > _MOST_LAYERS else ""
+    return f"{description.unused_experts:,} of {pairs:,}: {listed}{more}"
 
 
 def _table(title: str | None = None) -> Table:
@@ -184,7 +191,7 @@ def _scores(scores: Evaluation) -> tuple[str, ...]:
         _number(scores.remote_ranks_per_token),
         _number(scores.remote_nodes_per_token),
         _number(scores.bottleneck_receive),
-        _number(scores.modelled_seconds * 1e3),
+        _number(scores.batch_seconds_mean * 1e3),
     )
 
 

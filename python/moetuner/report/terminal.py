@@ -11,50 +11,58 @@ from rich.console import Console
 from moetuner.report.table import (
     LEGEND,
     batch_table,
-    homes_table,
-    plan_table,
+    score_table,
     stage_table,
 )
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from moetuner.planning.plan import PlanReport
+    from moetuner.planning.scores import Comparison
 
 
-def print_plan(report: PlanReport) -> None:
+def print_comparison(report: Comparison) -> None:
     """What was planned on what, the solver's claims, the scores, the verdict."""
+    scored = f"scored on {report.score_tokens:,} others (split by sequence)"
+    if report.in_sample:
+        scored = "scored on the same: nothing was held out"
     print_content(
-        f"planned on {report.plan_tokens:,} tokens, scored on {report.score_tokens:,} "
-        f"others (split by sequence); {report.topology.num_ranks} ranks, "
+        f"planned on {report.plan_tokens:,} tokens, {scored}; "
+        f"{report.topology.num_ranks} ranks, "
         f"{report.topology.ranks_per_node} per node; "
-        f"wire {report.options.cost.wire.value}, "
-        f"homes {report.options.cost.homes.value}"
+        f"wire {report.cost.wire.value}, "
+        f"homes {report.cost.homes.value}"
     )
-    print_content(stage_table(report))
-    print_content(plan_table(report))
+    if report.result.solution is not None:
+        print_content(stage_table(report.result.name, report.result.solution))
+    print_content(score_table(report))
     for name, reason in report.left_out.items():
         print_content(f"left out {name}: {reason}")
     print_content(LEGEND)
-    names = [candidate.name for candidate in report.candidates]
-    print_content(batch_table(names, [each.evaluation for each in report.candidates]))
-    for domain in report.domains:
-        print_content(
-            f"{domain.name}: planned on {domain.plan_tokens:,} tokens too, scored on "
-            f"{domain.score_tokens:,} others"
-        )
-        print_content(batch_table(names, [domain.evaluations[name] for name in names]))
-    if report.request_homes is not None:
-        print_content(homes_table({report.result.name: report.request_homes}))
-    print_content(verdict(report))
+    for each in (report, *report.others):
+        if each is not report:
+            print_content(
+                f"{each.name}: planned on {each.plan_tokens:,} tokens too, scored on "
+                f"{each.score_tokens:,} others"
+            )
+        names = [scored.name for scored in each.candidates]
+        print_content(batch_table(names, [s.evaluation for s in each.candidates]))
+    print_sentences(verdict(report))
 
 
 def print_content(content: Any) -> None:
-    """A table, or a text in one piece."""
+    """A table, or a line in one piece: paths can be copied from it."""
+    _print(content, whole=isinstance(content, str))
+
+
+def print_sentences(text: str) -> None:
+    """A text, wrapped between words at the width of a terminal."""
+    _print(text, whole=not sys.stdout.isatty())
+
+
+def _print(content: Any, *, whole: bool) -> None:
     # Lines are folded for eyes only; a pipe gets each row whole.
     console = Console(width=None if sys.stdout.isatty() else 1000)
-    console.print(
-        content, markup=False, highlight=False, soft_wrap=isinstance(content, str)
-    )
+    console.print(content, markup=False, highlight=False, soft_wrap=whole)
 
 
 def print_json(value: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetuner.errors import InvalidTraceError
+from moetuner.trace.counts import with_top_k
 from moetuner.trace.generator import TOPIC_PRESETS, TopicRouting, topic_trace
 from moetuner.trace.model import CountTrace, Trace, TraceMetadata
 from moetuner.trace.npz import read_npz
@@ -17,7 +18,6 @@ from moetuner.trace.split import (
     split_by_sequence,
     subsample,
 )
-from moetuner.trace.synthetic import synthetic_trace
 
 if TYPE_CHECKING:
     import os
@@ -34,19 +34,24 @@ __all__ = [
     "select",
     "split_by_sequence",
     "subsample",
-    "synthetic_trace",
     "topic_trace",
+    "with_top_k",
     "write_trace",
 ]
 
 
-def read_trace(path: str | os.PathLike[str]) -> Trace | CountTrace:
+def read_trace(
+    path: str | os.PathLike[str], *, top_k: int | None = None
+) -> Trace | CountTrace:
     """Read a routing trace; the format is told by the file's content.
 
     Parameters
     ----------
     path
         A moetuner trace (safetensors) or a NumPy archive (``.npz``).
+    top_k
+        Experts per token, for counts whose source does not say it; tokens are then
+        counted with it.
 
     Returns
     -------
@@ -58,8 +63,13 @@ def read_trace(path: str | os.PathLike[str]) -> Trace | CountTrace:
     FileNotFoundError
         When there is no such file.
     InvalidTraceError
-        When the file is neither, or damaged; the message says why.
+        When the file is neither, or damaged, or says another top-k; the message says
+        why.
     """
+    return with_top_k(_read(path), top_k)
+
+
+def _read(path: str | os.PathLike[str]) -> Trace | CountTrace:
     file = Path(path)
     if file.is_dir():
         raise InvalidTraceError(f"{path}: a folder, wanted a trace file")
@@ -70,7 +80,7 @@ def read_trace(path: str | os.PathLike[str]) -> Trace | CountTrace:
     if start.startswith(b"\x93NUMPY"):
         raise InvalidTraceError(
             f"{path}: a single NumPy array; wanted an .npz archive or a safetensors "
-            f"trace"
+            f"trace, which moetuner import makes of it"
         )
     if start[8:] == b"{":
         return read_safetensors(file)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner.trace import CountTrace, Trace
+from moetuner.trace.hints import hints_of
 from moetuner.trace.statistics import RoutingStatistics
 
 if TYPE_CHECKING:
@@ -38,11 +39,15 @@ class TraceDescription:
     layers: tuple[int, ...]
     consecutive_layers: bool
     num_experts: int
-    top_k: int
+    top_k: int | None
+    """None where nobody says how many experts a token has."""
+    tokens_known: bool
     ranked: bool
     missing: tuple[str, ...]
     unused_experts: int
     """(layer, expert) pairs that no token chose."""
+    unused_per_layer: tuple[int, ...]
+    """The same for each layer."""
     load_skew: Range
     """Load of the busiest expert over the mean load."""
     coactivation_lift: Range | None
@@ -50,6 +55,8 @@ class TraceDescription:
     mean over pairs, weighted by their tokens. 1 means no affinity."""
     transition_lift: Range | None
     """The same for an expert and one of the next recorded layer."""
+    hints: tuple[str, ...]
+    """What most likely is no routing of the model's traffic."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists."""
@@ -75,12 +82,15 @@ def describe(trace: Trace | CountTrace) -> TraceDescription:
         consecutive_layers=bool((steps == 1).all()),
         num_experts=trace.num_experts,
         top_k=trace.top_k,
+        tokens_known=isinstance(trace, Trace) or trace.tokens_known,
         ranked=isinstance(trace, Trace) and trace.ranked,
         missing=statistics.missing,
         unused_experts=int((statistics.load == 0).sum()),
+        unused_per_layer=tuple((statistics.load == 0).sum(axis=1).tolist()),
         load_skew=_range(skew),
         coactivation_lift=_coactivation_lift(statistics),
         transition_lift=_transition_lift(statistics),
+        hints=hints_of(trace),
     )
 
 

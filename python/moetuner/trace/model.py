@@ -61,6 +61,9 @@ class Trace:
         int16 [T], the rank where the token's hidden state lives, or None.
     phase
         uint8 [T], 0 for prefill and 1 for decode, or None.
+    request
+        int32 [T], the request of each token, where one request has several sequences
+        (answers to one prompt), or None. A split never parts a request.
     ranked
         True when each row lists its experts by falling weight, so that the
         first one is the token's strongest.
@@ -81,6 +84,7 @@ class Trace:
     position: NDArray[np.int32] | None = None
     home_rank: NDArray[np.int16] | None = None
     phase: NDArray[np.uint8] | None = None
+    request: NDArray[np.int32] | None = None
     ranked: bool = False
     metadata: TraceMetadata = field(default_factory=TraceMetadata)
 
@@ -154,6 +158,9 @@ class CountTrace:
         Name of each group; may be empty.
     metadata
         Model, source, dataset.
+    tokens_known
+        False when nobody said how many experts a token has: `num_tokens` then holds
+        choices of experts, which are as many tokens only for top-1.
     """
 
     counts: NDArray[np.int64]
@@ -161,6 +168,7 @@ class CountTrace:
     layer_ids: NDArray[np.int32]
     labels: tuple[str, ...] = ()
     metadata: TraceMetadata = field(default_factory=TraceMetadata)
+    tokens_known: bool = True
 
     def __post_init__(self) -> None:
         counts = self.counts
@@ -208,8 +216,10 @@ class CountTrace:
         return int(self.counts.shape[0])
 
     @property
-    def top_k(self) -> int:
-        """Experts per token, as the counts tell it (rounded)."""
+    def top_k(self) -> int | None:
+        """Experts per token, as the counts tell it (rounded); None if unknown."""
+        if not self.tokens_known:
+            return None
         per_layer = self.counts.sum(axis=2, dtype=np.int64).sum(axis=0).max()
         return round(int(per_layer) / max(int(self.num_tokens.sum()), 1))
 
@@ -230,6 +240,7 @@ _PER_TOKEN: dict[str, Any] = {
     "position": np.int32,
     "home_rank": np.int16,
     "phase": np.uint8,
+    "request": np.int32,
 }
 
 

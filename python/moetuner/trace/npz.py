@@ -14,13 +14,17 @@ import math
 import os
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
+from moetuner.trace.counts import counted
 from moetuner.trace.model import MAX_EXPERTS, CountTrace, Trace, TraceMetadata
+from moetuner.trace.shapes import plausible_loads
+from moetuner.trace.unwritten import routing_layers, without_unwritten
 
 if TYPE_CHECKING:
     from typing import IO
@@ -48,7 +52,8 @@ def read_npz(path: str | os.PathLike[str]) -> Trace | CountTrace:
     arrays = load_arrays(path)
     try:
         if "experts" in arrays:
-            return per_token_trace(arrays, Path(path))
+            trace = per_token_trace(arrays, Path(path))
+            return trace if _has_layer_ids(arrays) else _without_dense(trace)
         return _counts(arrays, Path(path))
     except ValueError as error:
         raise InvalidTraceError(f"{path}: {error}") from error
@@ -148,7 +153,33 @@ def read_header(
     return shape, fortran, dtype
 
 
-def _metadata(arrays: Arrays) -> dict[str, Any]:
+def recorded_experts(meta: dict[str, Any]) -> int | None:
+    """The number of experts that an archive's ``meta`` says, if it does."""
+    return _meta_number(meta, ("experts", "num_experts"))
+
+
+def recorded_top_k(meta: dict[str, Any]) -> int | None:
+    """Experts per token that an archive's ``meta`` says, if it does."""
+    return _meta_number(meta, ("topk", "top_k", "num_experts_per_tok"))
+
+
+def _meta_number(meta: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    for name in names:
+        value = meta.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidTraceError(f"meta {name!r} must be a number, got {value!r}")
+        if not 1 <= value <= MAX_EXPERTS:
+            raise InvalidTraceError(
+                f"meta {name!r} must be a number in 1..{MAX_EXPERTS}, got {value!r}"
+            )
+        return value
+    return None
+
+
+def metadata_of(arrays: Arrays) -> dict[str, Any]:
+    """What the archive's ``meta`` says, nothing where it has none."""
     if "meta" not in arrays:
         return {}
     try:
@@ -182,10 +213,11 @@ def per_token_trace(arrays: Arrays, path: Path) -> Trace:
         raise InvalidTraceError(
             f"experts must be [tokens, layers, top_k], got {list(ids.shape)}"
         )
-    meta = _metadata(arrays)
-    num_experts = meta.get("experts", int(ids.max()) + 1 if ids.size else 1)
-    if not isinstance(num_experts, int) or isinstance(num_experts, bool):
-        raise InvalidTraceError(f"meta 'experts' must be a number, got {num_experts!r}")
+    ids = without_unwritten(ids, ids.shape[1])
+    meta = metadata_of(arrays)
+    num_experts = recorded_experts(meta)
+    if num_experts is None:
+        num_experts = max(int(ids.max()) + 1, 1) if ids.size else 1
     weights = arrays.get("weights")
     if weights is not None:
         _check_weights(weights, ids)
@@ -206,11 +238,12 @@ def per_token_trace(arrays: Arrays, path: Path) -> Trace:
 
 
 def _counts(arrays: Arrays, path: Path) -> CountTrace:
-    meta = _metadata(arrays)
+    meta = metadata_of(arrays)
     name = next((key for key in ("counts", "load") if key in arrays), None)
     labels: tuple[str, ...] = ()
     if name is not None:
         counts = _integers(name, arrays[name], np.int64)
+        counts = counts[None] if counts.ndim == 2 else counts  # one group
         for key in ("themes", "domains"):
             if key in arrays:
                 labels = _labels(key, arrays[key], counts)
@@ -226,34 +259,28 @@ def _counts(arrays: Arrays, path: Path) -> CountTrace:
                 f"'counts' or 'load' [groups, layers, experts]; "
                 f"the archive has {sorted(arrays)}"
             )
+        for key, table in tables.items():
+            plausible_loads(table, f"{key!r}")
         counts, labels = np.stack(list(tables.values())), tuple(tables)
     if counts.ndim != 3 or not counts.size:
         raise InvalidTraceError(
             f"counts must be [groups, layers, experts], none of them empty, got "
             f"{list(counts.shape)}"
         )
-    return CountTrace(
-        counts=counts,
-        num_tokens=_group_tokens(arrays, counts, meta),
+    num_experts = recorded_experts(meta)
+    if num_experts not in (None, counts.shape[2]):
+        raise InvalidTraceError(
+            f"meta says {num_experts} experts, the counts are of {counts.shape[2]}"
+        )
+    tokens = arrays.get("tokens")
+    return counted(
+        counts,
         layer_ids=_layer_ids(arrays, counts.shape[1]),
+        top_k=recorded_top_k(meta),
+        num_tokens=None if tokens is None else _integers("tokens", tokens, np.int64),
         labels=labels,
         metadata=_trace_metadata(meta, path),
     )
-
-
-def _group_tokens(
-    arrays: Arrays, counts: NDArray[np.int64], meta: dict[str, Any]
-) -> NDArray[np.int64]:
-    """Tokens of each group: as recorded, else from top-k, else assignments."""
-    if "tokens" in arrays:
-        return _integers("tokens", arrays["tokens"], np.int64)
-    assignments = counts[:, 0].sum(axis=1, dtype=np.int64)
-    top_k = meta.get("topk", 1)
-    if not isinstance(top_k, int) or not 1 <= top_k <= MAX_EXPERTS:
-        raise InvalidTraceError(
-            f"meta 'topk' must be a number in 1..{MAX_EXPERTS}, got {top_k!r}"
-        )
-    return np.asarray(assignments // top_k)
 
 
 def _layer_ids(arrays: Arrays, num_layers: int) -> NDArray[np.int32]:
@@ -261,8 +288,32 @@ def _layer_ids(arrays: Arrays, num_layers: int) -> NDArray[np.int32]:
         raise InvalidTraceError(f"wanted at most {MAX_LAYERS} layers, got {num_layers}")
     for key in ("layer_ids", "layers"):
         if key in arrays:
-            return _integers(key, arrays[key], np.int32)
+            numbers = _integers(key, arrays[key], np.int32)
+            if numbers.shape != (num_layers,):
+                raise InvalidTraceError(
+                    f"{key} must be [{num_layers}], one number per layer, got "
+                    f"{list(numbers.shape)}"
+                )
+            return numbers
     return np.arange(num_layers, dtype=np.int32)
+
+
+def _has_layer_ids(arrays: Arrays) -> bool:
+    return "layer_ids" in arrays or "layers" in arrays
+
+
+def _without_dense(trace: Trace) -> Trace:
+    """The trace without layers at which no token has an expert."""
+    routed = routing_layers(trace.topk_ids)
+    if routed.all() or not routed.any():
+        return trace
+    weights = trace.topk_weights
+    return replace(
+        trace,
+        topk_ids=np.ascontiguousarray(trace.topk_ids[:, routed]),
+        layer_ids=trace.layer_ids[routed],
+        topk_weights=None if weights is None else weights[:, routed],
+    )
 
 
 def _per_token_int32(arrays: Arrays, key: str) -> NDArray[np.int32] | None:

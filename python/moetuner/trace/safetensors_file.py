@@ -9,6 +9,7 @@ those of `CountTrace` instead. The header's string metadata says what the file i
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,9 @@ _TENSORS = {
     "position": np.int32,
     "home_rank": np.int16,
     "phase": np.uint8,
+    "request": np.int32,
 }
+_FLAGS = {"true": True, "false": False}
 _COUNT_TENSORS = {"counts": np.int64, "num_tokens": np.int64, "layer_ids": np.int32}
 
 
@@ -88,6 +91,7 @@ def _write_counts(trace: CountTrace, path: str | os.PathLike[str]) -> None:
         trace.metadata,
         num_experts=str(trace.num_experts),
         labels=json.dumps(list(trace.labels)),
+        tokens_known="true" if trace.tokens_known else "false",
     )
     _save(tensors, header, path)
 
@@ -123,7 +127,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> Trace | CountTrace:
         tensors = load(data)
         metadata = _metadata(header)
         num_experts = int(header["num_experts"])
-        ranked = {"true": True, "false": False}[header.get("ranked", "false")]
+        ranked = _FLAGS[header.get("ranked", "false")]
+        tokens_known = _FLAGS[header.get("tokens_known", "true")]
         labels = _labels(header)
     except (
         SafetensorError,
@@ -137,7 +142,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> Trace | CountTrace:
         ) from error
     try:
         if "counts" in tensors:
-            return _count_trace(tensors, num_experts, labels, metadata)
+            trace = _count_trace(tensors, num_experts, labels, metadata)
+            return replace(trace, tokens_known=tokens_known)
         return Trace(
             num_experts=num_experts,
             ranked=ranked,

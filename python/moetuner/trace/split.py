@@ -12,49 +12,69 @@ from moetuner.errors import InvalidTraceError
 from moetuner.trace.model import CountTrace, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    """Two disjoint parts of a trace: one to plan on, one to score on."""
+    """Two disjoint parts of a trace: one to plan on, one to score on.
+
+    Parameters
+    ----------
+    plan, score
+        The parts; both the whole trace where nothing is held out.
+    held_out
+        Whether `score` holds only what `plan` does not.
+    """
 
     plan: Trace | CountTrace
     score: Trace | CountTrace
+    held_out: bool = True
 
 
 def split_by_sequence(
     trace: Trace | CountTrace, fraction: float = 0.5, seed: int = 0
 ) -> Split:
-    """Split whole sequences (or groups of a count-only source) at random.
+    """Split whole requests, sequences or groups of counts at random.
+
+    Answers to one request stay together, as they share its prompt. A trace of one
+    sequence, one group or none that is known cannot be split: both parts are all of it,
+    and `Split.held_out` says so.
 
     Parameters
     ----------
     trace
-        The trace; without ``sequence`` it cannot be split.
+        The trace.
     fraction
         Share of the tokens that goes to the planning part, as nearly as whole
-        sequences allow; in (0, 1).
+        requests allow; in (0, 1]. 1 holds nothing out.
     seed
         Seed of the shuffle; the same seed gives the same split.
 
     Raises
     ------
     InvalidTraceError
-        When fewer than two sequences are known, or `fraction` is not in (0, 1).
+        When `fraction` is not in (0, 1].
     """
-    if not 0 < fraction < 1:
-        raise InvalidTraceError(f"split: fraction must be in (0, 1), got {fraction}")
+    if not 0 < fraction <= 1:
+        raise InvalidTraceError(f"split: fraction must be in (0, 1], got {fraction}")
     _check_seed("split", seed)
+    whole = Split(plan=trace, score=trace, held_out=False)
     if isinstance(trace, CountTrace):
+        if trace.num_groups < 2 or fraction == 1:
+            return whole
         chosen = _choose(trace.num_tokens, fraction, seed)
         return Split(
             plan=_select_groups(trace, chosen), score=_select_groups(trace, ~chosen)
         )
-    index = sequence_index(trace)
+    if trace.sequence is None or fraction == 1:
+        return whole
+    index = _request_index(trace)
     tokens = np.bincount(index)
+    if tokens.size < 2:
+        return whole
     chosen = _choose(tokens, fraction, seed)[index]
     return Split(plan=select(trace, chosen), score=select(trace, ~chosen))
 
@@ -77,6 +97,8 @@ def select(trace: Trace, token_mask: NDArray[np.bool_]) -> Trace:
 def subsample(trace: Trace, max_tokens: int, seed: int = 0) -> Trace:
     """Keep randomly chosen whole sequences while they fit in `max_tokens`.
 
+    Answers to one request stay together.
+
     Raises
     ------
     InvalidTraceError
@@ -85,7 +107,8 @@ def subsample(trace: Trace, max_tokens: int, seed: int = 0) -> Trace:
     if trace.num_tokens <= max_tokens:
         return trace
     _check_seed("subsample", seed)
-    index = sequence_index(trace)
+    sequence_index(trace)  # refuses a trace without sequences
+    index = _request_index(trace)
     tokens = np.bincount(index)
     order = np.random.default_rng(seed).permutation(tokens.size)
     fits = np.cumsum(tokens[order]) <= max_tokens
@@ -128,7 +151,9 @@ def merge_traces(traces: Sequence[Trace]) -> Trace:
         if name != "layer_ids" and all(part is not None for part in parts):
             merged[name] = np.concatenate([p for p in parts if p is not None])
     if "sequence" in merged:
-        merged["sequence"] = np.concatenate(_distinct_sequences(traces))
+        merged["sequence"] = np.concatenate(_distinct(traces, sequence_index))
+    if "request" in merged:
+        merged["request"] = np.concatenate(_distinct(traces, _request_index))
     merged |= dict.fromkeys(set(first.arrays()) - set(merged) - {"layer_ids"})
     return replace(
         first,
@@ -147,6 +172,13 @@ def sequence_index(trace: Trace) -> NDArray[np.int64]:
     return np.unique(trace.sequence, return_inverse=True)[1].astype(np.int64)
 
 
+def _request_index(trace: Trace) -> NDArray[np.int64]:
+    """Index of what must stay together: requests where they are known, int64 [T]."""
+    if trace.request is None:
+        return sequence_index(trace)
+    return np.unique(trace.request, return_inverse=True)[1].astype(np.int64)
+
+
 def _check_seed(operation: str, seed: Any) -> None:
     if not is_whole(seed) or seed < 0:
         raise InvalidTraceError(
@@ -156,10 +188,6 @@ def _check_seed(operation: str, seed: Any) -> None:
 
 def _choose(tokens: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
     """Sequences for the first part: a random order, cut nearest to the share."""
-    if tokens.size < 2:
-        raise InvalidTraceError(
-            f"split: wanted at least two sequences, the trace has {tokens.size}"
-        )
     order = np.random.default_rng(seed).permutation(tokens.size)
     ends = np.cumsum(tokens[order])
     nearest = int(np.argmin(np.abs(ends - fraction * ends[-1])))
@@ -181,10 +209,13 @@ def _select_groups(trace: CountTrace, chosen: NDArray[np.bool_]) -> CountTrace:
     )
 
 
-def _distinct_sequences(traces: Sequence[Trace]) -> list[NDArray[np.int32]]:
+def _distinct(
+    traces: Sequence[Trace], index_of: Callable[[Trace], NDArray[np.int64]]
+) -> list[NDArray[np.int32]]:
+    """Numbers of sequences, or of requests, that no two traces share."""
     parts, offset = [], 0
     for trace in traces:
-        index = sequence_index(trace)
+        index = index_of(trace)
         parts.append((index + offset).astype(np.int32))
         offset += int(index.max()) + 1 if index.size else 0
     return parts

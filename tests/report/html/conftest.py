@@ -8,7 +8,6 @@ import pytest
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.shapes import shape_for_model
 from moetuner.placement.topology import Topology
-from moetuner.planning.comparison import comparison_of_plan
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.plan import demo_trace, plan_trace
 from moetuner.solver import SolverOptions
@@ -83,7 +82,7 @@ def make_comparison():
         trace = make_trace(ids, experts, sequence=sequence)
         if metadata is not None:
             trace = dataclasses.replace(trace, metadata=metadata)
-        report = plan_trace(
+        return plan_trace(
             trace,
             Topology(num_ranks=ranks, ranks_per_node=per_node),
             PlanOptions(
@@ -92,7 +91,6 @@ def make_comparison():
                 **fields,
             ),
         )
-        return comparison_of_plan(trace, report)
 
     return make
 
@@ -107,7 +105,7 @@ def demo():
         solver_options=SolverOptions(time_limit=4, threads=2),
     )
     machine = Topology(num_ranks=8, ranks_per_node=4)
-    return comparison_of_plan(trace, plan_trace(trace, machine, options))
+    return plan_trace(trace, machine, options)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.placement.model import ProgressPoint
 from moetuner.placement.topology import Topology
-from moetuner.planning.comparison import compare_placements, comparison_of_plan
+from moetuner.planning.comparison import compare_placements
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.plan import plan_trace
 from moetuner.report.html import render_page, write_report
@@ -64,17 +64,27 @@ def test_verdict_and_every_score_are_shown(make_comparison, parse):
             scores.bottleneck_receive,
         ):
             assert f"{value:.3f}" in page.text
-        for seconds in (
-            scores.modelled_seconds,
-            scores.batch_seconds_mean,
-            scores.batch_seconds_p95,
-            scores.batch_seconds_p99,
-        ):
+        for seconds in (scores.modelled_seconds, scores.batch_seconds_mean):
             assert f"{seconds * 1e3:.4g}" in page.text
         if scored.gain is not None:
             gain = scored.gain
             shown = f"{gain.gain:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}]"
             assert shown in page.text
+
+
+def test_percentiles_are_shown_of_several_batches_alone(make_comparison):
+    several = make_comparison(batch_tokens=100)
+    tails = several.result.evaluation.batch_seconds_p99
+    assert f"{tails * 1e3:.4g}" in render_page(several)
+    one = render_page(make_comparison(batch_tokens=0))
+    none = "<td>-</td><td>-</td>"  # p95 and p99
+    assert one.count(none) == len(several.candidates)
+
+
+def test_what_was_planned_on_every_token_is_said(make_comparison, parse):
+    page = parse(render_page(make_comparison(plan_fraction=1.0)))
+    assert "scored on the same: nothing was held out" in page.text
+    assert "of tokens that it was planned on" in page.text
 
 
 def test_tables_hold_the_numbers_of_the_evaluator(make_comparison, parse):
@@ -231,8 +241,7 @@ def test_recordings_of_large_models_are_reported(traces_dir, parse, name):
     trace = read_trace(traces_dir / name)
     machine = Topology(num_ranks=8, ranks_per_node=4)
     plan = plan_trace(trace, machine, PlanOptions(solver="chain"))
-    comparison = comparison_of_plan(trace, plan)
-    text = render_page(comparison)
+    text = render_page(plan)
     page = parse(text)
     assert verdict(plan) in page.text
     assert len(text) < 700_000

@@ -12,7 +12,6 @@ from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import get_solver
 from moetuner.solver.base import Clock
 from moetuner.solver.heuristics.coactivation import cluster, coactivation_of
-from moetuner.trace import synthetic_trace
 from oracle import oracle
 from strategies import (
     make_trace,
@@ -20,6 +19,7 @@ from strategies import (
     problem_of_counts,
     random_problem,
 )
+from zipf_trace import zipf_trace
 
 
 @given(placement_problems(max_experts=6, shapes=((2, 1), (3, 3), (4, 2))))
@@ -40,7 +40,7 @@ def test_affinity_keeps_at_least_what_blocks_keep(case):
 
 def test_affinity_follows_partners_across_layers():
     """With affinity 1 a token's experts are partners all the way: nothing moves."""
-    trace = synthetic_trace(
+    trace = zipf_trace(
         num_tokens=2000, num_layers=4, num_experts=8, top_k=1, affinity=1.0
     )
     for topology in (

@@ -2,14 +2,15 @@
 
 import os
 import signal
-import threading
 import time
 
 import pytest
 from moetuner.solver.joint.interruptible import Interruptible
 
 
-def wait_for_stop(stop):
+def press_and_wait_for_stop(stop):
+    time.sleep(0.3)  # until the main thread waits
+    os.kill(os.getpid(), signal.SIGINT)
     while not stop[0]:
         time.sleep(0.01)
     time.sleep(0.3)  # a core looks at `stop` now and then
@@ -27,10 +28,7 @@ def ctrl_c():
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_stops_the_call_and_waits_for_what_it_has():
     runner = Interruptible()
-    press = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    press.start()
-    assert runner.run(wait_for_stop) == "what it had"
-    press.join()
+    assert runner.run(press_and_wait_for_stop) == "what it had"
     assert runner.interrupted
 
 

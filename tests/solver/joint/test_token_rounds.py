@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.evaluation.cost import Homes, Wire
-from moetuner.solver import SolverOptions, get_solver
+from moetuner.solver import SolverOptions
 from moetuner.solver.base import place
 from moetuner.solver.heuristics.starts import start_ranks
 from moetuner.solver.joint.interruptible import Interruptible
@@ -105,10 +105,13 @@ def test_spare_slots_take_replicas_that_pay(rng):
         ),
     )
     problem = replace(problem, workload=replace(problem.workload, cost=compute_bound))
-    options = SolverOptions(time_limit=3, threads=2)
-    alone = get_solver("joint").solve(problem, options)
+    solver, options = (
+        JointSolver(config=JointConfig(rounds=2)),
+        SolverOptions(threads=2),
+    )
+    alone = solver.solve(problem, options)
     spare = replace(problem, slots_per_rank=5)
-    solution = get_solver("joint").solve(spare, options, warm_start=alone.placement)
+    solution = solver.solve(spare, options, warm_start=alone.placement)
     assert solution.placement.has_replicas
     assert solution.placement.slots_per_rank == 5
     assert solution.value < alone.value

@@ -11,7 +11,7 @@ from moetuner.evaluation.workload import Workload
 from moetuner.placement.moves import fetched_copies
 from moetuner.placement.topology import Topology
 from moetuner.problem import PlacementProblem
-from moetuner.solver import SolverOptions, SolveStatus, get_solver
+from moetuner.solver import SolverOptions, SolveStatus
 from moetuner.solver.heuristics.starts import quick_placements
 from moetuner.solver.joint.solver import JointConfig, JointSolver
 from moetuner.solver.joint.worst_case import solve_worst_case
@@ -46,7 +46,7 @@ def test_the_slowest_trace_counts(rng):
     traces = two_domains(rng)
     worst = problem_of(traces, worst_case=True)
     solver = JointSolver(config=JointConfig(rounds=3))
-    options = SolverOptions(time_limit=30, threads=2)
+    options = SolverOptions(threads=2)
     found = solver.solve(worst, options)
     alike = solver.solve(problem_of(traces), options)
     # Planned for the first trace alone, the second is slow.
@@ -62,10 +62,10 @@ def test_the_slowest_trace_counts(rng):
 
 def test_bounds_of_weighted_means_hold_for_the_largest(rng):
     worst = problem_of(two_domains(rng), worst_case=True)
-    found = get_solver("joint").solve(worst, SolverOptions(time_limit=44, threads=2))
+    solver = JointSolver(config=JointConfig(rounds=2))
+    found = solver.solve(worst, SolverOptions(threads=2))
     assert found.lower_bound is not None
     assert 0 < found.lower_bound <= found.value
-    assert found.seconds < 30  # little to do: it does not sit its time out
 
 
 def random_problem(seed, top_k, topology):
@@ -77,7 +77,7 @@ def random_problem(seed, top_k, topology):
 
 def test_moves_pay_in_the_slowest_trace_too():
     """A mean that moves make better may hide a trace that they make slower."""
-    options = SolverOptions(time_limit=30, threads=1)
+    options = SolverOptions(threads=1)
     for seed in (0, 6, 8):
         problem = random_problem(seed, 2, Topology(num_ranks=4, ranks_per_node=2))
         stay = min(quick_placements(problem), key=problem.objective_value)
@@ -94,7 +94,7 @@ def test_few_copies_may_cost_time_in_the_slowest_trace():
     problem = random_problem(0, 3, Topology(num_ranks=4, ranks_per_node=4))
     quick = min(quick_placements(problem), key=problem.objective_value)
     config = JointConfig(favour="copies", copy_weight=4.0, rounds=3)
-    options = SolverOptions(time_limit=30, threads=1)
+    options = SolverOptions(threads=1)
     found = JointSolver(config=config).solve(problem, options)
     copies, before = (
         sum(

@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from moetuner._workers import Ended, Outcome
 from moetuner.errors import MissingDependencyError
 from moetuner.solver.base import SolveStatus
 from moetuner.solver.programs import cbc
-from moetuner.solver.programs.cbc import solve_milps
+from moetuner.solver.programs.cbc import CUTOFF_INCREMENT, solve_milps
 from moetuner.solver.programs.model import MilpBuilder
 
 
@@ -43,16 +44,45 @@ def test_without_python_mip_the_message_says_what_to_install(tmp_path, monkeypat
         solve_milps([model()], time_limit=60)
 
 
-def test_a_child_that_dies_at_work_is_told_from_one_that_is_late(monkeypatch):
-    def die_instead(child, *_):
-        while not child.ready:
-            child.answers(wait=0.1)
-        child.close()
+def outcome(ended, **fields):
+    return lambda *_, **__: [Outcome(ended=ended, **fields)]
 
-    monkeypatch.setattr(cbc._Child, "send", die_instead)
+
+@pytest.mark.parametrize(
+    ("ended", "status"),
+    [
+        (Ended.DIED, SolveStatus.FAILED),
+        (Ended.LATE, SolveStatus.TIME_LIMIT),
+        (Ended.INTERRUPTED, SolveStatus.INTERRUPTED),
+    ],
+)
+def test_how_a_child_ended_is_told(monkeypatch, ended, status):
+    monkeypatch.setattr(cbc, "run_tasks", outcome(ended, seconds=2.0))
     (result,) = solve_milps([model()], time_limit=10)
-    assert result.status is SolveStatus.FAILED
-    assert result.x is None
+    assert (result.status, result.x, result.seconds) == (status, None, 2.0)
+
+
+def test_a_bound_that_was_told_outlives_the_child(monkeypatch):
+    def cut_off(*_, on_news, **__):
+        on_news(0, (3.0, 1.5))
+        on_news(0, (2.0, None))
+        return [Outcome(ended=Ended.LATE)]
+
+    monkeypatch.setattr(cbc, "run_tasks", cut_off)
+    told = []
+    (result,) = solve_milps([model()], time_limit=10, on_news=told.append)
+    assert result.bound == 1.5 - CUTOFF_INCREMENT
+    assert [news.incumbent for news in told] == [3.0, 2.0]
+    assert [news.bound for news in told] == [result.bound] * 2
+
+
+def test_the_end_of_a_program_is_news_with_its_value():
+    told = []
+    results = solve_milps([model()] * 2, time_limit=60, threads=1, on_news=told.append)
+    last = [news for news in told if news.ended]
+    assert [news.index for news in last] == [0, 1]
+    assert [news.incumbent for news in last] == pytest.approx([2.0, 2.0])
+    assert [news.bound for news in last] == [result.bound for result in results]
 
 
 def test_no_bound_exceeds_an_optimum_that_cbc_passed_over(rng):

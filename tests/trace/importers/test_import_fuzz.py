@@ -3,6 +3,7 @@
 `MOETUNER_FUZZ` multiplies the number of inputs.
 """
 
+import base64
 import io
 import json
 import shutil
@@ -39,9 +40,62 @@ def archive(**arrays):
     return stream.getvalue()
 
 
+def npy_of(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
 def ids_archive():
     ids = np.argsort(np.random.default_rng(0).random((9, 2, 8)))[..., :2]
     return archive(experts=ids.astype(np.int16), seq=np.arange(9), meta="{}")
+
+
+def table_of_routes(kind):
+    ids = np.argsort(np.random.default_rng(0).random((9, 2, 8)))[..., :2]
+    rows = [
+        {"request_id": t // 5, "pos": t % 5, "layer": 3 + n, "expert_ids": row.tolist()}
+        for t, token in enumerate(ids)
+        for n, row in enumerate(token)
+    ]
+    if kind == "parquet":
+        arrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        stream = io.BytesIO()
+        parquet.write_table(arrow.Table.from_pylist(rows), stream)
+        return stream.getvalue()
+    if kind == "csv":
+        lines = [",".join(rows[0])]
+        lines += [",".join(f'"{value}"' for value in row.values()) for row in rows]
+        return "\n".join(lines).encode()
+    return "\n".join(map(json.dumps, rows)).encode()
+
+
+def counts_in_csv():
+    rows = [f"{layer},{e},{layer * e}" for layer in (1, 2) for e in range(1, 5)]
+    return "\n".join(["layer_id,expert_id,count", *rows]).encode()
+
+
+def responses_of_lists():
+    ids = np.argsort(np.random.default_rng(0).random((9, 3, 8)))[..., :2]
+    packed = {"data": "", "shape": [4, 3, 2], "dtype": "uint8", "start": 5}
+    packed["data"] = base64.b64encode(ids[5:].astype(np.uint8).tobytes()).decode()
+    answer = {"routed_experts": ids[5:].tolist()}
+    response = {
+        "prompt_routed_experts": ids[:5].tolist(),
+        "choices": [answer, {"routed_experts": packed}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 10},
+    }
+    return (json.dumps(response) + "\n").encode() * 2
+
+
+def json_counts():
+    return json.dumps({"logical_count": [[4, 0, 3], [2, 2, 3]], "top_k": 2}).encode()
+
+
+def loads_by_rank():
+    return npy_of(np.arange(24).reshape(3, 2, 4))
 
 
 def weights():
@@ -63,6 +117,14 @@ SOURCES = {
     "eplb": FOLDER / "load.npy",
     "eplb safetensors": weights,
     "eplb pt": FOLDER / "eplb/weight.pt",
+    "eplb json": json_counts,
+    "eplb averages": lambda: npy_of(np.arange(1, 25).reshape(2, 3, 4) / 7),
+    "rank-loads": loads_by_rank,
+    "routed-responses lists": responses_of_lists,
+    "table jsonl": lambda: table_of_routes("jsonl"),
+    "table csv": lambda: table_of_routes("csv"),
+    "table parquet": lambda: table_of_routes("parquet"),
+    "table counts": counts_in_csv,
     "npz": ids_archive,
     "npz counts": lambda: archive(counts=np.ones((2, 3, 4), np.int64)),
 }
@@ -169,7 +231,23 @@ KEYS = [
     "num_tokens",
     "topk",
     "block",
+    "prompt_routed_experts",
+    "sgl_ext",
+    "completion_tokens",
+    "data",
+    "shape",
+    "dtype",
+    "start",
+    "logical_count",
+    "expert_ids",
+    "expert",
+    "count",
+    "token",
+    "request",
+    "0",
+    "3",
 ]
+JSON_KINDS = ["routed-responses", "megatron", "eplb", "rank-loads", "table"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: (
@@ -181,7 +259,7 @@ JSON = st.recursive(
 
 
 @LONG
-@given(st.lists(JSON, max_size=4), st.sampled_from(["routed-responses", "megatron"]))
+@given(st.lists(JSON, max_size=4), st.sampled_from(JSON_KINDS))
 def test_any_json(tmp_path_factory, values, kind):
     folder = tmp_path_factory.getbasetemp() / "json"
     folder.mkdir(exist_ok=True)

@@ -126,7 +126,7 @@ def test_megatron_tensor_parallel_ranks_count_once(importing, tmp_path):
         ([{"top_indices": "x"}], "top_indices must be"),
         ([{"top_indices": [[0.5, 1]]}], "must be integers"),
         ([{"top_indices": [[0, 2**80]]}], "expert ids must be integers"),
-        ([{"top_indices": [[0, 0]]}], "twice"),
+        ([{"top_indices": [[1, 1]]}], "twice"),
         ([{"top_indices": [[0, 40000]]}], "expert ids must be"),
         ([{"top_indices": [[0, 1]], "layer": -1}], "layer must be"),
         ([{"top_indices": [[0, 1]]}, {"top_indices": [[0, 1]], "layer": 1, "step": 1}],
@@ -172,8 +172,8 @@ def test_eplb_averages_keep_their_proportions(importing, tmp_path):
     [
         (np.array([[1.0, np.nan]]), "finite"),
         (np.array([[1.0, np.inf]]), "finite"),
-        (np.array([[1.0, -1.0]]), ">= 0"),
-        (np.array([[1, -1]]), "counts must be 0"),
+        (np.array([[1.0, -1.0]]), "router's scores"),
+        (np.array([[1, -1]]), ">= 0, got -1"),
         (np.array([[2**60, 1]]), "counts must be 0"),
         (np.zeros((2, 3)), "counted nothing"),
         (np.zeros((2, 0)), r"\[2, 0\]"),
@@ -192,7 +192,8 @@ def test_eplb_scales_all_groups_alike(importing, tmp_path):
     for unit in (1.0, 1e-310, 1e306):
         for day, load in enumerate(loads):
             np.save(tmp_path / f"{day}.npy", load * unit)
-        counts = importing(*(tmp_path / f"{day}.npy" for day in range(3))).counts
+        files = [tmp_path / f"{day}.npy" for day in range(3)]
+        counts = importing(*files, format="eplb").counts
         sums = counts.sum(axis=(1, 2))
         np.testing.assert_allclose(sums / sums[0], [1, 0.005, 0.0125], rtol=1e-6)
     np.save(tmp_path / "stack.npy", np.stack(loads))
@@ -273,7 +274,7 @@ def test_what_is_no_recording_says_so(importing, tmp_path, rng):
         "lines.jsonl": "neither 'routed_experts'",
         "empty": "an empty file",
         "folder": "a folder without meta_info.json",
-        "ids.npy": "--format routed-arrays or --format eplb",
+        "ids.npy": r"--format eplb.*--format rank-loads",
     }.items():
         with pytest.raises(InvalidTraceError, match=message):
             detect_format(tmp_path / name)
@@ -363,3 +364,102 @@ def test_counts_are_a_trace_file_of_their_own(importing, tmp_path):
     assert again.num_tokens.tolist() == trace.num_tokens.tolist()
     tensors = load_file(tmp_path / "again.safetensors")
     assert tensors["counts"].dtype == np.int64
+
+
+def test_trtllm_stages_of_a_pipeline_are_joined(importing, tmp_path):
+    """Ranks that recorded other layers: the first rank of each stage is one."""
+    folder = tmp_path / "s"
+    for rank in range(4):
+        layers = (3, 5) if rank < 2 else (6,)
+        tensors = {f"1_{layer}": COUNTS * (rank + layer) for layer in layers}
+        statistics(folder, tensors, name=f"rank{rank}.safetensors")
+    trace = importing(folder)
+    assert trace.layer_ids.tolist() == [3, 5, 6]
+    wanted = [COUNTS * 7, COUNTS * 11, COUNTS * 17]
+    assert trace.counts.tolist() == [np.array(wanted).tolist()]
+    ids = np.array([[0, 1], [2, 3]], np.int32)
+    for rank in range(4):
+        layers = (3, 5) if rank < 2 else (6,)
+        tensors = {f"1_{layer}": (ids + rank) % 4 for layer in layers}
+        save_file(tensors, folder / f"rank{rank}_raw.safetensors")
+    trace = importing(folder)
+    assert trace.home_rank.tolist() == [0, 0, 1, 1]
+    assert trace.topk_ids[0].tolist() == [[0, 1], [0, 1], [2, 3]]
+    (folder / "rank3_raw.safetensors").unlink()
+    with pytest.raises(InvalidTraceError, match="no stages of a pipeline"):
+        importing(folder)
+
+
+def test_megatron_stages_of_a_pipeline_are_joined(importing, tmp_path):
+    files = [
+        megatron(
+            tmp_path / f"router_trace_rank{rank}.jsonl",
+            {"rank": rank, "layer": 3 + rank, "top_indices": [[rank, 2], [5, 3]]},
+            {"rank": rank, "layer": 3 + rank, "top_indices": [[4, 2]], "step": 1},
+        )
+        for rank in range(2)
+    ]
+    trace = importing(*files)
+    assert trace.layer_ids.tolist() == [3, 4]
+    assert trace.topk_ids.tolist() == [
+        [[0, 2], [1, 2]], [[5, 3], [5, 3]], [[4, 2], [4, 2]]
+    ]  # fmt: skip
+    assert trace.sequence.tolist() == [0, 0, 1]
+
+
+def test_archives_say_how_many_experts_there_are(importing, tmp_path, rng):
+    ids = random_ids(rng, 40, 3, 9, 2)
+    np.savez(tmp_path / "a.npz", experts=ids, meta=json.dumps({"experts": 64}))
+    assert importing(tmp_path / "a.npz").num_experts == 64
+    for options, message in (
+        ({"num_experts": 32}, "the archive says 64"),
+        ({"top_k": 3}, "the archive has 2"),
+        ({"layers": (1, 2)}, "layer 0 routes tokens"),
+    ):
+        with pytest.raises(InvalidTraceError, match=message):
+            importing(tmp_path / "a.npz", **options)
+    named = importing(tmp_path / "a.npz", layers=(3, 4, 7), top_k=2, num_experts=64)
+    assert named.layer_ids.tolist() == [3, 4, 7]
+    np.savez(tmp_path / "b.npz", experts=ids, layer_ids=[1, 2, 3])
+    with pytest.raises(InvalidTraceError, match="the archive says"):
+        importing(tmp_path / "b.npz", layers=(3, 4, 7))
+
+
+def test_archives_with_rows_of_dense_layers(importing, tmp_path, rng):
+    ids = np.zeros((40, 4, 2), np.int16)
+    ids[:30, 1:] = random_ids(rng, 30, 3, 9, 2)
+    weights = rng.random(ids.shape).astype(np.float16)
+    seq = np.arange(40) // 10
+    np.savez(tmp_path / "a.npz", experts=ids, weights=weights, seq=seq)
+    trace = importing(tmp_path / "a.npz", num_experts=9)
+    assert trace.layer_ids.tolist() == [1, 2, 3]
+    assert trace.num_tokens == 30
+    assert trace.sequence.tolist() == seq[:30].tolist()
+    assert trace.topk_weights.shape == (30, 3, 2)
+    assert np.array_equal(np.sort(trace.topk_ids), np.sort(ids[:30, 1:]))
+
+
+def test_counts_of_archives_take_top_k_and_layers(importing, tmp_path):
+    counts = np.zeros((2, 4, 6), int)
+    counts[:, 2:] = 2
+    np.savez(tmp_path / "a.npz", counts=counts)
+    trace = importing(tmp_path / "a.npz", top_k=4, layers=(5, 8))
+    assert trace.num_tokens.tolist() == [3, 3]
+    assert trace.layer_ids.tolist() == [5, 8]
+    assert importing.result.tokens_known
+    importing(tmp_path / "a.npz")
+    assert not importing.result.tokens_known
+    assert any("--top-k says it" in note for note in importing.notes)
+    with pytest.raises(InvalidTraceError, match="names 3 layers"):
+        importing(tmp_path / "a.npz", layers=(5, 8, 9))
+
+
+def test_hints_are_noted(importing, tmp_path, rng):
+    ids = random_ids(rng, 400, 3, 8, 2)
+    ids = np.concatenate([ids, np.full((400, 3, 1), 8, np.int16)], axis=2)
+    np.savez(tmp_path / "a.npz", experts=ids)
+    importing(tmp_path / "a.npz")
+    assert any("every token has expert 8" in note for note in importing.notes)
+    np.savez(tmp_path / "c.npz", counts=np.full((1, 2, 2), 100))
+    importing(tmp_path / "c.npz", top_k=2)
+    assert any("every token has expert 0" in note for note in importing.notes)

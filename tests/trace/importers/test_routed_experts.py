@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.importers import routed_experts
+from moetuner.trace.importers import json_text, routed_experts
 
 IDS = np.array([[[3, 1], [0, 2]], [[2, 0], [1, 3]]])  # two tokens, two layers, top-2
 
@@ -95,7 +95,7 @@ def declares(shape):
     ("encoded", "message"),
     [
         ("%%%", "not base64"),
-        (5, "must be base64 text"),
+        (5, "must be base64 text, lists, or an object"),
         (b64(npy(np.array([object()]), allow_pickle=True)), "pickled objects: refused"),
         (b64(declares((2**40, 2, 2))), "declares"),
         (b64(declares((-1, 2, 2))), "declares"),
@@ -137,10 +137,10 @@ def test_hostile_lines(importing, tmp_path, line, message):
 
 def test_lines_that_would_fill_the_memory_are_refused(importing, tmp_path, monkeypatch):
     path = write(tmp_path / "a.jsonl", {"routed_experts": "", "x": list(range(99))})
-    monkeypatch.setattr(routed_experts, "MAX_LINE_VALUES", 50)
+    monkeypatch.setattr(json_text, "MAX_LINE_VALUES", 50)
     with pytest.raises(InvalidTraceError, match="more than 50 values"):
         importing(path)
-    monkeypatch.setattr(routed_experts, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(json_text, "MAX_LINE_BYTES", 100)
     with pytest.raises(InvalidTraceError, match="longer than 100 bytes"):
         importing(path)
 

@@ -172,7 +172,7 @@ def test_damaged_records_are_refused(importing, tmp_path, ids, fields, message):
             {"records": [], "last_physical_to_logical_map": torch.tensor(MAP)},
             "no token",
         ),
-        ({"logical_count": torch.zeros(2, 3)}, "3 dimensions"),
+        ({"logical_count": torch.zeros(2)}, "3 dimensions"),
         ({"logical_count": torch.zeros(2, 3, 4)}, "counted nothing"),
         ({"logical_count": torch.full((2, 3, 4), float("nan"))}, "finite"),
         ({"logical_count": torch.full((2, 3, 4), -1)}, "must be 0"),
@@ -191,3 +191,118 @@ def test_a_dump_given_twice_is_refused(importing, tmp_path):
         importing(*files)
     with pytest.raises(InvalidTraceError, match="given twice"):
         importing(files[0], files[0])
+
+
+def test_empty_passes_of_a_draft_model_are_dropped(importing, tmp_path):
+    """With speculative decoding target and draft number passes each for itself."""
+    nothing = [[[-1, -1]], [[-1, -1]]]
+    files = [
+        record(7, 0, [[[0, 1]], [[2, 3]]], counts=[[1] * 6] * 2),
+        record(7, 0, nothing, counts=[[0] * 6] * 2, input_ids=[9]),
+        record(8, 0, nothing, counts=[[0] * 6] * 2),
+        record(8, 0, [[[4, 2]], [[1, 3]]], counts=[[2] * 6] * 2),
+    ]
+    trace = importing(dump(tmp_path / "a.pt", *files))
+    assert trace.topk_ids.tolist() == [[[1, 0], [2, 3]], [[1, 3], [1, 3]]]
+    for one in files:
+        del one["topk_ids_of_layer"]
+    trace = importing(dump(tmp_path / "a.pt", *files))
+    assert trace.num_groups == 2
+    assert trace.counts.sum() == 6 * 2 * (1 + 2)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_stages_of_a_pipeline_are_joined(importing, tmp_path, counted):
+    """The same pass of the same rank at other layers."""
+    ids = [[[0, 1], [4, 2]], [[2, 3], [1, 3]]]
+    counts = [[1, 1, 1, 0, 1, 0], [0, 1, 1, 2, 0, 0]]
+    none = [[-1, -1]] * 2
+    stages = []
+    for stage in range(2):
+        mine = [row if n == stage else none for n, row in enumerate(ids)]
+        of = [row if n == stage else [0] * 6 for n, row in enumerate(counts)]
+        fields = {"counts": of} if counted else {}
+        stages.append(dump(tmp_path / f"{stage}.pt", record(5, 0, mine, **fields)))
+    trace = importing(*stages)
+    whole = importing(dump(tmp_path / "whole.pt", record(5, 0, ids)))
+    assert np.array_equal(trace.topk_ids, whole.topk_ids)
+    assert trace.home_rank is None
+    longer = record(5, 0, [[[0, 1]] * 3, [none[0]] * 3], counts=[counts[0], [0] * 6])
+    with pytest.raises(InvalidTraceError, match="there twice"):
+        importing(dump(tmp_path / "x.pt", longer), stages[1])
+
+
+def test_counts_of_stages_are_joined(importing, tmp_path):
+    counts = [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]]
+    files = [
+        dump(
+            tmp_path / f"{stage}.pt",
+            record(
+                7,
+                0,
+                counts=[c if n == stage else [0] * 6 for n, c in enumerate(counts)],
+            ),
+        )
+        for stage in range(2)
+    ]
+    whole = importing(dump(tmp_path / "whole.pt", record(7, 0, counts=counts)))
+    assert importing(*files).counts.tolist() == whole.counts.tolist()
+
+
+def test_expert_0_alone_is_a_choice_where_padding_is_marked(importing, tmp_path):
+    """The recorder writes -1 itself, so zeros of one expert per token are real."""
+    ids = [[[0, -1], [2, -1]], [[0, -1], [3, -1]]]
+    trace = importing(dump(tmp_path / "a.pt", record(1, 0, ids)))
+    assert trace.num_tokens == 2
+    plain = [[0, 1, 2, 3]] * 2
+    trace = importing(dump(tmp_path / "b.pt", record(1, 0, ids), map=plain))
+    assert trace.topk_ids.tolist() == [[[0], [0]], [[2], [3]]]
+
+
+def test_more_experts_than_the_recorder_keeps_are_told(importing, tmp_path):
+    path = dump(tmp_path / "a.pt", record(1, 0, [[[0, 1]], [[2, 3]]]))
+    with pytest.raises(InvalidTraceError, match="recorder kept 2 experts"):
+        importing(path, top_k=3)
+    counts = [[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
+    importing(dump(tmp_path / "a.pt", record(1, 0, [[[0, 1]], [[2, 3]]], counts)))
+    assert any("more than the 2 experts" in note for note in importing.notes)
+
+
+def test_the_map_says_how_many_experts_there_are(importing, tmp_path):
+    path = dump(tmp_path / "a.pt", record(1, 0, [[[0, 1]], [[2, 3]]]))
+    assert importing(path, num_experts=4).num_experts == 4
+    with pytest.raises(InvalidTraceError, match="map of slots is of 4"):
+        importing(path, num_experts=8)
+
+
+def test_halves_of_a_batch_are_no_duplicates(importing, tmp_path):
+    """With two-batch overlap each half of a pass is gathered for itself."""
+    halves = [
+        record(1, 0, [[[0, 1]], [[2, 3]]]),
+        record(1, 0, [[[4, 2]], [[1, 3]]], input_ids=[9]),
+        record(1, 0, [[[-1, -1]], [[-1, -1]]]),
+    ]
+    halves[0]["gatherer_key"], halves[1]["gatherer_key"] = "child_a", "child_b"
+    assert importing(dump(tmp_path / "a.pt", *halves)).num_tokens == 2
+
+
+def test_stages_that_are_ranks_of_their_own_are_joined(importing, tmp_path):
+    """Two pipelines of two stages: ranks 0 and 2, ranks 1 and 3."""
+    none = [[-1, -1]]
+    tokens = {0: [[0, 1]], 1: [[4, 2]]}
+    files = [
+        dump(
+            tmp_path / f"{rank}.pt",
+            record(
+                5,
+                rank,
+                [tokens[rank % 2], none] if rank < 2 else [none, [[2, 3]]],
+                input_ids=[rank % 2],
+            ),
+        )
+        for rank in range(4)
+    ]
+    trace = importing(*files)
+    assert trace.num_tokens == 2
+    assert trace.home_rank.tolist() == [0, 1]
+    assert (trace.topk_ids >= 0).all()

@@ -12,6 +12,9 @@ namespace moetuner {
 struct ComputeRates {
   double row;     // arithmetic of one (token, expert) row
   double expert;  // reading the weights of one expert that has a row
+
+  ComputeRates times(double factor) const { return {factor * row, factor * expert}; }
+  ComputeRates over(double divisor) const { return {row / divisor, expert / divisor}; }
 };
 
 /// What one direction of the exchange takes, in seconds.
@@ -73,10 +76,7 @@ class LayerPrice {
   }
 
   /// `compute` as rates of the rank: for loops that cannot afford a division.
-  ComputeRates on_rank(std::int64_t rank) const {
-    const double slow = 1.0 / speed(rank);
-    return {slow * rates_.compute.row, slow * rates_.compute.expert};
-  }
+  ComputeRates on_rank(std::int64_t rank) const { return rates_.compute.times(1.0 / speed(rank)); }
 
   /// Seconds of one direction, from rows on the busiest link of each kind.
   static double exchange(const LinkRates& rates, double rank_rows, double node_rows) {

@@ -37,7 +37,7 @@ struct TallyArgs {
   std::int64_t num_ranks;
   std::int64_t ranks_per_node;
   std::int64_t num_groups;
-  Wire wire;
+  WireRules wire;
   Homes homes;
   int num_threads;  // 0: all cores
 

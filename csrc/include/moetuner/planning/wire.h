@@ -38,6 +38,17 @@ enum class Crossing {
 struct WireRules {
   Rows rows;
   Crossing crossing;
+
+  /// Whether a token sends one row to each rank and to each node that it visits: a place costs what
+  /// its set of tokens does.
+  constexpr bool once_per_place() const {
+    return rows == Rows::kPerRank && crossing == Crossing::kGateway;
+  }
+
+  /// Rows of experts cross directly, and rows to all through gateways; rows of ranks do either.
+  constexpr bool known() const {
+    return rows == Rows::kPerRank || (rows == Rows::kPerExpert) == (crossing == Crossing::kDirect);
+  }
 };
 
 constexpr WireRules rules_of(Wire wire) {
@@ -83,6 +94,13 @@ template <>
 inline constexpr std::array kAll<Wire>{Wire::kDedup, Wire::kPerExpert, Wire::kAllGather};
 template <>
 inline constexpr std::array kAll<Homes>{Homes::kUniform, Homes::kRecorded, Homes::kFollow};
+
+static_assert([] {
+  for (const Wire wire : kAll<Wire>) {
+    if (!rules_of(wire).known()) return false;
+  }
+  return true;
+}());
 
 /// The member of that name. Throws std::invalid_argument where there is none.
 template <typename Choice>

@@ -14,18 +14,27 @@ Importing this module registers ``experts_implementation="moetuner"``::
 
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moetuner.integrations.transformers.experts import experts_forward, experts_of
+from moetuner.integrations.transformers.experts import experts_forward
+from moetuner.integrations.transformers.families import (
+    NOT_COVERED,
+    ONLY_RECORDED,
+    experts_of,
+)
 from moetuner.integrations.transformers.parallel import parallelize, register
 from moetuner.integrations.transformers.recording import Recording, count, record
+from moetuner.integrations.transformers.replay import replay_routing
 
 ALL_EXPERTS_FUNCTIONS.register("moetuner", experts_forward)
 register()
 
 __all__ = [
+    "NOT_COVERED",
+    "ONLY_RECORDED",
     "Recording",
     "count",
     "experts_forward",
     "experts_of",
     "parallelize",
     "record",
+    "replay_routing",
 ]

@@ -5,14 +5,18 @@ Legend: T tokens, K top-k, M rows in expert order, E experts (or slots) here, H 
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moetuner.errors import InvalidTraceError
 from moetuner.nn.experts import grouped_linear
+from moetuner.nn.tail import defined_rows
 from moetuner.ops import permute, unpermute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Shared = Callable[[torch.Tensor], torch.Tensor]
 
 
 def experts_forward(
@@ -52,9 +56,16 @@ def experts_forward(
 
 
 def run_experts(
-    module: Any, rows: torch.Tensor, end_offsets: torch.Tensor
+    module: Any,
+    rows: torch.Tensor,
+    end_offsets: torch.Tensor,
+    shared: Shared = lambda parameter: parameter,
 ) -> torch.Tensor:
-    """Rows [M, H] by expert, to rows [M, H], with the module's weights as they lie."""
+    """Rows [M, H] by expert, to rows [M, H], with the module's weights as they lie.
+
+    `shared` is applied to each parameter that all experts of the layer have in common:
+    its gradient is made of the rows that are here, which may be a part of all.
+    """
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         bias = getattr(module, f"{name}_bias") if module.has_bias else None
@@ -69,31 +80,8 @@ def run_experts(
         inner = module.act_fn(linear(rows, "up_proj"))
     done = linear(inner, "down_proj")
     if getattr(module, "has_post_expert_norm", False):
-        done = module.post_expert_norm(done)
+        norm = module.post_expert_norm
+        weights = {name: shared(value) for name, value in norm.named_parameters()}
+        defined = defined_rows(done, end_offsets)
+        done = torch.func.functional_call(norm, weights, (defined,))
     return done
-
-
-def experts_of(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
-    """Experts module of each layer, by the last number in its name.
-
-    Raises
-    ------
-    InvalidTraceError
-        When there is none that is understood, or two of one layer.
-    """
-    found: dict[int, torch.nn.Module] = {}
-    for name, module in model.named_modules():
-        numbers = re.findall(r"\.(\d+)\.", name)
-        if hasattr(module, "is_concatenated") and hasattr(module, "num_experts"):
-            layer = int(numbers[-1]) if numbers else 0
-            if layer in found:
-                raise InvalidTraceError(
-                    f"{name} is a second experts module of layer {layer}"
-                )
-            found[layer] = module
-    if not found:
-        raise InvalidTraceError(
-            f"{type(model).__name__} has no experts module that Transformers "
-            f"can run by an experts_implementation"
-        )
-    return found

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from moetuner.errors import InvalidProblemError
-from moetuner.integrations.transformers.experts import experts_of, run_experts
+from moetuner.integrations.transformers.experts import run_experts
+from moetuner.integrations.transformers.families import experts_of
+from moetuner.nn.data_parallel import check_owned, ready_for_ddp
 from moetuner.nn.exchange import ATTRIBUTE, Exchange
 from moetuner.nn.exchange_options import ExchangeOptions
 from moetuner.nn.move import apply_placement, contiguous_placement
@@ -84,7 +86,7 @@ def parallelize(
             "parallelize: this model is spread over ranks already: give it another "
             "placement with moetuner.nn.apply_placement"
         )
-    trouble = _other_layers(layers, placement)
+    trouble = _other_layers(layers, placement) or _adapted(model, layers)
     sharded = [module for module in layers.values() if _SHARDED in vars(module)]
     if sharded:
         for layer, module in layers.items():
@@ -120,6 +122,7 @@ def parallelize(
         vars(module)[ATTRIBUTE] = exchanges[layer]
         vars(module)[_PLACED] = True
         vars(module)["forward"] = exchanged_forward(module, exchanges[layer], mesh)
+    ready_for_ddp(model)
 
 
 class Sharded:
@@ -181,14 +184,19 @@ def exchanged_forward(
 ) -> Callable[..., torch.Tensor]:
     """The forward of an experts module: [T, H], [T, K], [T, K] to [T, H]."""
 
+    def shared(parameter: torch.Tensor) -> torch.Tensor:
+        return parameter if mesh is None else _with_whole_gradient(parameter, mesh)
+
     def run(rows: torch.Tensor, end_offsets: torch.Tensor) -> torch.Tensor:
-        return run_experts(module, rows, end_offsets)
+        return run_experts(module, rows, end_offsets, shared)
 
     def forward(
         hidden_states: torch.Tensor,
         top_k_index: torch.Tensor,
         top_k_weights: torch.Tensor,
     ) -> torch.Tensor:
+        if _SHARDED not in vars(module):
+            check_owned(module, exchange)
         given = (hidden_states, top_k_index, top_k_weights)
         if mesh is not None:
             given = tuple(_own_share(tensor, mesh) for tensor in given)  # type: ignore[assignment]
@@ -205,6 +213,13 @@ def _own_share(tensor: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
     spread = DTensor.from_local(tensor, mesh, [Replicate()], run_check=False)
     share: torch.Tensor = spread.redistribute(mesh, [Shard(0)]).to_local()
     return share
+
+
+def _with_whole_gradient(parameter: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
+    """The same values; the gradient is the sum of what every rank makes of its rows."""
+    spread = DTensor.from_local(parameter, mesh, [Replicate()], run_check=False)
+    same: torch.Tensor = spread.to_local(grad_placements=[Partial()])
+    return same
 
 
 def _whole(share: torch.Tensor, mesh: DeviceMesh, shape: torch.Size) -> torch.Tensor:
@@ -229,6 +244,19 @@ def _keep_own(module: torch.nn.Module, exchange: Exchange) -> None:
 
 def _num_experts(module: Any) -> int:
     return int(module.num_experts)
+
+
+def _adapted(model: torch.nn.Module, layers: dict[int, torch.nn.Module]) -> str:
+    """Why adapters keep experts from being spread; empty where there are none."""
+    experts = {id(module): layer for layer, module in layers.items()}
+    for name, module in model.named_modules():
+        base = module._modules.get("base_layer")
+        if base is not None and id(base) in experts:
+            return (
+                f"{name} adapts all experts of layer {experts[id(base)]}: add adapters "
+                f"after parallelize, or merge them into the weights first"
+            )
+    return ""
 
 
 def _other_layers(layers: dict[int, torch.nn.Module], placement: Placement) -> str:

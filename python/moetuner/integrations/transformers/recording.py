@@ -12,32 +12,48 @@ import numpy as np
 import torch
 
 from moetuner.errors import InvalidTraceError
-from moetuner.integrations.transformers.experts import experts_of
+from moetuner.integrations.transformers.families import Routed, routed_of
+from moetuner.integrations.transformers.sequences import Sequences
 from moetuner.nn.counter import RoutingCounter
+from moetuner.nn.recompute import recomputing
 from moetuner.nn.recorder import Recorder
 from moetuner.trace import Trace, TraceMetadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import ParamSpec
+
+    P = ParamSpec("P")
 
 
 class Recording:
     """What `record` has seen so far."""
 
-    def __init__(
-        self, model: torch.nn.Module, layers: dict[int, torch.nn.Module]
-    ) -> None:
-        experts: Any = next(iter(layers.values()))
+    def __init__(self, model: torch.nn.Module, layers: dict[int, Routed]) -> None:
         self._model: Any = model
-        self._recorder = Recorder(num_experts=experts.num_experts)
-        self._next_sequence = 0
-        self._rows = np.zeros(0, np.int32)  # sequence of each row of the batch
-        self._lengths = np.zeros(0, np.int32)  # tokens of each row so far
+        self._layers = set(layers)
+        self._recorder = Recorder(next(iter(layers.values())).num_experts)
+        self._sequences = Sequences()
+        self._call: Any = None  # the conversation of a call that has not ended
 
     def trace(self, dataset: str = "") -> Trace:
-        """The routing as a trace; `dataset` names the text for its metadata."""
+        """The routing as a trace; `dataset` names the text for its metadata.
+
+        Calls that ended with an error are left out, and so are tokens that a cache has
+        dropped again, as rejected drafts are.
+
+        Raises
+        ------
+        InvalidTraceError
+            When nothing was recorded, naming the layers whose experts did not run.
+        """
         import transformers
 
+        self._drop_open()
+        self._forget_rejected()
+        missing = sorted(self._layers - self._recorder.layers())
+        if missing:
+            raise InvalidTraceError(silent("record", missing))
         config: Any = getattr(self._model, "config", None)
         return self._recorder.trace(
             TraceMetadata(
@@ -49,36 +65,69 @@ class Recording:
         )
 
     def _begin(self, arguments: dict[str, Any]) -> None:
-        """Name the tokens of a call: new sequences, or the next tokens of the last."""
+        """Name the tokens of a call: new sequences, or the next tokens of others."""
+        self._drop_open()
         given = arguments.get("input_ids")
         if given is None:
             given = arguments["inputs_embeds"]
-        batch, length = given.shape[:2]
-        # past_key_values until Transformers 5.23, cache since 5.24
-        caches = (a for a in arguments.values() if hasattr(a, "get_seq_length"))
-        past = max((int(cache.get_seq_length()) for cache in caches), default=0)
-        if past == 0:
-            self._rows = np.arange(batch, dtype=np.int32) + self._next_sequence
-            self._next_sequence += batch
-            self._lengths = np.zeros(batch, np.int32)
-        elif len(self._rows) != batch:
-            raise InvalidTraceError(
-                f"record: a cache for {batch} sequences, but the last call had "
-                f"{len(self._rows)}; begin recording before the prefill"
-            )
-        kept = np.ones((batch, length), bool)
         mask = arguments.get("attention_mask")
-        if torch.is_tensor(mask) and mask.dim() == 2:
-            kept = mask[:, -length:].bool().cpu().numpy()
-        position = self._lengths[:, None] + np.cumsum(kept, axis=1) - 1
-        self._lengths = self._lengths + kept.sum(axis=1).astype(np.int32)
-        decode = past > 0 and length == 1
-        self._recorder.begin_step(
-            sequence=np.repeat(self._rows, length),
-            position=position.astype(np.int32).ravel(),
-            phase=np.full(batch * length, decode, np.uint8),
-            kept=kept.ravel(),
+        tokens, self._call = self._sequences.begin(
+            _cache_of(arguments),
+            tuple(given.shape[:2]),
+            mask if torch.is_tensor(mask) else None,
         )
+        self._forget_rejected()
+        self._recorder.begin_step(
+            sequence=tokens.sequence.ravel(),
+            position=tokens.position.ravel(),
+            phase=np.full(tokens.kept.size, tokens.decode, np.uint8),
+            kept=tokens.kept.ravel(),
+        )
+
+    def _finish(self, arguments: dict[str, Any], output: Any) -> None:
+        cache = _cache_of(arguments)
+        if cache is None and hasattr(output, "items"):  # the model made one
+            cache = _cache_of(dict(output.items()))
+        self._sequences.finish(cache, self._call)
+        self._call = None
+
+    def _drop_open(self) -> None:
+        """A call that did not end well recorded some layers, perhaps."""
+        if self._call is not None:
+            self._recorder.drop_step()
+            self._call = None
+
+    def _end(self) -> None:
+        self._drop_open()
+        self._sequences.settle()
+        self._forget_rejected()
+
+    def _forget_rejected(self) -> None:
+        self._sequences.settle(self._sequences.last)
+        for sequences, stays in self._sequences.rejected:
+            self._recorder.forget(sequences, stays)
+        self._sequences.rejected.clear()
+
+
+def _cache_of(arguments: dict[str, Any]) -> Any:
+    """past_key_values until Transformers 5.23, cache since 5.24."""
+    found = [a for a in arguments.values() if hasattr(a, "get_seq_length")]
+    return found[0] if found else None
+
+
+def _eager(hook: Callable[P, None]) -> Callable[P, None]:
+    """Hooks read and keep: where a compiler meets one, it runs as it is."""
+    outside: Callable[P, None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call,unused-ignore]
+    return outside
+
+
+def silent(what: str, layers: list[int]) -> str:
+    """The error of layers whose hooks did not run."""
+    return (
+        f"{what}: the experts of layers {layers} did not run, or not where hooks see "
+        f"them: call the model itself, eagerly, not what torch.compile or a CUDA graph "
+        f"made of it"
+    )
 
 
 @contextmanager
@@ -101,30 +150,49 @@ def record(model: torch.nn.Module) -> Iterator[Recording]:
     ------
     InvalidTraceError
         When the model has no experts module that is understood.
+
+    Notes
+    -----
+    Each cache is a conversation, so several may be used in turn. Drafts that are
+    rejected leave the trace; beams are followed, and where one goes on as two, the
+    second begins a new sequence there. What cannot be followed (a cache from before
+    the recording, or changed by others) begins new sequences, with a warning. What
+    activation checkpointing computes again is recorded once.
     """
-    layers = experts_of(model)
+    layers = routed_of(model)
     recording = Recording(model, layers)
 
+    @_eager
     def before_model(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recording._begin({"input_ids": args[0], **kwargs} if args else kwargs)
+        if not recomputing():
+            recording._begin({"input_ids": args[0], **kwargs} if args else kwargs)
 
-    def before_experts(layer: int) -> Any:
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            names = ("hidden_states", "top_k_index", "top_k_weights")
-            given = dict(zip(names, args, strict=False)) | kwargs
-            recording._recorder.add(layer, given["top_k_index"], given["top_k_weights"])
+    @_eager
+    def after_model(
+        _: Any, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if not recomputing():
+            recording._finish(kwargs, output)
 
-        return hook
+    def into(layer: int) -> Any:
+        @_eager
+        def seen(ids: torch.Tensor, weights: torch.Tensor) -> None:
+            recording._recorder.add(layer, ids, weights)
 
-    handles = [model.register_forward_pre_hook(before_model, with_kwargs=True)]
-    for layer, experts in layers.items():
-        hook = before_experts(layer)
-        handles.append(experts.register_forward_pre_hook(hook, with_kwargs=True))
+        return seen
+
+    handles = [
+        model.register_forward_pre_hook(before_model, with_kwargs=True),
+        model.register_forward_hook(after_model, with_kwargs=True),
+    ]
+    for layer, routed in layers.items():
+        handles.append(routed.watch(into(layer)))
     try:
         yield recording
     finally:
         for handle in handles:
             handle.remove()
+        recording._end()
 
 
 @contextmanager
@@ -150,33 +218,33 @@ def count(
     Raises
     ------
     InvalidTraceError
-        When the model has no experts module that is understood.
+        When the model has no experts module that is understood; at the end, when the
+        experts of some layers did not run, naming them.
     """
-    layers = experts_of(model)
-    first: Any = next(iter(layers.values()))
-    config: Any = model.config
+    layers = routed_of(model)
+    ran: set[int] = set()
+    first = next(iter(layers.values()))
     counter = RoutingCounter(
         sorted(layers),
         first.num_experts,
         max_tokens=max_tokens,
-        top_k=config.get_text_config().num_experts_per_tok,
-        device=next(first.parameters()).device,
+        device=next(first.module.parameters()).device,
         pairs=pairs,
     )
 
-    def before_experts(layer: int) -> Any:
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids = args[1] if len(args) > 1 else kwargs["top_k_index"]
+    def into(layer: int) -> Any:
+        @_eager
+        def seen(ids: torch.Tensor, _: torch.Tensor) -> None:
             counter.add(layer, ids)
+            ran.add(layer)
 
-        return hook
+        return seen
 
-    handles = [
-        experts.register_forward_pre_hook(before_experts(layer), with_kwargs=True)
-        for layer, experts in layers.items()
-    ]
+    handles = [routed.watch(into(layer)) for layer, routed in layers.items()]
     try:
         yield counter
     finally:
         for handle in handles:
             handle.remove()
+    if len(ran) < len(layers):
+        raise InvalidTraceError(silent("count", sorted(layers.keys() - ran)))

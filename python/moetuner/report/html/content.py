@@ -12,7 +12,7 @@ from moetuner.report.html.markup import Markup, tag
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from moetuner.planning.comparison import Comparison, Scored
+    from moetuner.planning.scores import Comparison, Scored
     from moetuner.report.html.markup import Child
 
 MAX_NUMBERS = 150_000

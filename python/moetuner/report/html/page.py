@@ -22,7 +22,7 @@ from moetuner.report.html.sections.traffic import traffic
 if TYPE_CHECKING:
     import os
 
-    from moetuner.planning.comparison import Comparison
+    from moetuner.planning.scores import Comparison
 
 _LINKS = {
     "scores": "Scores",

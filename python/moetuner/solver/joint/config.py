@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moetuner._checks import is_number, is_whole, one_of
 from moetuner.errors import SolverError
+from moetuner.placement.model import Placement  # noqa: TC001 (files are read by them)
 from moetuner.solver.joint.profiles import Favour
-
-if TYPE_CHECKING:
-    from moetuner.placement.model import Placement
-    from moetuner.solver.joint.scenarios import SearchProfile
+from moetuner.solver.joint.scenarios import SearchProfile  # noqa: TC001
 
 MOST_COPY_WEIGHT = 1e6
 """More drowns all else in rounding."""

@@ -75,12 +75,7 @@ class LayerRounds:
         self._scenarios = make_scenarios(workload, self.profile.scenario_tokens)
         self._members = members(self.problem, self.start)
         cost = workload.cost
-        rules = cost.wire.rules
-        through_gateways = (
-            rules.rows is _core.Rows.PER_RANK
-            and rules.crossing is _core.Crossing.GATEWAY
-        )
-        if cost.homes is Homes.RECORDED and through_gateways:
+        if cost.homes is Homes.RECORDED and cost.wire.rules.once_per_place:
             self._home = first_homes(self.problem, self._scenarios)
         self._search = self._problem()
         self.rank_of = self.start

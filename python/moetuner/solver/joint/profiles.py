@@ -11,7 +11,6 @@ import enum
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moetuner.errors import InvalidTraceError
 from moetuner.problem import PlacementProblem
 from moetuner.solver.base import place
 from moetuner.solver.heuristics.lpt import balanced_rank_of
@@ -83,9 +82,8 @@ def choose_profile(
     or the traces cannot be cut in two.
     """
     workload = problem.workload
-    try:
-        splits = [split_by_sequence(t, 0.5, options.seed) for t in workload.traces]
-    except InvalidTraceError:
+    splits = [split_by_sequence(t, 0.5, options.seed) for t in workload.traces]
+    if not all(split.held_out for split in splits):
         return TIME_PROFILES[0]
     halves = [
         replace(workload, traces=tuple(getattr(split, part) for split in splits))

@@ -252,7 +252,7 @@ def search_problem(
         token=scenarios.token,
         home=home,
         ranks_per_node=1 if nodes_alone else per_node,
-        wire=cost.wire,
+        wire=cost.wire.rules,
         homes=cost.homes,
         rates=rates,
         smoothing=added,

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from moetuner._core import Rows
 from moetuner.bounds import counting_bound
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner.evaluation.cost import Homes
 from moetuner.problem import Objective
 from moetuner.solver.base import (
     Clock,
@@ -305,13 +306,15 @@ class _Run:
     def _follows(self) -> bool:
         """Whether layers matter to each other, searched as sets of tokens."""
         cost = self._cost()
-        follow = cost.homes is Homes.FOLLOW and cost.wire is Wire.DEDUP
+        follow = cost.homes is Homes.FOLLOW and cost.wire.rules.once_per_place
         return follow and self._may_walk()
 
     def _must_walk(self) -> bool:
         """Whether there is room for replicas, or homes matter to each row by itself."""
         cost = self._cost()
-        alone = cost.homes is not Homes.UNIFORM and cost.wire is Wire.PER_EXPERT
+        rules = cost.wire.rules
+        moves = rules.rows is not Rows.TO_ALL and not rules.once_per_place
+        alone = cost.homes is not Homes.UNIFORM and moves
         return (alone or self.problem.wants_replicas) and self._may_walk()
 
     def _may_walk(self) -> bool:

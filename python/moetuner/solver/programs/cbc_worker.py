@@ -1,27 +1,31 @@
-"""Child process that solves programs with CBC through python-mip, one after the other.
+"""What a child process does with programs: CBC through python-mip.
 
-Started by `moetuner.solver.programs.cbc`. On what was standard output when it started
-it first says ``{"ready"}``: CBC was loaded. On standard input it reads frames: a JSON
-line with the limits and the size, then a NumPy archive of that size with the fields of
-`MilpModel`. For each it answers JSON lines: ``{"incumbent", "bound"}`` while CBC runs,
-then ``{"status", "x", "bound"}``. CBC's own log goes into a pipe that a thread reads
-for those incumbents and bounds.
+See `moetuner._workers`. CBC's own log goes into a pipe, which a thread reads for
+incumbents and bounds.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import ctypes
 import os
-import queue
 import re
-import sys
 import threading
 import time
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import mip
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from moetuner.solver.programs.cbc import MilpTask
+    from moetuner.solver.programs.model import MilpModel
+
+    Standing = tuple[float | None, float | None]
+    """Incumbent and bound."""
 
 #     Nodes   OnTree  Depth         BestSol Method       BestBound     Gap%   Time(s)
 #      3433      302     50       0.0214808                   0.01   95.00%      2.20
@@ -33,50 +37,55 @@ _UNBOUNDED = 1e30
 # CBC looks at the clock between nodes, so it is told to end a little early.
 _MARGIN_SECONDS = 1.0
 _MARGIN_SHARE = 0.1
+_END = "moetuner: end of this program's log\n"
 
 
-def main() -> None:
-    """Serve programs until standard input ends, even in the middle of one."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    read_end, write_end = os.pipe()
-    answers.write('{"ready": true}\n')
-    os.dup2(write_end, 1)
-    log = os.fdopen(read_end, encoding="utf-8", errors="replace")
-    threading.Thread(target=_report, args=(log, answers), daemon=True).start()
-    frames: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(frames,), daemon=True).start()
-    while True:
-        limits, archive = frames.get()
-        arrays = np.load(io.BytesIO(archive))
-        answers.write(json.dumps(_solve(dict(arrays), **limits)) + "\n")
+class Cbc:
+    """Solves programs, one after the other; news are (incumbent, bound)."""
 
+    def __init__(self) -> None:
+        read_end, write_end = os.pipe()
+        os.dup2(write_end, 1)
+        log = os.fdopen(read_end, encoding="utf-8", errors="replace")
+        self._tell: Callable[[Standing], None] = lambda _: None
+        self._read = threading.Event()
+        threading.Thread(target=self._follow, args=(log,), daemon=True).start()
 
-def _receive(frames: queue.SimpleQueue[tuple[dict[str, Any], bytes]]) -> None:
-    while line := sys.stdin.buffer.readline():
-        limits = json.loads(line)
-        frames.put((limits, sys.stdin.buffer.read(limits.pop("size"))))
-    os._exit(0)  # whoever asked is gone, perhaps killed: nobody wants an answer
+    def __call__(
+        self, task: MilpTask, until: float, tell: Callable[[Standing], None]
+    ) -> tuple[str, NDArray[np.float64] | None, float | None]:
+        """(CBC's status, x [n] or None, bound or None)."""
+        self._tell = tell
+        self._read.clear()
+        found = _solve(task, until)
+        # What the log says of this program must not be taken for news of the next one.
+        ctypes.CDLL(None).fflush(None)
+        os.write(1, f"\n{_END}".encode())
+        self._read.wait()
+        return found
 
-
-def _report(log: IO[str], answers: IO[str]) -> None:
-    for line in log:
-        if found := _NODES.search(line):
-            incumbent, bound = (_finite(float(text)) for text in found.groups())
-            if bound is not None:
-                bound -= _LOG_ROUNDING * abs(bound)
-            answers.write(json.dumps({"incumbent": incumbent, "bound": bound}) + "\n")
+    def _follow(self, log: IO[str]) -> None:
+        for line in log:
+            if line == _END:
+                self._read.set()
+            elif found := _NODES.search(line):
+                incumbent, bound = (_finite(float(text)) for text in found.groups())
+                if bound is not None:
+                    bound -= _LOG_ROUNDING * abs(bound)
+                self._tell((incumbent, bound))
 
 
 def _solve(
-    arrays: dict[str, Any], deadline: float, gap_absolute: float, seed: int
-) -> dict[str, Any]:
+    task: MilpTask, until: float
+) -> tuple[str, NDArray[np.float64] | None, float | None]:
+    program = task.model
     model = mip.Model(sense=mip.MINIMIZE, solver_name=mip.CBC)
     # verbose = 0 would silence the log; python-mip crashes when it keeps a progress
     # log without it.
     model.verbose = 1
     model.threads = 1
-    model.seed = seed
-    model.max_mip_gap_abs = gap_absolute
+    model.seed = task.seed
+    model.max_mip_gap_abs = task.gap_absolute
     model.max_mip_gap = 0.0
     columns = [
         model.add_var(
@@ -86,30 +95,31 @@ def _solve(
             var_type=mip.INTEGER if integer else mip.CONTINUOUS,
         )
         for cost, lower, upper, integer in zip(
-            arrays["objective"].tolist(),
-            arrays["lower"].tolist(),
-            arrays["upper"].tolist(),
-            arrays["integer"].tolist(),
+            program.objective.tolist(),
+            program.lower.tolist(),
+            program.upper.tolist(),
+            program.integer.tolist(),
             strict=True,
         )
     ]
-    _add_rows(model, columns, arrays)
-    if arrays["start"].size:
+    _add_rows(model, columns, program)
+    if program.start.size:
         model.start = [
-            (columns[j], float(arrays["start"][j]))
-            for j in np.flatnonzero(arrays["integer"])
+            (columns[j], float(program.start[j]))
+            for j in np.flatnonzero(program.integer)
         ]
-    left = max(deadline - time.time(), 0.0)  # building the model took some
+    left = max(until - time.time(), 0.0)  # building the model took some
     seconds = left - min(_MARGIN_SECONDS, _MARGIN_SHARE * left)
     status = model.optimize(max_seconds=max(seconds, 0.01))
-    x = [column.x for column in columns] if model.num_solutions else None
-    return {"status": status.name, "x": x, "bound": _finite(model.objective_bound)}
+    found = model.num_solutions
+    x = np.array([column.x for column in columns], np.float64) if found else None
+    return status.name, x, _finite(model.objective_bound)
 
 
-def _add_rows(model: Any, columns: list[Any], arrays: dict[str, Any]) -> None:
-    begin = arrays["row_begin"].tolist()
-    indices, values = arrays["columns"].tolist(), arrays["values"].tolist()
-    lowers, uppers = arrays["row_lower"].tolist(), arrays["row_upper"].tolist()
+def _add_rows(model: Any, columns: list[Any], program: MilpModel) -> None:
+    begin = program.row_begin.tolist()
+    indices, values = program.columns.tolist(), program.values.tolist()
+    lowers, uppers = program.row_lower.tolist(), program.row_upper.tolist()
     for i, (lower, upper) in enumerate(zip(lowers, uppers, strict=True)):
         members = [columns[j] for j in indices[begin[i] : begin[i + 1]]]
         factors = values[begin[i] : begin[i + 1]]

@@ -34,7 +34,7 @@ from moetuner.solver.base import (
     worst_status,
 )
 from moetuner.solver.heuristics.starts import quick_placements
-from moetuner.solver.programs.cbc import MilpResult, solve_milps
+from moetuner.solver.programs.cbc import MilpNews, MilpResult, solve_milps
 from moetuner.solver.programs.layer import (
     MAX_EXPERTS,
     LayerProgram,
@@ -186,9 +186,7 @@ class _Run:
                 time_limit=self.clock.left,
                 threads=self.options.threads,
                 seed=self.options.seed,
-                on_update=lambda index, value, bound: self._hear(
-                    layers[index], value, bound
-                ),
+                on_news=lambda news: self._hear(layers[news.index], news),
             )
         except KeyboardInterrupt:  # while the programs were built
             interrupted = MilpResult(status=SolveStatus.INTERRUPTED)
@@ -219,13 +217,13 @@ class _Run:
             bound = self.programs[layer].bound(value)
             self.bounds[layer] = max(self.bounds[layer], bound)
 
-    def _hear(self, layer: int, value: float | None, bound: float | None) -> None:
-        """News of a layer's program; no value: it ended."""
-        self._raise_bound(layer, bound)
-        if value is None:
+    def _hear(self, layer: int, news: MilpNews) -> None:
+        """News of a layer's program."""
+        self._raise_bound(layer, news.bound)
+        if news.ended:
             self._done.add(layer)
-        else:
-            seconds = self.programs[layer].seconds(value)
+        if news.incumbent is not None:
+            seconds = self.programs[layer].seconds(news.incumbent)
             self._incumbents[layer] = min(self._incumbents[layer], seconds)
         if self.progress:
             self.progress(

@@ -36,7 +36,7 @@ from moetuner.solver.base import (
     worst_status,
 )
 from moetuner.solver.heuristics.lpt import balanced_rank_of, load_bounds
-from moetuner.solver.programs.cbc import MilpResult, solve_milps
+from moetuner.solver.programs.cbc import MilpNews, MilpResult, solve_milps
 from moetuner.solver.programs.free_sizes import (
     check_sizes,
     even_out_sizes,
@@ -135,9 +135,7 @@ class Ilp1Solver:
                 gap_absolute=config.gap_absolute,
                 threads=options.threads,
                 seed=options.seed,
-                on_update=lambda i, value, bound: tracker.update(
-                    open_layers[i], value, bound
-                ),
+                on_news=lambda news: tracker.update(int(open_layers[news.index]), news),
             )
         except KeyboardInterrupt:  # while the models were built
             results = [MilpResult(status=SolveStatus.INTERRUPTED)] * open_layers.size
@@ -293,13 +291,13 @@ class _Tracker:
         self._progress = progress
         self._done: set[int] = set()
 
-    def update(self, layer: int, value: float | None, bound: float | None) -> None:
-        if value is None:
+    def update(self, layer: int, news: MilpNews) -> None:
+        if news.ended:
             self._done.add(layer)
-        else:
-            self._best[layer] = min(self._best[layer], value)
-        if bound is not None:
-            self._best_bounds[layer] = max(self._best_bounds[layer], bound)
+        if news.incumbent is not None:
+            self._best[layer] = min(self._best[layer], news.incumbent)
+        if news.bound is not None:
+            self._best_bounds[layer] = max(self._best_bounds[layer], news.bound)
         if self._progress:
             self._progress(
                 ProgressEvent(

@@ -33,7 +33,7 @@ from moetuner.solver.base import (
     place,
 )
 from moetuner.solver.heuristics.chain import align_layers, alignment_is_exact
-from moetuner.solver.programs.cbc import MilpResult, solve_milps
+from moetuner.solver.programs.cbc import MilpNews, MilpResult, solve_milps
 from moetuner.solver.programs.ilp1 import Ilp1Solver
 from moetuner.solver.programs.model import MilpBuilder, MilpModel
 
@@ -155,15 +155,16 @@ class Ilp2Solver:
         if clock.left <= 0 or flows.size * problem.topology.num_ranks > MAX_PRODUCTS:
             return MilpResult(status=SolveStatus.TIME_LIMIT)
 
-        def report(_: int, incumbent: float | None, low: float | None) -> None:
+        def report(news: MilpNews) -> None:
+            low = news.bound
             if progress:
                 progress(
                     ProgressEvent(
                         solver=self.name,
                         stage="ilp2",
-                        done=0 if incumbent is not None else 1,
+                        done=int(news.ended),
                         total=1,
-                        incumbent=min(incumbent or 1.0, 1.0) * scale,
+                        incumbent=min(news.incumbent or 1.0, 1.0) * scale,
                         bound=None if low is None else low * scale,
                         seconds=clock.seconds,
                     )
@@ -177,7 +178,7 @@ class Ilp2Solver:
                 gap_absolute=self.config.gap_relative,
                 seed=options.seed,
                 threads=options.threads,
-                on_update=report,
+                on_news=report,
             )
         except KeyboardInterrupt:  # while the model was built
             return MilpResult(status=SolveStatus.INTERRUPTED)

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner._core import Crossing, LayerPrice, Rows
+from moetuner.evaluation.cost import Homes
 from moetuner.solver.programs.model import MilpBuilder, MilpModel
 
 if TYPE_CHECKING:
@@ -44,39 +45,6 @@ LEAST_SECONDS = 1e-9
 """Taken for the time of a layer that has nothing to do."""
 MAX_EXPERTS = 62
 """Sets of experts are 64-bit masks."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LinearRates:
-    """What the program's rows cost, in seconds, at speed 1.
-
-    ``rank_row`` and ``node_row`` are there and back, ``latency`` is of both ways.
-    """
-
-    row: float
-    active_expert: float
-    rank_row: float
-    node_row: float
-    latency: float
-
-    @classmethod
-    def of(cls, problem: PlacementProblem) -> LinearRates:
-        """The rates of the problem's cost model."""
-        cost, topology = problem.workload.cost, problem.topology
-        hardware, shape = cost.hardware, cost.shape
-        both_ways = shape.hidden_size * (shape.dispatch_bytes + shape.combine_bytes)
-        latency = 0.0
-        if topology.num_nodes > 1:
-            latency = hardware.node_latency
-        elif topology.num_ranks > 1:
-            latency = hardware.rank_latency
-        return cls(
-            row=shape.flops_per_row / hardware.matmul_rate,
-            active_expert=shape.expert_bytes / hardware.memory_bandwidth,
-            rank_row=both_ways / hardware.rank_bandwidth,
-            node_row=both_ways / (hardware.nic_bandwidth * topology.ranks_per_node),
-            latency=2 * latency,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -150,14 +118,14 @@ class _Program:
     problem: PlacementProblem
     tokens: LayerTokens
     unit: float
-    rates: LinearRates = field(init=False)
+    price: LayerPrice = field(init=False)
     builder: MilpBuilder = field(default_factory=MilpBuilder)
     x: Ints = field(init=False)
     """Columns [E, G]."""
 
     def build(self, start: RankOf) -> LayerProgram:
         problem, num_ranks = self.problem, self.problem.topology.num_ranks
-        self.rates = LinearRates.of(problem)
+        self.price = problem.workload.cost.layer_price(problem.topology)
         self.x = self.builder.add_columns(
             problem.num_experts, num_ranks, upper=1.0, integer=True
         )
@@ -171,7 +139,7 @@ class _Program:
         values = np.zeros(len(self.builder))
         values[self.x[np.arange(problem.num_experts), start]] = 1.0
         uniform = problem.workload.cost.homes is Homes.UNIFORM
-        latency = self.rates.latency * float(self.tokens.weight @ self._travels())
+        latency = self._latency() * float(self.tokens.weight @ self._travels())
         return LayerProgram(
             model=self.builder.build(values),
             num_experts=problem.num_experts,
@@ -218,15 +186,12 @@ class _Program:
         """What the slowest rank takes."""
         speeds = self.problem.workload.cost.speeds(self.problem.topology.num_ranks)
         rows = self.tokens.rows
-        arithmetic = rows * (self.rates.row / self.unit)
-        weights = (rows > 0) * (self.rates.active_expert / self.unit)
+        planes = [
+            rows * (plane.row / self.unit) + (rows > 0) * (plane.expert / self.unit)
+            for plane in self.price.busy_planes
+        ]
         for batch, column in enumerate(self._batch_columns().tolist()):
-            here = [arithmetic[batch], weights[batch]]
-            if (here[0] >= here[1]).all():
-                del here[1]
-            elif (here[0] <= here[1]).all():
-                del here[0]
-            for need in here:
+            for need in _highest([plane[batch] for plane in planes]):
                 used = np.flatnonzero(need)
                 for members, speed in zip(self.x.T, speeds.tolist(), strict=True):
                     self.builder.add_row(
@@ -236,10 +201,11 @@ class _Program:
     def _exchange(self) -> None:
         """What the busiest link takes, there and back."""
         tokens, topology = self.tokens, self.problem.topology
+        links = self.price.rates.both_ways
         unlike = ~np.eye(topology.num_ranks, dtype=bool)
         levels = [
             _Level(
-                seconds=self.rates.rank_row / self.unit,
+                seconds=links.rank_row / self.unit,
                 pairs=topology.same_node() & unlike,
                 out=tokens.rank_out,
             )
@@ -247,21 +213,40 @@ class _Program:
         if topology.num_nodes > 1:
             levels.append(
                 _Level(
-                    seconds=self.rates.node_row / self.unit,
+                    seconds=links.node_row / self.unit,
                     pairs=~np.eye(topology.num_nodes, dtype=bool),
                     out=tokens.node_out,
                 )
             )
         busiest = self._batch_columns()
-        if self.problem.workload.cost.wire is Wire.ALLGATHER:
+        if self._sent() is Rows.TO_ALL:
             everyone = np.zeros(len(tokens.batch), np.int64)
             sent = tokens.count(np.arange(len(tokens.batch)), everyone, 1)[:, 0]
             floors = np.max([level.of_all(sent) for level in levels], axis=0)
             for column, floor in zip(busiest.tolist(), floors.tolist(), strict=True):
                 self.builder.add_row([column], lower=floor)
             return
-        for level in levels:
-            level.add_links(self.builder, busiest, self._visits(len(level.pairs)))
+        rules = self.problem.workload.cost.wire.rules
+        by_rank = self._visits(topology.num_ranks)
+        levels[0].add_links(self.builder, busiest, by_rank)
+        for level in levels[1:]:
+            once = rules.rows is Rows.PER_EXPERT or rules.crossing is Crossing.GATEWAY
+            visits = self._visits(len(level.pairs)) if once else self._together(by_rank)
+            level.add_links(self.builder, busiest, visits)
+
+    def _together(
+        self, by_rank: list[tuple[Ints, Floats]]
+    ) -> list[tuple[Ints, Floats]]:
+        """Visits of nodes where each of its ranks is sent a row of its own."""
+        per_node = self.problem.topology.ranks_per_node
+        found = []
+        for first in range(0, len(by_rank), per_node):
+            columns, counts = zip(*by_rank[first : first + per_node], strict=True)
+            found.append((np.concatenate(columns), np.concatenate(counts, axis=1)))
+        return found
+
+    def _sent(self) -> Rows:
+        return self.problem.workload.cost.wire.rules.rows
 
     def _visits(self, num_units: int) -> list[tuple[Ints, Floats]]:
         """Of each unit, columns [M] of who visits it, and their counts [B, M, H]."""
@@ -288,12 +273,28 @@ class _Program:
             found.append((columns, counts))
         return found
 
+    def _latency(self) -> float:
+        """Seconds of both ways that a batch waits for its first rows."""
+        topology, links = self.problem.topology, self.price.rates.both_ways
+        if topology.num_nodes > 1:
+            return links.node_latency
+        return links.rank_latency if topology.num_ranks > 1 else 0.0
+
     def _travels(self) -> NDArray[np.bool_]:
         """Batches [B] with rows that may cross a link."""
         tokens = self.tokens
-        if self.problem.workload.cost.wire is Wire.ALLGATHER:
+        if self._sent() is Rows.TO_ALL:
             return np.bincount(tokens.batch, minlength=tokens.weight.size) > 0
         return np.asarray(tokens.rows.any(axis=1))
+
+
+def _highest(planes: list[Floats]) -> list[Floats]:
+    """Those of the planes [E] that another one does not cover."""
+    kept: list[Floats] = []
+    for plane in planes:
+        if not any((other >= plane).all() for other in kept):
+            kept = [other for other in kept if not (plane >= other).all()] + [plane]
+    return kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner._core import Crossing, Rows
+from moetuner.evaluation.cost import Homes
 from moetuner.evaluation.workload import num_batches
 from moetuner.trace import Trace
 
@@ -65,7 +66,7 @@ class LayerTokens:
         token, place = np.nonzero(all_ids >= 0)
         cell = all_batch[token] * problem.num_experts + all_ids[token, place]
         rows = np.bincount(cell, minlength=offset * problem.num_experts)
-        if workload.cost.wire is Wire.PER_EXPERT:
+        if workload.cost.wire.rules.rows is Rows.PER_EXPERT:
             all_ids = all_ids[token, place][:, None]
             all_batch, home = all_batch[token], home[token]
         rank_out, node_out = _ways_out(problem, recorded)
@@ -104,11 +105,11 @@ def _ways_out(problem: PlacementProblem, recorded: bool) -> tuple[Floats, Floats
     """``rank_out`` [H, G] and ``node_out`` [H, N].
 
     Rows enter a node at the gateway, the rank with their home's place in its own node;
-    with a row per expert there is none, and a home sends to its own node alone.
+    where rows cross directly there is none, and a home sends to its own node alone.
     """
     topology, workload = problem.topology, problem.workload
     ranks, per_node = np.arange(topology.num_ranks), topology.ranks_per_node
-    if workload.cost.wire is Wire.PER_EXPERT:
+    if workload.cost.wire.rules.crossing is Crossing.DIRECT:
         by_rank = np.eye(topology.num_ranks)
     else:
         by_rank = (ranks[:, None] % per_node == ranks % per_node) * 1.0

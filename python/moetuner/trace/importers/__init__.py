@@ -6,16 +6,15 @@ One file per engine; each gives `Tokens`, which are written as they are read, or
 
 from __future__ import annotations
 
-import enum
-import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moetuner.errors import InvalidTraceError
+from moetuner.trace.hints import TraceHints, hints_of
 from moetuner.trace.importers.base import ImportOptions, Tokens, named
-from moetuner.trace.importers.eplb import read_eplb_weights
+from moetuner.trace.importers.detect import FOLDERS, RecordingFormat, detect_format
+from moetuner.trace.importers.eplb import read_eplb_weights, read_rank_loads
 from moetuner.trace.importers.megatron import read_megatron_trace
 from moetuner.trace.importers.npz_file import read_npz_recording
 from moetuner.trace.importers.routed_experts import (
@@ -23,8 +22,7 @@ from moetuner.trace.importers.routed_experts import (
     read_routed_responses,
 )
 from moetuner.trace.importers.sglang_recorder import read_sglang_recorder
-from moetuner.trace.importers.stored import open_npy, open_safetensors
-from moetuner.trace.importers.torch_file import is_torch_file, pickle_start
+from moetuner.trace.importers.tables import read_table
 from moetuner.trace.importers.trtllm import read_trtllm_statistics
 from moetuner.trace.safetensors_file import write_trace
 from moetuner.trace.stream import TraceWriter
@@ -45,18 +43,6 @@ __all__ = [
 ]
 
 
-class RecordingFormat(enum.Enum):
-    """A kind of recording, by the name that ``--format`` takes."""
-
-    SGLANG_RECORDER = "sglang-recorder"
-    ROUTED_RESPONSES = "routed-responses"
-    ROUTED_ARRAYS = "routed-arrays"
-    TRTLLM = "trtllm"
-    MEGATRON = "megatron"
-    EPLB = "eplb"
-    NPZ = "npz"
-
-
 IMPORTERS: dict[RecordingFormat, Importer] = {
     RecordingFormat.SGLANG_RECORDER: read_sglang_recorder,
     RecordingFormat.ROUTED_RESPONSES: read_routed_responses,
@@ -64,6 +50,8 @@ IMPORTERS: dict[RecordingFormat, Importer] = {
     RecordingFormat.TRTLLM: read_trtllm_statistics,
     RecordingFormat.MEGATRON: read_megatron_trace,
     RecordingFormat.EPLB: read_eplb_weights,
+    RecordingFormat.RANK_LOADS: read_rank_loads,
+    RecordingFormat.TABLE: read_table,
     RecordingFormat.NPZ: read_npz_recording,
 }
 _USED = {  # what recordings may leave open, by the names of `ImportOptions`
@@ -73,13 +61,9 @@ _USED = {  # what recordings may leave open, by the names of `ImportOptions`
     RecordingFormat.TRTLLM: {"num_experts", "slot_experts"},
     RecordingFormat.MEGATRON: {"num_experts"},
     RecordingFormat.EPLB: {"num_experts", "top_k", "layers"},
-    RecordingFormat.NPZ: {"num_experts"},
-}
-_START_BYTES = 1 << 16
-_FOLDERS = {  # what a folder of recordings has in it
-    "meta_info.json": RecordingFormat.TRTLLM,
-    "expert_distribution_recorder_*.pt": RecordingFormat.SGLANG_RECORDER,
-    "router_trace_rank*.jsonl": RecordingFormat.MEGATRON,
+    RecordingFormat.RANK_LOADS: {"num_experts", "top_k", "layers", "slot_experts"},
+    RecordingFormat.TABLE: {"num_experts", "top_k", "layers"},
+    RecordingFormat.NPZ: {"num_experts", "top_k", "layers"},
 }
 
 
@@ -92,7 +76,7 @@ class Imported:
     format
         The kind of recording that it was.
     num_tokens, num_layers, num_experts
-        Of the trace.
+        Of the trace; choices of experts instead of tokens when `tokens_known` is False.
     missing
         Statistics that the recording cannot give; empty when tokens were recorded.
     """
@@ -102,6 +86,7 @@ class Imported:
     num_layers: int
     num_experts: int
     missing: tuple[str, ...] = ()
+    tokens_known: bool = True
 
 
 def import_recording(
@@ -143,11 +128,20 @@ def import_recording(
     found = IMPORTERS[kind](_files(given, kind), options)
     if not isinstance(found, Tokens):
         found = replace(found, metadata=named(found.metadata, options))
+        if not found.tokens_known:
+            options.note(
+                "nobody says how many experts a token has: choices are counted, not "
+                "tokens; --top-k says it, here or of describe and plan"
+            )
+        for text in hints_of(found):
+            options.note(text)
         return _write_counts(found, out, kind)
     num_experts = options.num_experts or found.num_experts
     with TraceWriter(out, num_experts=num_experts) as writer:
+        hints = TraceHints()
         for block in found.blocks:
             writer.append(block)
+            hints.add(block)
         for name in found.drop:
             writer.forget(name)
         if num_experts is None:
@@ -156,6 +150,8 @@ def import_recording(
                 f"{writer.num_experts}, the largest id plus one; --num-experts says "
                 f"otherwise"
             )
+        for text in hints.texts():
+            options.note(text)
         writer.finish(named(writer.metadata, options, found.source))
         return Imported(
             format=kind,
@@ -174,104 +170,6 @@ def _check_used(kind: RecordingFormat, options: ImportOptions) -> None:
                 f"import: --{flag} means nothing for a {kind.value} recording: leave "
                 f"it out"
             )
-
-
-def detect_format(path: str | os.PathLike[str]) -> RecordingFormat:
-    """The kind of a recording, told by its content.
-
-    Raises
-    ------
-    InvalidTraceError
-        When it is none that is known, or could be of two kinds; ``--format`` decides.
-    """
-    path = Path(path)
-    if path.is_dir():
-        kinds = [kind for glob, kind in _FOLDERS.items() if any(path.glob(glob))]
-        if len(kinds) > 1:
-            names = " and ".join(kind.value for kind in kinds)
-            raise InvalidTraceError(
-                f"{path}: recordings of {names} in one folder; --format takes one"
-            )
-        if kinds:
-            return kinds[0]
-        raise InvalidTraceError(
-            f"{path}: a folder without meta_info.json (TensorRT-LLM), "
-            f"router_trace_rank*.jsonl (Megatron) or expert_distribution_recorder_*.pt "
-            f"(SGLang)"
-        )
-    with path.open("rb") as file:
-        start = file.read(_START_BYTES)
-    if start.startswith(b"PK"):
-        return _zip_format(path)
-    if start.startswith(b"\x93NUMPY"):
-        return _npy_format(path)
-    if start[8:9] == b"{" and not start.lstrip().startswith((b"{", b"[")):
-        return _safetensors_format(path)
-    if start.lstrip().startswith((b"{", b"[")):
-        return _json_format(path, start)
-    if not start:
-        raise InvalidTraceError(f"{path}: an empty file")
-    raise InvalidTraceError(
-        f"{path}: no recording that moetuner knows (starts with {start[:8]!r}); "
-        f"--format forces one"
-    )
-
-
-def _zip_format(path: Path) -> RecordingFormat:
-    if not is_torch_file(path):
-        return RecordingFormat.NPZ
-    start = pickle_start(path)
-    if b"records" in start or b"logical_count" in start:
-        return RecordingFormat.SGLANG_RECORDER
-    return RecordingFormat.EPLB
-
-
-def _npy_format(path: Path) -> RecordingFormat:
-    array = open_npy(path)
-    if len(array.shape) == 2:
-        return RecordingFormat.EPLB
-    if len(array.shape) == 3 and array.dtype in ("u1", "u2"):
-        return RecordingFormat.ROUTED_ARRAYS
-    if len(array.shape) != 3:
-        raise InvalidTraceError(
-            f"{path}: an array {list(array.shape)}; wanted a request's experts "
-            f"[tokens, layers, top-k] or loads [layers, experts]"
-        )
-    raise InvalidTraceError(
-        f"{path}: an array {list(array.shape)} of {array.dtype} may hold a request's "
-        f"experts [tokens, layers, top-k] or loads [groups, layers, experts]: say "
-        f"--format routed-arrays or --format eplb"
-    )
-
-
-def _safetensors_format(path: Path) -> RecordingFormat:
-    names = open_safetensors(path)
-    if "topk_ids" in names or "counts" in names:
-        raise InvalidTraceError(f"{path}: a trace of moetuner already")
-    if any(re.fullmatch(r"\d+_\d+", name) for name in names):
-        raise InvalidTraceError(
-            f"{path}: one rank of TensorRT-LLM statistics; import their folder"
-        )
-    return RecordingFormat.EPLB
-
-
-def _json_format(path: Path, start: bytes) -> RecordingFormat:
-    line = start.split(b"\n", 1)[0]
-    try:
-        first: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        first = None  # a line longer than what was looked at: told by its names
-    if isinstance(first, dict) and first.get("format") == "moetuner.placement":
-        raise InvalidTraceError(f"{path}: a placement, not a recording")
-    if b'"top_indices"' in line:
-        return RecordingFormat.MEGATRON
-    keys = (b'"routed_experts"', b'"meta_info"', b'"choices"', b'"sglext"')
-    if any(key in line for key in keys):
-        return RecordingFormat.ROUTED_RESPONSES
-    raise InvalidTraceError(
-        f"{path}: JSON lines with neither 'routed_experts' (responses of SGLang and "
-        f"vLLM) nor 'top_indices' (Megatron); --format forces one"
-    )
 
 
 def _common_format(paths: list[Path]) -> RecordingFormat:
@@ -293,7 +191,7 @@ def _files(paths: list[Path], kind: RecordingFormat) -> list[Path]:
             continue
         inside = [
             file
-            for pattern, its_kind in _FOLDERS.items()
+            for pattern, its_kind in FOLDERS.items()
             if its_kind is kind
             for file in sorted(path.glob(pattern))
         ]
@@ -315,4 +213,5 @@ def _write_counts(
         num_layers=trace.num_layers,
         num_experts=trace.num_experts,
         missing=trace.missing,
+        tokens_known=trace.tokens_known,
     )

@@ -1,6 +1,7 @@
 """Expert loads as EPLB takes them: ``weight`` [layers, experts], or a stack of those.
 
-From ``.npy``, ``.npz``, ``.safetensors`` or ``.pt``; each matrix is a group.
+From the files that `loads` reads; each matrix is a group. Or loads by rank [layers,
+ranks, experts of a rank], as vllm-ascend keeps them: those are of physical slots.
 """
 
 from __future__ import annotations
@@ -10,18 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.importers.base import (
-    MAX_GROUPS,
-    MAX_TABLE_BYTES,
-    count_trace,
-    whole_counts,
-)
-from moetuner.trace.importers.stored import StoredArray, open_npy, open_safetensors
-from moetuner.trace.importers.torch_file import is_torch_file, read_torch_file
-from moetuner.trace.npz import load_arrays
+from moetuner.trace.importers.averages import whole_loads
+from moetuner.trace.importers.base import MAX_GROUPS, MAX_TABLE_BYTES
+from moetuner.trace.importers.counting import count_trace, whole_counts
+from moetuner.trace.importers.loads import Loads, tables_of
+from moetuner.trace.importers.stored import StoredArray
+from moetuner.trace.shapes import check_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,53 +27,104 @@ if TYPE_CHECKING:
     from moetuner.trace.importers.base import ImportOptions
     from moetuner.trace.model import CountTrace
 
-SCALED_TOTAL = 2**40
-"""What a layer's loads add up to when they are no whole numbers."""
-
 
 def read_eplb_weights(files: Sequence[Path], options: ImportOptions) -> CountTrace:
-    """Loads [L, E] of one or more files; averages are scaled to whole numbers."""
-    tables: list[NDArray[Any]] = []
-    for done, path in enumerate(files):
-        try:
-            for array in _arrays(path):
-                tables += _tables(array)
-        except InvalidTraceError as error:
-            text = str(error)
-            raise InvalidTraceError(
-                text if text.startswith(str(path)) else f"{path}: {text}"
-            ) from error
-        options.progress(done + 1, len(files))
+    """Loads [L, E] of one or more files; averages become whole numbers."""
+    found = [loads for path in files for loads in _of_file(path)]
+    tables = [table for loads in found for table in _tables(loads.table)]
+    options.progress(len(files), len(files))
+    layer_ids = {loads.layer_ids for loads in found}
+    top_k = {loads.top_k for loads in found} - {None}
     shapes = sorted({table.shape for table in tables})
-    if len(shapes) != 1:
+    if len(shapes) != 1 or len(layer_ids) != 1 or len(top_k) > 1:
         raise InvalidTraceError(
-            f"EPLB weights: wanted matrices [layers, experts] of one shape, got "
-            f"{[list(shape) for shape in shapes][:8]}"
+            f"EPLB weights: wanted matrices [layers, experts] of one shape and of the "
+            f"same layers and top-k, got {[list(shape) for shape in shapes][:8]}"
         )
-    return count_trace(_counts(tables, options), "EPLB weights", options)
+    layers = layer_ids.pop()
+    if layers is not None and len(layers) != shapes[0][0]:
+        layers = None  # a list that is not of these rows
+    if layers is not None and options.layers is not None and options.layers != layers:
+        raise InvalidTraceError(
+            f"import: --layers is {list(options.layers)[:8]}, the file says "
+            f"{list(layers)[:8]}: leave it out"
+        )
+    return count_trace(
+        _counts(tables, _precision(found), options),
+        "EPLB weights",
+        options,
+        None if layers is None else _increasing(layers),
+        top_k.pop() if top_k else None,
+    )
 
 
-def _arrays(path: Path) -> Iterator[StoredArray | NDArray[Any]]:
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start.startswith(b"\x93NUMPY"):
-        yield open_npy(path)
-    elif start.startswith(b"PK") and not is_torch_file(path):
-        yield from (a for a in load_arrays(path).values() if a.ndim in (2, 3))
-    elif start.startswith(b"PK"):
-        content = read_torch_file(path)
-        found = content.values() if isinstance(content, dict) else [content]
-        yield from (a for a in found if isinstance(a, StoredArray))
-    elif start[8:] == b"{":
-        arrays = open_safetensors(path)
-        if "phy2log" in arrays:
+def read_rank_loads(files: Sequence[Path], options: ImportOptions) -> CountTrace:
+    """Loads [L, G, P / G] of physical slots, by layer and rank; a file is a group."""
+    tables = []
+    for path in files:
+        for loads in _of_file(path):
+            shape = loads.table.shape
+            if len(shape) != 3:
+                raise InvalidTraceError(
+                    f"{path}: loads by rank must be [layers, ranks, experts of a "
+                    f"rank], got {list(shape)}"
+                )
+            check_layers(shape[0])
+            table = _loads(_read(loads.table))
+            tables.append(table.reshape(shape[0], -1))
+    if len({table.shape for table in tables}) != 1:
+        raise InvalidTraceError("loads by rank: files differ in layers or slots")
+    counts = _counts(tables, np.finfo(np.float32).eps, options)
+    if options.slot_experts is None:
+        options.note(
+            "slots are taken as experts in order (contiguous blocks, no replicas): say "
+            "with --placement what the ranks held"
+        )
+        return count_trace(counts, "loads by rank", options)
+    layers = options.layers or tuple(range(counts.shape[1]))
+    if len(layers) != counts.shape[1]:
+        raise InvalidTraceError(
+            f"import: --layers names {len(layers)} layers, there are {counts.shape[1]}"
+        )
+    logical = _of_slots(counts, layers, options)
+    return count_trace(logical, "loads by rank", options, np.array(layers, np.int32))
+
+
+def _of_slots(
+    counts_QLP: NDArray[np.int64], layers: tuple[int, ...], options: ImportOptions
+) -> NDArray[np.int64]:
+    """Counts of experts, from those of the slots that a placement says hold them."""
+    assert options.slot_experts is not None
+    num_experts = 1 + max(int(s.max()) for s in options.slot_experts.values())
+    logical = np.zeros((*counts_QLP.shape[:2], num_experts), np.int64)
+    for row, layer in enumerate(layers):
+        slots = options.slot_experts.get(layer)
+        if slots is None or len(slots) != counts_QLP.shape[2] or slots.min() < 0:
             raise InvalidTraceError(
-                "EPLB's placement (phy2log), not loads: moetuner import-placement "
-                "reads it"
+                f"import: the placement has no {counts_QLP.shape[2]} filled slots at "
+                f"layer {layer}; --layers says which layers the rows are"
             )
-        yield from arrays.values()
-    else:
-        raise InvalidTraceError("neither .npy, .npz, safetensors nor a torch file")
+        for group, counts in enumerate(counts_QLP[:, row]):
+            np.add.at(logical[group, row], slots, counts)
+    return logical
+
+
+def _of_file(path: Path) -> list[Loads]:
+    try:
+        return list(tables_of(path))
+    except InvalidTraceError as error:
+        text = str(error)
+        raise InvalidTraceError(
+            text if text.startswith(str(path)) else f"{path}: {text}"
+        ) from error
+
+
+def _increasing(layers: tuple[int, ...]) -> NDArray[np.int32]:
+    if list(layers) != sorted(set(layers)) or layers[-1] >= 1 << 16:
+        raise InvalidTraceError(
+            f"layers must be increasing numbers below {1 << 16}, got {list(layers)[:8]}"
+        )
+    return np.array(layers, np.int32)
 
 
 def _tables(array: StoredArray | NDArray[Any]) -> list[NDArray[Any]]:
@@ -85,9 +134,9 @@ def _tables(array: StoredArray | NDArray[Any]) -> list[NDArray[Any]]:
         raise InvalidTraceError(
             f"weights must be [layers, experts] or a stack of those, got {list(shape)}"
         )
+    check_layers(shape[-2])
     if len(shape) == 2:
-        whole = array.read() if isinstance(array, StoredArray) else array
-        return [_loads(whole)]
+        return [_loads(_read(array))]
     num_groups = min(shape[0], MAX_GROUPS)
     if 8 * num_groups * shape[1] * shape[2] > MAX_TABLE_BYTES:
         raise InvalidTraceError(f"weights {list(shape)} are too large a table")
@@ -102,6 +151,10 @@ def _tables(array: StoredArray | NDArray[Any]) -> list[NDArray[Any]]:
     return groups
 
 
+def _read(array: StoredArray | NDArray[Any]) -> NDArray[Any]:
+    return array.read() if isinstance(array, StoredArray) else array
+
+
 def _loads(weights: NDArray[Any]) -> NDArray[Any]:
     """The same, whole numbers as int64 and others as float64; refuses what is no load.
 
@@ -111,26 +164,24 @@ def _loads(weights: NDArray[Any]) -> NDArray[Any]:
         raise InvalidTraceError(f"weights must be numbers, got {weights.dtype}")
     if weights.dtype.kind != "f":
         return whole_counts(weights)
-    weights = weights.astype(np.float64)
     if not np.isfinite(weights).all():
         raise InvalidTraceError("weights must be finite numbers")
+    weights = weights.astype(np.float64)
     if weights.size and weights.min() < 0:
         raise InvalidTraceError(f"weights must be >= 0, got {weights.min()}")
     return weights
 
 
-def _counts(tables: list[NDArray[Any]], options: ImportOptions) -> NDArray[np.int64]:
-    """Counts [Q, L, E] in the proportions of the loads, within and between groups."""
+def _precision(found: list[Loads]) -> float:
+    """Relative error of the loads, by the coarsest type that they were stored in."""
+    kinds = [loads.table.dtype for loads in found if loads.table.dtype.kind == "f"]
+    return max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
+
+
+def _counts(
+    tables: list[NDArray[Any]], precision: float, options: ImportOptions
+) -> NDArray[np.int64]:
     loads = np.stack(tables)
     if loads.dtype.kind != "f":
         return whole_counts(loads)
-    largest = float(loads.max())
-    if not np.isfinite(largest):
-        raise InvalidTraceError("weights must add up to finite numbers")
-    whole = largest <= SCALED_TOTAL and (loads == np.floor(loads)).all()
-    if whole and loads.sum(axis=2).max() <= SCALED_TOTAL:
-        return whole_counts(loads)
-    options.note("weights are averages: scaled to whole numbers")
-    shares = loads / largest  # whose sums neither overflow nor vanish
-    scaled = np.rint(shares * (SCALED_TOTAL / shares.sum(axis=2).max()))
-    return np.asarray(scaled, np.int64)
+    return whole_loads(loads, float(precision), options.note)

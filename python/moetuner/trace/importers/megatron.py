@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.importers.base import Tokens, as_ids, note_repeats, only_routed
-from moetuner.trace.importers.routed_experts import json_lines
+from moetuner.trace.importers.base import Tokens, as_ids, note_repeats
+from moetuner.trace.importers.json_text import json_values
+from moetuner.trace.importers.rows import written_tokens
+from moetuner.trace.importers.stages import join_stages
 from moetuner.trace.model import MAX_EXPERTS, Trace
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def _blocks(
     )
     for _, same_step in groupby(steps, key=lambda one: one.step):
         seen: set[bytes] = set()
-        for one in same_step:
+        for one in _joined(list(same_step)):
             done += one.bytes_read
             options.progress(done, total)
             layers = layers or sorted(one.layers)
@@ -92,6 +94,24 @@ def _blocks(
                 sequence += 1
 
 
+def _joined(steps: list[_Step]) -> list[_Step]:
+    """The ranks of a step, stages of a pipeline as one: their first."""
+    ranks = {(one.rank, one.file): one for one in steps}
+    return [
+        ranks[pipeline[0]]._replace(
+            layers={
+                layer: batches
+                for rank in pipeline
+                for layer, batches in ranks[rank].layers.items()
+            },
+            bytes_read=sum(ranks[rank].bytes_read for rank in pipeline),
+        )
+        for pipeline in join_stages(
+            {rank: tuple(one.layers) for rank, one in ranks.items()}
+        )
+    ]
+
+
 def _micro_batches(
     one: _Step, layers: list[int], sequence: int, options: ImportOptions
 ) -> Iterator[Trace]:
@@ -108,7 +128,7 @@ def _micro_batches(
             raise InvalidTraceError(
                 f"step {one.step} of rank {one.rank}: layers differ in tokens or top-k"
             )
-        ids = only_routed(np.stack(parts, axis=1))
+        ids = written_tokens(np.stack(parts, axis=1))
         yield Trace(
             topk_ids=ids,
             num_experts=options.num_experts or MAX_EXPERTS,
@@ -121,7 +141,7 @@ def _micro_batches(
 def _steps(path: Path, number: int) -> Iterator[_Step]:
     current: _Step | None = None
     read = 0
-    for line, (length, record) in enumerate(json_lines(path), start=1):
+    for line, (length, record) in enumerate(json_values(path), start=1):
         read += length
         try:
             if not isinstance(record, dict):

@@ -6,19 +6,27 @@
 from __future__ import annotations
 
 import zipfile
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
+from moetuner.trace.counts import counts_with_top_k
 from moetuner.trace.importers.base import Tokens, block_rows
+from moetuner.trace.importers.rows import TokenRows
+from moetuner.trace.model import Trace
 from moetuner.trace.npz import (
     check_members,
     load_member,
+    metadata_of,
     per_token_trace,
     read_header,
     read_npz,
+    recorded_experts,
 )
+from moetuner.trace.split import select
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moetuner.trace.importers.base import ImportOptions
-    from moetuner.trace.model import CountTrace, Trace
+    from moetuner.trace.model import CountTrace
 
 _STREAMED = ("experts", "weights")
 _PER_TOKEN = {"seq", "pos"}
@@ -62,32 +70,102 @@ def read_npz_recording(
         raise InvalidTraceError(f"{path}: damaged archive: {error}") from error
     if not has_tokens:
         counted = read_npz(path)
-        assert not hasattr(counted, "topk_ids")
+        assert not isinstance(counted, Trace)
         if options.num_experts not in (None, counted.num_experts):
             raise InvalidTraceError(
                 f"import: num_experts is {options.num_experts}, the counts are of "
                 f"{counted.num_experts}"
             )
-        return counted
+        return _counts(counted, options)
+    recorded = _recorded_experts(path)
+    if None not in (options.num_experts, recorded) and recorded != options.num_experts:
+        raise InvalidTraceError(
+            f"import: num_experts is {options.num_experts}, the archive says {recorded}"
+        )
     return Tokens(
         blocks=_checked(path, options),
-        num_experts=options.num_experts,
+        num_experts=recorded or options.num_experts,
         source="NumPy archive",
     )
 
 
-def _checked(path: Path, options: ImportOptions) -> Iterator[Trace]:
+def _counts(counted: CountTrace, options: ImportOptions) -> CountTrace:
+    """The counts with the top-k and the layer numbers of the options."""
+    given = options.layers
+    if given is not None and given != tuple(counted.layer_ids.tolist()):
+        if len(given) != counted.num_layers:
+            raise InvalidTraceError(
+                f"import: --layers names {len(given)} layers, the archive has "
+                f"{counted.num_layers} that route: {counted.layer_ids.tolist()[:8]}"
+            )
+        counted = replace(counted, layer_ids=np.array(given, np.int32))
+    if options.top_k is None:
+        return counted
+    return counts_with_top_k(counted, options.top_k)
+
+
+def _given_layers(
+    recorded: NDArray[np.integer[Any]], options: ImportOptions
+) -> NDArray[np.int32]:
+    """The numbers of the options, which those of the archive must not contradict."""
+    numbers = tuple(recorded.ravel().tolist())
+    if options.layers != numbers:
+        raise InvalidTraceError(
+            f"import: --layers is {list(options.layers or ())[:8]}, the archive says "
+            f"{list(numbers)[:8]}: leave it out"
+        )
+    return np.array(numbers, np.int32)
+
+
+def _named(block: Trace, token_rows: TokenRows, recorded: bool) -> Trace:
+    """The routed tokens of a block, at the layers that have experts."""
+    if recorded:
+        mask = np.asarray((block.topk_ids >= 0).any(axis=(1, 2)))
+        return block if mask.all() else select(block, mask)
+    places, ids = token_rows.routed(block.topk_ids)
+    mask = np.zeros(block.num_tokens, bool)
+    mask[places] = True
+    block = select(block, mask)
+    weights = block.topk_weights
+    return replace(
+        block,
+        topk_ids=ids,
+        layer_ids=token_rows.layer_ids,
+        topk_weights=None if weights is None else weights[:, token_rows.rows],
+    )
+
+
+def _recorded_experts(path: Path) -> int | None:
+    """What the archive's ``meta`` says, before any block is read."""
+    with _opened(path) as (archive, members):
+        for member in members:
+            if member.filename == "meta.npy":
+                meta = load_member(archive, member)
+                return recorded_experts(metadata_of({"meta": meta}))
+    return None
+
+
+@contextmanager
+def _opened(
+    path: Path,
+) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
+    """The archive and its members, after they were checked; damage is one error."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             check_members(members, path.stat().st_size)
-            yield from _blocks(path, archive, members, options)
+            yield archive, members
     except InvalidTraceError as error:
         raise InvalidTraceError(f"{path}: {error}") from error
     except Exception as error:  # zipfile and NumPy trip over damage in a dozen ways
         raise InvalidTraceError(
             f"{path}: damaged archive: {type(error).__name__}: {error}"
         ) from error
+
+
+def _checked(path: Path, options: ImportOptions) -> Iterator[Trace]:
+    with _opened(path) as (archive, members):
+        yield from _blocks(path, archive, members, options)
 
 
 def _blocks(
@@ -116,6 +194,11 @@ def _blocks(
     }
     if set(lengths.values()) != {num_tokens}:
         raise InvalidTraceError(f"arrays differ in their number of tokens: {lengths}")
+    numbers = next((small[n] for n in ("layer_ids", "layers") if n in small), None)
+    if numbers is not None and options.layers is not None:
+        _given_layers(numbers, options)
+    recorded = numbers is not None
+    token_rows = TokenRows(options)
     rows = block_rows(num_layers, top_k)
     for start in range(0, num_tokens, rows):
         stop = min(start + rows, num_tokens)
@@ -124,5 +207,11 @@ def _blocks(
             arrays[name] = small[name][start:stop]
         for name, stream in streams.items():
             arrays[name] = stream.rows(stop - start)
-        yield per_token_trace(arrays, path)
+        block = per_token_trace(arrays, path)
+        if options.top_k not in (None, block.top_k):
+            raise InvalidTraceError(
+                f"import: top_k is {options.top_k}, the archive has {block.top_k} "
+                f"experts per token"
+            )
+        yield _named(block, token_rows, recorded)
         options.progress(stop, num_tokens)

@@ -24,10 +24,10 @@ from moetuner.trace.importers.base import (
     Tokens,
     as_ids,
     block_rows,
-    count_trace,
-    counts_of,
-    only_routed,
 )
+from moetuner.trace.importers.counting import count_trace, counts_of
+from moetuner.trace.importers.rows import written_tokens
+from moetuner.trace.importers.stages import join_stages
 from moetuner.trace.importers.stored import open_safetensors
 from moetuner.trace.model import MAX_EXPERTS, PADDING, CountTrace, Trace
 
@@ -167,7 +167,21 @@ def _tables(folder: Path, pattern: re.Pattern[str]) -> _Tables:
                     f"{path}: rank {rank} is there twice for iteration {iteration}"
                 )
             tables[iteration, rank][layer] = array
-    return tables
+    return _joined(tables)
+
+
+def _joined(tables: _Tables) -> _Tables:
+    """The same with stages of a pipeline as one rank: their first."""
+    ranks: dict[int, dict[int, dict[int, StoredArray]]] = defaultdict(dict)
+    for (iteration, rank), layers in tables.items():
+        ranks[iteration][rank] = layers
+    return {
+        (iteration, pipeline[0]): {
+            layer: array for rank in pipeline for layer, array in of_rank[rank].items()
+        }
+        for iteration, of_rank in ranks.items()
+        for pipeline in join_stages(of_rank)
+    }
 
 
 def _layers(tables: _Tables) -> list[int]:
@@ -225,7 +239,7 @@ def _blocks(
                 logical.ids(layer, as_ids(arrays[layer].read(start, start + rows)))
                 for layer in layers
             ]
-            ids = only_routed(np.stack(parts, axis=1))
+            ids = written_tokens(np.stack(parts, axis=1))
             yield Trace(
                 topk_ids=ids,
                 num_experts=logical.num_experts,

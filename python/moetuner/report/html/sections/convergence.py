@@ -11,7 +11,7 @@ from moetuner.report.html.frame import key
 
 if TYPE_CHECKING:
     from moetuner.placement.model import ProgressPoint, Provenance
-    from moetuner.planning.comparison import Comparison
+    from moetuner.planning.scores import Comparison
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 

@@ -21,7 +21,7 @@ from moetuner.report.quantities import FLOW_LEVELS, flow_levels, rank_flows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.planning.comparison import Comparison
+    from moetuner.planning.scores import Comparison
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 

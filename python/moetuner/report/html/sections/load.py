@@ -12,7 +12,7 @@ from moetuner.report.html.pooling import node_lines, pooled, rank_labels
 from moetuner.report.quantities import relative_load
 
 if TYPE_CHECKING:
-    from moetuner.planning.comparison import Comparison
+    from moetuner.planning.scores import Comparison
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import moetuner
 from moetuner.report.html.content import section
 from moetuner.report.html.markup import Markup, tag
 
 if TYPE_CHECKING:
-    from moetuner.planning.comparison import Comparison
+    from collections.abc import Iterator, Mapping
+
+    from moetuner.planning.scores import Comparison
     from moetuner.report.html.markup import Child
 
 
@@ -19,7 +21,7 @@ def method(comparison: Comparison) -> Markup:
         "method",
         "How this was made",
         "Every token's set of experts is priced exactly; intervals come from drawing "
-        "whole sequences again, the same ones for every placement.",
+        "whole batches again, the same ones for every placement.",
         tag(
             "div",
             tag("dl", *_pairs(_facts(comparison)), class_="facts"),
@@ -49,8 +51,19 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "solver": origin.solver or "unknown",
         "moetuner": moetuner.__version__,
     }
-    options = "; ".join(f"{key} {value}" for key, value in origin.options.items())
+    options = "; ".join(_told(origin.options))
     return {**facts, "planned with": options} if options else facts
+
+
+def _told(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Options as words; those of a part carry its name."""
+    for name, value in options.items():
+        if isinstance(value, dict) and "name" in value:
+            yield f"{prefix}{name} {value['name']}"
+        elif isinstance(value, dict):
+            yield from _told(value, f"{prefix}{name}.")
+        elif value not in (None, [], ""):
+            yield f"{prefix}{name} {value}"
 
 
 _WORDS = {
@@ -61,7 +74,8 @@ _WORDS = {
     "transfer there and back; layers added up, all tokens as one batch",
     "batch": "the same of some tokens at a time: a step waits for the slowest rank "
     "of its own batch",
-    "95 % interval": "of the gain, from 200 bootstrap draws of whole sequences",
+    "95 % interval": "of the gain in the mean batch, from 1,000 bootstrap draws of "
+    "batches (of sequences, where batches are fewer than ten or mix all of them)",
 }
 
 

@@ -15,18 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moetuner.evaluation.evaluate import Evaluation, GainInterval
-    from moetuner.planning.comparison import Comparison, Scored
-    from moetuner.planning.request_homes import ScoredHomes
+    from moetuner.planning.scores import Comparison, Scored
 
-_COLUMNS: tuple[tuple[str, str, Callable[[Evaluation], float], str], ...] = (
-    ("time, ms", "modelled, all tokens as one batch",
-     lambda e: e.modelled_seconds * 1e3, ".4g"),
+_COLUMNS: tuple[tuple[str, str, Callable[[Evaluation], float | None], str], ...] = (
     ("batch, ms", "modelled time of a batch, mean over batches",
      lambda e: e.batch_seconds_mean * 1e3, ".4g"),
     ("batch p95", "95 of 100 batches take no longer",
-     lambda e: e.batch_seconds_p95 * 1e3, ".4g"),
+     lambda e: _of_several(e, e.batch_seconds_p95 * 1e3), ".4g"),
     ("batch p99", "99 of 100 batches take no longer",
-     lambda e: e.batch_seconds_p99 * 1e3, ".4g"),
+     lambda e: _of_several(e, e.batch_seconds_p99 * 1e3), ".4g"),
+    ("all as one, ms", "modelled, all tokens as one batch",
+     lambda e: e.modelled_seconds * 1e3, ".4g"),
     ("load, mean", "busiest rank / mean rank, mean over layers",
      lambda e: e.imbalance_mean, ".3f"),
     ("load, worst", "busiest rank / mean rank, at the worst layer",
@@ -38,7 +37,6 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Evaluation], float], str], ...] = (
     ("busiest receive", "rows into the busiest rank / its even share of tokens",
      lambda e: e.bottleneck_receive, ".3f"),
 )  # fmt: skip
-_OF_HOMES = ("batch, ms", "batch p95", "batch p99", "remote ranks", "remote nodes")
 _SPENT = ("compute", "dispatch", "combine")
 
 
@@ -46,13 +44,12 @@ def scores(comparison: Comparison) -> Markup:
     """Baselines and result."""
     reference = reference_name(comparison)
     gains = [(c.name, c.gain) for c in comparison.candidates if c.gain is not None]
-    homes = comparison.request_homes
     pictures = [_spent(comparison)]
     if gains:
         pictures.insert(
             0,
             figure(
-                f"Gain in modelled time over {reference}",
+                f"Gain in the mean batch over {reference}",
                 gain_chart(
                     gains, x="less time, 95 % interval", name=_gains_name(gains)
                 ),
@@ -64,48 +61,19 @@ def scores(comparison: Comparison) -> Markup:
         _lead(comparison),
         tag("div", _table(comparison), class_="wide", tabindex="0"),
         *(note(f"Left out {n}: {why}") for n, why in comparison.left_out.items()),
-        *([] if homes is None else [_homes(comparison.result.name, homes)]),
         grid(*pictures),
     )
-
-
-def _homes(name: str, homes: ScoredHomes) -> Markup:
-    """The second stage: sequences on ranks, by lengths and by routing."""
-    columns = [each for each in _COLUMNS if each[0] in _OF_HOMES]
-    rows = (
-        ("by lengths alone", homes.by_length, "-", "-"),
-        (
-            f"by {homes.known.words}",
-            homes.by_routing,
-            f"{homes.gain:+.1%}",
-            f"{homes.batches_faster} of {homes.by_routing.batch_seconds.size}",
-        ),
-    )
-    head = tag(
-        "tr",
-        tag("th", f"homes of sequences, {name}", scope="col"),
-        tag("th", "gain in mean batch", scope="col"),
-        tag("th", "batches faster", scope="col"),
-        *(tag("th", what, scope="col", title=words) for what, words, _, _ in columns),
-    )
-    body = (
-        tag(
-            "tr",
-            tag("th", words, scope="row"),
-            tag("td", gain),
-            tag("td", faster),
-            *(tag("td", _cell(value(e), form)) for _, _, value, form in columns),
-        )
-        for words, e, gain, faster in rows
-    )
-    table = tag("table", tag("thead", head), tag("tbody", *body))
-    return tag("div", table, class_="wide", tabindex="0")
 
 
 def _lead(comparison: Comparison) -> str:
     """On what was planned and scored."""
     scored = f"{comparison.score_tokens:,} tokens"
     origin = comparison.result.placement.provenance
+    if comparison.in_sample:
+        return (
+            f"Planned on all {scored}, scored on the same: nothing was held out. Other "
+            f"tokens will gain less."
+        )
     if comparison.plan_tokens:
         return (
             f"Planned on {comparison.plan_tokens:,} tokens of this recording, scored "
@@ -146,7 +114,14 @@ def _row(scored: Scored, is_result: bool) -> Markup:
     )
 
 
-def _cell(value: float, form: str) -> str:
+def _of_several(evaluation: Evaluation, value: float) -> float | None:
+    """A percentile of batches; one batch has none."""
+    return value if evaluation.batch_seconds.size > 1 else None
+
+
+def _cell(value: float | None, form: str) -> str:
+    if value is None:
+        return "-"
     return "unknown" if value != value else format(value, form)
 
 

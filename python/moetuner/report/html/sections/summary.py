@@ -6,22 +6,25 @@ from typing import TYPE_CHECKING
 
 from moetuner.report.html.content import Pair
 from moetuner.report.html.markup import Markup, tag
-from moetuner.report.verdict import verdict
+from moetuner.report.verdict import (
+    decisive_gain,
+    is_claimed,
+    reference_name,
+    verdict,
+)
 
 if TYPE_CHECKING:
-    from moetuner.planning.comparison import Comparison
+    from moetuner.planning.scores import Comparison
     from moetuner.report.changes import Changes
 
     Tile = tuple[str, str, str]
 
 
 def summary(comparison: Comparison, moved: Changes) -> Markup:
-    """One sentence and four figures."""
-    gain = comparison.result.gain
+    """What came out, and the figures behind it."""
+    gain = decisive_gain(comparison)
     mood, sign = "even", "="
-    rival = comparison.rival.gain if comparison.rival else None
-    beaten = rival is not None and rival.certain and rival.gain < 0
-    if gain is not None and gain.certain and not (beaten and gain.gain > 0):
+    if gain is not None and is_claimed(gain):
         mood, sign = ("good", "✓") if gain.gain > 0 else ("bad", "!")
     return tag(
         "section",
@@ -51,16 +54,9 @@ def summary(comparison: Comparison, moved: Changes) -> Markup:
 
 def _tiles(comparison: Comparison, moved: Changes) -> list[Tile]:
     pair = Pair.of(comparison)
-    before, after, gain = pair.before, pair.after, pair.after.gain
-    seconds = after.evaluation.modelled_seconds
+    before, after = pair.before, pair.after
     tiles: list[Tile] = [
-        (
-            "modelled time",
-            f"{seconds * 1e3:.3g} ms" if gain is None else f"{-gain.gain:+.1%}",
-            "all scored tokens as one batch"
-            if gain is None
-            else f"{-gain.high:+.1%} to {-gain.low:+.1%} (95 % interval)",
-        ),
+        *_gain_tiles(comparison),
         _tile(
             "busiest rank / mean",
             before.evaluation.imbalance_mean,
@@ -81,6 +77,26 @@ def _tiles(comparison: Comparison, moved: Changes) -> list[Tile]:
         )
         tiles.append(("weights to move", size(moved.bytes_moved), words))
     return tiles
+
+
+def _gain_tiles(comparison: Comparison) -> list[Tile]:
+    """The mean batch: over the best baseline, then over the reference."""
+    result, rival = comparison.result, comparison.rival
+    if result.gain is None:
+        seconds = result.evaluation.batch_seconds_mean
+        return [("mean batch", f"{seconds * 1e3:.3g} ms", "modelled time")]
+    reference = reference_name(comparison)
+    gains = {reference: result.gain}
+    if rival is not None and rival.gain and rival.name != comparison.baseline.name:
+        gains = {f"{rival.name}, the best baseline": rival.gain, **gains}
+    return [
+        (
+            "gain in the mean batch",
+            f"{gain.gain:+.1%}",
+            f"over {name}: {gain.low:+.1%} to {gain.high:+.1%} (95 % interval)",
+        )
+        for name, gain in gains.items()
+    ]
 
 
 def _tile(name: str, before: float, after: float, detail: str) -> Tile:

@@ -16,7 +16,7 @@ from moetuner.report.quantities import experts_by_rank, ranks_in_order, together
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.planning.comparison import Comparison, Scored
+    from moetuner.planning.scores import Comparison, Scored
     from moetuner.report.html.colors import Scale
     from moetuner.report.html.content import Numbers
 

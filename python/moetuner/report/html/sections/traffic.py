@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner._core import Rows
+from moetuner.evaluation.cost import Homes
 from moetuner.report.html.colors import scale_around
 from moetuner.report.html.content import Pair, section
 from moetuner.report.html.heatmap import color_bar
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moetuner.evaluation.cost import CostModel
-    from moetuner.planning.comparison import Comparison
+    from moetuner.planning.scores import Comparison
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 
-_WIRES = {
-    Wire.DEDUP: "one row per remote rank of a token",
-    Wire.PER_EXPERT: "one row per expert of a token on a remote rank",
-    Wire.ALLGATHER: "every row to every rank",
+_ROWS = {
+    Rows.PER_RANK: "one row per remote rank of a token",
+    Rows.PER_EXPERT: "one row per expert of a token on a remote rank",
+    Rows.TO_ALL: "every row to every rank",
 }
 _HOMES = {
     Homes.UNIFORM: "tokens start on any rank alike, so that columns are even",
@@ -64,7 +65,8 @@ def _mean(tables: list[NDArray[np.float64]]) -> float:
 
 
 def _lead(pair: Pair, cost: CostModel) -> str:
-    text = f"Rows sent to be computed: {_WIRES[cost.wire]}; {_HOMES[cost.homes]}."
+    rows, homes = _ROWS[cost.wire.rules.rows], _HOMES[cost.homes]
+    text = f"Rows sent to be computed: {rows}; {homes}."
     sent = [c.evaluation.remote_ranks_per_token for c in pair.both()]
     if all(value == value for value in sent):
         words = ", ".join(

@@ -90,13 +90,13 @@ def test_the_program_prices_a_placement_like_the_evaluator(rng, wire, homes):
 @pytest.mark.parametrize("wire", list(Wire))
 def test_the_optimum_is_that_of_trying_all(rng, wire, homes):
     cases = []
-    for shape, alike, _ in itertools.product(TOPOLOGIES, (True, False), range(2)):
+    for shape, alike in itertools.product(TOPOLOGIES, (True, False)):
         problem, rank_of = random_layer(rng, wire, homes, shape, alike, most=6)
         program = program_of(problem, rank_of)
         states = legal_layers(problem)
         if states is not None and len(states) <= MAX_STATES:
             cases.append((problem, program))
-    assert len(cases) >= 8
+    assert len(cases) >= 6
     models = [program.model for _, program in cases]
     results = solve_milps(models, time_limit=120, threads=1)
     for (problem, program), result in zip(cases, results, strict=True):

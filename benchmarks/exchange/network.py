@@ -1,0 +1,109 @@
+"""A network of two nodes on one machine: two namespaces, a veth pair, a shaped rate.
+
+Needs Linux, the right to make network namespaces (root in most containers), and
+pyroute2; no `ip` or `tc`.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NUM_NODES = 2
+_MTU = 9000
+_SETTLE = "20ms"  # the longest that a packet waits in the shaper
+
+
+class NotPermitted(Exception):
+    """This machine does not let us make the network; says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One side: the name of its namespace, and its end of the pair."""
+
+    namespace: str
+    interface: str
+    address: str
+
+
+@contextmanager
+def two_nodes(gbit: float) -> Iterator[tuple[Node, Node]]:
+    """Make the network, and take it away again.
+
+    Parameters
+    ----------
+    gbit
+        Rate each way in Gbit/s; 0: as fast as the kernel moves packets.
+
+    Raises
+    ------
+    NotPermitted
+        When pyroute2 is missing, or the kernel refuses.
+    """
+    try:
+        from pyroute2 import IPRoute, NetlinkError, NetNS, netns
+    except ImportError as error:
+        raise NotPermitted("pyroute2 is not installed") from error
+    mark = f"mt{os.getpid()}"
+    first, second = (
+        Node(
+            namespace=f"{mark}n{i}", interface=f"{mark}v{i}", address=f"10.77.0.{i + 1}"
+        )
+        for i in range(NUM_NODES)
+    )
+    made: list[str] = []
+    try:
+        for node in (first, second):
+            netns.create(node.namespace)
+            made.append(node.namespace)
+        with IPRoute() as here:
+            here.link("add", ifname=first.interface, kind="veth", peer=second.interface)
+            for node in (first, second):
+                index = here.link_lookup(ifname=node.interface)[0]
+                here.link("set", index=index, net_ns_fd=node.namespace)
+        for node in (first, second):
+            with NetNS(node.namespace) as inside:
+                _bring_up(inside, node, gbit)
+        yield first, second
+    except (OSError, NetlinkError) as error:
+        if len(made) == NUM_NODES and not isinstance(error, NetlinkError):
+            raise
+        raise NotPermitted(f"no network namespaces or veth here: {error}") from error
+    finally:
+        for name in made:
+            netns.remove(name)  # and with it its end of the pair
+
+
+def _bring_up(inside, node: Node, gbit: float) -> None:
+    index = inside.link_lookup(ifname=node.interface)[0]
+    inside.addr("add", index=index, address=node.address, prefixlen=24)
+    inside.link("set", index=index, mtu=_MTU, state="up")
+    inside.link("set", index=inside.link_lookup(ifname="lo")[0], state="up")
+    if gbit > 0:
+        rate = int(gbit * 1e9 / 8)  # bytes a second
+        burst = max(rate // 500, 1 << 20)
+        inside.tc("add", "tbf", index, 0x10000, rate=rate, burst=burst, latency=_SETTLE)
+
+
+def enter(node: Node) -> None:
+    """Put this process on that node; threads made before stay where they were."""
+    from pyroute2 import netns
+
+    netns.setns(node.namespace)
+
+
+def bytes_on_link(node: Node) -> tuple[int, int]:
+    """Received and sent so far at this end, headers too; for a process on that node."""
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        name, _, numbers = line.strip().partition(":")
+        if name == node.interface:
+            fields = numbers.split()
+            return int(fields[0]), int(fields[8])
+    raise RuntimeError(f"this process is not on {node}")

@@ -1,0 +1,162 @@
+"""Where models of Transformers route, whichever way they were written.
+
+Most families mark their experts for Transformers' experts interface, and get ids and
+weights of every token. Some do not; this module knows those that can be followed.
+Legend: T tokens, K top-k, E experts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moetuner.errors import InvalidTraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch.utils.hooks import RemovableHandle
+
+    Seen = Callable[[torch.Tensor, torch.Tensor], None]
+
+NOT_COVERED = {
+    "doge": "its experts are rows of two embeddings, not modules or 3-D weights",
+    "nllb_moe": "its encoder and decoder route different tokens",
+    "switch_transformers": "its encoder and decoder route different tokens",
+}
+"""Model types of Transformers with experts that nothing here follows, and why."""
+
+ONLY_RECORDED = {
+    "dbrx": "its weights of all experts are one matrix",
+    "jetmoe": "its router sorts the rows by itself",
+    "llama4": "it runs every expert on every token, scaled beforehand",
+    "longcat_flash": "some of its experts are no more than the token itself",
+}
+"""Model types that `record` and `count` follow, but that run as they were written."""
+
+_INTERFACE = {
+    "has_gate": True,
+    "has_bias": False,
+    "has_post_expert_norm": False,
+    "is_transposed": False,
+    "is_concatenated": True,
+}
+_LIKE_THE_INTERFACE = ("Step3p7Experts",)  # but not marked for it
+_GET_IDS = ("DbrxExperts", "LongcatFlashExperts")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Routed:
+    """One layer's place where ids and weights of all tokens go through."""
+
+    module: torch.nn.Module
+    num_experts: int
+    choices: Callable[[Any], tuple[torch.Tensor, torch.Tensor]] | None = None
+    """Of the output of a router; None: the module is called with ids and weights."""
+
+    def watch(self, seen: Seen) -> RemovableHandle:
+        """Call `seen` with ids [T, K] and weights [T, K] of every call."""
+        if self.choices is not None:
+            choices = self.choices
+
+            def after(_: Any, _args: tuple[Any, ...], output: Any) -> None:
+                seen(*choices(output))
+
+            return self.module.register_forward_hook(after)
+
+        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            names = ("hidden_states", "top_k_index", "top_k_weights")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            seen(given["top_k_index"], given["top_k_weights"])
+
+        return self.module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def experts_of(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
+    """Experts of each layer that our ops can run, by the last number in its name.
+
+    Raises
+    ------
+    InvalidTraceError
+        When there is none, saying why where that is known, or two of one layer.
+    """
+    found: dict[int, torch.nn.Module] = {}
+    for name, module in model.named_modules():
+        if type(module).__name__ in _LIKE_THE_INTERFACE:
+            vars(module).update(_INTERFACE)
+        if hasattr(module, "is_concatenated") and hasattr(module, "num_experts"):
+            _put(found, name, module)
+    if not found:
+        raise InvalidTraceError(_why_none(model))
+    return found
+
+
+def routed_of(model: torch.nn.Module) -> dict[int, Routed]:
+    """Where each layer's routing can be seen, by the last number in its name.
+
+    Raises
+    ------
+    InvalidTraceError
+        As `experts_of`.
+    """
+    found: dict[int, Routed] = {}
+    for name, module in model.named_modules():
+        routed = _routed(name, module)
+        if routed is not None:
+            _put(found, name, routed)
+    if found:
+        return found
+    layers: dict[int, Any] = dict(experts_of(model).items())
+    return {
+        layer: Routed(module=experts, num_experts=int(experts.num_experts))
+        for layer, experts in layers.items()
+    }
+
+
+def _routed(name: str, module: Any) -> Routed | None:
+    kind = type(module).__name__
+    if kind in _GET_IDS:
+        number = getattr(module, "num_routed_experts", None) or module.num_experts
+        return Routed(module=module, num_experts=number)
+    if kind == "Llama4Router":
+        top_k = module.top_k
+
+        def of_scores(output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            weights, ids = output[0].topk(top_k, dim=-1)
+            return ids, weights
+
+        return Routed(module=module, num_experts=module.num_experts, choices=of_scores)
+    if kind == "JetMoeTopKGating" and "attention" not in name.lower():
+        count = module.top_k
+
+        def of_logits(output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, ids = output[-1].topk(count, dim=-1)
+            return ids, logits.softmax(dim=-1)
+
+        return Routed(module=module, num_experts=module.num_experts, choices=of_logits)
+    return None
+
+
+def _put(found: dict[int, Any], name: str, value: object) -> None:
+    numbers = re.findall(r"\.(\d+)\.", name)
+    layer = int(numbers[-1]) if numbers else 0
+    if layer in found:
+        raise InvalidTraceError(f"{name} is a second experts module of layer {layer}")
+    found[layer] = value
+
+
+def _why_none(model: torch.nn.Module) -> str:
+    """Why there are no experts to be run by our ops."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for kind in (getattr(c, "model_type", "") for c in (config, text)):
+        for known in NOT_COVERED | ONLY_RECORDED:
+            if kind.replace("-", "_").removesuffix("_text") == known:
+                why = (NOT_COVERED | ONLY_RECORDED)[known]
+                return f"{type(model).__name__} is not covered: {why}"
+    return (
+        f"{type(model).__name__} has no experts module that Transformers can run by an "
+        f"experts_implementation"
+    )

@@ -1,0 +1,144 @@
+"""What else is done to modules: meta devices, loading, copying, moving."""
+
+import copy
+import io
+import pickle
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from layers import (  # noqa: E402
+    EXPERTS,
+    HIDDEN,
+    INNER,
+    TOP_K,
+    make_placement,
+    placed_layers,
+    tokens_of,
+    whole_layers,
+)
+from moetuner.nn import (  # noqa: E402
+    ExchangeOptions,
+    ExpertOptions,
+    Experts,
+    MoELayer,
+    TopKRouter,
+    logical_order,
+)
+from ranks import run_on_ranks  # noqa: E402
+
+FIXED = ExchangeOptions(capacity=12, max_rows=12 * 4 * TOP_K)
+
+
+def _layer(placement, rank, options):
+    return placed_layers(whole_layers(BIASED), placement, rank, options=options)[0]
+
+
+BIASED = ExpertOptions(bias=True)
+
+
+def _empty(placement, options, device="meta"):
+    """The same layer without its weights."""
+    with torch.device(device):
+        experts = Experts(placement.slots_per_rank, HIDDEN, INNER, BIASED)
+        router = TopKRouter(HIDDEN, EXPERTS, TOP_K)
+    return MoELayer(router, experts, placement, layer=3, options=options)
+
+
+def _made_on_meta(rank, num_ranks):
+    for kind in ("shuffled", "replicated"):
+        placement = make_placement(kind, num_ranks)
+        for options in (ExchangeOptions(), FIXED):
+            layer = _layer(placement, rank, options)
+            x, state = tokens_of(rank), layer.state_dict()
+            wanted = layer(x)
+
+            made = _empty(placement, options).to_empty(device="cpu")
+            made.load_state_dict(state)
+            assert torch.equal(made(x), wanted)
+            assert made.exchange.counts().tokens == len(x)
+
+            assigned = _empty(placement, options)
+            assigned.load_state_dict(state, assign=True)
+            assert torch.equal(assigned(x), wanted)
+
+            there_and_back = _layer(placement, rank, options).to("meta")
+            there_and_back.to_empty(device="cpu").load_state_dict(state)
+            assert torch.equal(there_and_back(x), wanted)
+
+            emptied = _layer(placement, rank, options)
+            emptied(x)
+            emptied.to_empty(device="cpu").load_state_dict(state)
+            assert torch.equal(emptied(x), wanted)
+            assert emptied.exchange.counts().tokens == 2 * len(x)
+
+
+def _copied(rank, num_ranks):
+    placement = make_placement("replicated", num_ranks)
+    layer = _layer(placement, rank, ExchangeOptions())
+    x = tokens_of(rank)
+    wanted = layer(x)
+    saved = io.BytesIO()
+    torch.save(layer, saved)
+    saved.seek(0)
+    for twin in (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        torch.load(saved, weights_only=False),
+    ):
+        assert torch.equal(twin(x), wanted)
+        assert twin.exchange.counts().tokens == 2 * len(x)
+    assert layer.exchange.counts().tokens == len(x)
+    for dtype in (torch.bfloat16, torch.float16):
+        cast = copy.deepcopy(layer).to(dtype)
+        assert cast(x.to(dtype)).dtype is dtype
+        assert cast.exchange.counters.dtype is torch.int64
+
+
+def _loaded_whole(rank, num_ranks):
+    """A checkpoint of all experts, read inside `logical_order(whole=True)`."""
+    placement = make_placement("replicated", num_ranks)
+    layers = placed_layers(whole_layers(BIASED), placement, rank)
+    x = tokens_of(rank)
+    wanted = layers[0](x)
+    with logical_order(layers, whole=True):
+        state = {name: value.clone() for name, value in layers.state_dict().items()}
+    for assign in (False, True):
+        width = placement.slots_per_rank
+        mine = placement.slot_experts[:, rank * width :][:, :width]
+        torch.manual_seed(9)
+        others = torch.nn.ModuleList(
+            MoELayer(
+                TopKRouter(HIDDEN, EXPERTS, TOP_K),
+                Experts(EXPERTS, HIDDEN, INNER, BIASED).take(mine[row]),
+                placement,
+                layer=3 + row,
+            )
+            for row in range(len(layers))
+        )
+        given = {name: value.clone() for name, value in state.items()}
+        with logical_order(others, whole=True):
+            others.load_state_dict(given, assign=assign)
+        assert torch.equal(others[0](x), wanted)
+        with logical_order(others, whole=True):  # read alone: nothing changes
+            for name, value in others.state_dict().items():
+                assert torch.equal(value, state[name]), name
+        assert torch.equal(others[0](x), wanted)
+        shapes = {len(p) for p in others[0].experts.parameters()}
+        assert shapes == {width}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_weights_may_come_later(num_ranks):
+    run_on_ranks(num_ranks, _made_on_meta)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_copies_are_layers_of_their_own(num_ranks):
+    run_on_ranks(num_ranks, _copied)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_what_is_loaded_whole_is_kept(num_ranks):
+    run_on_ranks(num_ranks, _loaded_whole)

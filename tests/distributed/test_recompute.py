@@ -1,0 +1,96 @@
+"""Activation checkpointing: the same gradients, and what is counted is counted once."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from layers import (  # noqa: E402
+    HIDDEN,
+    TOKENS,
+    TOP_K,
+    make_placement,
+    placed_layers,
+    tokens_of,
+    whole_layers,
+)
+from moetuner.evaluation.verify import verify  # noqa: E402
+from moetuner.nn import (  # noqa: E402
+    ExchangeOptions,
+    ExpertOptions,
+    TopKRouter,
+    gather_counts,
+    keep_routing,
+    recomputing,
+    record_run,
+)
+from ranks import run_on_ranks  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
+FIXED = ExchangeOptions(capacity=max(TOKENS), max_rows=4 * max(TOKENS) * TOP_K)
+WAYS = [
+    {"use_reentrant": True},
+    {"use_reentrant": False},
+    {"use_reentrant": False, "context_fn": keep_routing},
+]
+
+
+def _train(layers, rank, way):
+    """One step of all layers, each computed again or not; output and gradients."""
+    x = tokens_of(rank, requires_grad=True)
+    out = torch.tanh(x)
+    for layer in layers:
+        layer.zero_grad(set_to_none=True)
+        out = out + (layer(out) if way is None else checkpoint(layer, out, **way))
+    out.square().sum().backward()
+    return [out, x.grad, *[p.grad for p in layers.parameters()]]
+
+
+def _same_gradients_counted_once(rank, num_ranks):
+    placement = make_placement("replicated", num_ranks)
+    whole = whole_layers(ExpertOptions(bias=True))
+    for options in (ExchangeOptions(), FIXED):
+        layers = placed_layers(whole, placement, rank, options=options)
+        wanted = _train(layers, rank, None)
+        for way in WAYS:
+            with record_run(layers) as run:
+                found = _train(layers, rank, way)
+            torch.testing.assert_close(found, wanted)
+            trace, record = run.trace(), gather_counts(layers)
+            assert trace.num_tokens == sum(TOKENS[:num_ranks])
+            assert verify(trace, placement, record) == []
+            assert layers[0].exchange.counts().tokens == TOKENS[rank]
+            layers[0].exchange.check_overflow()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_checkpointing_changes_nothing(num_ranks):
+    run_on_ranks(num_ranks, _same_gradients_counted_once)
+
+
+class Moody(TopKRouter):
+    """Chooses other experts each time."""
+
+    def __init__(self, seen):
+        super().__init__(HIDDEN, 8, TOP_K)
+        self.seen = seen
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.linear.weight.neg_()
+        ids, weights = super().forward(x)
+        self.seen.append((ids, recomputing()))
+        return ids, weights
+
+
+def test_what_routers_chose_is_kept():
+    """A second pass with other chances keeps the experts of the first."""
+    for keeps in (True, False):
+        seen = []
+        router, x = Moody(seen), torch.randn(64, HIDDEN, requires_grad=True)
+        context = {"context_fn": keep_routing} if keeps else {}
+        options = {"use_reentrant": False, "early_stop": False, **context}
+        _, weights = checkpoint(router, x, **options)
+        weights.square().sum().backward()
+        (first, before), (second, after) = seen
+        assert (before, after) == (False, True)
+        assert torch.equal(first, second) == keeps

@@ -1,0 +1,34 @@
+"""The benchmark between two nodes, small: a network of namespaces, Gloo, real bytes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed")
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "exchange"
+NOT_PERMITTED = 3
+SIZES = {"ranks-per-node": 2, "tokens": 96, "hidden": 512, "repeats": 2, "gbit": 0}
+HEADERS = 0.03  # of a packet of 9000 bytes, and acknowledgements of the other way
+
+
+def test_bytes_between_two_nodes_are_the_predicted_rows(tmp_path):
+    out = tmp_path / "results.json"
+    sizes = [f"--{name}={value}" for name, value in SIZES.items()]
+    command = [sys.executable, "two_nodes.py", "--device=cpu", f"--out={out}", *sizes]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    if done.returncode == NOT_PERMITTED:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    results = {r["method"]: r for r in json.loads(out.read_text())["results"]}
+    told = [r for r in results.values() if r["predicted_bytes"]]
+    assert len(told) == 3
+    for result in told:
+        excess = result["sent_bytes"] / result["predicted_bytes"] - 1
+        assert 0 < excess < HEADERS, result
+    one, two = (results[f"moetuner, contiguous{x}"] for x in ("", ", two levels"))
+    assert two["rows"] < one["rows"]
+    assert two["sent_bytes"] < one["sent_bytes"]

@@ -1,0 +1,181 @@
+"""DDP and FSDP2 around layers whose experts belong to one rank each."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import torch.distributed as dist  # noqa: E402
+from layers import (  # noqa: E402
+    HIDDEN,
+    LAYERS,
+    make_placement,
+    placed_layers,
+    tokens_of,
+    whole_layers,
+)
+from moetuner.errors import InvalidProblemError  # noqa: E402
+from moetuner.evaluation.verify import verify  # noqa: E402
+from moetuner.nn import (  # noqa: E402
+    ExpertOptions,
+    apply_placement,
+    average_gradients,
+    contiguous_placement,
+    expert_parameters,
+    gather_counts,
+    ready_for_ddp,
+    record_run,
+)
+from ranks import run_on_ranks  # noqa: E402
+from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.fsdp import fully_shard  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+
+
+class Model(torch.nn.Module):
+    """A linear map that every rank has, then the layers."""
+
+    def __init__(self, layers):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = torch.nn.Linear(HIDDEN, HIDDEN)
+        self.layers = layers
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def _model(placement, rank):
+    return Model(placed_layers(whole_layers(ExpertOptions(bias=True)), placement, rank))
+
+
+def _step(model, rank):
+    """Outputs and gradients, those of the mean loss of all ranks."""
+    out = model(tokens_of(rank))
+    out.square().sum().backward()
+    return out.detach()
+
+
+def _reference(placement, rank):
+    model = _model(placement, rank)
+    out = _step(model, rank)
+    average_gradients(model)
+    return out, {name: p.grad for name, p in model.named_parameters()}
+
+
+def _whole(gradient):
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+
+
+def _check(model, out, reference):
+    wanted_out, wanted = reference
+    torch.testing.assert_close(out, wanted_out)
+    found = {n: _whole(p.grad) for n, p in model.named_parameters()}
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def _ddp(rank, num_ranks):
+    for kind in ("shuffled", "replicated"):
+        placement = make_placement(kind, num_ranks)
+        reference = _reference(placement, rank)
+        model = _model(placement, rank)
+        wrapped = DistributedDataParallel(ready_for_ddp(model))
+        with record_run(model) as run:
+            out = _step(wrapped, rank)
+        average_gradients(model, shared=False)
+        _check(model, out, reference)
+        assert verify(run.trace(), placement, gather_counts(model)) == []
+
+
+def _ddp_needs_to_know(rank, num_ranks):
+    placement = make_placement("shuffled", num_ranks)
+    model = DistributedDataParallel(_model(placement, rank))
+    with pytest.raises(InvalidProblemError, match=r"moetuner\.nn\.ready_for_ddp"):
+        model(tokens_of(rank))
+    alone = _model(placement, rank).layers[0]  # a layer by itself is ready
+    x = tokens_of(rank)
+    wanted = alone(x)
+    torch.testing.assert_close(DistributedDataParallel(alone)(x), wanted)
+
+
+def _fsdp(rank, num_ranks):
+    mesh = init_device_mesh("cpu", (num_ranks,))
+    placement = make_placement("replicated", num_ranks)
+    reference = _reference(placement, rank)
+    model = _model(placement, rank)
+    owned = set(expert_parameters(model).values())
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, ignored_params=owned)
+    fully_shard(model, mesh=mesh, ignored_params=owned)
+    out = _step(model, rank)
+    average_gradients(model, shared=False)
+    _check(model, out, reference)
+    model.zero_grad(set_to_none=True)
+    former = make_placement("contiguous", num_ranks)
+    apply_placement(model, former)
+    torch.testing.assert_close(model(tokens_of(rank)).detach(), reference[0])
+
+    taken = _model(placement, rank)
+    fully_shard(taken, mesh=mesh)
+    with pytest.raises(InvalidProblemError, match=r"set\(moetuner\.nn\.expert_par"):
+        taken(tokens_of(rank))
+
+
+def _fsdp_over_twins(rank, num_ranks):
+    """Experts on rank pairs (0, 1) and (2, 3), each sharded over its twins."""
+    mesh = init_device_mesh("cpu", (2, num_ranks // 2), mesh_dim_names=("dp", "ep"))
+    group = mesh.get_group("ep")
+    placement = make_placement("shuffled", num_ranks // 2)
+    whole = whole_layers()
+    layers = placed_layers(whole, placement, group.rank(), group=group)
+    x = tokens_of(rank, requires_grad=True)
+    wanted = layers[0](x)
+    wanted.square().sum().backward()
+    gradient = layers[0].experts.up.grad.clone()
+    dist.all_reduce(gradient, group=mesh.get_group("dp"))
+    layers.zero_grad(set_to_none=True)
+    fully_shard(layers[0].experts, mesh=mesh["dp"])
+    out = layers[0](x)
+    torch.testing.assert_close(out, wanted)
+    out.square().sum().backward()
+    found = layers[0].experts.up.grad.full_tensor()
+    torch.testing.assert_close(found, gradient / 2, rtol=1e-4, atol=1e-5)
+
+
+def _nothing_placed(rank, num_ranks):
+    with pytest.raises(InvalidProblemError, match="Linear has no layer whose experts"):
+        average_gradients(torch.nn.Linear(2, 2))
+    assert expert_parameters(torch.nn.Linear(2, 2)) == {}
+    layers = _model(contiguous_placement(5, 8, num_ranks), rank)
+    names = expert_parameters(layers)
+    wanted = {
+        f"layers.{layer}.experts.{name}"
+        for layer in range(LAYERS)
+        for name in ("up", "down", "up_bias", "down_bias")
+    }
+    assert set(names) == wanted
+    assert names["layers.0.experts.up"] is layers.layers[0].experts.up
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_ddp_averages_what_every_rank_has_and_leaves_experts(num_ranks):
+    run_on_ranks(num_ranks, _ddp)
+
+
+def test_ddp_over_experts_is_refused():
+    run_on_ranks(2, _ddp_needs_to_know)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_fsdp_shards_what_every_rank_has_and_leaves_experts(num_ranks):
+    run_on_ranks(num_ranks, _fsdp)
+
+
+def test_fsdp_may_shard_experts_over_ranks_that_hold_the_same():
+    run_on_ranks(4, _fsdp_over_twins)
+
+
+def test_names_of_what_a_rank_has_alone():
+    run_on_ranks(1, _nothing_placed)
