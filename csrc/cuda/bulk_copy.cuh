@@ -76,12 +76,40 @@ __device__ inline void store(void* to, const void* from_shared, int bytes) {
 #endif
 }
 
-/// Waits until all stores of this thread have read their shared memory.
-__device__ inline void wait_stores_read() {
+/// Shared memory that this thread has written may be stored.
+__device__ inline void fence_shared() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/// Closes the group of stores that this thread has begun since the last one.
+__device__ inline void commit() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 #endif
+}
+
+/// Waits until all but the last `kLeft` groups of this thread have read their shared memory.
+template <int kLeft>
+__device__ inline void wait_read() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kLeft) : "memory");
+#endif
+}
+
+/// Waits until all but the last `kLeft` groups of this thread are written.
+template <int kLeft>
+__device__ inline void wait_written() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kLeft) : "memory");
+#endif
+}
+
+/// Waits until all stores of this thread have read their shared memory.
+__device__ inline void wait_stores_read() {
+  commit();
+  wait_read<0>();
 }
 
 }  // namespace moetuner::cuda::bulk

@@ -1,5 +1,6 @@
 #include "autograd.h"
 #include "path.h"
+#include "peer_exchange.h"
 #include "routing_args.h"
 #include "saved_trail.h"
 #include "unpermute_ops.h"
@@ -29,6 +30,32 @@ void check_recv_map(const char* op, const T& map) {
       map.scalar_type() == at::kInt, op, ": recv_map must be int32, got ", map.scalar_type());
 }
 
+#ifdef MOETUNER_WITH_CUDA
+/// What `unpermute` checks where the kernels of peers take its place.
+void check_sum(const char* op,
+               const T& rows,
+               const T& recv_map,
+               const OptionalTensor& recv_weights) {
+  TORCH_CHECK_VALUE(rows.dim() == 2, op, ": rows must be 2-D, got ", rows.sizes());
+  check_contiguous(op, "rows", rows);
+  check_contiguous(op, "recv_map", recv_map);
+  check_device(op, "recv_map", recv_map, "rows", rows);
+  if (!recv_weights) return;
+  TORCH_CHECK_VALUE(recv_weights->sizes() == recv_map.sizes(),
+                    op,
+                    ": recv_weights must be ",
+                    recv_map.sizes(),
+                    " like recv_map, got ",
+                    recv_weights->sizes());
+  TORCH_CHECK_TYPE(recv_weights->scalar_type() == at::kFloat,
+                   op,
+                   ": recv_weights must be float32, got ",
+                   recv_weights->scalar_type());
+  check_contiguous(op, "recv_weights", *recv_weights);
+  check_device(op, "recv_weights", *recv_weights, "rows", rows);
+}
+#endif
+
 T combine(const T& rows,
           const T& recv_map,
           const OptionalTensor& recv_weights,
@@ -38,6 +65,13 @@ T combine(const T& rows,
   constexpr const char* kOp = "combine";
   check_recv_map(kOp, recv_map);
   const Trail trail(kOp, groups, send_maps, splits);
+#ifdef MOETUNER_WITH_CUDA
+  if (goes_over_peers(rows, groups)) {
+    check_sum(kOp, rows, recv_map, recv_weights);
+    return sum_over_peers(
+        kOp, rows, recv_map, recv_weights, false, send_maps[0], splits[0], groups[0]);
+  }
+#endif
   return trail.home(sum_rows(rows, recv_map, recv_weights));
 }
 
@@ -52,7 +86,14 @@ Two combine_backward(const T& grad_out,
   constexpr const char* kOp = "combine_backward";
   check_recv_map(kOp, recv_map);
   const Trail trail(kOp, groups, send_maps, splits);
+#ifdef MOETUNER_WITH_CUDA
+  const T arrived =
+      goes_over_peers(grad_out, groups)
+          ? resend_over_peers(kOp, grad_out, recv_map, send_maps[0], splits[0], groups[0])
+          : trail.out(grad_out, recv_map.size(0));
+#else
   const T arrived = trail.out(grad_out, recv_map.size(0));
+#endif
   return scatter_rows(arrived, recv_map, num_rows, recv_weights, rows);
 }
 
@@ -68,7 +109,15 @@ Two dispatch_backward(const OptionalTensor& grad_rows,
   check_recv_map(kOp, recv_map);
   const Trail trail(kOp, groups, send_maps, splits);
   Two out{at::empty({0}, recv_map.options()), at::empty({0}, recv_map.options())};
-  if (grad_rows) std::get<0>(out) = trail.home(sum_rows(*grad_rows, recv_map, {}));
+  const auto home = [&](const T& grad, bool by_lines) {
+#ifdef MOETUNER_WITH_CUDA
+    if (goes_over_peers(grad, groups)) {
+      return sum_over_peers(kOp, grad, recv_map, {}, by_lines, send_maps[0], splits[0], groups[0]);
+    }
+#endif
+    return trail.home(by_lines ? grad : sum_rows(grad, recv_map, {}));
+  };
+  if (grad_rows) std::get<0>(out) = home(*grad_rows, false);
   if (grad_weights) {
     TORCH_CHECK_VALUE(grad_weights->sizes() == recv_map.sizes(),
                       kOp,
@@ -77,7 +126,7 @@ Two dispatch_backward(const OptionalTensor& grad_rows,
                       " like recv_map, got ",
                       grad_weights->sizes());
     check_contiguous(kOp, "grad_weights", *grad_weights);
-    std::get<1>(out) = trail.home(*grad_weights);
+    std::get<1>(out) = home(*grad_weights, true);
   }
   return out;
 }

@@ -32,6 +32,17 @@ at::Tensor as_bytes(const at::Tensor& rows) {
 Communicator::Communicator(const char* op, const std::string& group_name)
     : group_(find_group(op, group_name)) {}
 
+std::int64_t Communicator::timeout_ms() const {
+  return group_->getBackend(control_device().type())->getBackendOptions()->timeout.count();
+}
+
+at::Device Communicator::control_device() const {
+  for (const auto& type : group_->getDeviceTypes()) {
+    if (type == at::kCPU) return at::kCPU;
+  }
+  return at::kCUDA;
+}
+
 at::Tensor Communicator::exchange(const at::Tensor& rows,
                                   std::vector<std::int64_t> sent,
                                   std::vector<std::int64_t> received) const {

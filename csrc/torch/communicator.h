@@ -15,8 +15,14 @@ class Communicator {
   /// `op` is named in each error.
   Communicator(const char* op, const std::string& group_name);
 
+  bool is_same(const Communicator& other) const { return group_ == other.group_; }
   std::int64_t rank() const { return group_->getRank(); }
   std::int64_t num_ranks() const { return group_->getSize(); }
+
+  /// Of its collectives.
+  std::int64_t timeout_ms() const;
+  /// Where small tensors of its own business are carried: the CPU, if any communicator serves that.
+  at::Device control_device() const;
 
   /// Sends sent[g] rows to each rank g, which stand in `rows` one after another, and receives
   /// received[g] rows of it. Empty lists: equal shares. On CUDA it is enqueued on the current

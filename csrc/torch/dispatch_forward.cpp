@@ -2,6 +2,7 @@
 
 #include "dispatch_counts.h"
 #include "dispatch_device.h"
+#include "peer_exchange.h"
 #include "ranges.h"
 
 #include <algorithm>
@@ -291,7 +292,11 @@ Dispatched dispatch(const Inputs& in) {
 #ifdef MOETUNER_WITH_CUDA
 Dispatched dispatch_cuda(const Inputs& in) {
   const c10::DeviceGuard guard(in.x.device());
-  return dispatch<Cuda>(in);
+  const Path path(kDispatchOp, in.groups);
+  const Sizes sizes = check_dispatch(in, path);
+  Cuda::check_limits(in, sizes.num_ranks);
+  Dispatched out;
+  return dispatch_over_peers(in, sizes, out) ? out : dispatch<Cuda>(in);
 }
 #endif
 

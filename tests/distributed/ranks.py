@@ -28,17 +28,23 @@ IMPORTED_ONCE = [
 RANKS_PER_DEVICE = "NCCL_MULTI_RANK_GPU_ENABLE"  # NCCL >= 2.30 lets ranks share a GPU
 
 
-def run_on_ranks(num_ranks, function, *args, device="cpu"):
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+
+def run_on_ranks(num_ranks, function, *args, device="cpu", backend=None):
     """Call ``function(rank, num_ranks, *args)`` inside a process group of `device`.
+
+    With Gloo on CUDA any number of ranks shares the devices there are.
 
     Fails with what each rank that failed has to say.
     """
+    backend = backend or BACKENDS[device]
     if device == "cuda":
-        need_devices(num_ranks)
+        need_devices(1 if backend == "gloo" else num_ranks)
     with tempfile.TemporaryDirectory() as folder:
         context = mp.start_processes(
             one_rank,
-            (num_ranks, device, folder, function, args, dict(os.environ)),
+            (num_ranks, device, backend, folder, function, args, dict(os.environ)),
             nprocs=num_ranks,
             join=False,
             start_method=start_method(device),
@@ -74,14 +80,14 @@ def need_devices(num_ranks):
     pytest.skip(why)
 
 
-def one_rank(rank, num_ranks, device, folder, function, args, environment=()):
+def one_rank(rank, num_ranks, device, backend, folder, function, args, environment=()):
     """The whole life of one rank; what forks it may know an older `environment`."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     if device == "cuda":
         torch.cuda.set_device(rank % torch.cuda.device_count())
     dist.init_process_group(
-        {"cpu": "gloo", "cuda": "nccl"}[device],
+        backend,
         store=dist.FileStore(f"{folder}/store", num_ranks),
         rank=rank,
         world_size=num_ranks,

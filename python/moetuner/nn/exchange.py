@@ -32,9 +32,11 @@ from moetuner.ops import (
     combine,
     dispatch,
     node_groups,
+    set_transport,
 )
 from moetuner.ops._collectives import group_named
 from moetuner.ops._ranges import ranged
+from moetuner.ops.transport import Transport
 from moetuner.placement.tables import PlacementTables, fingerprint
 
 if TYPE_CHECKING:
@@ -131,7 +133,12 @@ class Exchange(torch.nn.Module):
             wanted += ", one level"
         if self.options.capacity is not None:
             wanted += f", capacity {self.options.capacity}"
+        wanted += f", transport {self.options.transport.value}"
         agree(placement, group, trouble or problem, wanted)
+        if self.options.transport is not Transport.AUTO or self.options.senders:
+            set_transport(
+                self.group_name, self.options.transport, senders=self.options.senders
+            )
         self._set_tables(placement, torch.device(device or "cpu"))
 
     def set_placement(self, placement: Placement) -> None:
@@ -219,7 +226,12 @@ class Exchange(torch.nn.Module):
 
     def describe(self) -> str:
         """What is used to carry tokens, in words."""
-        return describe(self.options, self.placement.topology, self.group_name)
+        return describe(
+            self.options,
+            self.placement.topology,
+            self.group_name,
+            on_cuda=self.candidates.is_cuda,
+        )
 
     def check_overflow(self) -> None:
         """Raise when the fixed form left rows out so far; **waits for the device**.

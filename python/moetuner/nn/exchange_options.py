@@ -11,6 +11,7 @@ import torch.distributed as dist
 from moetuner._checks import is_whole, one_of
 from moetuner.errors import InvalidProblemError
 from moetuner.ops._collectives import group_named
+from moetuner.ops.transport import Transport, describe_transport
 
 if TYPE_CHECKING:
     from moetuner.placement.topology import Topology
@@ -48,6 +49,9 @@ class ExchangeOptions:
         nothing on the host and can be captured by a CUDA graph.
     levels
         How rows cross from node to node. ``residency=follow`` has one level.
+    transport, senders
+        What carries rows on one level on CUDA, and how many blocks send: see
+        `moetuner.ops.set_transport`, which an `Exchange` calls where either is given.
 
     Raises
     ------
@@ -59,18 +63,22 @@ class ExchangeOptions:
     capacity: int | None = None
     max_rows: int | None = None
     levels: Levels = Levels.AUTO
+    transport: Transport = Transport.AUTO
+    senders: int | None = None
 
     def __post_init__(self) -> None:
         residency = one_of(Residency, self.residency, "ExchangeOptions: residency")
         object.__setattr__(self, "residency", residency)
         levels = one_of(Levels, self.levels, "ExchangeOptions: levels")
         object.__setattr__(self, "levels", levels)
+        transport = one_of(Transport, self.transport, "ExchangeOptions: transport")
+        object.__setattr__(self, "transport", transport)
         if (self.capacity is None) != (self.max_rows is None):
             raise InvalidProblemError(
                 f"ExchangeOptions: capacity and max_rows go together, got "
                 f"capacity={self.capacity}, max_rows={self.max_rows}"
             )
-        for name in ("capacity", "max_rows"):
+        for name in ("capacity", "max_rows", "senders"):
             value = getattr(self, name)
             if value is not None and (not is_whole(value) or value < 1):
                 raise InvalidProblemError(
@@ -93,9 +101,13 @@ def takes_two_levels(options: ExchangeOptions, topology: Topology) -> bool:
     )
 
 
-def describe(options: ExchangeOptions, topology: Topology, group_name: str) -> str:
+def describe(
+    options: ExchangeOptions, topology: Topology, group_name: str, *, on_cuda: bool
+) -> str:
     """What carries tokens, in words, part by part."""
     wire = dist.get_backend(group_named(group_name)).upper()
+    if on_cuda and not takes_two_levels(options, topology):
+        wire = describe_transport(group_name)
     nodes = f"{topology.num_nodes} nodes of {topology.ranks_per_node} ranks"
     if takes_two_levels(options, topology):
         way = (

@@ -20,6 +20,11 @@ from moetuner.ops.permute import (  # noqa: E402
     choices_to_rows,
     permute,
 )
+from moetuner.ops.transport import (  # noqa: E402
+    Transport,
+    describe_transport,
+    set_transport,
+)
 from moetuner.ops.unpermute import unpermute  # noqa: E402
 
 __all__ = [
@@ -28,13 +33,16 @@ __all__ = [
     "NodeGroups",
     "NodeHop",
     "Permuted",
+    "Transport",
     "buffer_nbytes",
     "check_overflow",
     "choices_to_rows",
     "combine",
     "count_routing",
+    "describe_transport",
     "dispatch",
     "node_groups",
     "permute",
+    "set_transport",
     "unpermute",
 ]

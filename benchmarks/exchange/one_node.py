@@ -1,0 +1,103 @@
+"""Dispatch and combine inside a node, over mapped memory and over the communicator:
+
+    torchrun --nproc-per-node 2 benchmarks/exchange/one_node.py --out FILE
+
+Every rank launches a call after a barrier; a time is that of the slowest rank, from
+events on its stream. Eager calls have exact sizes; replays are of a CUDA graph of the
+fixed form, which has room for the routing at hand.
+
+Legend: T tokens of a rank, K top-k, E experts, G ranks, H hidden.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from moetuner.ops import Transport, combine, describe_transport, dispatch, set_transport
+
+TOP_K, NUM_EXPERTS, HIDDEN = 8, 256, 7168
+TURNS = 51
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 1024, 128, 32])
+    parser.add_argument("--senders", type=int, nargs="+", default=[0])
+    parser.add_argument("--backend", default="nccl")
+    parser.add_argument("--ways", nargs="+", default=["peers", "collectives"])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rank = int(os.environ["RANK"])
+    torch.cuda.set_device(rank % torch.cuda.device_count())
+    dist.init_process_group(options.backend)
+    results = []
+    for way in options.ways:
+        for senders in options.senders if way == "peers" else [0]:
+            group = dist.group.WORLD.group_name
+            set_transport(group, Transport(way), senders=senders)
+            for num_tokens in options.tokens:
+                found = {"way": way, "senders": senders, "tokens": num_tokens}
+                results.append(found | measure(num_tokens, group))
+                if rank == 0:
+                    print(json.dumps(results[-1]), flush=True)
+            if rank == 0:
+                print(describe_transport(group), flush=True)
+    if rank == 0 and options.out:
+        options.out.write_text(json.dumps(results, indent=1))
+    dist.barrier()
+    os._exit(0)
+
+
+def measure(num_tokens, group):
+    """Microseconds of both ways, eager and replayed: median, deciles 1 and 9."""
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(rank)
+    x = torch.randn(num_tokens, HIDDEN, dtype=torch.bfloat16, device="cuda")
+    ids = torch.rand(num_tokens, NUM_EXPERTS, device="cuda").topk(TOP_K).indices
+    weights = torch.rand(num_tokens, TOP_K, device="cuda")
+    slots = torch.arange(NUM_EXPERTS, dtype=torch.int32, device="cuda")[:, None]
+    one = torch.ones(NUM_EXPERTS, dtype=torch.int32, device="cuda")
+    tables = (slots, one, NUM_EXPERTS // num_ranks)
+    sizes = {}
+
+    def both():
+        sent = dispatch(x, ids, weights, *tables, group, **sizes)
+        return combine(sent.rows, sent.handle)
+
+    eager = times(both)
+    most = torch.tensor(float(num_tokens * TOP_K)) * 1.3 + 512
+    sizes = {"capacity": num_tokens, "max_rows": int(most)}
+    for _ in range(3):
+        both()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        both()
+    return {"eager": eager, "replayed": times(graph.replay)}
+
+
+def times(call):
+    found = []
+    for turn in range(TURNS + 5):
+        torch.cuda.synchronize()
+        dist.barrier()
+        torch.cuda.synchronize()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        if turn >= 5:
+            found.append(begin.elapsed_time(end) * 1000)
+    all_found = [None] * dist.get_world_size()
+    dist.all_gather_object(all_found, found)
+    slowest = sorted(map(max, zip(*all_found, strict=True)))
+    tenth = len(slowest) // 10
+    return [round(slowest[i], 1) for i in (len(slowest) // 2, tenth, -1 - tenth)]
+
+
+if __name__ == "__main__":
+    main()

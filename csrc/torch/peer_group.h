@@ -1,0 +1,84 @@
+#pragma once
+
+#include "communicator.h"
+#include "moetuner/transport/window.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace moetuner {
+
+/// What may carry rows inside a group of one machine.
+enum class Transport : std::int64_t {
+  kAuto = 0,         // peer memory where it can be mapped, else a communicator
+  kPeers = 1,        // peer memory, or an error that says why not
+  kCollectives = 2,  // a communicator
+};
+
+/// Settings of a group's transport, the same on all ranks.
+struct TransportSettings {
+  Transport transport = Transport::kAuto;
+  std::int64_t senders = 0;     // blocks that send; 0: as many as suit
+  std::int64_t timeout_ms = 0;  // of waits on the device; 0: the group's own
+};
+
+/// Kept for a group by its name; before the first exchange.
+void set_transport(const std::string& group_name, const TransportSettings& settings);
+
+/// What carries rows of the group, in words.
+std::string describe_transport(const std::string& group_name);
+
+#ifdef MOETUNER_WITH_CUDA
+/// A group whose ranks map each other's memory, or know why they do not. All ranks call the same
+/// functions in the same order.
+class PeerGroup {
+ public:
+  PeerGroup(const std::string& group_name, const TransportSettings& settings);
+
+  /// Decides, with all ranks, at the first call; later calls answer alone. The window then holds
+  /// `shape`, which must be the same on all ranks but for its rows at the first call.
+  bool opens(const char* op, const transport::WindowShape& shape);
+
+  bool is_of(const Communicator& other) const { return communicator_.is_same(other); }
+
+  /// Whether rows were decided to go this way.
+  bool is_open() const { return window_ != nullptr; }
+
+  /// Makes room for rows of `shape`, with all ranks.
+  void grow(const char* op, const transport::WindowShape& shape);
+
+  /// Throws where a rank has given up.
+  void check(const char* op) const;
+  [[noreturn]] void fail(const char* op) const;
+
+  /// Orders this stream behind the one that was used before.
+  void follow_stream();
+
+  transport::Window& window() { return *window_; }
+  int rank() const { return static_cast<int>(communicator_.rank()); }
+  std::int64_t num_ranks() const { return communicator_.num_ranks(); }
+  const TransportSettings& settings() const { return settings_; }
+  std::string describe() const;
+
+ private:
+  void open(const char* op, transport::WindowShape shape);
+  std::vector<std::vector<std::int64_t>> tell_all(const std::vector<std::int64_t>& mine) const;
+  std::string agree(const std::string& trouble) const;
+
+  Communicator communicator_;
+  TransportSettings settings_;
+  bool decided_ = false;
+  std::string refusal_;
+  std::unique_ptr<transport::Window> window_;
+  std::vector<std::unique_ptr<transport::Window>> captured_;  // that CUDA graphs still use
+  bool is_captured_ = false;
+  void* stream_ = nullptr;
+};
+
+/// The group's own, made at the first call.
+PeerGroup& peer_group(const std::string& group_name);
+#endif
+
+}  // namespace moetuner
