@@ -259,7 +259,10 @@ def test_a_rank_that_dies_is_an_error_on_the_others(tmp_path):
     processes = [
         context.Process(
             target=one_rank,
-            args=(rank, 3, "cpu", str(tmp_path / "store"), _survives, (tmp_path,)),
+            args=(
+                *(rank, 3, "cpu", "gloo", str(tmp_path / "store")),
+                *(_survives, (tmp_path,)),
+            ),
         )
         for rank in range(3)
     ]

@@ -15,11 +15,13 @@ PROGRAM = """
 import sys
 import torch, torch.distributed as dist
 from moetuner.nn import Experts, MoELayer, TopKRouter, contiguous_placement
+from moetuner.ops import Transport, set_transport
 
-device, store = sys.argv[1:]
+device, transport, store = sys.argv[1:]
 backend = {"cpu": "gloo", "cuda": "nccl"}[device]
 store = dist.FileStore(store, 1)
 dist.init_process_group(backend, store=store, rank=0, world_size=1)
+set_transport(dist.group.WORLD.group_name, Transport(transport))
 placement = contiguous_placement(num_layers=1, num_experts=4, num_ranks=1)
 layer = MoELayer(TopKRouter(64, 4, top_k=2), Experts(4, 64, 32), placement)
 with torch.no_grad():
@@ -27,9 +29,11 @@ with torch.no_grad():
 dist.destroy_process_group()
 """
 FROM_PYTHON = "route() dispatch() expert() combine()"
-FROM_CPP_TOO = (
-    "route() dispatch(route() pack() send() place()) expert() combine(return() sum())"
-)
+FROM_CPP_TOO = {
+    "collectives": "route() dispatch(route() pack() send() place()) expert() "
+    "combine(return() sum())",
+    "peers": "route() dispatch(route() counts() spread()) expert() combine(sum())",
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +49,28 @@ def tool(tmp_path_factory):
     return built
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_layer_opens_and_closes_its_ranges(device, tool, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "transport"),
+    [
+        ("cpu", "collectives"),
+        pytest.param("cuda", "collectives", marks=pytest.mark.gpu),
+        pytest.param("cuda", "peers", marks=pytest.mark.gpu),
+    ],
+)
+def test_a_layer_opens_and_closes_its_ranges(
+    device, transport, tool, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MOETUNER_NVTX", "1")
     monkeypatch.setenv("NVTX_INJECTION64_PATH", str(tool))
     monkeypatch.setenv("MOETUNER_RANGES_LOG", str(tmp_path / "log"))
-    arguments = [sys.executable, "-c", PROGRAM, device, str(tmp_path / "store")]
-    done = subprocess.run(arguments, capture_output=True, text=True)
+    program = [sys.executable, "-c", PROGRAM, device, transport]
+    done = subprocess.run(
+        [*program, str(tmp_path / "store")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "log").read_text().split()
-    assert _nested(lines) == (FROM_CPP_TOO if _built_with_cuda() else FROM_PYTHON)
+    wanted = FROM_CPP_TOO[transport] if _built_with_cuda() else FROM_PYTHON
+    assert _nested(lines) == wanted
 
 
 def _nvtx_headers():
