@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -256,6 +257,57 @@ def finish(
         seconds=seconds,
         stages=stages,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Answer:
+    """What a heuristic found, a placement or ranks [L, E], and what it knows of it."""
+
+    found: NDArray[np.integer[Any]] | Placement
+    lower_bound: float | None = None
+    stages: tuple[Stage, ...] = ()
+
+
+class Heuristic(ABC):
+    """A solver that has one answer and proves no optimum; see `Solver`.
+
+    A heuristic is a frozen dataclass with ``config``, ``name`` and ``objectives`` that
+    says how it finds its `answer`.
+    """
+
+    __slots__ = ()
+    config: Any
+    name: str
+    objectives: tuple[Objective, ...]
+
+    @abstractmethod
+    def answer(
+        self, problem: PlacementProblem, options: SolverOptions, clock: Clock
+    ) -> Answer:
+        """Find it; the objective is one of its own."""
+
+    def solve(
+        self,
+        problem: PlacementProblem,
+        options: SolverOptions = SolverOptions(),
+        *,
+        warm_start: Placement | None = None,
+        progress: ProgressCallback | None = None,  # noqa: ARG002
+    ) -> Solution:
+        """See `Solver`."""
+        check_objective(self, problem)
+        clock = Clock(time_limit=options.time_limit)
+        answer = self.answer(problem, options, clock)
+        return finish(
+            self,
+            problem,
+            answer.found,
+            clock,
+            status=SolveStatus.HEURISTIC,
+            lower_bound=answer.lower_bound,
+            stages=answer.stages,
+            warm_start=warm_start,
+        )
 
 
 def worst_status(states: Iterable[SolveStatus]) -> SolveStatus:

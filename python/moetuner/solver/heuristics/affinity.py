@@ -19,22 +19,13 @@ from scipy.optimize import linear_sum_assignment
 
 from moetuner.placement.model import contiguous_rank_of
 from moetuner.problem import Objective
-from moetuner.solver.base import (
-    NO_CONFIG,
-    Clock,
-    NoConfig,
-    ProgressCallback,
-    Solution,
-    SolverOptions,
-    SolveStatus,
-    finish,
-)
+from moetuner.solver.base import NO_CONFIG, Answer, Heuristic, NoConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
+    from moetuner.solver.base import Clock, SolverOptions
 
     Floats = NDArray[np.float64]
 
@@ -42,7 +33,7 @@ MAX_SWEEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AffinitySolver:
+class AffinitySolver(Heuristic):
     """Keeps tokens where they are; hot experts may crowd together."""
 
     config: NoConfig = NO_CONFIG
@@ -52,16 +43,13 @@ class AffinitySolver:
         *(o for o in Objective if o is not Objective.TOTAL_TRAFFIC),
     )
 
-    def solve(
+    def answer(
         self,
         problem: PlacementProblem,
-        options: SolverOptions = SolverOptions(),
-        *,
-        warm_start: Placement | None = None,
-        progress: ProgressCallback | None = None,  # noqa: ARG002
-    ) -> Solution:
-        """See `moetuner.solver.Solver`."""
-        clock = Clock(time_limit=options.time_limit)
+        options: SolverOptions,  # noqa: ARG002
+        clock: Clock,
+    ) -> Answer:
+        """See `Heuristic`."""
         flows = problem.statistics.require_transitions("solver affinity").astype(float)
         topology, start = problem.topology, self._start(problem)
         node_of = start // topology.ranks_per_node
@@ -72,14 +60,7 @@ class AffinitySolver:
         rank_of = start
         if topology.ranks_per_node > 1:
             rank_of = sweep(flows, start, topology.num_ranks, clock, inside)
-        return finish(
-            self,
-            problem,
-            rank_of,
-            clock,
-            status=SolveStatus.HEURISTIC,
-            warm_start=warm_start,
-        )
+        return Answer(found=rank_of)
 
     def _start(self, problem: PlacementProblem) -> NDArray[np.int32]:
         blocks: NDArray[np.int32] = contiguous_rank_of(

@@ -19,15 +19,11 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from moetuner.problem import Objective
 from moetuner.solver.base import (
     NO_CONFIG,
-    Clock,
+    Answer,
+    Heuristic,
     NoConfig,
-    ProgressCallback,
-    Solution,
-    SolverOptions,
     SolveStatus,
     Stage,
-    check_objective,
-    finish,
     place,
 )
 from moetuner.solver.heuristics.lpt import balanced_rank_of
@@ -35,14 +31,14 @@ from moetuner.solver.heuristics.lpt import balanced_rank_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
+    from moetuner.solver.base import Clock, SolverOptions
 
     Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChainSolver:
+class ChainSolver(Heuristic):
     """Balance first, then exact (one link speed) or stepwise alignment of layers."""
 
     config: NoConfig = NO_CONFIG
@@ -52,18 +48,14 @@ class ChainSolver:
         Objective.LINK_TRAFFIC,
     )
 
-    def solve(
+    def answer(
         self,
         problem: PlacementProblem,
-        options: SolverOptions = SolverOptions(),
-        *,
-        warm_start: Placement | None = None,
-        progress: ProgressCallback | None = None,  # noqa: ARG002
-    ) -> Solution:
-        """See `moetuner.solver.Solver`."""
-        check_objective(self, problem)
+        options: SolverOptions,  # noqa: ARG002
+        clock: Clock,
+    ) -> Answer:
+        """See `Heuristic`."""
         problem.statistics.require_transitions("solver chain")
-        clock = Clock(time_limit=options.time_limit)
         clusters = balanced_rank_of(problem)
         rank_of, exact = align_layers(problem, clusters), alignment_is_exact(problem)
         value = problem.objective_value(place(problem, rank_of))
@@ -75,15 +67,7 @@ class ChainSolver:
             status=SolveStatus.OPTIMAL if exact else SolveStatus.HEURISTIC,
             seconds=clock.seconds,
         )
-        return finish(
-            self,
-            problem,
-            rank_of,
-            clock,
-            status=SolveStatus.HEURISTIC,
-            stages=(stage,),
-            warm_start=warm_start,
-        )
+        return Answer(found=rank_of, stages=(stage,))
 
 
 def alignment_is_exact(problem: PlacementProblem) -> bool:

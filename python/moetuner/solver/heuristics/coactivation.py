@@ -17,60 +17,41 @@ import numpy as np
 
 from moetuner.placement.model import contiguous_rank_of
 from moetuner.problem import Objective
-from moetuner.solver.base import (
-    NO_CONFIG,
-    Clock,
-    NoConfig,
-    ProgressCallback,
-    Solution,
-    SolverOptions,
-    SolveStatus,
-    finish,
-)
+from moetuner.solver.base import NO_CONFIG, Answer, Heuristic, NoConfig
 from moetuner.trace import Trace
 from moetuner.trace.statistics import RoutingStatistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
+    from moetuner.solver.base import Clock, SolverOptions
 
     Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CoactivationSolver:
+class CoactivationSolver(Heuristic):
     """Keeps a token's experts together; hot experts may crowd together."""
 
     config: NoConfig = NO_CONFIG
     name: str = "coactivation"
     objectives: tuple[Objective, ...] = tuple(Objective)
 
-    def solve(
+    def answer(
         self,
         problem: PlacementProblem,
-        options: SolverOptions = SolverOptions(),
-        *,
-        warm_start: Placement | None = None,
-        progress: ProgressCallback | None = None,  # noqa: ARG002
-    ) -> Solution:
-        """See `moetuner.solver.Solver`."""
-        clock = Clock(time_limit=options.time_limit)
+        options: SolverOptions,  # noqa: ARG002
+        clock: Clock,
+    ) -> Answer:
+        """See `Heuristic`."""
         topology = problem.topology
         blocks = contiguous_rank_of(1, problem.num_experts, topology.num_ranks)[0]
         sizes = np.bincount(blocks, minlength=topology.num_ranks)
         rank_of = np.tile(blocks, (problem.num_layers, 1))
         for row, pairs in zip(rank_of, coactivation_of(problem), strict=True):
             row[:] = _two_levels(pairs, sizes, topology.ranks_per_node, clock)
-        return finish(
-            self,
-            problem,
-            rank_of,
-            clock,
-            status=SolveStatus.HEURISTIC,
-            warm_start=warm_start,
-        )
+        return Answer(found=rank_of)
 
 
 def coactivation_of(problem: PlacementProblem) -> Floats:

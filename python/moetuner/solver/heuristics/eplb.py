@@ -29,19 +29,13 @@ import numpy as np
 from moetuner.errors import SolverError
 from moetuner.placement.model import EMPTY, Placement
 from moetuner.problem import Objective
-from moetuner.solver.base import (
-    Clock,
-    ProgressCallback,
-    Solution,
-    SolverOptions,
-    SolveStatus,
-    finish,
-)
+from moetuner.solver.base import Answer, Heuristic
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moetuner.problem import PlacementProblem
+    from moetuner.solver.base import Clock, SolverOptions
 
     Floats = NDArray[np.float64]
 
@@ -61,7 +55,7 @@ class EplbConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EplbSolver:
+class EplbSolver(Heuristic):
     """Balance by greedy replication and packing; no thought of traffic."""
 
     config: EplbConfig = EplbConfig()
@@ -71,16 +65,13 @@ class EplbSolver:
         *(o for o in Objective if o is not Objective.MODELLED_TIME),
     )
 
-    def solve(
+    def answer(
         self,
         problem: PlacementProblem,
-        options: SolverOptions = SolverOptions(),
-        *,
-        warm_start: Placement | None = None,
-        progress: ProgressCallback | None = None,  # noqa: ARG002
-    ) -> Solution:
-        """See `moetuner.solver.Solver`."""
-        clock = Clock(time_limit=options.time_limit)
+        options: SolverOptions,  # noqa: ARG002
+        clock: Clock,  # noqa: ARG002
+    ) -> Answer:
+        """See `Heuristic`."""
         groups, topology = self.config.num_groups, problem.topology
         if groups < 1 or problem.num_experts % groups:
             raise SolverError(
@@ -108,14 +99,7 @@ class EplbSolver:
             num_experts=problem.num_experts,
             topology=topology,
         )
-        return finish(
-            self,
-            problem,
-            placement,
-            clock,
-            status=SolveStatus.HEURISTIC,
-            warm_start=warm_start,
-        )
+        return Answer(found=placement)
 
 
 def rebalance(

@@ -13,52 +13,33 @@ import numpy as np
 
 import moetuner._core as _core
 from moetuner.problem import Objective
-from moetuner.solver.base import (
-    NO_CONFIG,
-    Clock,
-    NoConfig,
-    ProgressCallback,
-    Solution,
-    SolverOptions,
-    SolveStatus,
-    check_objective,
-    finish,
-)
+from moetuner.solver.base import NO_CONFIG, Answer, Heuristic, NoConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
+    from moetuner.solver.base import Clock, SolverOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LptSolver:
+class LptSolver(Heuristic):
     """Milliseconds, near-perfect balance, no thought of traffic."""
 
     config: NoConfig = NO_CONFIG
     name: str = "lpt"
     objectives: tuple[Objective, ...] = (Objective.MAX_LOAD, Objective.LOAD_DEVIATION)
 
-    def solve(
+    def answer(
         self,
         problem: PlacementProblem,
-        options: SolverOptions = SolverOptions(),
-        *,
-        warm_start: Placement | None = None,
-        progress: ProgressCallback | None = None,  # noqa: ARG002
-    ) -> Solution:
-        """See `moetuner.solver.Solver`."""
-        check_objective(self, problem)
-        clock = Clock(time_limit=options.time_limit)
-        return finish(
-            self,
-            problem,
-            balanced_rank_of(problem),
-            clock,
-            status=SolveStatus.HEURISTIC,
+        options: SolverOptions,  # noqa: ARG002
+        clock: Clock,  # noqa: ARG002
+    ) -> Answer:
+        """See `Heuristic`."""
+        return Answer(
+            found=balanced_rank_of(problem),
             lower_bound=float(load_bounds(problem).mean()),
-            warm_start=warm_start,
         )
 
 

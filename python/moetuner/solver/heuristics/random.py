@@ -9,49 +9,30 @@ import numpy as np
 
 from moetuner.placement.model import contiguous_rank_of
 from moetuner.problem import Objective
-from moetuner.solver.base import (
-    NO_CONFIG,
-    Clock,
-    NoConfig,
-    ProgressCallback,
-    Solution,
-    SolverOptions,
-    SolveStatus,
-    finish,
-)
+from moetuner.solver.base import NO_CONFIG, Answer, Heuristic, NoConfig
 
 if TYPE_CHECKING:
-    from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
+    from moetuner.solver.base import Clock, SolverOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RandomSolver:
+class RandomSolver(Heuristic):
     """Each layer's experts in an order drawn from the seed."""
 
     config: NoConfig = NO_CONFIG
     name: str = "random"
     objectives: tuple[Objective, ...] = tuple(Objective)
 
-    def solve(
+    def answer(
         self,
         problem: PlacementProblem,
-        options: SolverOptions = SolverOptions(),
-        *,
-        warm_start: Placement | None = None,
-        progress: ProgressCallback | None = None,  # noqa: ARG002
-    ) -> Solution:
-        """See `moetuner.solver.Solver`."""
-        clock = Clock(time_limit=options.time_limit)
+        options: SolverOptions,
+        clock: Clock,  # noqa: ARG002
+    ) -> Answer:
+        """See `Heuristic`."""
         blocks = contiguous_rank_of(
             problem.num_layers, problem.num_experts, problem.topology.num_ranks
         )
         shuffled = np.random.default_rng(options.seed).permuted(blocks, axis=1)
-        return finish(
-            self,
-            problem,
-            shuffled,
-            clock,
-            status=SolveStatus.HEURISTIC,
-            warm_start=warm_start,
-        )
+        return Answer(found=shuffled)
