@@ -109,7 +109,8 @@ def tally(
     ----------
     trace
         Tokens to score. A count-only source works under `Wire.ALLGATHER` alone,
-        and is always grouped as it was recorded.
+        is always grouped as it was recorded, and gives all replicas of an expert the
+        same share.
     placement
         Slots of the same model's experts; replicas and empty slots are allowed.
     wire, homes
@@ -181,15 +182,12 @@ def _tally_counts(trace: CountTrace, placement: Placement, wire: Wire) -> Routin
             f"tally: wire={wire.value} needs the experts of each token; this source "
             f"only counted loads, so only wire=allgather can be scored"
         )
-    if placement.has_replicas:
-        raise MissingStatisticsError(
-            "tally: which replica a token uses depends on the token; this source only "
-            "counted loads"
-        )
     topology = placement.topology
     experts = placement.slot_experts
     layers = np.arange(placement.num_layers)[:, None]
-    rows = trace.counts[:, layers, experts] * (experts >= 0)
+    # Which replica a token uses nobody counted: all get the same share.
+    share = (experts >= 0) / placement.num_replicas()[layers, experts]
+    rows = trace.counts[:, layers, experts] * share
     tokens = trace.num_tokens.astype(np.float64)
     num_groups, num_layers = trace.counts.shape[:2]
     rank = np.empty((num_groups, num_layers, topology.num_ranks))

@@ -205,6 +205,15 @@ class Placement:
         filled = (self.slot_experts != EMPTY).sum(axis=1)
         return bool((filled > self.num_experts).any())
 
+    def num_replicas(self) -> NDArray[np.int64]:
+        """Slots of each expert, int64 [L, E]; at least 1."""
+        return np.stack(
+            [
+                np.bincount(row[row != EMPTY], minlength=self.num_experts)
+                for row in self.slot_experts
+            ]
+        )
+
     def sha256(self) -> str:
         """Hash of what sits where (slots, layers, experts, topology), hexadecimal.
 

@@ -50,6 +50,8 @@ def fetched_by_layer(stay: Placement, placement: Placement) -> NDArray[np.int64]
 
 def widened(placement: Placement, problem: PlacementProblem) -> Placement:
     """The same with as many slots per rank as the problem has, empty ones last."""
+    if placement.slots_per_rank == problem.slots_per_rank:
+        return placement
     layers, ranks = placement.num_layers, placement.topology.num_ranks
     old = placement.slot_experts.reshape(layers, ranks, -1)
     filled_first = np.argsort(old == EMPTY, axis=2, kind="stable")

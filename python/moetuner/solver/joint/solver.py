@@ -8,7 +8,7 @@ phase walks the tokens through all layers. See ``docs/planning.md``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from moetuner._core import Rows
@@ -42,9 +42,10 @@ from moetuner.solver.joint.profiles import (
     few_ranks_profile,
 )
 from moetuner.solver.joint.replan import layers_that_pay, widened
+from moetuner.solver.joint.replicas import cheapest_layers, filled, spread_replicas
 from moetuner.solver.joint.schedule import Rounds, Schedule
 from moetuner.solver.joint.small_layers import finish_small_layers, has_kernel
-from moetuner.solver.joint.tokens import TokenRounds, spread_replicas
+from moetuner.solver.joint.tokens import TokenRounds
 from moetuner.solver.joint.worst_case import solve_worst_case
 from moetuner.trace import CountTrace
 
@@ -71,6 +72,8 @@ MIN_TRIAL_TIME = 10.0
 """Time limit in seconds below which none is tried, and no bound is counted."""
 LAYERED_SHARE = 0.25
 """Share of the time for layers by themselves where they are searched together later."""
+REPLICA_SHARE = 0.6
+"""The same where tokens are walked for replicas alone: they seldom gain more."""
 KERNEL_SHARE = 0.5
 """Share of the time for layers by themselves where exact methods come afterwards."""
 FOLLOW_SHARE = 0.4
@@ -141,7 +144,7 @@ class JointSolver:
             return finish(
                 self,
                 problem,
-                run.incumbent.placement,
+                widened(run.incumbent.placement, problem),
                 run.clock,
                 status=SolveStatus.INTERRUPTED if run.runner.interrupted else status,
                 lower_bound=run.incumbent.bound,
@@ -195,9 +198,13 @@ class _Run:
         stay = self.config.stay
         if stay is not None and stay.has_replicas:
             return self._refill(profile, stay)
-        balanced = balanced_rank_of(self.problem)
+        # With spare slots, first the plan without them: more are never worse.
+        problem = self.problem
+        if stay is None and problem.wants_replicas:
+            problem = replace(problem, slots_per_rank=problem.min_slots)
+        balanced = balanced_rank_of(problem)
         layers = LayerRounds(
-            problem=self.problem,
+            problem=problem,
             options=self.options,
             profile=profile,
             start=balanced if stay is None else stay.rank_of(),
@@ -207,13 +214,15 @@ class _Run:
         )
         walk, follow = self._must_walk(), self._follows()
         share = LAYERED_SHARE if walk or follow else 1.0
+        if walk and not follow and self._cost().homes is Homes.UNIFORM:
+            share = REPLICA_SHARE
         if has_kernel(self.problem, self.config):
             share = KERNEL_SHARE
         status = self._rounds("layers", FIRST_PROPOSALS, share, layers)
         rank_of = layers.rank_of
         if follow and self._goes_on():
             together = FollowRounds(
-                problem=self.problem,
+                problem=problem,
                 options=self.options,
                 profile=profile,
                 runner=self.runner,
@@ -225,12 +234,18 @@ class _Run:
         if stay is not None and self.problem.wants_replicas and not self._counted():
             found = self.incumbent.placement
             self._offer_layers(found, spread_replicas(self.problem, found))
+        starts = [place(self.problem, rank_of), self.incumbent.placement]
+        if stay is None and self.problem.wants_replicas:
+            starts = filled(self.problem, starts)
+            if self.config.favour is not Favour.FEW_RANKS:
+                self.incumbent.offer(cheapest_layers(self.problem, starts))
+                starts.append(self.incumbent.placement)
         if not walk or not self._goes_on():
             return status
         tokens = self._token_rounds(profile, replicas=self.problem.wants_replicas)
         if tokens.replicas and self.config.favour is not Favour.FEW_RANKS:
             self.incumbent.floor = self.incumbent.value  # never slower than without
-        tokens.begin(self._walks(tokens, rank_of))
+        tokens.begin(starts)
         self.incumbent.prefer(tokens.placement)
         return self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
 
@@ -329,13 +344,6 @@ class _Run:
 
     def _cost(self) -> CostModel:
         return self.problem.workload.cost
-
-    def _walks(self, tokens: TokenRounds, rank_of: RankOf) -> list[Placement]:
-        """Where a walk may begin, with replicas in the spare slots."""
-        placements = [place(self.problem, rank_of), self.incumbent.placement]
-        if tokens.replicas:
-            placements += [spread_replicas(self.problem, each) for each in placements]
-        return placements
 
     def _rounds(
         self,

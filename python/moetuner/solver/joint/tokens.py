@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import moetuner._core as _core
-from moetuner.placement.model import EMPTY
 from moetuner.solver.joint.layers import search_options
 from moetuner.solver.joint.scenarios import (
     Scenarios,
@@ -128,25 +127,3 @@ class TokenRounds:
             sweeps=1,
         )
         return float(cost.sum())
-
-
-def spread_replicas(problem: PlacementProblem, placement: Placement) -> Placement:
-    """Empty slots filled with replicas of the experts with most rows per replica."""
-    topology, width = problem.topology, problem.slots_per_rank
-    load = problem.statistics.load
-    slots = np.full((problem.num_layers, topology.num_ranks, width), EMPTY, np.int32)
-    old = placement.slot_experts.reshape(problem.num_layers, topology.num_ranks, -1)
-    slots[..., : old.shape[2]] = old
-    for layer, rows in zip(slots, load, strict=True):
-        replicas = np.bincount(layer[layer >= 0], minlength=problem.num_experts)
-        for _ in range(int((layer == EMPTY).sum())):
-            for expert in np.argsort(-rows / replicas, kind="stable"):
-                free = (layer == EMPTY).any(axis=1) & ~(layer == expert).any(axis=1)
-                if not free.any():
-                    continue
-                on_rank = [rows[r[r >= 0]].sum() for r in layer]
-                rank = int(np.where(free, on_rank, np.inf).argmin())
-                layer[rank, int((layer[rank] == EMPTY).argmax())] = expert
-                replicas[expert] += 1
-                break
-    return replace(placement, slot_experts=slots.reshape(problem.num_layers, -1))
