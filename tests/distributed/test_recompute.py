@@ -17,6 +17,7 @@ from moetuner.evaluation.verify import verify  # noqa: E402
 from moetuner.nn import (  # noqa: E402
     ExchangeOptions,
     ExpertOptions,
+    RoutingCounter,
     TopKRouter,
     gather_counts,
     keep_routing,
@@ -65,6 +66,57 @@ def _same_gradients_counted_once(rank, num_ranks):
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_checkpointing_changes_nothing(num_ranks):
     run_on_ranks(num_ranks, _same_gradients_counted_once)
+
+
+def _compiled_within(rank, num_ranks):
+    placement = make_placement("replicated", num_ranks)
+    whole = whole_layers(ExpertOptions(bias=True))
+    for options in (ExchangeOptions(), FIXED):
+        layers = placed_layers(whole, placement, rank, options=options)
+        wanted = _train(layers, rank, None)
+        for way in WAYS[:2]:  # torch keeps nothing of compiled code
+            torch._dynamo.reset()
+            with record_run(layers) as run:
+                compiled = [
+                    torch.compile(layer, backend="aot_eager", fullgraph=True)
+                    for layer in layers
+                ]
+                found = _train(torch.nn.ModuleList(compiled), rank, way)
+            torch.testing.assert_close(found, wanted)
+            trace, record = run.trace(), gather_counts(layers)
+            assert trace.num_tokens == sum(TOKENS[:num_ranks])
+            assert verify(trace, placement, record) == []
+            assert layers[0].exchange.counts().tokens == TOKENS[rank]
+            layers[0].exchange.check_overflow()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_compiled_layers_count_once_where_checkpointing_surrounds_them(num_ranks):
+    run_on_ranks(num_ranks, _compiled_within)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_compiled_counter_counts_once(reentrant):
+    made = torch.Generator().manual_seed(0)
+    ids = [torch.randint(0, 4, (6, 2), generator=made) for _ in range(2)]
+    plain, counter = (
+        RoutingCounter([0, 1], num_experts=4, max_tokens=8, top_k=2) for _ in range(2)
+    )
+    x, outs = torch.ones(3, requires_grad=True), []
+    for layer in (0, 1):
+        plain.add(layer, ids[layer])
+
+        @torch.compile(backend="aot_eager", fullgraph=True)
+        def run(x, layer=layer):
+            counter.add(layer, ids[layer])
+            return x.sin().cos()
+
+        outs.append(checkpoint(run, x, use_reentrant=reentrant))
+    torch.cat(outs).sum().backward()
+    found, wanted = counter.statistics(), plain.statistics()
+    assert found.num_tokens == 6
+    for name in ("load", "coactivation", "transitions"):
+        assert (getattr(found, name) == getattr(wanted, name)).all(), name
 
 
 class Moody(TopKRouter):

@@ -164,6 +164,26 @@ def test_ddp_averages_what_every_rank_has_and_leaves_experts(num_ranks):
     run_on_ranks(num_ranks, _ddp)
 
 
+def _ddp_over_compiled(rank, num_ranks):
+    placement = make_placement("contiguous", num_ranks)
+    reference = _reference(placement, rank)
+    for told_first in (True, False):
+        torch._dynamo.reset()
+        model = _model(placement, rank)
+        if told_first:
+            ready_for_ddp(model)
+        compiled = torch.compile(model, backend="aot_eager")
+        if not told_first:
+            ready_for_ddp(compiled)
+        out = _step(DistributedDataParallel(compiled), rank)
+        average_gradients(model, shared=False)
+        _check(model, out, reference)
+
+
+def test_ddp_leaves_the_experts_of_a_compiled_model_too():
+    run_on_ranks(2, _ddp_over_compiled)
+
+
 def test_ddp_over_experts_is_refused():
     run_on_ranks(2, _ddp_needs_to_know)
 

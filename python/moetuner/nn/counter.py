@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moetuner.errors import InvalidTraceError
-from moetuner.nn.recompute import recomputing
+from moetuner.nn.recompute import first_pass, recomputing
 from moetuner.ops import count_routing
 from moetuner.trace.statistics import RoutingStatistics
 
@@ -104,8 +104,9 @@ class RoutingCounter:
             )
         here, before = (self._ids[(row + i) % 2][: len(topk_ids)] for i in (0, 1))
         # Beyond int32 they are padding too, and would wrap around to experts.
-        here.copy_(topk_ids.clamp(-1, self._load.shape[1]))
-        self._tokens[row] += len(topk_ids)
+        here.copy_(first_pass(topk_ids.clamp(-1, self._load.shape[1]), -1))
+        number = self._tokens.new_full((), len(topk_ids))
+        self._tokens[row] += first_pass(number)
         if self._together is None or self._after is None:
             count_routing(here, self._load[row])
         elif row == 0:

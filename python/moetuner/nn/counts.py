@@ -15,6 +15,7 @@ import torch.distributed as dist
 from moetuner.errors import InvalidTraceError
 from moetuner.evaluation.verify import ExchangeRecord
 from moetuner.nn.exchange import ATTRIBUTE, Exchange
+from moetuner.nn.recompute import RECOMPUTED
 from moetuner.ops._collectives import group_named
 from moetuner.placement.tables import fingerprint
 from moetuner.trace import Trace, TraceMetadata
@@ -121,6 +122,8 @@ class RunRecording:
         steps = []
         for call in zip(*self._routing, strict=True):
             ids = torch.stack(call, dim=1).cpu().numpy()
+            if (ids[:1] == RECOMPUTED).any():  # by compiled code: it was here already
+                continue
             ids[(ids < 0) | (ids >= experts)] = -1  # padding
             steps.append(ids.astype(np.int16))
         return steps

@@ -62,7 +62,8 @@ def ready_for_ddp(model: torch.nn.Module) -> torch.nn.Module:
         The same model.
     """
     names = {*getattr(model, "_ddp_params_and_buffers_to_ignore", ())}
-    names.update(expert_parameters(model))
+    for name in expert_parameters(model):
+        names.update((name, f"_orig_mod.{name}"))  # as torch.compile(model) has it
     mark = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
     mark(model, sorted(names))  # type: ignore[no-untyped-call,unused-ignore]
     return model

@@ -24,7 +24,7 @@ from moetuner.nn.exchange_options import (
     takes_two_levels,
 )
 from moetuner.nn.follow import Resident, follow_back, keys_of
-from moetuner.nn.recompute import recomputing
+from moetuner.nn.recompute import RECOMPUTED, first_pass, recomputing
 from moetuner.ops import (
     Dispatched,
     NodeGroups,
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from moetuner.placement.model import Placement
 
     RunExperts = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
 
 ATTRIBUTE = "moetuner_exchange"
 """Where an experts module of another library keeps its `Exchange`: not as a submodule,
@@ -260,8 +259,10 @@ class Exchange(torch.nn.Module):
         if self.routing is not None and not again:
             # Beyond int32 they are padding too, and would wrap around to experts.
             ids = topk_ids.detach().clamp(-1, self.tables.num_experts)
-            self.routing.append(ids.to(torch.int32))
+            self.routing.append(first_pass(ids.to(torch.int32), RECOMPUTED))
         self.row_bytes = x.shape[-1] * x.element_size()
+        compiling = torch.compiler.is_compiling()
+        counted = torch.zeros_like(self.counters) if compiling else self.counters
         sent = dispatch(
             x.contiguous(),
             topk_ids.contiguous(),
@@ -274,13 +275,15 @@ class Exchange(torch.nn.Module):
             nodes=self.nodes,
             capacity=self.options.capacity,
             max_rows=self.options.max_rows,
-            counters=None if again else self.counters,
+            counters=None if again else counted,
         )
+        if compiling:
+            self.counters += first_pass(counted)
         if sent.handle.overflow is not None and not again:
-            self.overflow += sent.handle.overflow
+            self.overflow += first_pass(sent.handle.overflow)
         done = expert(run_experts, sent).contiguous()
         # Rows that are not there would count as padding. Compiled, that is unknown.
-        if not torch.compiler.is_compiling() and len(done) != len(sent.rows):
+        if not compiling and len(done) != len(sent.rows):
             raise InvalidProblemError(
                 f"exchange: the experts of layer {self.layer} returned {len(done)} "
                 f"rows, wanted {len(sent.rows)}, one for each that they were given"

@@ -44,9 +44,9 @@ def grouped_linear(
     Returns
     -------
     torch.Tensor
-        [R, O] of the weight's dtype. Rows behind the last expert's are undefined, and
-        no gradient is made of them: see `moetuner.nn.per_expert` for values of your
-        own.
+        [R, O] of the weight's dtype. Rows behind the last expert's are undefined, so
+        are their gradients, and no gradient is made of them: see
+        `moetuner.nn.per_expert` and `moetuner.nn.defined_rows` for values of your own.
 
     Raises
     ------

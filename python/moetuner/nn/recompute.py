@@ -15,15 +15,41 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
+RECOMPUTED = -2
+"""Ids of a compiled pass that was computed again: no router gives them."""
+
+
 def recomputing() -> bool:
     """Whether this runs inside a backward pass, on whatever thread that is.
 
-    Always False in code that `torch.compile` traces: it recomputes by itself, and
-    never what counts.
+    Always False in code that `torch.compile` traces: see `first_pass`.
     """
     if torch.compiler.is_compiling():
         return False
     return torch._C._current_graph_task_id() != -1
+
+
+def first_pass(value: torch.Tensor, otherwise: int = 0) -> torch.Tensor:
+    """The value; full of `otherwise` where this pass is computed again.
+
+    Compiled code runs in both passes where checkpointing surrounds it, so it is asked
+    when it runs. What is exported has one pass.
+    """
+    if torch.compiler.is_exporting():
+        return value
+    if torch.compiler.is_compiling():
+        return torch.ops.moetuner.first_pass.default(value, otherwise)  # type: ignore[no-any-return,unused-ignore]
+    return torch.full_like(value, otherwise) if recomputing() else value
+
+
+@torch.library.custom_op("moetuner::first_pass", mutates_args=())
+def _first_pass(value: torch.Tensor, otherwise: int) -> torch.Tensor:
+    return torch.full_like(value, otherwise) if recomputing() else value.clone()
+
+
+@_first_pass.register_fake
+def _fake(value: torch.Tensor, otherwise: int) -> torch.Tensor:  # noqa: ARG001
+    return torch.empty_like(value)
 
 
 def keep_routing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

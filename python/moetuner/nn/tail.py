@@ -59,7 +59,9 @@ def per_expert(
 def defined_rows(rows: torch.Tensor, end_offsets: torch.Tensor) -> torch.Tensor:
     """The rows, with zeros where they are undefined; so is their gradient.
 
-    For whatever has parameters that all rows share, as a norm has.
+    For whatever has parameters that all rows share, as a norm has: put one before it,
+    and one behind it where `grouped_linear` follows, whose gradients of such rows are
+    undefined too.
 
     Parameters
     ----------

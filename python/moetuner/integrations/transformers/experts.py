@@ -74,14 +74,46 @@ def run_experts(
             x, weight, end_offsets, bias, is_transposed=module.is_transposed
         )
 
-    if module.has_gate:
-        inner = module._apply_gate(linear(rows, "gate_up_proj"))
-    else:
-        inner = module.act_fn(linear(rows, "up_proj"))
-    done = linear(inner, "down_proj")
+    inner = linear(rows, "gate_up_proj" if module.has_gate else "up_proj")
+    done = linear(_activated(module, inner, end_offsets, shared), "down_proj")
     if getattr(module, "has_post_expert_norm", False):
         norm = module.post_expert_norm
         weights = {name: shared(value) for name, value in norm.named_parameters()}
         defined = defined_rows(done, end_offsets)
         done = torch.func.functional_call(norm, weights, (defined,))
     return done
+
+
+def _activated(
+    module: Any, inner: torch.Tensor, end_offsets: torch.Tensor, shared: Shared
+) -> torch.Tensor:
+    """What stands between the two maps.
+
+    An activation may have parameters, as xIELU has. Their gradient is made of all rows,
+    so undefined ones are cut off on both sides: as rows, and as gradients that come
+    back from the second map.
+    """
+    act = getattr(module, "act_fn", None)
+    own = act.named_parameters() if isinstance(act, torch.nn.Module) else ()
+    weights = {name: shared(value) for name, value in own}
+    between: Any = _WithActivation(module, act, weights) if weights else module
+    if weights:
+        inner = defined_rows(inner, end_offsets)
+    if module.has_gate:
+        done: torch.Tensor = type(module)._apply_gate(between, inner)
+    else:
+        done = between.act_fn(inner)
+    return defined_rows(done, end_offsets) if weights else done
+
+
+class _WithActivation:
+    """An experts module whose activation is called with other parameters."""
+
+    def __init__(self, module: Any, act: Any, weights: Any) -> None:
+        self._module, self._act, self._weights = module, act, weights
+
+    def act_fn(self, *rows: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(self._act, self._weights, rows)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
