@@ -186,6 +186,7 @@ def test_every_way_trains_like_one_process():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("names", [list(SHORT), ["inductor"], ["dynamic"]])
 @pytest.mark.parametrize("dtype", list(CLOSE), ids=str)
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
