@@ -126,6 +126,23 @@ def test_count_only_source_gives_loads_and_refuses_the_rest():
         tally(counts, placement)
 
 
+def test_replicas_share_what_was_only_counted():
+    counts = CountTrace(
+        counts=np.array([[[6, 2]]]),
+        num_tokens=np.array([8]),
+        layer_ids=np.zeros(1, np.int32),
+    )
+    placement = Placement(
+        slot_experts=np.array([[0, 1, 0, -1]], np.int32),
+        layer_ids=counts.layer_ids,
+        num_experts=2,
+        topology=Topology(num_ranks=2, ranks_per_node=2),
+    )
+    rows = tally(counts, placement, wire=Wire.ALLGATHER)
+    assert rows.slot_rows[0, 0].tolist() == [3, 2, 3, 0]
+    assert rows.active_experts()[0, 0].tolist() == [2, 1]
+
+
 def test_what_cannot_be_tallied_is_refused_by_name():
     ids = np.array([[[1, 2]]], np.int16)
     trace = make_trace(ids, 4)

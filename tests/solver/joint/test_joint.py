@@ -496,7 +496,7 @@ def test_ctrl_c_between_two_searches_keeps_what_was_found(rng, monkeypatch):
     plain = random_problem(rng, 3, 16, topology, slots_per_rank=5)
     problem = replace(plain, objective=Objective.MODELLED_TIME)
     config = JointConfig(rounds=3, profile=NOTHING_MORE)
-    monkeypatch.setattr("moetuner.solver.joint.solver.spread_replicas", press)
+    monkeypatch.setattr("moetuner.solver.joint.solver.filled", press)
     found = JointSolver(config=config).solve(problem)
     assert found.status is SolveStatus.INTERRUPTED
     assert [stage.name for stage in found.stages][-1] == "layers"
