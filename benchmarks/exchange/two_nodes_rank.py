@@ -144,6 +144,7 @@ def sent_bytes(method: Method, node: Node, device: str, calls: int = 5) -> int:
     for _ in range(calls):
         settle(device)
         before = bytes_on_link(node)[1]
+        settle(device)  # nobody sends before all have looked
         exchange(method)
         settle(device)
         found.append(bytes_on_link(node)[1] - before)
