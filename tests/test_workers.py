@@ -1,6 +1,8 @@
 """The pool of child processes: order, news, deaths, lateness, Ctrl-C."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -83,6 +85,16 @@ def test_children_that_do_not_start_are_not_tried_again(handler, words):
     outcomes = run(handler, ["a", "b", "c"])
     assert [outcome.ended for outcome in outcomes] == [Ended.NOT_STARTED] * 3
     assert all(words in outcome.last_words for outcome in outcomes)
+
+
+def test_a_child_that_does_not_start_says_why_while_it_listens():
+    """A thread that waits for a task made the interpreter's own end fail."""
+    command = "from moetuner._workers import serve; serve('nowhere:Handler')"
+    with subprocess.Popen(
+        [sys.executable, "-c", command], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.wait(timeout=100) == 1
+        assert child.stderr.read().decode().endswith("No module named 'nowhere'\n")
 
 
 def test_a_child_that_hangs_is_ended_and_what_did_not_begin_is_late():

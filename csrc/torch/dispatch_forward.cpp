@@ -264,9 +264,13 @@ Dispatched dispatch(const Inputs& in) {
                                sizes.capacity,
                                routed.blank,
                                routed.overflow);
-  Counts counts{std::vector<at::Tensor>(path.num_hops(), at::empty({0}, at::kLong)),
-                sizes.max_rows};
-  if (!in.fixed()) {
+  Counts counts{.splits = {}, .num_choices = sizes.max_rows};
+  if (in.fixed()) {
+    // One for each hop: what an op returns may not share memory.
+    for (std::size_t i = 0; i < path.num_hops(); ++i) {
+      counts.splits.push_back(at::empty({0}, at::kLong));
+    }
+  } else {
     counts = count_rows(path, routed.counts, packed.end_offsets);
     check_received(counts, in.topk_ids.size(1));
   }

@@ -319,6 +319,17 @@ class _Child:
 
 def serve(handler: str) -> None:
     """In a child: do tasks until standard input ends, even in the middle of one."""
+    try:
+        _serve(handler)
+    except BaseException:
+        # Not by the interpreter's own end: it would have to stop the thread that reads
+        # standard input, fails at it now and then, and then speaks of nothing else.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _serve(handler: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed is no message

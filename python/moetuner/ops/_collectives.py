@@ -11,6 +11,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
+# Its functions have the world as a default argument: imported (by an optimizer) only
+# once there is a world, they keep it for ever, and Gloo's threads, which outlive the
+# interpreter then, abort the process at its end now and then.
+import torch.distributed.nn.functional
+
 
 def slots_of(
     topk_ids: torch.Tensor, candidates: torch.Tensor, num_candidates: torch.Tensor

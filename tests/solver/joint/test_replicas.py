@@ -9,6 +9,7 @@ from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
+from moetuner.solver.base import Clock
 from moetuner.solver.heuristics.starts import quick_placements
 from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.replicas import (
@@ -20,6 +21,7 @@ from moetuner.solver.joint.replicas import (
 from moetuner.trace import CountTrace
 from strategies import TOY_COST, random_problem
 
+CLOCK = Clock(time_limit=1000)
 TOPOLOGY = Topology(num_ranks=4, ranks_per_node=2)
 
 
@@ -64,16 +66,25 @@ def test_a_slot_for_every_expert_on_every_rank(rng):
 def test_each_layer_is_as_in_the_placement_where_it_takes_least(rng):
     problem = roomy_problem(rng)
     placements = filled(problem, quick_placements(problem))
-    best = problem.workload.layer_seconds(cheapest_layers(problem, placements))
+    best = problem.workload.layer_seconds(cheapest_layers(problem, placements, CLOCK))
     by_layer = [problem.workload.layer_seconds(each) for each in placements]
     np.testing.assert_allclose(best, np.min(by_layer, axis=0), rtol=1e-12)
+
+
+def test_without_time_only_the_first_is_looked_at(rng):
+    problem = roomy_problem(rng)
+    placements = filled(problem, quick_placements(problem))
+    found = cheapest_layers(problem, placements, Clock(time_limit=0))
+    assert found.sha256() == placements[0].sha256()
 
 
 def test_where_homes_follow_the_best_placement_is_whole(rng):
     problem = roomy_problem(rng, homes=Homes.FOLLOW)
     placements = filled(problem, quick_placements(problem))
     values = [problem.objective_value(each) for each in placements]
-    assert problem.objective_value(cheapest_layers(problem, placements)) == min(values)
+    assert problem.objective_value(cheapest_layers(problem, placements, CLOCK)) == min(
+        values
+    )
 
 
 @pytest.mark.parametrize("homes", list(Homes)[::2], ids=lambda homes: homes.value)

@@ -23,16 +23,22 @@ if TYPE_CHECKING:
 
     from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
+    from moetuner.solver.base import Clock
 
 
 def filled(problem: PlacementProblem, placements: list[Placement]) -> list[Placement]:
-    """The placements as they are and with their spare slots filled, and EPLB's own."""
-    return [
-        *(widened(placement, problem) for placement in placements),
-        *(spread_replicas(problem, placement) for placement in placements),
-        *(replicate_busiest(problem, placement) for placement in placements),
+    """The placements as they are, with their spare slots filled, and EPLB's own.
+
+    Each once, what is likely to be good first.
+    """
+    plain = [widened(placement, problem) for placement in placements]
+    found = [
+        *plain,
+        *(spread_replicas(problem, placement) for placement in plain),
         EplbSolver().solve(problem, SolverOptions()).placement,
+        *(replicate_busiest(problem, placement) for placement in plain),
     ]
+    return list({placement.sha256(): placement for placement in found}.values())
 
 
 def spread_replicas(problem: PlacementProblem, placement: Placement) -> Placement:
@@ -76,19 +82,27 @@ def replicate_busiest(problem: PlacementProblem, placement: Placement) -> Placem
 
 
 def cheapest_layers(
-    problem: PlacementProblem, placements: list[Placement]
+    problem: PlacementProblem, placements: list[Placement], clock: Clock
 ) -> Placement:
     """Each layer as in the placement where its modelled time is least.
 
     Where homes follow, a layer's time depends on the one before: then the placement
-    that is best as a whole.
+    that is best as a whole. Looks at no more of them than the clock allows, but at the
+    first.
     """
     workload = problem.workload
-    if workload.cost.homes is Homes.FOLLOW or workload.takes_slowest:
-        return min(placements, key=problem.objective_value)
-    seconds = np.array([workload.layer_seconds(each) for each in placements])
-    best = seconds.argmin(axis=0)
-    slots = np.stack([each.slot_experts for each in placements])
+    whole = workload.cost.homes is Homes.FOLLOW or workload.takes_slowest
+    seconds: list[NDArray[np.float64]] = []
+    for placement in placements:
+        if seconds and not clock.left:
+            break
+        if whole:
+            value = problem.objective_value(placement)
+            seconds.append(np.full(problem.num_layers, value))
+        else:
+            seconds.append(workload.layer_seconds(placement))
+    best = np.array(seconds).argmin(axis=0)
+    slots = np.stack([placement.slot_experts for placement in placements])
     return replace(
         placements[0], slot_experts=slots[best, np.arange(problem.num_layers)]
     )

@@ -238,7 +238,8 @@ class _Run:
         if stay is None and self.problem.wants_replicas:
             starts = filled(self.problem, starts)
             if self.config.favour is not Favour.FEW_RANKS:
-                self.incumbent.offer(cheapest_layers(self.problem, starts))
+                best = cheapest_layers(self.problem, starts, self.clock)
+                self.incumbent.offer(best)
                 starts.append(self.incumbent.placement)
         if not walk or not self._goes_on():
             return status
