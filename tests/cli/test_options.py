@@ -33,6 +33,11 @@ FROZEN = {
         *("trace", "placement", "--time-limit", "--threads", *COST),
         *("--top-k", "--json", "--quiet"),
     ],
+    "drift": [
+        *("placement", "trace", "--recording", "--threshold", "--steps"),
+        *("--time-limit", "--seed", "--threads", "--split", "--out", *COST),
+        *("--top-k", "--json", "--quiet"),
+    ],
     "demo": ["--out-dir", "--time-limit", "--threads", "--quiet"],
     "import": [
         *("files", "--out", "--format", "--model", "--dataset", "--num-experts"),
