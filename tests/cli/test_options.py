@@ -19,8 +19,9 @@ FROZEN = {
     "describe": ["trace", "--top-k", "--json"],
     "plan": [
         *("trace", "--ranks", "--ranks-per-node", "--slots-per-rank", "--solver"),
-        *("--time-limit", "--seed", "--threads", "--split", "--also", "--worst-case"),
-        *("--favour", "--from", "--move-cost", "--prove", "--baselines", *COST),
+        *("--time-limit", "--seed", "--threads", "--split", "--refit", "--also"),
+        *("--worst-case", "--favour", "--from", "--move-cost", "--prove"),
+        *("--baselines", *COST),
         *("--top-k", "--out", "--moves", "--report", "--json", "--quiet"),
     ],
     "evaluate": ["trace", "placements", *COST, "--top-k", "--json", "--quiet"],
