@@ -67,11 +67,11 @@ class Figures:
         return float(np.median([one[name] for one in self.result["parts"][phase]]))
 
     def token_tail(self, phase: str) -> float:
-        """The paper's of token processing: layer by layer the slowest rank's experts."""
+        """The paper's of token processing: layer by layer the slowest rank."""
         return self.part(phase, "experts")
 
     def exchange_tail(self, phase: str) -> float:
-        """The paper's of all-to-all: layer by layer the slowest rank's exchanges."""
+        """The paper's of all-to-all: layer by layer the slowest rank."""
         parts = self.result["parts"][phase]
         return float(np.median([one["dispatch"] + one["combine"] for one in parts]))
 
