@@ -24,6 +24,10 @@ from recorded import first_tokens, read_source
 def make_case(options: argparse.Namespace) -> Case:
     """Read, split and plan."""
     family = FAMILIES[options.model]
+    if options.weights:
+        from trained import TrainedExperts  # torch, which planning does not need
+
+        family = TrainedExperts(options.weights).family
     layers = min(options.layers or family.layers, family.layers)
     sizes = Sizes(
         batches=options.batches,
@@ -81,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--model", choices=FAMILIES, default="moetuner-demo-moe")
     made.add_argument("--recording", type=Path, help="instead of the family's own")
+    made.add_argument("--weights", type=Path, help="of train.py: sizes are its own")
     made.add_argument("--layers", type=int, default=0, help="the first ones; 0: all")
     made.add_argument("--narrow", type=int, default=1, help="divide all widths by it")
     made.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")

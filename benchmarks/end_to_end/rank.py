@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import sys
@@ -26,12 +27,16 @@ import beside  # noqa: F401
 import told
 import torch
 import torch.distributed as dist
-from bench import Bench, Limits, rehearse, repeat, take_apart
+from bench import Bench
 from case import read_case
+from feeds import Text
 from harness import environment
 from place import join
+from rehearsal import Rehearsed, rehearse
+from repetitions import Limits, repeat, take_apart
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from variants import ALL
+from trained import TrainedExperts
+from variants import ALL, Variant
 
 if TYPE_CHECKING:
     from case import Case
@@ -45,41 +50,56 @@ def run_case(case: Case, options: argparse.Namespace, place: Place) -> dict[str,
     wanted = [v for v in ALL if v.placement in case.placements]
     if options.only:
         wanted = [v for v in wanted if any(part in v.name for part in options.only)]
-    bench = Bench(case, wanted, place)
+    bench = make_bench(case, wanted, place, options)
     limits = Limits(
         repeats=options.repeats, seconds=options.seconds, parts=options.parts
     )
-    checked = rehearse(bench)
+    rehearsed = rehearse(bench)
     turns = repeat(bench, limits)
     parts = take_apart(bench, limits)
     results = []
-    for number, variant in enumerate(wanted):
+    for number, (variant, one) in enumerate(zip(wanted, rehearsed, strict=True)):
         results.append(
-            {"variant": variant.name, **asdict(variant), **checked[number]}
+            {"variant": variant.name, **asdict(variant)}
+            | {"how": one.how, "difference": one.difference, **one.counted}
             | {"prefill_ms": [turn.prefill for turn in turns[number]]}
             | {"decode_ms": [turn.decode for turn in turns[number]]}
-            | {"parts": parts[number], "said": said(bench, number)}
+            | {"parts": parts[number], "said": said(bench, number, one)}
         )
     return {"case": case.about(), "results": results}
 
 
-def said(bench: Bench, number: int) -> dict[str, Any]:
-    """Predicted milliseconds of both phases, over all batches; rank 0 alone."""
+def make_bench(
+    case: Case, wanted: list[Variant], place: Place, options: argparse.Namespace
+) -> Bench:
+    """Weights drawn and routing replayed, or a trained model on real text."""
+    if options.weights is None:
+        return Bench(case, wanted, place)
+    trained, text = TrainedExperts(options.weights), Text(case, options.text)
+    return Bench(case, wanted, place, trained, text)
+
+
+def said(bench: Bench, number: int, one: Rehearsed) -> dict[str, Any]:
+    """Predicted milliseconds of both phases over all batches, rank 0 alone.
+
+    Where routers choose by themselves: of the steps that were counted.
+    """
     if dist.get_rank():
         return {}
-    stack, batches, sizes = bench.stacks[number], bench.batches, bench.case.sizes
-    every = range(sizes.batches)
-    phases = {"prefill": [batches.prefill(batch) for batch in every]}
-    phases["decode"] = [
-        batches.decoded(batch, step) for batch in every for step in range(sizes.decode)
-    ]
-    found = {}
-    for phase, steps in phases.items():
-        if steps:
-            trace = batches.as_trace(steps)
-            told_ = told.seconds(bench.case, stack.variant, stack.placement, trace)
-            found[phase] = asdict(told_)
-    return found
+    traces = dict(one.traces)
+    if not bench.routes_itself:
+        batches, sizes = bench.feed.batches, bench.case.sizes
+        every = range(sizes.batches)
+        steps = [batches.prefill(batch) for batch in every]
+        traces["prefill"] = batches.as_trace(steps)
+        if sizes.decode:
+            pairs = itertools.product(every, range(sizes.decode))
+            traces["decode"] = batches.as_trace([batches.decoded(*p) for p in pairs])
+    stack = bench.stacks[number]
+    return {
+        phase: asdict(told.seconds(bench.case, stack.variant, stack.placement, trace))
+        for phase, trace in traces.items()
+    }
 
 
 def attention_of(device: str):
@@ -108,6 +128,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=60, help="of a case, at most")
     parser.add_argument("--parts", type=int, default=2, help="repetitions by parts")
+    parser.add_argument("--weights", type=Path, help="of train.py: routes by itself")
+    parser.add_argument("--text", type=Path, help="of corpus.py, for it to read")
     parser.add_argument("--only", action="append", help="variants with that in a name")
 
 

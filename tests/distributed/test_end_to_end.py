@@ -13,6 +13,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 from ranks import run_on_ranks
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "end_to_end"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train_demo_model"
 NOT_PERMITTED = 3
 SIZES = {
     **{"layers": 3, "narrow": 8, "ranks": 4, "ranks-per-node": 2, "gbit": 2},
@@ -54,6 +55,7 @@ def run_case_here(rank, num_ranks, case, out):
     from rank import run_case, write
 
     options = SimpleNamespace(repeats=2, seconds=60, parts=1, only=None)
+    options.weights = options.text = None
     options.out, options.backend = out, "gloo"
     place = Place(device=torch.device("cpu"), control=dist.group.WORLD)
     with torch.no_grad():
@@ -108,6 +110,94 @@ def miscount(rank, num_ranks, case):
     from moetuner.evaluation.verify import predict
 
     run_case_here(rank, num_ranks, case, None)
+
+
+def keep_demo_model(rank, num_ranks, folder):
+    """Random weights of the demo model, as its training keeps them, and a text."""
+    import numpy as np
+    import torch
+
+    sys.path.insert(0, str(EXAMPLE))
+    from model import DemoModel
+    from train import TINY
+
+    torch.manual_seed(1)
+    model = DemoModel(TINY)
+    kept = {"config": vars(TINY), "weights": model.state_dict()}
+    torch.save(kept, folder / "weights.pt")
+    text = np.random.default_rng(0).integers(0, 256, 4000).astype(np.uint8)
+    np.savez(folder / "corpus.npz", **{"held_out/noise": text, "train/none": text[:9]})
+
+
+def record_demo(folder):
+    """Routing that has its sizes, to plan on."""
+    import moetuner
+    import numpy as np
+
+    ids = np.random.default_rng(0).permuted(np.tile(np.arange(8), (64, 2, 1)), axis=2)
+    trace = moetuner.Trace(
+        topk_ids=np.ascontiguousarray(ids[:, :, :2], np.int16),
+        num_experts=8,
+        layer_ids=np.arange(2, dtype=np.int32),
+        sequence=np.repeat(np.arange(8, dtype=np.int32), 8),
+        ranked=True,
+    )
+    moetuner.write_trace(trace, folder / "trace.safetensors")
+
+
+def read_text(rank, num_ranks, folder):
+    """Every variant must say what the whole model says on one process."""
+    sys.path.insert(0, str(FOLDER))
+    import torch
+    import torch.distributed as dist
+    from bench import Bench
+    from case import read_case
+    from feeds import Text
+    from place import Place
+    from rehearsal import rehearse
+    from trained import TrainedExperts
+    from variants import ALL
+
+    place = Place(device=torch.device("cpu"), control=dist.group.WORLD)
+    case = read_case(folder / "case")
+    trained = TrainedExperts(folder / "weights.pt")
+    text = Text(case, folder / "corpus.npz")
+    wanted = [v for v in ALL if v.placement in case.placements]
+    with torch.no_grad():
+        found = rehearse(Bench(case, wanted, place, trained, text))
+        tokens = text.tokens(0, -1, rank)
+        model = demo_model_of(folder)
+        for step in range(SIZES["decode"] + 1):
+            whole = model(tokens)[0][:, -1]
+            for one in found:
+                torch.testing.assert_close(one.outputs[step], whole, msg=one.how)
+            if step < SIZES["decode"]:
+                tokens = torch.cat([tokens, text.tokens(0, step, rank)], dim=1)
+    ours = [one for one in found if one.traces]
+    assert len(ours) == 3, "predicted and counted rows of ours were compared"
+
+
+def demo_model_of(folder):
+    import torch
+
+    sys.path.insert(0, str(EXAMPLE))
+    from model import DemoModel, ModelConfig
+
+    kept = torch.load(folder / "weights.pt", weights_only=True)
+    model = DemoModel(ModelConfig(**kept["config"]))
+    model.load_state_dict(kept["weights"])
+    return model
+
+
+def test_a_trained_model_reads_text_and_routes_by_itself(tmp_path):
+    run_on_ranks(1, keep_demo_model, tmp_path)
+    record_demo(tmp_path)
+    plan(
+        tmp_path / "case",
+        **{"layers": 0, "narrow": 1, "weights": tmp_path / "weights.pt"},
+        recording=tmp_path / "trace.safetensors",
+    )
+    run_on_ranks(4, read_text, tmp_path)
 
 
 @pytest.mark.parametrize("model", RECORDED)
