@@ -24,7 +24,10 @@ FROZEN = {
         *("--top-k", "--out", "--moves", "--report", "--json", "--quiet"),
     ],
     "evaluate": ["trace", "placements", *COST, "--top-k", "--json", "--quiet"],
-    "verify": ["trace", "placement", "counters", "--json"],
+    "verify": [
+        *("trace", "placement", "counters", "--times", "--within", *COST),
+        *("--json", "--quiet"),
+    ],
     "report": [
         *("trace", "placements", "--out", "--before", "--plots", *COST),
         *("--top-k", "--quiet"),

@@ -17,6 +17,7 @@ from moetuner.cli.certify import certify
 from moetuner.cli.groups import spelt_out
 from moetuner.cli.messages import as_typed, fail
 from moetuner.cli.report import report
+from moetuner.cli.verify import verify
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
@@ -73,7 +74,7 @@ for _command in (
     commands.describe,
     plan.plan,
     commands.evaluate,
-    commands.verify,
+    verify,
     report,
     certify,
     plan.demo,
