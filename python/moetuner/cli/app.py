@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from moetuner.cli import commands, engines, plan
 from moetuner.cli.certify import certify
 from moetuner.cli.groups import spelt_out
+from moetuner.cli.hardware import hardware
 from moetuner.cli.messages import as_typed, fail
 from moetuner.cli.report import report
 from moetuner.cli.verify import verify
@@ -77,6 +78,7 @@ for _command in (
     verify,
     report,
     certify,
+    hardware,
     plan.demo,
 ):
     app.command()(spelt_out(_command))
