@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made import ONE_NODE, SEED, TWO_NODES, Made
+from made_machine import ONE_NODE, SEED, TWO_NODES, Made
 from moetuner.calibration.exchange_fit import fit_exchange, nonnegative_fit
 from moetuner.calibration.experts_fit import pool, rising, smooth_experts
 from moetuner.placement.topology import Topology
@@ -53,9 +53,7 @@ def test_a_few_times_that_are_far_off_move_little():
     made = Made(ONE_NODE, noise=0.03)
     samples = list(made.exchanges())
     for i in range(0, len(samples), 10):
-        object.__setattr__(
-            samples[i].timing, "seconds", 5 * samples[i].timing.seconds
-        )
+        object.__setattr__(samples[i].timing, "seconds", 5 * samples[i].timing.seconds)
     found = fit_exchange(samples, 4, SEED)
     assert 1 / found.rank_ingress == pytest.approx(made.ingress, rel=0.1)
     assert found.per_byte == pytest.approx(made.per_byte, rel=0.25)

@@ -44,6 +44,11 @@ FROZEN = {
         *("trace", "placement", "--time-limit", "--threads", *COST),
         *("--top-k", "--json", "--quiet"),
     ],
+    "calibrate": [
+        *("--out", "--out-fixed", "--ranks-per-node", "--seconds", "--device"),
+        *("--model", "--hidden-size", "--expert-hidden-size", "--experts", "--top-k"),
+        *("--like", "--measurements", "--plot", "--quiet"),
+    ],
     "hardware": ["which"],
     "demo": ["--out-dir", "--time-limit", "--threads", "--quiet"],
     "import": [

@@ -29,15 +29,15 @@ moetuner:dispatch,PushPop,6000,2,3000.0,2900.0,1
 moetuner:expert,PushPop,6000,2,3000.0,"3,100.0",1
 """
 PROFILER = """\
-USDT:2026-11-30 08:46:22 15597:15597 SyncActivityProfilerHandler.cpp:59] profiler_stop
-------------------  ------------  ------------  -------------  ------------  ----------
-              Name    Self CPU %     CPU total     CUDA total   CUDA time avg  # of Calls
-------------------  ------------  ------------  -------------  ------------  ----------
-moetuner::dispatch         0.09%       3.000ms      600.000us     200.000us           3
- aten::_grouped_mm         0.10%     128.893ms        1.200ms     200.000us           6
- moetuner::combine         0.04%     363.625us      300.000us     100.000us           3
-          aten::mm         0.04%     363.625us        1.000s      100.000us           3
-------------------  ------------  ------------  -------------  ------------  ----------
+USDT: SyncActivityProfilerHandler.cpp:59] profiler_stop
+-------------------  -----------  -----------  ----------  -------------  ----------
+               Name   Self CPU %    CPU total  CUDA total  CUDA time avg  # of Calls
+-------------------  -----------  -----------  ----------  -------------  ----------
+ moetuner::dispatch        0.09%      3.000ms   600.000us      200.000us           3
+  aten::_grouped_mm        0.10%    128.893ms     1.200ms      200.000us           6
+  moetuner::combine        0.04%    363.625us   300.000us      100.000us           3
+           aten::mm        0.04%    363.625us      1.000s      100.000us           3
+-------------------  -----------  -----------  ----------  -------------  ----------
 Self CPU time total: 228.878ms
 """
 
@@ -69,7 +69,9 @@ def test_a_plain_file_has_medians_of_steps_and_the_slowest_rank(read):
 
 
 def test_lines_without_step_or_rank_are_steps(read):
-    assert seconds(read("part,us\ntotal,1\ntotal,3\ntotal,4\n")) == {("total", None): 3e-6}
+    assert seconds(read("part,us\ntotal,1\ntotal,3\ntotal,4\n")) == {
+        ("total", None): 3e-6
+    }
 
 
 def test_ranks_without_steps_are_of_one_step(read):
@@ -86,7 +88,10 @@ def test_ranges_of_nsys_are_ours_alone_and_the_gpu_goes_first(read):
         ("combine", None): 0.9e-6,
     }
     assert all(time.of_each_layer for time in found.values())
-    assert seconds(read(NSYS)) == {("dispatch", None): 2.9e-6, ("experts", None): 3.1e-6}
+    assert seconds(read(NSYS)) == {
+        ("dispatch", None): 2.9e-6,
+        ("experts", None): 3.1e-6,
+    }
 
 
 def test_tables_of_torch_profiler_have_the_device_time_of_a_call(read):
@@ -194,9 +199,7 @@ def test_steps_of_a_recorded_run_are_those_of_all_ranks(run):
 
 def test_predictions_are_the_evaluators_means_over_steps(run):
     trace, placement = run
-    found = compare_times(
-        trace, placement, COST, times_of(("total", None, 1.0, False))
-    )
+    found = compare_times(trace, placement, COST, times_of(("total", None, 1.0, False)))
     parts = [
         evaluate(_step(trace, number), placement, COST, batch_tokens=0)
         for number in range(3)

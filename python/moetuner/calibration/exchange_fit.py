@@ -105,13 +105,16 @@ def fit_exchange(
         That the loads were drawn with.
     """
     ways = [
-        [
-            one_way(sample.case, way, ranks_per_node, seed)
-            for way in _halves(sample.way)
-        ]
+        [one_way(sample.case, way, ranks_per_node, seed) for way in _halves(sample.way)]
         for sample in samples
     ]
-    ranks = [sample.case.num_ranks for sample in samples]
+    ranks = [
+        {
+            "rank": min(ranks_per_node, sample.case.num_ranks),
+            "node": sample.case.num_ranks,
+        }
+        for sample in samples
+    ]
     seconds = np.array([sample.timing.seconds for sample in samples])
     found = np.ones(len(_NAMES))
     chosen = np.zeros((len(samples), len(_NAMES)))
@@ -157,7 +160,9 @@ def _halves(way: Way) -> tuple[Way, ...]:
     return (Way.DISPATCH, Way.COMBINE) if way is Way.BOTH else (way,)
 
 
-def _columns(ways: Sequence[OneWay], num_ranks: int, found: Floats) -> list[float]:
+def _columns(
+    ways: Sequence[OneWay], ranks: dict[str, int], found: Floats
+) -> list[float]:
     """What each coefficient is multiplied by: of the links the slowest counts."""
     row = dict.fromkeys(_NAMES, 0.0)
     for way in ways:
@@ -169,13 +174,13 @@ def _columns(ways: Sequence[OneWay], num_ranks: int, found: Floats) -> list[floa
             row["local"] += 1
         else:
             row[f"{way.level}_base"] += 1
-            row[f"{way.level}_per_rank"] += num_ranks
+            row[f"{way.level}_per_rank"] += ranks[way.level]
     return list(row.values())
 
 
 def _with_partners(found: Floats, known: Any) -> Floats:
     """A direction that was never the narrowest is as fast as the other one."""
-    result = found.copy()
+    result: Floats = found.copy()
     for one, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
         if not known[one]:
             result[one] = found[other]
@@ -187,7 +192,6 @@ def _named(
 ) -> ExchangeFit:
     """By name; None where no sample has any, and no link is faster than any time."""
     values = dict(zip(_NAMES, found.tolist(), strict=True))
-    levels = {way.level for of in ways for way in of}
     fastest: dict[str, float] = {}
     for of, took in zip(ways, seconds.tolist(), strict=True):
         for way in of:
@@ -195,13 +199,22 @@ def _named(
                 if count:
                     least = 1e-3 * took / count
                     fastest[name] = min(fastest.get(name, least), least)
-    links = {
+    links: dict[str, Any] = {
         name: max(values[name], fastest[name]) if name in fastest else None
         for name in _LINKS
     }
-    bases = {
-        f"{level}_base": values[f"{level}_base"] if level in levels else None
-        for level in ("rank", "node")
-    }
-    others = ("rank_per_rank", "node_per_rank", "local", "per_row", "per_byte")
-    return ExchangeFit(**links, **bases, **{name: values[name] for name in others})
+    levels = {way.level for of in ways for way in of}
+
+    def base(level: str) -> float | None:
+        return values[f"{level}_base"] if level in levels else None
+
+    return ExchangeFit(
+        **links,
+        rank_base=base("rank"),
+        rank_per_rank=values["rank_per_rank"],
+        node_base=base("node"),
+        node_per_rank=values["node_per_rank"],
+        local=values["local"],
+        per_row=values["per_row"],
+        per_byte=values["per_byte"],
+    )

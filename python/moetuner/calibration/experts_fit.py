@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.calibration.samples import ExpertsSample, LayerShape
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from moetuner.calibration.samples import ExpertsSample, LayerShape
 
     Floats = NDArray[np.float64]
 
@@ -54,9 +54,7 @@ def rising(grid: Floats) -> Floats:
                 known = ~np.isnan(line)
                 line[known] = pool(line[known])
     for axis in (0, 1):  # what the last pass left over
-        grid = np.where(
-            np.isnan(grid), np.nan, np.fmax.accumulate(grid, axis=axis)
-        )
+        grid = np.where(np.isnan(grid), np.nan, np.fmax.accumulate(grid, axis=axis))
     return grid
 
 

@@ -34,7 +34,8 @@ class KnownLoad:
     def ids(self, rank: int) -> NDArray[np.int64]:
         """[T, K] of the tokens of one rank; -1 is padding."""
         mine = self.trace.topk_ids[self.trace.home_rank == rank, 0]
-        return mine.astype(np.int64)
+        ids: NDArray[np.int64] = mine.astype(np.int64)
+        return ids
 
     def counts(self) -> RoutingTally:
         """Rows on every link and rank, by the evaluator."""
@@ -58,9 +59,7 @@ def loads_of(topology: Topology) -> tuple[Load, ...]:
 def spread_evenly(shape: LayerShape, topology: Topology) -> Placement:
     """Experts in order, with empty slots where ranks cannot hold equally many."""
     rank_of = np.arange(shape.num_experts) * topology.num_ranks // shape.num_experts
-    return Placement.from_rank_of(
-        rank_of[None], layer_ids=_LAYER, topology=topology
-    )
+    return Placement.from_rank_of(rank_of[None], layer_ids=_LAYER, topology=topology)
 
 
 def known_load(case: Case, topology: Topology, seed: int) -> KnownLoad:

@@ -28,6 +28,21 @@ class Machine:
     nccl: str = ""
     driver: str = ""
 
+    def words(self) -> str:
+        """All of it in a line."""
+        versions = {"torch": self.torch, "CUDA": self.cuda, "NCCL": self.nccl}
+        versions["driver"] = self.driver
+        where = (
+            f"{self.num_devices} x {self.device}" if self.num_devices else self.device
+        )
+        said = [
+            f"{self.num_ranks} ranks, {where} a node",
+            f"{self.num_cores} cores of {self.cpu}",
+            f"{self.backend}; rows over {self.transport}",
+            *(f"{name} {value}" for name, value in versions.items() if value),
+        ]
+        return ", ".join(said)
+
 
 def cpu_name() -> str:
     """As the kernel has it."""

@@ -74,7 +74,7 @@ class Sizes:
 _KB, _MB = 1 << 10, 1 << 20
 SIZES = {
     "cuda": Sizes(
-        messages=tuple(8 * _KB << (3 * i) for i in range(5)) + (256 * _MB,),
+        messages=(*(8 * _KB << (3 * i) for i in range(5)), 256 * _MB),
         tokens=(16, 64, 256, 1024, 2048, 4096, 8192),
         rows_per_expert=(1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096),
         max_rows=1 << 16,

@@ -149,8 +149,8 @@ class Case:
 
     def __str__(self) -> str:
         return (
-            f"{self.form.value}, {self.load.value}, {self.num_tokens} tokens on each of "
-            f"{self.num_ranks} ranks, {self.shape}"
+            f"{self.form.value}, {self.load.value}, {self.num_tokens} tokens on each "
+            f"of {self.num_ranks} ranks, {self.shape}"
         )
 
 

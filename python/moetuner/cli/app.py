@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from moetuner.cli import commands, engines, plan
+from moetuner.cli.calibrate import calibrate
 from moetuner.cli.certify import certify
 from moetuner.cli.groups import spelt_out
 from moetuner.cli.hardware import hardware
@@ -76,6 +77,7 @@ for _command in (
     plan.plan,
     commands.evaluate,
     verify,
+    calibrate,
     report,
     certify,
     hardware,

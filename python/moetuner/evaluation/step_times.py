@@ -110,12 +110,12 @@ def compare_times(
                 f"{layers[0]} to {layers[-1]}"
             )
         found.append(
-            PartTimes(
-                part=time.part, layer=time.layer, predicted=own, measured=seconds
-            )
+            PartTimes(part=time.part, layer=time.layer, predicted=own, measured=seconds)
         )
     order = list(LayerPart)
-    found.sort(key=lambda one: (order.index(one.part), -1 if one.layer is None else one.layer))
+    found.sort(
+        key=lambda one: (order.index(one.part), -1 if one.layer is None else one.layer)
+    )
     return found
 
 

@@ -59,7 +59,7 @@ _NAMES = {
 }
 _PRODUCTS = ("aten::_grouped_mm", "moetuner::grouped_mm")
 """What torch's profiler knows of experts: two of these for each call of a layer."""
-_SUFFIX = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "μs": 1e-6, "µs": 1e-6, "ns": 1e-9}  # noqa: RUF001
+_SUFFIX = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "μs": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
 def read_times(path: str | os.PathLike[str]) -> list[MeasuredTime]:
@@ -253,4 +253,3 @@ def _whole(text: str, where: str) -> int | None:
     if not text.isdigit():
         raise InvalidTraceError(f"{where}: layer: wanted a whole number, got {text!r}")
     return int(text)
-

@@ -61,9 +61,7 @@ class Clock:
         found = np.array(slowest).reshape(mine.shape)
         low, middle, high = np.percentile(found, (25, 50, 75), axis=0)
         return tuple(
-            Timing(
-                seconds=float(median), spread=float(to - start), repeats=repeats
-            )
+            Timing(seconds=float(median), spread=float(to - start), repeats=repeats)
             for start, median, to in zip(low, middle, high, strict=True)
         )
 
@@ -89,7 +87,7 @@ class Clock:
     def _mark(self) -> Any:
         if not self._ranks.on_cuda:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call,unused-ignore]
         event.record()
         return event
 

@@ -135,8 +135,11 @@ def machine_of(ranks: Ranks) -> Machine:
         transport=describe_transport(ranks.group_name) if cuda else "gloo",
         torch=str(torch.__version__),
         cuda=str(torch.version.cuda) if cuda else "",
-        nccl=".".join(map(str, torch.cuda.nccl.version()))
-        if ranks.backend == "nccl"
-        else "",
+        nccl=_nccl_version() if ranks.backend == "nccl" else "",
         driver=driver_version() if cuda else "",
     )
+
+
+def _nccl_version() -> str:
+    found: Any = torch.cuda.nccl.version()  # type: ignore[no-untyped-call,unused-ignore]
+    return ".".join(map(str, found))

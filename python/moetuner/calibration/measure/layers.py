@@ -77,7 +77,12 @@ def cases_of(
         size *= 2
     few = [c for c in found if c.load is Load.UNIFORM and c.num_tokens == tokens[0]]
     return [
-        *(replace(c, num_ranks=n) for n in fewer for c in few if n <= c.shape.num_experts),
+        *(
+            replace(c, num_ranks=n)
+            for n in fewer
+            for c in few
+            if n <= c.shape.num_experts
+        ),
         *found,
     ]
 
@@ -132,10 +137,10 @@ def _measure(
     assert layer is not None
     steps: list[Step] = [layer.dispatch, layer.experts, layer.combine]
     if case.form is Form.FIXED:
-        replays = [captured(ranks, calls) for calls in (both, steps)]
-        if replays[0] is not None and replays[1] is not None:
-            yield sample(Way.BOTH, clock.time(replays[:1], seconds / 2)[0], True)
-            (timing,) = clock.time(replays[1:], seconds / 2)[:1]
+        alone, whole = (captured(ranks, calls) for calls in (both, steps))
+        if alone is not None and whole is not None:
+            yield sample(Way.BOTH, clock.time([alone], seconds / 2)[0], True)
+            (timing,) = clock.time([whole], seconds / 2)[:1]
             yield LayerSample(case=case, replayed=True, timing=timing)
             return
     out, _, back, total = clock.time(steps, seconds)
@@ -192,16 +197,10 @@ class _Layer:
         ids = torch.from_numpy(known.ids(ranks.rank))
         x = torch.randn(len(ids), case.shape.hidden_size, generator=rng)
         tables = PlacementTables.of(known.placement, ranks.rank)
-        self._inputs = tuple(
-            value.to(ranks.device)
-            for value in (
-                x.to(DTYPE),
-                ids,
-                torch.rand(ids.shape, generator=rng),
-                torch.from_numpy(tables.candidates[0]),
-                torch.from_numpy(tables.num_candidates[0]),
-            )
-        )
+        x, weights = x.to(DTYPE), torch.rand(ids.shape, generator=rng)
+        slots = tables.candidates[0], tables.num_candidates[0]
+        self._tokens = tuple(t.to(ranks.device) for t in (x, ids, weights))
+        self._slots = tuple(torch.from_numpy(t).to(ranks.device) for t in slots)
         self._size, self._group_name = tables.slots_per_rank, group_name
         self._options: dict[str, Any] = {"nodes": nodes}
         if nodes is None:
@@ -212,8 +211,17 @@ class _Layer:
 
     def dispatch(self, _: Any) -> Dispatched:
         """The way out."""
+        x, ids, weights = self._tokens
+        candidates, num_candidates = self._slots
         return dispatch(
-            *self._inputs, self._size, self._group_name, **self._options
+            x,
+            ids,
+            weights,
+            candidates,
+            num_candidates,
+            self._size,
+            self._group_name,
+            **self._options,
         )
 
     def experts(self, sent: Dispatched) -> tuple[torch.Tensor, Dispatched]:

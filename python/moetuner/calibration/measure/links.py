@@ -67,9 +67,9 @@ def measure_collectives(
             2 * num_ranks * num_bytes,
             f"collectives with {num_bytes} bytes for each of {num_ranks} ranks",
         )
-        like = {"dtype": torch.float32, "device": ranks.device}
         part, whole, other = (
-            torch.zeros(n * num_bytes // 4, **like) for n in (1, num_ranks, num_ranks)
+            torch.zeros(n * num_bytes // 4, device=ranks.device)
+            for n in (1, num_ranks, num_ranks)
         )
         steps = {
             Collective.ALL_TO_ALL: _to_all(other, whole),
@@ -138,5 +138,5 @@ def _scatter(out: torch.Tensor, given: torch.Tensor) -> Step:
 
 
 def _newest(name: str, former: str) -> Any:
-    """torch 2.13 gave some collectives another name, and warns of the old one."""
+    """Torch 2.13 gave some collectives another name, and warns of the old one."""
     return getattr(dist, name, None) or getattr(dist, former)

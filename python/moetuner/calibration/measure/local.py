@@ -79,7 +79,9 @@ def measure_experts(
         step = own.step(rows, active)
         for timing, replayed in _both_ways(ranks, clock, step, allowance.case_seconds):
             if not replayed:
-                allowance.took(series, rows, timing.seconds * _ROUNDS[ranks.device.type])
+                allowance.took(
+                    series, rows, timing.seconds * _ROUNDS[ranks.device.type]
+                )
             yield ExpertsSample(
                 shape=shape, rows=rows, active=active, replayed=replayed, timing=timing
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from moetuner.calibration.options import CalibrationOptions, Device
 from moetuner.errors import CalibrationError, InvalidProblemError, MoetunerError
@@ -70,7 +71,9 @@ class Ranks:
         CalibrationError
             Naming the ranks.
         """
-        told = [f"rank {r}: {said}" for r, said in enumerate(self.every(trouble)) if said]
+        told = [
+            f"rank {r}: {said}" for r, said in enumerate(self.every(trouble)) if said
+        ]
         if told:
             raise CalibrationError(f"calibrate: {'; '.join(told)}")
 
@@ -107,7 +110,7 @@ def join(options: CalibrationOptions) -> Iterator[Ranks]:
         if started:
             dist.init_process_group(backend, timeout=TIMEOUT)
         else:
-            store = dist.HashStore()
+            store = HashStore()
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
     except (RuntimeError, ValueError) as error:
         raise CalibrationError(
@@ -128,7 +131,7 @@ def join(options: CalibrationOptions) -> Iterator[Ranks]:
 def ranks_of(
     options: CalibrationOptions, device: torch.device, ranks_per_node: int
 ) -> Ranks:
-    """This rank of a group that exists already; all must have the same options.
+    """One rank of a group that exists already; all must have the same options.
 
     Raises
     ------

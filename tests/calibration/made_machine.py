@@ -53,10 +53,15 @@ class Made:
         links = max(b / r for b, r in zip(load.bytes_on, rates, strict=True))
         start = {
             "local": self.local,
-            "rank": self.rank_base + self.rank_per_rank * case.num_ranks,
+            "rank": self.rank_base + self.rank_per_rank * self.in_node(case),
             "node": self.node_base + self.node_per_rank * case.num_ranks,
         }[load.level]
-        return start + links + load.rows * (self.per_row + self.per_byte * load.row_bytes)
+        return (
+            start + links + load.rows * (self.per_row + self.per_byte * load.row_bytes)
+        )
+
+    def in_node(self, case):
+        return min(self.topology.ranks_per_node, case.num_ranks)
 
     def experts(self, shape, rows, active):
         size = 3 * shape.hidden_size * shape.inner_size
