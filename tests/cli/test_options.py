@@ -33,7 +33,10 @@ FROZEN = {
         *("--top-k", "--out", "--moves", "--report", "--json", "--quiet"),
     ],
     "evaluate": ["trace", "placements", *COST, "--top-k", "--json", "--quiet"],
-    "verify": ["trace", "placement", "counters", "--json"],
+    "verify": [
+        *("trace", "placement", "counters", "--times", "--within", *COST),
+        *("--json", "--quiet"),
+    ],
     "report": [
         *("trace", "placements", "--out", "--before", "--plots", *COST),
         *("--top-k", "--quiet"),
@@ -41,6 +44,11 @@ FROZEN = {
     "certify": [
         *("trace", "placement", "--time-limit", "--threads", *COST),
         *("--top-k", "--json", "--quiet"),
+    ],
+    "calibrate": [
+        *("--out", "--out-fixed", "--ranks-per-node", "--seconds", "--device"),
+        *("--model", "--hidden-size", "--expert-hidden-size", "--experts", "--top-k"),
+        *("--like", "--measurements", "--plot", "--quiet"),
     ],
     "hardware": ["which"],
     "drift": [
