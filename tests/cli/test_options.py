@@ -27,12 +27,16 @@ FROZEN = {
     "describe": ["trace", "--top-k", "--json"],
     "plan": [
         *("trace", "--ranks", "--ranks-per-node", "--slots-per-rank", "--solver"),
-        *("--time-limit", "--seed", "--threads", "--split", "--also", "--worst-case"),
-        *("--favour", "--from", "--move-cost", "--prove", "--baselines", *COST),
+        *("--time-limit", "--seed", "--threads", "--split", "--refit", "--also"),
+        *("--worst-case", "--favour", "--from", "--move-cost", "--prove"),
+        *("--baselines", *COST),
         *("--top-k", "--out", "--moves", "--report", "--json", "--quiet"),
     ],
     "evaluate": ["trace", "placements", *COST, "--top-k", "--json", "--quiet"],
-    "verify": ["trace", "placement", "counters", "--json"],
+    "verify": [
+        *("trace", "placement", "counters", "--times", "--within", *COST),
+        *("--json", "--quiet"),
+    ],
     "report": [
         *("trace", "placements", "--out", "--before", "--plots", *COST),
         *("--top-k", "--quiet"),
@@ -41,7 +45,17 @@ FROZEN = {
         *("trace", "placement", "--time-limit", "--threads", *COST),
         *("--top-k", "--json", "--quiet"),
     ],
+    "calibrate": [
+        *("--out", "--out-fixed", "--ranks-per-node", "--seconds", "--device"),
+        *("--model", "--hidden-size", "--expert-hidden-size", "--experts", "--top-k"),
+        *("--like", "--measurements", "--plot", "--quiet"),
+    ],
     "hardware": ["which"],
+    "drift": [
+        *("placement", "trace", "--recording", "--threshold", "--steps"),
+        *("--time-limit", "--seed", "--threads", "--split", "--out", *COST),
+        *("--top-k", "--json", "--quiet"),
+    ],
     "demo": ["--out-dir", "--time-limit", "--threads", "--quiet"],
     "import": [
         *("files", "--out", "--format", "--model", "--dataset", "--num-experts"),
