@@ -19,6 +19,7 @@ from moetuner.cli.options import (
     topology_of,
 )
 from moetuner.errors import InvalidProblemError
+from moetuner.evaluation.cost import CostModel
 from moetuner.planning.baselines import Baselines
 from moetuner.planning.options import PlanOptions
 from moetuner.solver import SolverOptions
@@ -94,7 +95,8 @@ def plan(
         int, typer.Option(help="GPUs of the expert-parallel group", min=1)
     ],
     ranks_per_node: Annotated[
-        int | None, typer.Option(help="GPUs per node  [default: 8, or all]", min=1)
+        int | None,
+        typer.Option(help="GPUs per node  [default: the hardware's, or all]", min=1),
     ] = None,
     slots_per_rank: Annotated[
         int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
@@ -143,7 +145,8 @@ def plan(
         raise InvalidProblemError("--worst-case needs --also")
     if outputs.moves is not None and joint.from_placement is None:
         raise InvalidProblemError("--moves needs --from")
-    topology = topology_of(ranks, ranks_per_node, outputs.quiet)
+    machine = cost.machine(CostModel().hardware)
+    topology = topology_of(ranks, ranks_per_node, outputs.quiet, machine)
     traces = [read_trace(path, top_k=top_k) for path in files]
     pricing = cost.pricing(traces, outputs.quiet)
     options = PlanOptions(

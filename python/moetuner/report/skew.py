@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moetuner.evaluation.evaluate import MIN_BATCHES
-from moetuner.report.table import table_of
+from moetuner.report.table import plain_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ _SHOWN = 5e-4  # less is printed as 0.000
 
 def skew_table(skew: Skew) -> Table:
     """All tokens at once beside the mean batch; layers from the least to the most."""
-    table = table_of(
+    table = plain_table(
         f"Fullest of {skew.num_ranks} ranks over the mean rank (layers from, to)"
     )
     table.add_column("experts placed", overflow="fold")

@@ -95,8 +95,8 @@ def _lead(comparison: Comparison, pair: Pair, moved: Changes) -> str:
 
 def _seconds(moved: Changes, hardware: Hardware) -> float:
     """Time of the busiest link, when all links carry their whole bandwidth."""
-    near = moved.per_rank(between_nodes=False) / hardware.rank_bandwidth
-    far = moved.per_rank(between_nodes=True) / hardware.nic_bandwidth
+    near = moved.per_rank(between_nodes=False) / hardware.inside.slowest
+    far = moved.per_rank(between_nodes=True) / hardware.between(1).slowest
     return float(np.maximum(near, far).max() * moved.expert_bytes)
 
 
