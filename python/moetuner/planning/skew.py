@@ -73,6 +73,8 @@ class Skew:
     transient_chance: Floats
     """[L], what batches would show if every choice were drawn from the loads of all
     tokens, whatever the batch: multinomial sampling."""
+    chance_error: Floats
+    """[L], standard error of so many batches' mean, were they drawn so."""
 
     @property
     def removable(self) -> float:
@@ -84,6 +86,15 @@ class Skew:
         kept = float(self.transient.mean()) - 1
         return max(1 - kept / today, 0.0) if today > 0 else 0.0
 
+    @property
+    def changing(self) -> float:
+        """What a static balance leaves beyond chance, mean over layers; 0 within error.
+
+        The error is two standard errors, as if all layers erred alike.
+        """
+        beyond = float((self.transient - self.transient_chance).mean())
+        return beyond if beyond > 2 * float(self.chance_error.mean()) else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and lists."""
         plain = {
@@ -94,6 +105,7 @@ class Skew:
             **plain,
             "batch_kind": self.batch_kind.value,
             "removable": self.removable,
+            "changing": self.changing,
         }
 
 
@@ -151,19 +163,21 @@ def measure_skew(
     even = np.full(blocks.shape[1:], 1 / ranks)
     pooled = blocks.sum(axis=0, keepdims=True)
     rng = np.random.default_rng(seed)
+    by_chance, _ = _by_chance(rng, pooled.sum(axis=2), even)
+    shares = _shares(balanced.sum(axis=0))
+    of_batches, error = _by_chance(rng, balanced.sum(axis=2), shares)
     return Skew(
         num_ranks=ranks,
         batch_tokens=batch_tokens,
-        batch_kind=batch_kind,
+        batch_kind=workload.batch_kind,
         num_batches=len(blocks),
         persistent=_mean_skew(pooled),
-        persistent_chance=_by_chance(rng, pooled.sum(axis=2), even),
+        persistent_chance=by_chance,
         left=_mean_skew(balanced.sum(axis=0, keepdims=True)),
         blocks=_mean_skew(blocks),
         transient=_mean_skew(balanced),
-        transient_chance=_by_chance(
-            rng, balanced.sum(axis=2), _shares(balanced.sum(axis=0))
-        ),
+        transient_chance=of_batches,
+        chance_error=error,
     )
 
 
@@ -208,27 +222,41 @@ def _shares(rows: Floats) -> Floats:
     return shares
 
 
+def _skew(rows: Floats) -> Floats:
+    """The fullest rank over the mean rank, [..., G] -> [...]; NaN without a row."""
+    mean = rows.mean(axis=-1)
+    skew: Floats = rows.max(axis=-1) / np.where(mean > 0, mean, np.nan)
+    return skew
+
+
 def _mean_skew(rows: Floats) -> Floats:
-    """Mean over batches of the fullest rank over the mean rank, [Q, L, G] -> [L].
+    """Mean of `_skew` over batches, [Q, L, G] -> [L].
 
     Batches that route nothing in a layer are left out; 1 where none does.
     """
-    mean = rows.mean(axis=-1)
-    known = mean > 0
-    skew = np.where(known, rows.max(axis=-1) / np.where(known, mean, 1), 0.0)
+    skew = _skew(rows)
+    known = np.isfinite(skew)
     count = known.sum(axis=0)
-    found: Floats = np.where(count > 0, skew.sum(axis=0) / np.maximum(count, 1), 1.0)
+    total = np.where(known, skew, 0.0).sum(axis=0)
+    found: Floats = np.where(count > 0, total / np.maximum(count, 1), 1.0)
     return found
 
 
-def _by_chance(rng: np.random.Generator, choices: Floats, shares: Floats) -> Floats:
-    """Expected `_mean_skew` of that many choices [Q, L], drawn by `shares` [L, G]."""
+def _by_chance(
+    rng: np.random.Generator, choices: Floats, shares: Floats
+) -> tuple[Floats, Floats]:
+    """`_mean_skew` of that many choices [Q, L], drawn by `shares` [L, G].
+
+    Its expectation [L], and its standard error [L].
+    """
     samples = max(-(-DRAWS // len(choices)), MIN_DRAWS)
-    counts = np.round(choices).astype(np.int64)
-    found = np.empty(len(shares))
+    expected, error = np.ones(len(shares)), np.zeros(len(shares))
     for layer, share in enumerate(shares):
-        drawn = rng.multinomial(counts[:, layer], share, size=(samples, len(counts)))
-        found[layer] = _mean_skew(drawn.reshape(-1, 1, share.size).astype(np.float64))[
-            0
-        ]
-    return found
+        counts = np.round(choices[:, layer]).astype(np.int64)
+        counts = counts[counts > 0]
+        if counts.size:
+            drawn = rng.multinomial(counts, share, size=(samples, counts.size))
+            skew = _skew(drawn.astype(np.float64))
+            expected[layer] = skew.mean()
+            error[layer] = skew.std() / np.sqrt(counts.size)
+    return expected, error

@@ -52,11 +52,11 @@ def skew_words(skew: Skew) -> str:
     return (
         f"With contiguous blocks the fullest rank of a batch is {today:.3f} above the "
         f"mean. A static balance removes {skew.removable:.0%} of that and leaves "
-        f"{max(kept, 0.0):.3f}. {_rest(skew, kept)}{few}"
+        f"{max(kept, 0.0):.3f}. {_rest(skew)}{few}"
     )
 
 
-def _rest(skew: Skew, kept: float) -> str:
+def _rest(skew: Skew) -> str:
     """What a static balance leaves, by its cause."""
     left = float(skew.left.mean()) - 1
     chance = float(skew.transient_chance.mean()) - 1
@@ -65,8 +65,8 @@ def _rest(skew: Skew, kept: float) -> str:
         parts.append(
             f"{left:.3f} is experts too busy for equal slots, which replicas can spread"
         )
-    if kept > chance:
-        changes = f"{kept - chance:.3f} changes from batch to batch"
+    if skew.changing:
+        changes = f"{skew.changing:.3f} changes from batch to batch"
         return (
             f"Of that {', '.join(parts)}, and {changes}: no static balance removes it."
         )
