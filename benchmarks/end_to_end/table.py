@@ -50,7 +50,7 @@ def about(case: dict[str, Any]) -> list[str]:
         f"- routing: {case['source']}",
         f"- step of a rank: {sizes['sequences']} prompts of {sizes['prompt']} tokens, "
         f"then {sizes['decode']} decoded ones each; {sizes['batches']} batches in turn",
-        f"- predicted for: {case['hardware']['name']}",
+        f"- predicted for: {case['hardware']}, {case['network'] or 'its own network'}",
     ]
     planned = [f"{name} {said}" for name, said in case["told"].items()]
     return [*lines, f"- planning: {'; '.join(planned)}"]
