@@ -56,6 +56,13 @@ def about(case: dict[str, Any]) -> list[str]:
     return [*lines, f"- planning: {'; '.join(planned)}"]
 
 
+def repeated(results: list[dict[str, Any]]) -> str:
+    """How often each variant was timed."""
+    one = results[0]
+    turns, by_parts = len(one["prefill_ms"]), len(one["parts"]["prefill"])
+    return f"- timed: {turns} repetitions, and {by_parts} by parts"
+
+
 def steps(found: dict[str, Figures], phase: str) -> list[str]:
     """All variants."""
     heads = [phase, "step", "p90", "p99", "tokens/s", "change", "experts", "exchange"]
@@ -157,7 +164,7 @@ def page(content: dict[str, Any]) -> str:
     lines.append(HOW)
     for case in content["cases"]:
         found = figures_of(case)
-        lines += about(case["case"])
+        lines += about(case["case"]) + [repeated(case["results"])]
         for phase in PHASES:
             lines += steps(found, phase)
         lines += ablation(found) + tails(case["case"], found)
