@@ -225,9 +225,9 @@ def _plan_options(
     """A new plan from the one in use, in its slots."""
     pricing, topology = options.pricing, in_use.topology
     hardware, shape = pricing.cost.hardware, pricing.cost.shape
-    link = hardware.rank_bandwidth
+    link = hardware.inside.slowest
     if topology.num_nodes > 1:
-        link = min(link, hardware.nic_bandwidth)
+        link = min(link, hardware.between(1).slowest)
     # Ranks fetch at the same time: one replica more is a G-th of that on each.
     each = shape.expert_bytes / link / topology.num_ranks
     fraction, solver_options = options.plan_fraction, options.solver_options
