@@ -164,7 +164,7 @@ def page(content: dict[str, Any]) -> str:
     lines.append(HOW)
     for case in content["cases"]:
         found = figures_of(case)
-        lines += about(case["case"]) + [repeated(case["results"])]
+        lines += [*about(case["case"]), repeated(case["results"])]
         for phase in PHASES:
             lines += steps(found, phase)
         lines += ablation(found) + tails(case["case"], found)
