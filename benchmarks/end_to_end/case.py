@@ -109,10 +109,15 @@ def link_of(hardware: Hardware, gbit: float) -> Hardware:
     """The same machine, its nodes joined by a link of that rate, which ranks share."""
     if not gbit:
         return hardware
+    near, far = (
+        hardware.latency(hardware.ranks_per_node, between_nodes=between)
+        for between in (False, True)
+    )
     link = Network(
         name=f"{gbit:g} Gbit/s a node",
         bandwidth=gbit * 1e9 / 8,
-        latency=hardware.node_latency,
+        # Where only the inside of a node was measured, the other may be a data sheet's.
+        latency=hardware.rank_latency if near > far else hardware.node_latency,
         link_of=LinkOf.NODE,
     )
     return with_network(hardware, link)
