@@ -31,8 +31,8 @@ def figures_table(hardware: Hardware) -> Table:
     near = hardware.latency(in_node, between_nodes=False)
     far = hardware.latency(in_node, between_nodes=True)
     rows = {
-        "memory of a rank, at best": f"{hardware.memory_bandwidth / 1e9:.4g} GB/s",
-        "arithmetic of a rank, at best": f"{hardware.matmul_rate / 1e12:.4g} TFLOP/s",
+        "memory of a rank": f"{hardware.memory_bandwidth / 1e9:.4g} GB/s",
+        "arithmetic of a rank": f"{hardware.matmul_rate / 1e12:.4g} TFLOP/s",
         "link inside a node, out / in": _gigabytes(inside.egress, inside.ingress),
         "links of a node, out / in": _gigabytes(between.egress, between.ingress),
         f"latency of {in_node} ranks, inside": f"{near * 1e6:.4g} us",
