@@ -27,8 +27,9 @@ FROZEN = {
     "describe": ["trace", "--top-k", "--json"],
     "plan": [
         *("trace", "--ranks", "--ranks-per-node", "--slots-per-rank", "--solver"),
-        *("--time-limit", "--seed", "--threads", "--split", "--also", "--worst-case"),
-        *("--favour", "--from", "--move-cost", "--prove", "--baselines", *COST),
+        *("--time-limit", "--seed", "--threads", "--split", "--refit", "--also"),
+        *("--worst-case", "--favour", "--from", "--move-cost", "--prove"),
+        *("--baselines", *COST),
         *("--top-k", "--out", "--moves", "--report", "--json", "--quiet"),
     ],
     "evaluate": ["trace", "placements", *COST, "--top-k", "--json", "--quiet"],
@@ -50,6 +51,11 @@ FROZEN = {
         *("--like", "--measurements", "--plot", "--quiet"),
     ],
     "hardware": ["which"],
+    "drift": [
+        *("placement", "trace", "--recording", "--threshold", "--steps"),
+        *("--time-limit", "--seed", "--threads", "--split", "--out", *COST),
+        *("--top-k", "--json", "--quiet"),
+    ],
     "demo": ["--out-dir", "--time-limit", "--threads", "--quiet"],
     "import": [
         *("files", "--out", "--format", "--model", "--dataset", "--num-experts"),

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from moetuner.cli import commands, engines, plan
 from moetuner.cli.calibrate import calibrate
 from moetuner.cli.certify import certify
+from moetuner.cli.drift import drift
 from moetuner.cli.groups import spelt_out
 from moetuner.cli.hardware import hardware
 from moetuner.cli.messages import as_typed, fail
@@ -81,6 +82,7 @@ for _command in (
     report,
     certify,
     hardware,
+    drift,
     plan.demo,
 ):
     app.command()(spelt_out(_command))

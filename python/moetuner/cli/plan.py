@@ -110,6 +110,10 @@ def plan(
     split: Annotated[
         float, typer.Option(help="Share of tokens to plan on; 1: all, none held out")
     ] = 0.5,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="After scoring, plan anew on all tokens"),
+    ] = False,
     also: Annotated[
         list[Path] | None,
         typer.Option(help="One more trace that the plan is for; may be repeated"),
@@ -151,6 +155,7 @@ def plan(
         cost=pricing.cost,
         slots_per_rank=slots_per_rank,
         plan_fraction=split,
+        refit=refit,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
         worst_case=worst_case,
@@ -236,9 +241,15 @@ def _plan_and_show(
         if not written:
             raise
         fail(f"interrupted while scoring; {outputs.out} holds the placement", 130)
+    if options.refit and comparison.refit is None:
+        why = "nothing was held out" if comparison.in_sample else "it was interrupted"
+        note(
+            f"no plan was made anew: {why}; {outputs.out} is what is scored",
+            outputs.quiet,
+        )
     if outputs.as_json:
         print_json(comparison_json(comparison))
         return
     print_comparison(comparison)
-    for path in written:
+    for path in dict.fromkeys(written):
         print_content(f"wrote {path}")

@@ -16,8 +16,8 @@ from moetuner.report.html.sections.summary import size
 
 if TYPE_CHECKING:
     from moetuner.evaluation.hardware import Hardware
+    from moetuner.placement.changes import Changes
     from moetuner.planning.scores import Comparison
-    from moetuner.report.changes import Changes
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 
