@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import evaluate as evaluate
     from moetuner.evaluation.hardware import HARDWARE as HARDWARE
     from moetuner.evaluation.hardware import Hardware as Hardware
+    from moetuner.evaluation.replica_rule import ReplicaRule as ReplicaRule
     from moetuner.evaluation.shapes import ModelShape as ModelShape
     from moetuner.evaluation.shapes import shape_for_model as shape_for_model
     from moetuner.evaluation.workload import BatchKind as BatchKind
@@ -70,6 +71,7 @@ _MODULE_OF = {
     "Homes": "evaluation.cost",
     "ModelShape": "evaluation.shapes",
     "Wire": "evaluation.cost",
+    "ReplicaRule": "evaluation.replica_rule",
     "shape_for_model": "evaluation.shapes",
     "describe": "trace.description",
     "MoetunerError": "errors",

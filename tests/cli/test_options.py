@@ -12,7 +12,14 @@ from moetuner.placement.file import read_placement, write_placement
 from moetuner.placement.model import Provenance
 
 COST = [
-    *("--wire", "--homes", "--batch-tokens", "--batch-kind", "--hardware"),
+    *(
+        "--wire",
+        "--homes",
+        "--replica-rule",
+        "--batch-tokens",
+        "--batch-kind",
+        "--hardware",
+    ),
     *("--rank-speeds", "--hidden-size", "--expert-hidden-size"),
 ]
 FROZEN = {

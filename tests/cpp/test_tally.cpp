@@ -11,7 +11,7 @@ using namespace moetuner;
 TEST(replicas_are_picked_on_the_rank_then_on_the_node_then_in_turn) {
   // Two slots a rank, two ranks a node: expert 0 on ranks 0 and 1, expert 1 on rank 2 alone.
   const std::array<std::int32_t, 8> experts{0, -1, 0, 2, 1, 3, 0, -1};
-  const Replicas replicas({experts.data(), 8, 4, 4, 2});
+  const Replicas replicas({experts.data(), 8, 4, 4, 2, ReplicaRule::kMoetuner, nullptr});
   CHECK(replicas.any());
   CHECK_EQUAL(replicas.count(0), 3);
   CHECK_EQUAL(replicas.pick(0, 0, 5), 0);  // on the home

@@ -10,6 +10,7 @@ from moetuner.errors import (
 )
 from moetuner.evaluation import reference
 from moetuner.evaluation.cost import Homes, Wire
+from moetuner.evaluation.replica_rule import ReplicaRule, rank_slots
 from moetuner.evaluation.tally import tally
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
@@ -17,7 +18,8 @@ from moetuner.trace import CountTrace
 from strategies import make_trace, random_placement, topologies, traces
 
 
-def core_tally(trace, placement, wire, homes, groups, threads=2):
+def core_tally(trace, placement, wire, homes, rule, groups, threads=2):
+    static = rule is ReplicaRule.SGLANG_STATIC
     return _core.tally_routing(
         trace.topk_ids,
         placement.slot_experts,
@@ -26,6 +28,8 @@ def core_tally(trace, placement, wire, homes, groups, threads=2):
         placement.topology.ranks_per_node,
         wire.rules,
         homes,
+        rule,
+        rank_slots(placement) if static else None,
         trace.home_rank,
         groups,
         int(max(groups, default=0)) + 1,
@@ -39,16 +43,19 @@ def core_tally(trace, placement, wire, homes, groups, threads=2):
     extra_slots=st.integers(0, 2),
     wire=st.sampled_from(Wire),
     homes=st.sampled_from(Homes),
+    rule=st.sampled_from(ReplicaRule),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_core_equals_the_readable_twin(trace, topology, extra_slots, wire, homes, seed):
-    """Every count, every wire, every home, with replicas and empty slots: equal."""
+def test_core_equals_the_readable_twin(
+    trace, topology, extra_slots, wire, homes, rule, seed
+):
+    """Every count, wire, home and rule, with replicas and empty slots: equal."""
     if homes is Homes.RECORDED and topology.num_ranks != 4:
         homes = Homes.UNIFORM  # recorded homes are for 4 ranks
     rng = np.random.default_rng(seed)
     placement = random_placement(rng, trace, topology, extra_slots)
-    expected = reference.tally_routing(trace, placement, wire, homes, trace.sequence)
-    counted = core_tally(trace, placement, wire, homes, trace.sequence)
+    asked = (trace, placement, wire, homes, rule, trace.sequence)
+    expected, counted = reference.tally_routing(*asked), core_tally(*asked)
     assert counted.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(counted[name], array, err_msg=name)

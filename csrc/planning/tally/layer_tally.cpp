@@ -7,10 +7,14 @@
 
 namespace moetuner {
 
-LayerTally::LayerTally(const TallyArgs& args, std::int64_t layer, const Replicas& replicas)
+LayerTally::LayerTally(const TallyArgs& args,
+                       std::int64_t layer,
+                       const Replicas& replicas,
+                       const ReplicaNumbers& numbers)
     : args_(args),
       layer_(layer),
       replicas_(replicas),
+      numbers_(numbers),
       num_nodes_(args.num_ranks / args.ranks_per_node),
       rank_seen_(static_cast<std::size_t>(args.num_ranks), 0),
       node_seen_(static_cast<std::size_t>(num_nodes_), 0),
@@ -52,7 +56,7 @@ void LayerTally::visit(std::int64_t token, std::int64_t home, std::int64_t weigh
   std::int64_t* rows = args_.slot_rows + offset(args_.group[token], args_.num_slots);
   for (std::int64_t k = 0; k < args_.top_k; ++k) {
     if (ids[k] < 0 || ids[k] >= args_.num_experts) continue;
-    const std::int64_t slot = replicas_.pick(ids[k], home, token);
+    const std::int64_t slot = replicas_.pick(ids[k], home, numbers_.of(token, k, ids[k]));
     if (slot < 0) {
       throw std::invalid_argument("tally_routing: token " + std::to_string(token) +
                                   " chose expert " + std::to_string(ids[k]) +
@@ -138,7 +142,8 @@ void LayerTally::add_token(std::int64_t token, std::int64_t home, std::int64_t w
   for (const std::int64_t rank : targets()) traffic[rank] += weight;
 }
 
-bool LayerTally::chose_replicated(std::int64_t token) const {
+bool LayerTally::depends_on_home(std::int64_t token) const {
+  if (!replicas_.any() || !asks_home(args_.replica_rule)) return false;
   const std::int16_t* ids = args_.topk_ids + (token * args_.num_layers + layer_) * args_.top_k;
   return std::any_of(ids, ids + args_.top_k, [&](std::int16_t id) {
     return id >= 0 && id < args_.num_experts && replicas_.count(id) > 1;
@@ -151,7 +156,7 @@ void LayerTally::add_uniform_homes() {
   std::vector<std::int64_t> rank_hits(static_cast<std::size_t>(args_.num_groups * num_ranks), 0);
   std::vector<std::int64_t> node_hits(static_cast<std::size_t>(args_.num_groups * num_nodes_), 0);
   for (std::int64_t t = 0; t < args_.num_tokens; ++t) {
-    if (replicas_.any() && chose_replicated(t)) {
+    if (depends_on_home(t)) {
       for (std::int64_t home = 0; home < num_ranks; ++home) add_token(t, home, 1);
       continue;
     }

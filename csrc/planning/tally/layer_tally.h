@@ -1,6 +1,7 @@
 #pragma once
 
 #include "moetuner/planning/tally.h"
+#include "planning/tally/replica_numbers.h"
 #include "planning/tally/replicas.h"
 
 #include <cstdint>
@@ -11,15 +12,18 @@ namespace moetuner {
 /// Adds the tokens of one layer to the outputs of a tally. One thread owns a layer.
 class LayerTally {
  public:
-  LayerTally(const TallyArgs& args, std::int64_t layer, const Replicas& replicas);
+  LayerTally(const TallyArgs& args,
+             std::int64_t layer,
+             const Replicas& replicas,
+             const ReplicaNumbers& numbers);
 
   /// Adds one token at one home, `weight` units a row.
   void add_token(std::int64_t token, std::int64_t home, std::int64_t weight);
 
   /// Adds every token at every home, one unit each.
   ///
-  /// The ranks that a token visits depend on its home only where it chose a replicated expert; of
-  /// all others the hits per rank are counted, and spread over the homes in the end.
+  /// The ranks that a token visits depend on its home only where it chose a replicated expert, by
+  /// some rules; else the hits per rank are counted, and spread over the homes in the end.
   void add_uniform_homes();
 
  private:
@@ -43,7 +47,7 @@ class LayerTally {
   Links return_links(std::int64_t group) const;      // as seen from the return rank: reversed
   const std::vector<std::int64_t>& targets() const;  // of the last visit, ranks that rows go to
   const std::vector<std::int64_t>& target_nodes() const;  // where rows cross once per node
-  bool chose_replicated(std::int64_t token) const;
+  bool depends_on_home(std::int64_t token) const;
   void visit(std::int64_t token, std::int64_t home, std::int64_t weight);
   void route(std::int64_t home, const Links& links, std::int64_t weight) const;
   void add_expected(std::int64_t group,
@@ -55,6 +59,7 @@ class LayerTally {
   const TallyArgs& args_;
   const std::int64_t layer_;
   const Replicas& replicas_;
+  const ReplicaNumbers& numbers_;
   const std::int64_t num_nodes_;
   Visit visit_;
   std::vector<std::int64_t> rank_seen_;  // [G], stamp of the last token that visited

@@ -3,8 +3,9 @@
 namespace moetuner {
 
 Replicas::Replicas(const LayerSlots& slots)
-    : slots_per_rank_(slots.num_slots / slots.num_ranks),
-      ranks_per_node_(slots.ranks_per_node),
+    : layout_{slots.rule, slots.num_slots / slots.num_ranks, slots.ranks_per_node},
+      rank_slots_(slots.rank_slots),
+      num_experts_(slots.num_experts),
       begin_(static_cast<std::size_t>(slots.num_experts) + 1, 0) {
   const std::int32_t* experts = slots.experts;
   for (std::int64_t p = 0; p < slots.num_slots; ++p) {
@@ -21,13 +22,10 @@ Replicas::Replicas(const LayerSlots& slots)
   }
 }
 
-std::int64_t Replicas::pick(std::int64_t expert, std::int64_t home, std::int64_t token) const {
-  return pick_slot(slots_.data() + begin_[expert],
-                   begin_[expert + 1] - begin_[expert],
-                   slots_per_rank_,
-                   ranks_per_node_,
-                   home,
-                   token);
+std::int64_t Replicas::pick(std::int64_t expert, std::int64_t home, std::int64_t number) const {
+  if (rank_slots_ != nullptr) return rank_slots_[home * num_experts_ + expert];
+  return pick_slot(
+      layout_, slots_.data() + begin_[expert], begin_[expert + 1] - begin_[expert], home, number);
 }
 
 }  // namespace moetuner
