@@ -2,6 +2,7 @@
 
 #include "moetuner/planning/tally.h"
 #include "planning/tally/replica_numbers.h"
+#include "planning/tally/replica_rows.h"
 #include "planning/tally/replicas.h"
 
 #include <cstdint>
@@ -22,8 +23,9 @@ class LayerTally {
 
   /// Adds every token at every home, one unit each.
   ///
-  /// The ranks that a token visits depend on its home only where it chose a replicated expert, by
-  /// some rules; else the hits per rank are counted, and spread over the homes in the end.
+  /// Where a token finds an expert depends on its home only where that has replicas, and by some
+  /// rules, see `ReplicaRows`; of all others the hits per rank are counted, and spread over the
+  /// homes in the end.
   void add_uniform_homes();
 
  private:
@@ -37,18 +39,23 @@ class LayerTally {
 
   /// The ranks and nodes that one token visits.
   struct Visit {
-    std::vector<std::int64_t> ranks;         // distinct, in order of the token's experts
-    std::vector<std::int64_t> nodes;         // distinct
-    std::vector<std::int64_t> expert_ranks;  // one per (token, expert)
-    std::int64_t first_rank = -1;            // rank of the first expert, -1 when it is padding
+    std::vector<std::int64_t> ranks;            // distinct, in order of the token's experts
+    std::vector<std::int64_t> nodes;            // distinct
+    std::vector<std::int64_t> expert_ranks;     // one per (token, expert)
+    std::vector<ReplicaRows::Choice> left_out;  // experts that homes find in different slots
+    std::int64_t first_rank = -1;               // rank of the first expert, -1 when it is padding
   };
 
   Links dispatch_links(std::int64_t group) const;
   Links return_links(std::int64_t group) const;      // as seen from the return rank: reversed
   const std::vector<std::int64_t>& targets() const;  // of the last visit, ranks that rows go to
   const std::vector<std::int64_t>& target_nodes() const;  // where rows cross once per node
-  bool depends_on_home(std::int64_t token) const;
-  void visit(std::int64_t token, std::int64_t home, std::int64_t weight);
+  bool depends_on_home(std::int64_t expert) const {
+    return replicas_.count(expert) > 1 && asks_home(args_.replica_rule);
+  }
+  /// Which of a token's experts a visit is to: all, or those that every home finds alike.
+  enum class Experts { kAll, kAlikeFromAll };
+  void visit(std::int64_t token, std::int64_t home, std::int64_t weight, Experts experts);
   void route(std::int64_t home, const Links& links, std::int64_t weight) const;
   void add_expected(std::int64_t group,
                     const std::vector<std::int64_t>& rank_hits,

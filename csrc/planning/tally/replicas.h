@@ -104,10 +104,22 @@ class Replicas {
   /// Slot that serves `expert` for a token at `home`; -1 when the expert has none.
   std::int64_t pick(std::int64_t expert, std::int64_t home, std::int64_t number) const;
 
+  /// The same from every home at once: of home g into slots[g * stride]. The expert has a slot.
+  void pick_by_home(std::int64_t expert,
+                    std::int64_t number,
+                    std::int32_t* slots,
+                    std::int64_t stride) const;
+
   std::int64_t rank_of(std::int64_t slot) const { return slot / layout_.slots_per_rank; }
 
  private:
+  void nearest_by_home(std::int64_t expert,
+                       std::int64_t number,
+                       std::int32_t* slots,
+                       std::int64_t stride) const;
+
   ReplicaLayout layout_;
+  std::int64_t num_ranks_;
   const std::int32_t* rank_slots_;
   std::int64_t num_experts_;
   bool any_ = false;
