@@ -74,8 +74,9 @@ def test_homes_of_wide_nodes_find_replicas_like_the_readable_twin(
     rng, wire, per_node, rule
 ):
     """Most homes of a node find the same replicas, and are counted together."""
-    ids = random_ids(rng, 60, 2, 24, 5, padding=0.1, skew=2.0)
-    groups = rng.integers(0, 3, 60).astype(np.int32)
+    tokens = 60 if rule is ReplicaRule.MOETUNER else 20
+    ids = random_ids(rng, tokens, 2, 24, 5, padding=0.1, skew=2.0)
+    groups = rng.integers(0, 3, tokens).astype(np.int32)
     trace = make_trace(ids, 24)
     topology = Topology(num_ranks=16, ranks_per_node=per_node)
     for extra_slots in (0, 1, 4):

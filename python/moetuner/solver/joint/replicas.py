@@ -81,33 +81,6 @@ def replicate_busiest(problem: PlacementProblem, placement: Placement) -> Placem
     return replace(placement, slot_experts=slots.reshape(problem.num_layers, -1))
 
 
-def fill_coldest(problem: PlacementProblem, placement: Placement) -> Placement:
-    """The coldest expert that each rank lacks in its spare slots: what draws no token."""
-    slots = _by_rank(problem, placement)
-    for layer, rows in zip(slots, problem.statistics.load, strict=True):
-        coldest = np.argsort(rows, kind="stable").astype(np.int32)
-        for rank in layer:
-            lacking = coldest[~np.isin(coldest, rank)]
-            free = np.flatnonzero(rank == EMPTY)[: lacking.size]
-            rank[free] = lacking[: free.size]
-    return replace(placement, slot_experts=slots.reshape(problem.num_layers, -1))
-
-
-def fill_where_free(problem: PlacementProblem, placement: Placement) -> Placement:
-    """Spare slots filled with the coldest experts, in layers that take no longer so.
-
-    Engines have no empty slots: what a plan leaves empty, an export fills.
-    """
-    workload, filled = problem.workload, fill_coldest(problem, placement)
-    if _as_a_whole(problem):
-        values = [problem.objective_value(each) for each in (filled, placement)]
-        return filled if values[0] <= values[1] else placement
-    times = [workload.layer_seconds(each) for each in (filled, placement)]
-    free = (times[0] <= times[1])[:, None]
-    slots = np.where(free, filled.slot_experts, placement.slot_experts)
-    return replace(placement, slot_experts=slots)
-
-
 def cheapest_layers(
     problem: PlacementProblem, placements: list[Placement], clock: Clock
 ) -> Placement:
@@ -117,7 +90,8 @@ def cheapest_layers(
     that is best as a whole. Looks at no more of them than the clock allows, but at the
     first.
     """
-    workload, whole = problem.workload, _as_a_whole(problem)
+    workload = problem.workload
+    whole = workload.cost.homes is Homes.FOLLOW or workload.takes_slowest
     seconds: list[NDArray[np.float64]] = []
     for placement in placements:
         if seconds and not clock.left:
@@ -132,12 +106,6 @@ def cheapest_layers(
     return replace(
         placements[0], slot_experts=slots[best, np.arange(problem.num_layers)]
     )
-
-
-def _as_a_whole(problem: PlacementProblem) -> bool:
-    """Whether a layer's time says nothing by itself."""
-    workload = problem.workload
-    return workload.cost.homes is Homes.FOLLOW or workload.takes_slowest
 
 
 def _by_rank(problem: PlacementProblem, placement: Placement) -> NDArray[np.int32]:
