@@ -46,8 +46,8 @@ class Pricing:
             f"homes {cost.homes.value}",
             f"hardware {cost.hardware.name}",
             f"rank speeds {speeds}",
-            f"replica rule {cost.replica_rule.value}",
             *([f"network {cost.hardware.network}"] if cost.hardware.network else ()),
+            f"replica rule {cost.replica_rule.value}",
             f"experts of {cost.shape.hidden_size} x {cost.shape.expert_hidden_size}",
             f"batches of about {self.batch_tokens:,} tokens ({self.batch_kind.value})"
             if self.batch_tokens
