@@ -1,4 +1,4 @@
-"""What spare slots cost or save by the replica rules of the engines, and how to fill them.
+"""What spare slots cost by the replica rules of the engines, and how to fill them.
 
     MOETUNER_TRACES=FOLDER python benchmarks/planning/spare_slots.py
 

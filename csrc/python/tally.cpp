@@ -118,6 +118,9 @@ py::dict tally_routing(const Array<std::int16_t>& topk_ids,
   const std::int64_t layers = args.num_layers;
   const std::int64_t nodes = num_ranks / ranks_per_node;
   args.slot_rows = output("slot_rows", {num_groups, layers, args.num_slots});
+  if (deals_out(homes, replica_rule)) {
+    args.slot_used = output("slot_used", {num_groups, layers, args.num_slots});
+  }
   args.rank_egress = output("rank_egress", {num_groups, layers, num_ranks});
   args.rank_ingress = output("rank_ingress", {num_groups, layers, num_ranks});
   args.node_egress = output("node_egress", {num_groups, layers, nodes});

@@ -229,11 +229,11 @@ def test_partial_placements_are_completed_by_name(folder):
 
 
 def test_the_replica_rule_of_a_plan_goes_with_it(folder, ids):
-    """Planned for vLLM: priced so again, and pointed out where another engine loads it."""
+    """Planned for vLLM: priced so again, and pointed out for another engine."""
     trace = folder.trace(ids)
     result = folder.plan(
         *(trace, "--slots-per-rank", 5, "--replica-rule", "vllm", "--split", 1),
-        *("--batch-tokens", 16, "--batch-kind", "mixed", "--prove", 0),
+        *("--batch-tokens", 256, "--batch-kind", "mixed", "--prove", 0),
         *("--hidden-size", 64, "--expert-hidden-size", 2**20),
         solver="joint",
     )

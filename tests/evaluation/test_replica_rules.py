@@ -130,6 +130,18 @@ def test_sglang_dynamic_draws_evenly_and_always_the_same():
     np.testing.assert_allclose(np.array(rows[0])[[0, 4, 6]], 3000, rtol=0.05)
 
 
+@pytest.mark.parametrize("rule", list(ReplicaRule))
+def test_one_token_reads_one_replica_whatever_its_home(rule):
+    """Rows are expectations over homes, but experts are active or they are not."""
+    trace = make_trace(np.zeros((1, 1, 1), np.int16), 4)
+    told = tally(trace, THREE, replica_rule=rule)
+    assert told.slot_rows[0, 0].sum() == 1
+    # Ours has always counted each that some home would choose.
+    wanted = 3 if rule is ReplicaRule.MOETUNER else 1
+    assert told.active_experts()[0, 0].sum() == wanted
+    assert told.total().active_experts()[0, 0].sum() == wanted
+
+
 @given(
     trace=traces(),
     topology=topologies,

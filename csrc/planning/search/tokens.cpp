@@ -101,7 +101,7 @@ SourceRows rows_of(const SearchProblem& problem) {
               scenario.begin() + problem.scenario_begin[s + 1],
               static_cast<std::int32_t>(s));
   }
-  return {{problem.num_tokens, scenario.data(), problem.num_scenarios, problem.num_ranks},
+  return {{scenario.data(), problem.num_tokens, problem.num_scenarios, problem.num_ranks},
           problem.home};
 }
 

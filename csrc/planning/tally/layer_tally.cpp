@@ -151,7 +151,16 @@ void LayerTally::add_token(std::int64_t token, std::int64_t home, std::int64_t w
   for (const std::int64_t rank : targets()) traffic[rank] += weight;
 }
 
-void LayerTally::add_uniform_homes() {
+void LayerTally::use_slots(std::int64_t token, std::int64_t home) const {
+  const std::int16_t* ids = args_.topk_ids + (token * args_.num_layers + layer_) * args_.top_k;
+  std::int64_t* used = args_.slot_used + offset(args_.group[token], args_.num_slots);
+  for (std::int64_t k = 0; k < args_.top_k; ++k) {
+    if (ids[k] < 0 || ids[k] >= args_.num_experts) continue;
+    used[replicas_.pick(ids[k], home, numbers_.of(token, k, ids[k]))] += args_.num_ranks;
+  }
+}
+
+void LayerTally::add_uniform_homes(const std::int32_t* dealt) {
   const std::int64_t num_ranks = args_.num_ranks;
   // Per group: rows arriving at each rank and node, over all tokens, from one home each.
   std::vector<std::int64_t> rank_hits(static_cast<std::size_t>(args_.num_groups * num_ranks), 0);
@@ -178,6 +187,7 @@ void LayerTally::add_uniform_homes() {
         for (const std::int64_t rank : targets()) ++nodes_hit[node_of(rank)];
         break;
     }
+    if (dealt != nullptr) use_slots(t, dealt[t]);
     if (!visit_.left_out.empty()) replica_rows.add(t, visit_.ranks, visit_.nodes, visit_.left_out);
   }
   replica_rows.finish();

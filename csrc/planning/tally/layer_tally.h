@@ -26,7 +26,9 @@ class LayerTally {
   /// Where a token finds an expert depends on its home only where that has replicas, and by some
   /// rules, see `ReplicaRows`; of all others the hits per rank are counted, and spread over the
   /// homes in the end.
-  void add_uniform_homes();
+  ///
+  /// `dealt` [T] are the homes for `TallyArgs::slot_used`, null where that is.
+  void add_uniform_homes(const std::int32_t* dealt);
 
  private:
   /// One direction of the exchange: where rows are counted.
@@ -50,6 +52,7 @@ class LayerTally {
   Links return_links(std::int64_t group) const;      // as seen from the return rank: reversed
   const std::vector<std::int64_t>& targets() const;  // of the last visit, ranks that rows go to
   const std::vector<std::int64_t>& target_nodes() const;  // where rows cross once per node
+  void use_slots(std::int64_t token, std::int64_t home) const;
   bool depends_on_home(std::int64_t expert) const {
     return replicas_.count(expert) > 1 && asks_home(args_.replica_rule);
   }

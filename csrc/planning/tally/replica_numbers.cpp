@@ -15,6 +15,27 @@ std::uint64_t mixed(std::uint64_t bits) {
 
 }  // namespace
 
+std::vector<std::int32_t> deal_out(const Batches& batches) {
+  std::vector<std::int64_t> dealt(static_cast<std::size_t>(batches.num_batches), 0);
+  std::vector<std::int32_t> home(static_cast<std::size_t>(batches.num_tokens));
+  for (std::int64_t t = 0; t < batches.num_tokens; ++t) {
+    home[t] = static_cast<std::int32_t>(dealt[batches.batch[t]]++ % batches.num_ranks);
+  }
+  return home;
+}
+
+SourceRows::SourceRows(const Batches& batches, const std::int32_t* home)
+    : row_(static_cast<std::size_t>(batches.num_tokens)),
+      begin_(static_cast<std::size_t>(batches.num_batches * batches.num_ranks) + 1, 0),
+      order_(static_cast<std::size_t>(batches.num_tokens)) {
+  const auto source = [&](std::int64_t t) {
+    return batches.batch[t] * batches.num_ranks + home[t];
+  };
+  for (std::int64_t t = 0; t < batches.num_tokens; ++t) row_[t] = begin_[source(t) + 1]++;
+  for (std::size_t s = 1; s < begin_.size(); ++s) begin_[s] += begin_[s - 1];
+  for (std::int64_t t = 0; t < batches.num_tokens; ++t) order_[begin_[source(t)] + row_[t]] = t;
+}
+
 ReplicaNumbers::ReplicaNumbers(ReplicaRule rule,
                                const LayerChoices& choices,
                                const SourceRows& rows)

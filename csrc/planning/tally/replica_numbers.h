@@ -8,24 +8,26 @@
 
 namespace moetuner {
 
+/// Tokens of batches, each of them in [0, num_batches).
+struct Batches {
+  const std::int32_t* batch;  // [T]
+  std::int64_t num_tokens;
+  std::int64_t num_batches;
+  std::int64_t num_ranks;
+};
+
+/// Batches dealt out, one token to each rank in turn: the rank of every token, [T].
+std::vector<std::int32_t> deal_out(const Batches& batches);
+
 /// Tokens in the batches that ranks see: row by row, in the order of their indices.
 ///
-/// With homes, a batch is shared out by them. Without, it is dealt out, one token to each rank in
-/// turn. Empty where no rule asks for rows.
+/// Empty where no rule asks for rows.
 class SourceRows {
  public:
-  struct Batches {
-    std::int64_t num_tokens;
-    const std::int32_t* batch;  // [T], in [0, num_batches)
-    std::int64_t num_batches;
-    std::int64_t num_ranks;
-  };
-
   SourceRows() = default;
 
-  /// `home` [T], null for tokens that are dealt out.
-  template <typename Home>
-  SourceRows(const Batches& batches, const Home* home);
+  /// `home` [T] shares batches out.
+  SourceRows(const Batches& batches, const std::int32_t* home);
 
   std::int64_t row(std::int64_t token) const { return row_[token]; }
 
@@ -39,23 +41,6 @@ class SourceRows {
   std::vector<std::int64_t> begin_;  // [B * G + 1]
   std::vector<std::int64_t> order_;  // [T]
 };
-
-template <typename Home>
-SourceRows::SourceRows(const Batches& batches, const Home* home)
-    : row_(static_cast<std::size_t>(batches.num_tokens)),
-      begin_(static_cast<std::size_t>(batches.num_batches * batches.num_ranks) + 1, 0),
-      order_(static_cast<std::size_t>(batches.num_tokens)) {
-  std::vector<std::int64_t> placed(static_cast<std::size_t>(batches.num_batches), 0);
-  std::vector<std::int64_t> source(row_.size());
-  for (std::int64_t t = 0; t < batches.num_tokens; ++t) {
-    const std::int64_t batch = batches.batch[t];
-    const std::int64_t rank = home != nullptr ? home[t] : placed[batch]++ % batches.num_ranks;
-    source[t] = batch * batches.num_ranks + rank;
-    row_[t] = begin_[source[t] + 1]++;
-  }
-  for (std::size_t s = 1; s < begin_.size(); ++s) begin_[s] += begin_[s - 1];
-  for (std::int64_t t = 0; t < batches.num_tokens; ++t) order_[begin_[source[t]] + row_[t]] = t;
-}
 
 /// The choices of one layer.
 struct LayerChoices {

@@ -18,13 +18,33 @@ using LayerBody = std::function<void(LayerTally&)>;
 /// The replicas of every layer, and what their rule counts by.
 struct Choosing {
   std::vector<Replicas> replicas;
+  std::vector<std::int32_t> homes;  // [T], recorded or dealt out; empty where nothing asks
   SourceRows rows;
 };
 
-SourceRows rows_of(const TallyArgs& args) {
-  if (!asks_row(args.replica_rule)) return {};
-  const std::int16_t* home = args.homes == Homes::kRecorded ? args.home_rank : nullptr;
-  return {{args.num_tokens, args.group, args.num_groups, args.num_ranks}, home};
+Choosing choosing_of(const TallyArgs& args) {
+  Choosing choosing;
+  for (std::int64_t layer = 0; layer < args.num_layers; ++layer) {
+    const std::int64_t fixed = layer * args.num_ranks * args.num_experts;
+    choosing.replicas.emplace_back(
+        LayerSlots{.experts = args.slot_experts + layer * args.num_slots,
+                   .num_slots = args.num_slots,
+                   .num_experts = args.num_experts,
+                   .num_ranks = args.num_ranks,
+                   .ranks_per_node = args.ranks_per_node,
+                   .rule = args.replica_rule,
+                   .rank_slots = args.rank_slots == nullptr ? nullptr : args.rank_slots + fixed});
+  }
+  const bool rows = asks_row(args.replica_rule);
+  if (!rows && args.slot_used == nullptr) return choosing;
+  const Batches batches{args.group, args.num_tokens, args.num_groups, args.num_ranks};
+  if (args.homes == Homes::kRecorded) {
+    choosing.homes.assign(args.home_rank, args.home_rank + args.num_tokens);
+  } else {
+    choosing.homes = deal_out(batches);
+  }
+  if (rows) choosing.rows = SourceRows(batches, choosing.homes.data());
+  return choosing;
 }
 
 ReplicaNumbers numbers_of(const TallyArgs& args, const Choosing& choosing, std::int64_t layer) {
@@ -48,7 +68,8 @@ void for_each_layer(const TallyArgs& args, const Choosing& choosing, const Layer
 }
 
 void tally_uniform(const TallyArgs& args, const Choosing& choosing) {
-  for_each_layer(args, choosing, [](LayerTally& tally) { tally.add_uniform_homes(); });
+  const std::int32_t* dealt = args.slot_used == nullptr ? nullptr : choosing.homes.data();
+  for_each_layer(args, choosing, [&](LayerTally& tally) { tally.add_uniform_homes(dealt); });
 }
 
 void tally_recorded(const TallyArgs& args, const Choosing& choosing) {
@@ -123,19 +144,12 @@ std::int64_t tally_scale(Homes homes, std::int64_t num_ranks) {
   throw std::invalid_argument("tally_scale: no such homes");
 }
 
+bool deals_out(Homes homes, ReplicaRule rule) {
+  return homes == Homes::kUniform && asks_home(rule) && rule != ReplicaRule::kMoetuner;
+}
+
 void tally_routing(const TallyArgs& args) {
-  Choosing choosing{{}, rows_of(args)};
-  for (std::int64_t layer = 0; layer < args.num_layers; ++layer) {
-    const std::int64_t fixed = layer * args.num_ranks * args.num_experts;
-    choosing.replicas.emplace_back(
-        LayerSlots{.experts = args.slot_experts + layer * args.num_slots,
-                   .num_slots = args.num_slots,
-                   .num_experts = args.num_experts,
-                   .num_ranks = args.num_ranks,
-                   .ranks_per_node = args.ranks_per_node,
-                   .rule = args.replica_rule,
-                   .rank_slots = args.rank_slots == nullptr ? nullptr : args.rank_slots + fixed});
-  }
+  const Choosing choosing = choosing_of(args);
   switch (args.homes) {
     case Homes::kUniform:
       return tally_uniform(args, choosing);

@@ -12,9 +12,9 @@ import numpy as np
 from moetuner._checks import assert_never
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.replica_reference import ReplicaChoice
+from moetuner.evaluation.replica_rule import ReplicaRule
 
 if TYPE_CHECKING:
-    from moetuner.evaluation.replica_rule import ReplicaRule
     from moetuner.evaluation.tally import RoutingTally
     from moetuner.placement.model import Placement
     from moetuner.trace import Trace
@@ -94,11 +94,15 @@ def _slowest_rank(rows: RoutingTally, cost: CostModel, at: tuple[int, int]) -> f
     """Arithmetic and reading weights overlap; ranks wait for each other."""
     ranks = rows.topology.num_ranks
     slowest = 0.0
-    for slots, speed in zip(
-        rows.slot_rows[at].reshape(ranks, -1), cost.speeds(ranks), strict=True
+    used = rows.slot_rows if rows.slot_used is None else rows.slot_used
+    for slots, with_rows, speed in zip(
+        rows.slot_rows[at].reshape(ranks, -1),
+        used[at].reshape(ranks, -1) > 0,
+        cost.speeds(ranks),
+        strict=True,
     ):
         flops = slots.sum() * cost.shape.flops_per_row
-        read = (slots > 0).sum() * cost.shape.expert_bytes
+        read = with_rows.sum() * cost.shape.expert_bytes
         hardware = cost.hardware
         seconds = max(flops / hardware.matmul_rate, read / hardware.memory_bandwidth)
         slowest = max(slowest, seconds / speed)
@@ -136,6 +140,14 @@ def _slowest_link(
     return float(seconds + latency)
 
 
+_BY_HOME = (
+    ReplicaRule.SGLANG_STATIC,
+    ReplicaRule.VLLM_ASCEND,
+    ReplicaRule.TENSORRT_LLM,
+)
+"""Rules of engines by which the rank that a token comes from matters."""
+
+
 class _Walk:
     def __init__(
         self,
@@ -162,6 +174,8 @@ class _Walk:
             "traffic": zeros(layers, self.num_ranks, self.num_ranks),
             "scale": 1 if homes is Homes.RECORDED else self.num_ranks,
         }
+        if homes is Homes.UNIFORM and rule in _BY_HOME:
+            self.out["slot_used"] = zeros(num_groups, layers, placement.num_slots)
         for way in ("", "return_"):
             for side in ("egress", "ingress"):
                 self.out[f"{way}rank_{side}"] = zeros(
@@ -189,6 +203,8 @@ class _Walk:
             group = int(self.groups[token])
             for slot in slots.values():
                 self.out["slot_rows"][group, layer, slot] += 1
+                if "slot_used" in self.out and home == self.choice.source[token][1]:
+                    self.out["slot_used"][group, layer, slot] += self.num_ranks
             ranks = [self.rank(slot) for slot in slots.values()]
             end = home
             first = int(self.trace.topk_ids[token, layer, 0])

@@ -59,6 +59,9 @@ class RoutingTally:
     remote_nodes: Floats
     traffic: Floats
     """[L, G, G] dispatch rows from home to computing rank, over all groups."""
+    slot_used: Floats | None = None
+    """[Q, L, P] as ``slot_rows``, but of tokens that are dealt out to the ranks; None
+    where it would say the same. Only where a slot has rows counts."""
 
     def weighted(self, weights: Floats) -> RoutingTally:
         """Sum the groups B times, weighted by float64 [B, Q].
@@ -81,7 +84,8 @@ class RoutingTally:
 
     def active_experts(self) -> Floats:
         """Slots of each rank with at least one row, [Q, L, G]."""
-        return self._by_rank((self.slot_rows > 0).astype(np.float64))
+        rows = self.slot_rows if self.slot_used is None else self.slot_used
+        return self._by_rank((rows > 0).astype(np.float64))
 
     def _by_rank(self, slots: Floats) -> Floats:
         shape = (*slots.shape[:-1], self.topology.num_ranks, -1)
@@ -90,8 +94,11 @@ class RoutingTally:
 
     def _additive(self) -> dict[str, Floats]:
         skip = ("topology", "traffic")
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip
+            name: array
+            for name, array in arrays.items()
+            if name not in skip and array is not None
         }
 
 
