@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from moetuner.evaluation.hardware_file import write_hardware as write_hardware
     from moetuner.evaluation.rates import Bandwidth as Bandwidth
     from moetuner.evaluation.rates import Latency as Latency
+    from moetuner.evaluation.replica_rule import ReplicaRule as ReplicaRule
     from moetuner.evaluation.shapes import ModelShape as ModelShape
     from moetuner.evaluation.shapes import shape_for_model as shape_for_model
     from moetuner.evaluation.workload import BatchKind as BatchKind
@@ -86,6 +87,7 @@ _MODULE_OF = {
     "Homes": "evaluation.cost",
     "ModelShape": "evaluation.shapes",
     "Wire": "evaluation.cost",
+    "ReplicaRule": "evaluation.replica_rule",
     "shape_for_model": "evaluation.shapes",
     "describe": "trace.description",
     "MoetunerError": "errors",

@@ -20,8 +20,9 @@ from moetuner.placement.model import Provenance
 from moetuner.planning.provenance import options_of
 
 COST = [
-    *("--wire", "--homes", "--batch-tokens", "--batch-kind", "--hardware"),
-    *("--network", "--rank-speeds", "--hidden-size", "--expert-hidden-size"),
+    *("--wire", "--homes", "--replica-rule", "--batch-tokens", "--batch-kind"),
+    *("--hardware", "--network", "--rank-speeds"),
+    *("--hidden-size", "--expert-hidden-size"),
 ]
 FROZEN = {
     "describe": [

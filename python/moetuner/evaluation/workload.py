@@ -154,6 +154,7 @@ def tally_batches(
         placement,
         wire=cost.wire,
         homes=cost.homes,
+        replica_rule=cost.replica_rule,
         groups=groups,
         num_threads=num_threads,
     )

@@ -28,7 +28,7 @@ class Pricing:
     Parameters
     ----------
     cost
-        Machine, model shape, wire and homes.
+        Machine, model shape, wire, homes and replica rule.
     batch_tokens, batch_kind
         Batches, see `moetuner.evaluation.workload.Workload`.
     """
@@ -47,6 +47,7 @@ class Pricing:
             f"hardware {cost.hardware.name}",
             f"rank speeds {speeds}",
             *([f"network {cost.hardware.network}"] if cost.hardware.network else ()),
+            f"replica rule {cost.replica_rule.value}",
             f"experts of {cost.shape.hidden_size} x {cost.shape.expert_hidden_size}",
             f"batches of about {self.batch_tokens:,} tokens ({self.batch_kind.value})"
             if self.batch_tokens
@@ -68,7 +69,8 @@ class PlanOptions:
     solver_options
         Time limit, seed, threads.
     cost
-        Machine, model shape, wire and homes that placements are scored with.
+        Machine, model shape, wire, homes and replica rule that placements are scored
+        with.
     slots_per_rank
         Slots per rank and layer; 0 means just enough, or those of the placement in
         use where that holds replicas.
