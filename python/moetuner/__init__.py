@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import evaluate as evaluate
     from moetuner.evaluation.hardware import HARDWARE as HARDWARE
     from moetuner.evaluation.hardware import Hardware as Hardware
+    from moetuner.evaluation.models import Model as Model
+    from moetuner.evaluation.models import ValueType as ValueType
+    from moetuner.evaluation.models import find_model as find_model
+    from moetuner.evaluation.models import read_model as read_model
     from moetuner.evaluation.shapes import ModelShape as ModelShape
     from moetuner.evaluation.shapes import shape_for_model as shape_for_model
     from moetuner.evaluation.workload import BatchKind as BatchKind
@@ -68,7 +72,11 @@ _MODULE_OF = {
     "CostModel": "evaluation.cost",
     "Hardware": "evaluation.hardware",
     "Homes": "evaluation.cost",
+    "Model": "evaluation.models",
     "ModelShape": "evaluation.shapes",
+    "ValueType": "evaluation.models",
+    "find_model": "evaluation.models",
+    "read_model": "evaluation.models",
     "Wire": "evaluation.cost",
     "shape_for_model": "evaluation.shapes",
     "describe": "trace.description",

@@ -13,7 +13,8 @@ from moetuner.placement.model import Provenance
 
 COST = [
     *("--wire", "--homes", "--batch-tokens", "--batch-kind", "--hardware"),
-    *("--rank-speeds", "--hidden-size", "--expert-hidden-size"),
+    *("--rank-speeds", "--model", "--weights", "--rows"),
+    *("--hidden-size", "--expert-hidden-size"),
 ]
 FROZEN = {
     "describe": ["trace", "--top-k", "--json"],

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moetuner.cli.messages import note
+from moetuner.cli.model_options import priced_shape, row_types
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE
-from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape, shape_for_model
+from moetuner.evaluation.models import ValueType  # noqa: TC001 - typer reads it
 from moetuner.evaluation.workload import BatchKind  # noqa: TC001 - typer reads it
 from moetuner.planning.options import Pricing
 from moetuner.planning.provenance import pricing_of
@@ -22,6 +23,7 @@ from moetuner.solver import SOLVERS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moetuner.evaluation.models import ModelShape
     from moetuner.placement.model import Placement
     from moetuner.placement.topology import Topology
     from moetuner.trace import CountTrace, Trace
@@ -90,6 +92,24 @@ class CostOptions:
             "[default: alike]"
         ),
     ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a known model, or its config.json  [default: as recorded]"
+        ),
+    ] = None
+    weights: Annotated[
+        ValueType | None,
+        typer.Option(
+            help="What experts are stored in  [default: bf16, or as config.json says]"
+        ),
+    ] = None
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            help="What rows travel in: OUT or OUT,BACK  [default: bf16; back: bf16]"
+        ),
+    ] = None
     hidden_size: HiddenSize = None
     expert_hidden_size: ExpertHiddenSize = None
 
@@ -125,23 +145,19 @@ class CostOptions:
     def _shape(
         self, trace: Trace | CountTrace, told: ModelShape | None, quiet: bool
     ) -> ModelShape:
-        """Sizes as given, else the plan's, else the model's, else stated ones."""
-        known = told or shape_for_model(trace.metadata.model)
-        shape = known or DEFAULT_SHAPE
-        shape = replace(
-            shape,
-            hidden_size=self.hidden_size or shape.hidden_size,
-            expert_hidden_size=self.expert_hidden_size or shape.expert_hidden_size,
+        """Sizes of the model named, else the plan's, else the recorded model's."""
+        out, back = row_types(self.rows)
+        return priced_shape(
+            trace,
+            told,
+            model=self.model,
+            hidden_size=self.hidden_size,
+            expert_hidden_size=self.expert_hidden_size,
+            weights=self.weights,
+            rows_out=out,
+            rows_back=back,
+            quiet=quiet,
         )
-        if known is None and not (self.hidden_size and self.expert_hidden_size):
-            note(
-                f"model {trace.metadata.model or 'unknown'!r} is not in the table: "
-                f"assuming hidden size {shape.hidden_size}, "
-                f"expert hidden size {shape.expert_hidden_size}; "
-                f"set --hidden-size and --expert-hidden-size",
-                quiet,
-            )
-        return shape
 
 
 def priced_words(pricing: Pricing, planned: Placement, name: str) -> str:

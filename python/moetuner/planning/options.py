@@ -46,7 +46,7 @@ class Pricing:
             f"homes {cost.homes.value}",
             f"hardware {cost.hardware.name}",
             f"rank speeds {speeds}",
-            f"experts of {cost.shape.hidden_size} x {cost.shape.expert_hidden_size}",
+            cost.shape.words(),
             f"batches of about {self.batch_tokens:,} tokens ({self.batch_kind.value})"
             if self.batch_tokens
             else "all tokens as one batch",
