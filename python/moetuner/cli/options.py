@@ -15,10 +15,11 @@ from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import Hardware, with_network
 from moetuner.evaluation.models import ValueType  # noqa: TC001 - typer reads it
-from moetuner.evaluation.workload import BatchKind  # noqa: TC001 - typer reads it
+from moetuner.evaluation.workload import BatchKind
 from moetuner.planning.options import Pricing
 from moetuner.planning.provenance import pricing_of
 from moetuner.solver import SOLVERS
+from moetuner.trace.phases import Phase, of_phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from moetuner.placement.topology import Topology
     from moetuner.trace import CountTrace, Trace
 
+PhaseName = enum.Enum(  # type: ignore[misc]
+    "PhaseName", {name: name for name in (*(p.value for p in Phase), "all")}, type=str
+)
 SolverName = enum.Enum("SolverName", {n: n for n in SOLVERS}, type=str)  # type: ignore[misc]
 
 TracePath = Annotated[Path, typer.Argument(help="Routing trace: safetensors or .npz")]
@@ -41,6 +45,10 @@ ExpertHiddenSize = Annotated[
     typer.Option(help="Inner width of one expert, when unknown", min=1, max=2**24),
 ]
 
+OfPhase = Annotated[
+    PhaseName | None,
+    typer.Option("--phase", help="Tokens of this phase alone  [default: all]"),
+]
 TopK = Annotated[
     int | None,
     typer.Option(help="Experts per token, where counts do not say it", min=1),
@@ -77,6 +85,12 @@ class CostOptions:
         typer.Option(
             help="Whole sequences (prefill) or tokens of all (decode)  "
             "[default: sequences]"
+        ),
+    ] = None
+    phase: Annotated[
+        PhaseName | None,
+        typer.Option(
+            help="Tokens of this phase alone; decode: mixed batches  [default: all]"
         ),
     ] = None
     hardware: Annotated[
@@ -142,10 +156,16 @@ class CostOptions:
             else _speeds_of(self.rank_speeds),
         )
         tokens = base.batch_tokens if self.batch_tokens is None else self.batch_tokens
+        phase = base.phase if self.phase is None else _phase_of(self.phase)
+        kind = base.batch_kind
+        if phase is not base.phase:
+            decodes = phase is Phase.DECODE
+            kind = BatchKind.MIXED if decodes else BatchKind.SEQUENCES
         return Pricing(
             cost=cost,
             batch_tokens=tokens,
-            batch_kind=self.batch_kind or base.batch_kind,
+            batch_kind=self.batch_kind or kind,
+            phase=phase,
         )
 
     def machine(self, default: Hardware) -> Hardware:
@@ -173,6 +193,18 @@ class CostOptions:
             rows_back=back,
             quiet=quiet,
         )
+
+
+def _phase_of(name: PhaseName) -> Phase | None:
+    """The phase of that name; None for all."""
+    return None if name.value == "all" else Phase(name.value)
+
+
+def of_named_phase(
+    trace: Trace | CountTrace, name: PhaseName | None
+) -> Trace | CountTrace:
+    """The tokens of a phase that was asked for; all of them without one."""
+    return trace if name is None else of_phase(trace, _phase_of(name))
 
 
 def priced_words(pricing: Pricing, planned: Placement, name: str) -> str:
