@@ -159,6 +159,7 @@ def plan(
         refit=refit,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
+        phase=pricing.phase,
         worst_case=worst_case,
         baselines=baselines,
         prove_seconds=prove,
