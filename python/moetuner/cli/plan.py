@@ -100,7 +100,9 @@ def plan(
         int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
     ] = 0,
     solver: Annotated[SolverName, typer.Option(help="Method")] = SolverName["joint"],
-    time_limit: Annotated[float, typer.Option(help="Seconds for the solver")] = 60.0,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for baselines, solver and scores together")
+    ] = 60.0,
     seed: Annotated[
         int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
     ] = 0,
@@ -118,11 +120,12 @@ def plan(
     ] = False,
     joint: JointOptions,
     prove: Annotated[
-        float, typer.Option(help="Seconds for a lower bound of the result; 0: none")
+        float,
+        typer.Option(help="Seconds more for a lower bound; 0: none"),
     ] = 10.0,
     baselines: Annotated[
         Baselines,
-        typer.Option(help="What stands beside the plan; all: also ilp2, in its time"),
+        typer.Option(help="What stands beside the plan; all: ilp2 too, half the time"),
     ] = Baselines.QUICK,
     cost: CostOptions,
     top_k: TopK = None,
@@ -161,7 +164,9 @@ def demo(
     out_dir: Annotated[Path, typer.Option(help="Folder for the results")] = Path(
         "moetuner-demo"
     ),
-    time_limit: Annotated[float, typer.Option(help="Seconds for the solver")] = 40.0,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for baselines, solver and scores together")
+    ] = 40.0,
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
     quiet: Quiet = False,
 ) -> None:
