@@ -1,4 +1,4 @@
-"""Commands that look at what there is: `describe`, `evaluate`, `verify`."""
+"""Commands that look at what there is: `describe`, `evaluate`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,56 @@ from typing import Annotated
 
 import typer
 
-from moetuner.cli.messages import fail, note
-from moetuner.cli.options import CostOptions, Json, Quiet, TopK, TracePath, priced_words
-from moetuner.errors import InvalidPlacementError, InvalidTraceError
+from moetuner.cli.messages import note
+from moetuner.cli.options import (
+    CostOptions,
+    Json,
+    OfPhase,
+    Quiet,
+    TopK,
+    TracePath,
+    of_named_phase,
+    priced_words,
+)
+from moetuner.errors import InvalidPlacementError
+from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
-_MAX_SHOWN = 20  # differences; --json has all
 
-
-def describe(trace: TracePath, top_k: TopK = None, as_json: Json = False) -> None:
+def describe(
+    trace: TracePath,
+    ranks: Annotated[
+        int, typer.Option(help="GPUs that share the experts; 0: a node of 8", min=0)
+    ] = 0,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Tokens of a batch, about; 0: all in one", min=0)
+    ] = DEFAULT_BATCH_TOKENS,
+    batch_kind: Annotated[
+        BatchKind,
+        typer.Option(help="Whole sequences (prefill) or tokens of all (decode)"),
+    ] = BatchKind.SEQUENCES,
+    top_k: TopK = None,
+    phase: OfPhase = None,
+    as_json: Json = False,
+) -> None:
     """Say what a trace holds: sizes, skew, affinity, what is missing."""
+    from moetuner.planning.skew import measure_skew
+    from moetuner.report.skew import skew_table, skew_words
     from moetuner.report.table import description_table
-    from moetuner.report.terminal import print_content, print_json
+    from moetuner.report.terminal import print_content, print_json, print_sentences
     from moetuner.trace import read_trace
     from moetuner.trace.description import describe as describe_trace
 
-    description = describe_trace(read_trace(trace, top_k=top_k))
+    routing = of_named_phase(read_trace(trace, top_k=top_k), phase)
+    description = describe_trace(routing)
+    skew = measure_skew(
+        routing, ranks, batch_tokens=batch_tokens, batch_kind=batch_kind
+    )
     if as_json:
-        print_json(description.to_json())
-    else:
-        print_content(description_table(description))
+        print_json({**description.to_json(), "skew": skew.to_json()})
+        return
+    print_content(description_table(description))
+    print_content(skew_table(skew))
+    print_sentences(skew_words(skew))
 
 
 def evaluate(
@@ -47,6 +78,7 @@ def evaluate(
     from moetuner.report.table import LEGEND, batch_table, evaluation_table
     from moetuner.report.terminal import print_content, print_json, print_sentences
     from moetuner.trace import read_trace
+    from moetuner.trace.phases import of_phase
 
     routing = read_trace(trace, top_k=top_k)
     names, plans = (
@@ -55,6 +87,7 @@ def evaluate(
     )
     pricing = cost.pricing([routing], quiet, plans[0])
     sha256, scores = routing.sha256(), []
+    scored = of_phase(routing, pricing.phase)
     for name, plan in zip(names, plans, strict=True):
         origin = plan.provenance
         if sha256 in (origin.trace_sha256, *origin.other_traces):
@@ -66,7 +99,7 @@ def evaluate(
         try:
             scores.append(
                 score(
-                    routing,
+                    scored,
                     plan,
                     pricing.cost,
                     batch_tokens=pricing.batch_tokens,
@@ -88,38 +121,3 @@ def evaluate(
         print_content(evaluation_table(names, scores))
         print_content(batch_table(names, scores))
         print_content(LEGEND)
-
-
-def verify(
-    trace: Annotated[Path, typer.Argument(help="Run recorded by record_run")],
-    placement: Annotated[Path, typer.Argument(help="Placement file of the run")],
-    counters: Annotated[Path, typer.Argument(help="Counters file of the run")],
-    as_json: Json = False,
-) -> None:
-    """Compare counted traffic with the evaluator's prediction: exit 1 unless equal."""
-    from dataclasses import asdict
-
-    from moetuner.evaluation.verify import read_record
-    from moetuner.evaluation.verify import verify as compare
-    from moetuner.placement.file import read_placement
-    from moetuner.report.terminal import print_content, print_json
-    from moetuner.trace import Trace, read_trace
-
-    run, record = read_trace(trace), read_record(counters)
-    if not isinstance(run, Trace):
-        raise InvalidTraceError(f"{trace}: only counts, wanted the ids of each token")
-    different = compare(run, read_placement(placement), record)
-    compared = record.counts.size
-    if as_json:
-        found = [asdict(difference) for difference in different]
-        print_json({"equal": not found, "numbers": compared, "different": found})
-    elif not different:
-        layers, ranks, _ = record.counts.shape
-        print_content(
-            f"equal: all {compared} counters of {layers} layers on {ranks} ranks "
-            f"are as predicted for {run.num_tokens} tokens"
-        )
-    for difference in different[: 0 if as_json else _MAX_SHOWN]:
-        print_content(str(difference))
-    if different:
-        fail(f"{len(different)} of {compared} counters are not as predicted", 1)

@@ -19,6 +19,7 @@ from moetuner.cli.options import (
     topology_of,
 )
 from moetuner.errors import InvalidProblemError
+from moetuner.evaluation.cost import CostModel
 from moetuner.planning.baselines import Baselines
 from moetuner.planning.options import PlanOptions
 from moetuner.solver import SolverOptions
@@ -94,7 +95,8 @@ def plan(
         int, typer.Option(help="GPUs of the expert-parallel group", min=1)
     ],
     ranks_per_node: Annotated[
-        int | None, typer.Option(help="GPUs per node  [default: 8, or all]", min=1)
+        int | None,
+        typer.Option(help="GPUs per node  [default: the hardware's, or all]", min=1),
     ] = None,
     slots_per_rank: Annotated[
         int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
@@ -110,6 +112,10 @@ def plan(
     split: Annotated[
         float, typer.Option(help="Share of tokens to plan on; 1: all, none held out")
     ] = 0.5,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="After scoring, plan anew on all tokens"),
+    ] = False,
     also: Annotated[
         list[Path] | None,
         typer.Option(help="One more trace that the plan is for; may be repeated"),
@@ -132,6 +138,7 @@ def plan(
     outputs: Outputs,
 ) -> None:
     """Plan on one part of a trace, score on the other, write the placement."""
+    from moetuner.planning.refit import refit_seconds
     from moetuner.report.outputs import check_outputs
     from moetuner.trace import read_trace
 
@@ -141,7 +148,8 @@ def plan(
         raise InvalidProblemError("--worst-case needs --also")
     if outputs.moves is not None and joint.from_placement is None:
         raise InvalidProblemError("--moves needs --from")
-    topology = topology_of(ranks, ranks_per_node, outputs.quiet)
+    machine = cost.machine(CostModel().hardware)
+    topology = topology_of(ranks, ranks_per_node, outputs.quiet, machine)
     traces = [read_trace(path, top_k=top_k) for path in files]
     pricing = cost.pricing(traces, outputs.quiet)
     options = PlanOptions(
@@ -151,12 +159,20 @@ def plan(
         cost=pricing.cost,
         slots_per_rank=slots_per_rank,
         plan_fraction=split,
+        refit=refit,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
+        phase=pricing.phase,
         worst_case=worst_case,
         baselines=baselines,
         prove_seconds=prove,
     )
+    if refit:
+        note(
+            f"--refit: up to {time_limit:g} s for the plan that is scored, then up to "
+            f"{refit_seconds(options):g} s for that of all tokens",
+            outputs.quiet,
+        )
     _plan_and_show(traces, topology, options, outputs)
 
 
@@ -203,11 +219,17 @@ def _plan_and_show(
     """Write the placement as soon as there is one, all else after scoring."""
     from moetuner.placement.file import write_placement
     from moetuner.planning.plan import plan_trace
+    from moetuner.planning.spare import spare_slots
     from moetuner.report.html import write_report
     from moetuner.report.json import comparison_json
     from moetuner.report.moves import write_moves
     from moetuner.report.progress import ProgressLine
-    from moetuner.report.terminal import print_comparison, print_content, print_json
+    from moetuner.report.terminal import (
+        print_comparison,
+        print_content,
+        print_json,
+        print_sentences,
+    )
 
     written = []
 
@@ -238,9 +260,17 @@ def _plan_and_show(
         if not written:
             raise
         fail(f"interrupted while scoring; {outputs.out} holds the placement", 130)
+    if options.refit and comparison.refit is None:
+        why = "nothing was held out" if comparison.in_sample else "it was interrupted"
+        note(
+            f"no plan was made anew: {why}; {outputs.out} is what is scored",
+            outputs.quiet,
+        )
     if outputs.as_json:
         print_json(comparison_json(comparison))
         return
     print_comparison(comparison)
-    for path in written:
+    if (spare := spare_slots(comparison, options.pricing)) is not None:
+        print_sentences(spare.words())
+    for path in dict.fromkeys(written):
         print_content(f"wrote {path}")

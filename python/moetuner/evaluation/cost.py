@@ -16,6 +16,7 @@ from moetuner._checks import check_positive, one_of
 from moetuner._core import (
     ComputeRates,
     LayerPrice,
+    LinkFactors,
     LinkRates,
     Rates,
     WireRules,
@@ -23,6 +24,8 @@ from moetuner._core import (
 )
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.hardware import HARDWARE, Hardware
+from moetuner.evaluation.rates import Bandwidth
+from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape
 
 if TYPE_CHECKING:
@@ -64,7 +67,7 @@ class Homes(str, enum.Enum):
 class CostModel:
     """Machine, model, and how tokens travel: all that turns row counts into seconds.
 
-    ``wire`` and ``homes`` may be given by their names, "dedup" say.
+    ``wire``, ``homes`` and ``replica_rule`` may be given by their names, "dedup" say.
     ``rank_speeds`` [G] are the ranks' speeds of computing, relative to ``hardware``;
     empty when all are alike.
     """
@@ -74,6 +77,7 @@ class CostModel:
     wire: Wire = Wire.DEDUP
     homes: Homes = Homes.UNIFORM
     rank_speeds: tuple[float, ...] = ()
+    replica_rule: ReplicaRule = ReplicaRule.MOETUNER
 
     def __post_init__(self) -> None:
         speeds = tuple(self.rank_speeds)
@@ -82,23 +86,46 @@ class CostModel:
         object.__setattr__(self, "rank_speeds", speeds)
         object.__setattr__(self, "wire", one_of(Wire, self.wire, "CostModel: wire"))
         object.__setattr__(self, "homes", one_of(Homes, self.homes, "CostModel: homes"))
+        rule = one_of(ReplicaRule, self.replica_rule, "CostModel: replica_rule")
+        object.__setattr__(self, "replica_rule", rule)
 
     def speeds(self, num_ranks: int) -> Floats:
         """``rank_speeds``, spelt out where all ranks are alike, float64 [G]."""
         return np.array(self.rank_speeds or (1.0,) * num_ranks, np.float64)
 
-    @property
-    def equal_speeds(self) -> bool:
-        """Whether all ranks compute alike."""
-        return len(set(self.rank_speeds)) <= 1
+    def alike(self, topology: Topology) -> bool:
+        """Whether nothing but their nodes tells ranks apart, and nothing nodes.
+
+        What leaves a rank may be slower than what enters it.
+        """
+        rates = self.rates(topology)
+        links = (rates.rank_links, rates.node_links)
+        each = [rates.rank_speeds]
+        each += [way for link in links for way in (link.egress, link.ingress)]
+        return all(len(set(values)) <= 1 for values in each)
 
     def check_topology(self, topology: Topology) -> None:
-        """Refuse a number of ranks that ``rank_speeds`` is not about."""
+        """Refuse a number of ranks or nodes that no figure is about."""
         if self.rank_speeds and len(self.rank_speeds) != topology.num_ranks:
             raise InvalidProblemError(
                 f"CostModel: rank_speeds names {len(self.rank_speeds)} ranks, the "
                 f"topology has {topology.num_ranks}"
             )
+        inside = self.hardware.inside
+        between = self.hardware.between(topology.ranks_per_node)
+        of_ranks = (1, topology.ranks_per_node, topology.num_ranks)
+        for name, given, counts in (
+            ("rank_bandwidth", inside, of_ranks),
+            ("nic_bandwidth", between, (1, topology.num_nodes)),
+        ):
+            for values in (given.egress, given.ingress):
+                if len(values) not in counts:
+                    wanted = " or ".join(map(str, sorted(set(counts))))
+                    raise InvalidProblemError(
+                        f"CostModel: {name} of {self.hardware.name} has {len(values)} "
+                        f"values, wanted {wanted} for {topology.num_ranks} ranks on "
+                        f"{topology.num_nodes} nodes"
+                    )
 
     def rates(self, topology: Topology) -> Rates:
         """Seconds of rows, experts and messages on the ranks of ``topology``.
@@ -119,6 +146,26 @@ class CostModel:
             ),
             dispatch_share=shape.dispatch_share,
             rank_speeds=self.speeds(topology.num_ranks).tolist(),
+            rank_links=_factors(hardware.inside, topology.num_ranks),
+            node_links=_factors(
+                hardware.between(topology.ranks_per_node), topology.num_nodes
+            ),
+        )
+
+    def link_bandwidths(self, topology: Topology) -> tuple[Floats, Floats]:
+        """What a row from rank to rank travels at, bytes/s, [G, G] each.
+
+        First as if both were on one node, then over network cards: the slower of what
+        leaves the one and what enters the other.
+        """
+        self.check_topology(topology)
+        cards = Bandwidth.of(self.hardware.nic_bandwidth, "CostModel: nic_bandwidth")
+        node_of = np.arange(topology.num_ranks) // topology.ranks_per_node
+        out, into = self.hardware.inside.spread(topology.num_ranks)
+        card_out, card_into = cards.spread(topology.num_nodes)
+        return (
+            np.minimum.outer(out, into),
+            np.minimum.outer(card_out[node_of], card_into[node_of]),
         )
 
     def layer_price(self, topology: Topology) -> LayerPrice:
@@ -130,10 +177,21 @@ class CostModel:
     ) -> LinkRates:
         hardware = self.hardware
         row_bytes = self.shape.hidden_size * bytes_per_value
-        node_bandwidth = hardware.nic_bandwidth * topology.ranks_per_node
+        inside = hardware.inside
+        between = hardware.between(topology.ranks_per_node)
+        near = hardware.latency(topology.ranks_per_node, between_nodes=False)
+        far = hardware.latency(topology.num_ranks, between_nodes=True)
         return LinkRates(
-            rank_row=row_bytes / hardware.rank_bandwidth,
-            node_row=row_bytes / node_bandwidth,
-            rank_latency=messages * hardware.rank_latency,
-            node_latency=messages * hardware.node_latency,
+            rank_row=row_bytes / inside.slowest,
+            node_row=row_bytes / between.slowest,
+            rank_latency=messages * near,
+            node_latency=messages * far,
         )
+
+
+def _factors(bandwidth: Bandwidth, places: int) -> LinkFactors:
+    """How slow each link is beside the slowest, whose seconds `LinkRates` are."""
+    if bandwidth.places == 1 and bandwidth.egress == bandwidth.ingress:
+        return LinkFactors()
+    egress, ingress = (bandwidth.slowest / each for each in bandwidth.spread(places))
+    return LinkFactors(egress=egress.tolist(), ingress=ingress.tolist())

@@ -23,6 +23,7 @@ from moetuner.planning.recordings import (
     split_recordings,
     workload_of,
 )
+from moetuner.planning.refit import refit
 from moetuner.planning.scores import score_placements
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import (
@@ -73,7 +74,8 @@ def plan_trace(
     one's.
 
     `on_solved` gets the result's placement before the scoring begins, so that it can
-    be kept whatever happens later.
+    be kept whatever happens later; with ``options.refit`` also the one of all tokens,
+    when there is one.
 
     Raises
     ------
@@ -90,7 +92,9 @@ def plan_trace(
     _check_asked((trace, *others), topology, options)
     solver = get_solver(options.solver, options.config)
     seed = options.solver_options.seed
-    recordings = split_recordings((trace, *others), options.plan_fraction, seed)
+    recordings = split_recordings(
+        (trace, *others), options.plan_fraction, seed, options.phase
+    )
     problem = PlacementProblem.from_workload(
         workload_of(recordings, options),
         topology,
@@ -117,7 +121,8 @@ def plan_trace(
     )
     if beside.interrupted:
         result = interrupted(result)
-    result = with_source(result, recordings, options, history.points())
+    of_part = replace(options, refit=False)
+    result = with_source(result, recordings, of_part, history.points())
     if on_solved is not None:
         on_solved(result.placement)
     if options.baselines is Baselines.ALL:
@@ -129,14 +134,20 @@ def plan_trace(
     result = _proven(problem, result, options, progress)
     solutions = {
         name: with_source(
-            solution, recordings, replace(options, solver=solver_of(name), config=None)
+            solution, recordings, replace(of_part, solver=solver_of(name), config=None)
         )
         for name, solution in beside.solutions.items()
     }
     solutions[options.solver] = result
     if options.solver == REFERENCE:  # gains are measured against the first
         solutions = {REFERENCE: result, **solutions}
-    return _score(beside, solutions, options)
+    comparison = _score(beside, solutions, options)
+    if not options.refit:
+        return comparison
+    again = refit(*(comparison, (trace, *others), topology, options), progress=progress)
+    if again is not None and on_solved is not None:
+        on_solved(again.placement)
+    return replace(comparison, refit=again)
 
 
 def _score(

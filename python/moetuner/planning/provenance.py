@@ -141,7 +141,7 @@ def _before_0_2(told: Mapping[str, Any]) -> dict[str, Any]:
     }
     cost = {
         "hardware": to_plain(hardware),
-        "shape": {**to_plain(DEFAULT_SHAPE), **sizes},
+        "shape": {**to_plain(DEFAULT_SHAPE), **sizes, "guessed": len(sizes) < 2},
         "wire": told["wire"],
         "homes": told["homes"],
     }
@@ -173,6 +173,8 @@ def part_of(placement: Placement, trace_sha256: str) -> tuple[float, int] | None
             "planned on this trace, but its provenance does not say on which part "
             "(plan_fraction, seed): nothing is known to be held out"
         )
+    if told.get("refit") is True:
+        fraction = 1.0  # what validated it is another placement
     return float(fraction), int(seed)  # type: ignore[arg-type]
 
 

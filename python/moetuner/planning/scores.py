@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from moetuner.evaluation.cost import CostModel
     from moetuner.evaluation.evaluate import Draws, Evaluation, GainInterval
+    from moetuner.evaluation.workload import BatchKind
     from moetuner.placement.model import Placement
     from moetuner.placement.topology import Topology
     from moetuner.planning.baselines import Rival
@@ -49,6 +50,8 @@ class Comparison:
     """The first is the baseline of every gain."""
     result: Scored
     cost: CostModel
+    batch_kind: BatchKind
+    """How tokens of a batch belong together."""
     scored: Trace | CountTrace
     """The tokens that are scored."""
     trace_sha256: str
@@ -64,6 +67,9 @@ class Comparison:
     """Baselines that could not be planned, and why."""
     others: tuple[Comparison, ...] = ()
     """The same placements on every other recording that the plan is for."""
+    refit: Solution | None = None
+    """The plan of all tokens that the same options make; what is scored is the plan of
+    one part. None when nobody asked for it or it was not made."""
     overall: Overall | None = None
     """All recordings together, where there are several."""
 
@@ -179,6 +185,7 @@ def score_placements(
         candidates=tuple(scored.values()),
         result=scored[result],
         cost=pricing.cost,
+        batch_kind=pricing.batch_kind,
         scored=recording.score,
         trace_sha256=recording.sha256,
         plan_tokens=recording.plan_tokens,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner._files import atomic_path
-from moetuner.report.changes import changes
+from moetuner.placement.changes import changes
 from moetuner.report.html.colors import AFTER, BEFORE, OTHER, PARTS
 from moetuner.report.plot import new_figure, plain, plot_loads, plot_traffic
 from moetuner.report.quantities import (

@@ -31,8 +31,18 @@ def comparison_json(report: Comparison) -> dict[str, Any]:
         "placements": [_scored(each) for each in report.candidates],
         "best_baseline": _plain(report.rival),
         "left_out": dict(report.left_out),
+        "refit": None if report.refit is None else _refit(report.refit),
         "overall": _plain(report.overall),
         "others": [_other(each) for each in report.others],
+    }
+
+
+def _refit(solution: Solution) -> dict[str, Any]:
+    placement = solution.placement
+    return {
+        **_claims(solution),
+        "placement_sha256": placement.sha256(),
+        "validation": dict(placement.provenance.validation),
     }
 
 

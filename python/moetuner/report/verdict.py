@@ -24,6 +24,10 @@ _OF_TRAFFIC = (Objective.LINK_TRAFFIC.value, Objective.TOTAL_TRAFFIC.value)
 
 def verdict(comparison: Comparison) -> str:
     """Say what was gained on held-out data over baselines, or that nothing was."""
+    return " ".join([_verdict(comparison), *_refit(comparison)])
+
+
+def _verdict(comparison: Comparison) -> str:
     reason = _no_gain_possible(comparison)
     if reason:
         return reason
@@ -32,6 +36,24 @@ def verdict(comparison: Comparison) -> str:
     return " ".join(
         [*_gains(comparison), *_other_traces(comparison), *_notes(comparison)]
     )
+
+
+def _refit(comparison: Comparison) -> list[str]:
+    """What is written, where that is not what was scored."""
+    if comparison.refit is not None:
+        return [
+            "Written is the plan that the same options make of all tokens (--refit); "
+            "what is scored is the plan of one part."
+        ]
+    told = comparison.result.placement.provenance.validation
+    seconds, tokens = told.get("batch_seconds_mean"), told.get("score_tokens")
+    if not isinstance(seconds, (int, float)) or not isinstance(tokens, int):
+        return []
+    return [
+        f"It was made of all tokens of its recording. What validates it is a plan of "
+        f"one part by the same options: {seconds * 1e3:.4g} ms for the mean batch of "
+        f"{tokens:,} held-out tokens."
+    ]
 
 
 def is_claimed(gain: GainInterval) -> bool:

@@ -6,7 +6,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from moetuner._files import atomic_write_text
-from moetuner.report.changes import changes
+from moetuner.placement.changes import changes
 from moetuner.report.html.content import Numbers
 from moetuner.report.html.markup import Markup, tag
 from moetuner.report.html.sections.convergence import convergence

@@ -42,6 +42,7 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "machine": f"{cost.hardware.name}, {comparison.topology.num_ranks} ranks, "
         f"{comparison.topology.ranks_per_node} per node",
         "wire, homes": f"{cost.wire.value}, {cost.homes.value}",
+        "replica rule": cost.replica_rule.value,
         "expert": f"{cost.shape.hidden_size} x {cost.shape.expert_hidden_size}, "
         f"{cost.shape.num_projections} projections, "
         f"{cost.shape.expert_bytes / 1e6:.3g} MB",
@@ -51,6 +52,11 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "solver": origin.solver or "unknown",
         "moetuner": moetuner.__version__,
     }
+    if comparison.refit is not None:
+        about_it = comparison.refit.placement
+        facts["placement file"] = f"made of all tokens, sha256 {about_it.sha256()}"
+    if origin.validation:
+        facts["validated by"] = "; ".join(_told(origin.validation))
     options = "; ".join(_told(origin.options))
     return {**facts, "planned with": options} if options else facts
 

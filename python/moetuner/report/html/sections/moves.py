@@ -16,8 +16,8 @@ from moetuner.report.html.sections.summary import size
 
 if TYPE_CHECKING:
     from moetuner.evaluation.hardware import Hardware
+    from moetuner.placement.changes import Changes
     from moetuner.planning.scores import Comparison
-    from moetuner.report.changes import Changes
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 
@@ -95,8 +95,8 @@ def _lead(comparison: Comparison, pair: Pair, moved: Changes) -> str:
 
 def _seconds(moved: Changes, hardware: Hardware) -> float:
     """Time of the busiest link, when all links carry their whole bandwidth."""
-    near = moved.per_rank(between_nodes=False) / hardware.rank_bandwidth
-    far = moved.per_rank(between_nodes=True) / hardware.nic_bandwidth
+    near = moved.per_rank(between_nodes=False) / hardware.inside.slowest
+    far = moved.per_rank(between_nodes=True) / hardware.between(1).slowest
     return float(np.maximum(near, far).max() * moved.expert_bytes)
 
 

@@ -14,8 +14,8 @@ from moetuner.report.verdict import (
 )
 
 if TYPE_CHECKING:
+    from moetuner.placement.changes import Changes
     from moetuner.planning.scores import Comparison
-    from moetuner.report.changes import Changes
 
     Tile = tuple[str, str, str]
 
