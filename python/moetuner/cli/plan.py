@@ -101,6 +101,10 @@ def plan(
     slots_per_rank: Annotated[
         int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
     ] = 0,
+    redundant: Annotated[
+        int | None,
+        typer.Option(help="Redundant experts of a layer, as engines count", min=0),
+    ] = None,
     solver: Annotated[SolverName, typer.Option(help="Method")] = SolverName["joint"],
     time_limit: Annotated[
         float, typer.Option(help="Seconds for baselines, solver and scores together")
@@ -138,6 +142,7 @@ def plan(
     outputs: Outputs,
 ) -> None:
     """Plan on one part of a trace, score on the other, write the placement."""
+    from moetuner.planning.redundancy import slots_with_redundant
     from moetuner.planning.refit import refit_seconds
     from moetuner.report.outputs import check_outputs
     from moetuner.trace import read_trace
@@ -148,10 +153,15 @@ def plan(
         raise InvalidProblemError("--worst-case needs --also")
     if outputs.moves is not None and joint.from_placement is None:
         raise InvalidProblemError("--moves needs --from")
+    if redundant is not None and slots_per_rank:
+        raise InvalidProblemError("give --redundant or --slots-per-rank, not both")
     machine = cost.machine(CostModel().hardware)
     topology = topology_of(ranks, ranks_per_node, outputs.quiet, machine)
     traces = [read_trace(path, top_k=top_k) for path in files]
     pricing = cost.pricing(traces, outputs.quiet)
+    if redundant is not None:
+        experts = traces[0].num_experts
+        slots_per_rank = slots_with_redundant(experts, ranks, redundant)
     options = PlanOptions(
         solver=solver.value,
         config=joint.config(solver.value),
