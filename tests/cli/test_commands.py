@@ -167,7 +167,8 @@ def test_json_alone_goes_to_standard_output(folder, ids):
     result = folder.plan(folder.trace(ids), "--json")
     json.loads(result.stdout)
     assert "note: model 'unknown'" in result.stderr
-    assert folder.plan(folder.trace(ids), "--json", "--quiet").stderr == ""
+    sizes = ("--hidden-size", 64, "--expert-hidden-size", 8)
+    assert folder.plan(folder.trace(ids), "--json", "--quiet", *sizes).stderr == ""
 
 
 def test_evaluate_scores_each_placement_file(folder, ids):

@@ -144,9 +144,17 @@ def test_every_line_of_the_table_fits_80_columns(folder, ids):
 
 
 def test_quiet_says_nothing_but_the_result(folder, ids):
-    result = sweep(folder, folder.trace(ids), "--ranks", "4,12", "--json", "--quiet")
+    sizes = ("--hidden-size", 64, "--expert-hidden-size", 64)
+    asked = ("--ranks", "4,12", *sizes, "--json", "--quiet")
+    result = sweep(folder, folder.trace(ids), *asked)
     assert result.stderr == ""
     json.loads(result.stdout)
+
+
+def test_assumed_sizes_are_told_once(folder, ids):
+    machines = ("--hardware", "h100,h200")
+    result = sweep(folder, folder.trace(ids), "--ranks", 4, *machines)
+    assert result.stderr.count("is not in the table") == 1
 
 
 @pytest.mark.parametrize(

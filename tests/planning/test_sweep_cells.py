@@ -13,7 +13,9 @@ from moetuner.planning.options import PlanOptions, Pricing
 from moetuner.planning.plan import plan_trace
 from moetuner.planning.sweep import Setup, sweep
 from moetuner.solver import SolverOptions, SolveStatus
+from moetuner.solver.joint.config import JointConfig
 from moetuner.trace import CountTrace
+from moetuner.trace.phases import Phase
 from strategies import make_trace, random_ids
 
 SHAPE = ModelShape(hidden_size=64, expert_hidden_size=32)
@@ -157,9 +159,19 @@ def test_an_interrupted_cell_is_no_cell_and_those_before_it_are_kept(
 
 def test_news_name_the_cell(trace):
     heard = []
-    options = dataclasses.replace(ASKED, solver="joint")
-    short = dataclasses.replace(options.solver_options, time_limit=0.3)
-    options = dataclasses.replace(options, solver_options=short, baselines="none")
+    options = dataclasses.replace(
+        ASKED, solver="joint", config=JointConfig(rounds=1), baselines="none"
+    )
     sweep(trace, [setup(2), setup(4)], options, progress=heard.append)
     stages = {event.stage.partition(",")[0] for event in heard}
     assert stages == {"cell 1/2", "cell 2/2"}
+
+
+def test_a_phase_is_planned_and_scored_alone(trace):
+    phased = dataclasses.replace(
+        trace, phase=(np.arange(800) % 20 >= 15).astype(np.uint8)
+    )
+    decode = dataclasses.replace(PRICING, phase=Phase.DECODE, batch_kind="mixed")
+    (cell,) = sweep(phased, [setup(4, pricing=decode)], ASKED).cells
+    assert cell.scored.score_tokens == 200 - cell.scored.plan_tokens == 100
+    assert cell.batch_size <= 50

@@ -158,9 +158,14 @@ def _setups(
     from moetuner.planning.sweep import Setup
 
     setups = []
-    for number, hardware in enumerate((cost.hardware or "").split(",")):
-        one = replace(cost, hardware=hardware.strip() or None)
-        pricing = one.pricing([routing], quiet or number > 0)  # notes are said once
+    named = [
+        replace(cost, hardware=name.strip() or None)
+        for name in (cost.hardware or "").split(",")
+    ]
+    first = named[0].pricing([routing], quiet)  # says what it assumes, once
+    for one in named:
+        machine = one.machine(first.cost.hardware)
+        pricing = replace(first, cost=replace(first.cost, hardware=machine))
         for size in sizes:
             tokens = tokens_per_gpu * size or pricing.batch_tokens
             setups += [

@@ -268,6 +268,7 @@ def _cell(
         cost=pricing.cost,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
+        phase=pricing.phase,
         slots_per_rank=setup.slots(trace.num_experts),
     )
     comparison = plan_trace(
