@@ -40,7 +40,7 @@ def test_json_tells_all_and_the_new_plan_is_written(folder, in_use):
     old = folder.path / "trace.safetensors"
     result = drift(
         *(folder, *in_use, "--threshold", 0, "--out", new, "--recording", old),
-        *("--json", "--quiet", "--hidden-size", 64, "--expert-hidden-size", 64),
+        *("--json", "--quiet", "--hidden-size", 4096, "--expert-hidden-size", 2048),
     )
     assert result.exit_code == REPLAN
     assert result.stderr == ""
