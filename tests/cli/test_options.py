@@ -68,6 +68,12 @@ FROZEN = {
         *("--time-limit", "--seed", "--threads", "--split", "--out", *COST),
         *("--top-k", "--json", "--quiet"),
     ],
+    "sweep": [
+        *("trace", "--ranks", "--ranks-per-node", "--redundant", "--slots-per-rank"),
+        *("--tokens-per-gpu", "--memory", "--solver", "--time-limit", "--seed"),
+        *("--threads", "--split", "--csv", "--plot", "--placements", *COST),
+        *("--top-k", "--json", "--quiet"),
+    ],
     "demo": ["--out-dir", "--time-limit", "--threads", "--quiet"],
     "import": [
         *("files", "--out", "--format", "--model", "--dataset", "--num-experts"),
