@@ -91,6 +91,7 @@ def test_every_exchange_under_every_placement(results):
     assert done.returncode == 0, done.stderr
     for name in found:
         assert f"| {name} |" in done.stdout
+    assert "- prefill, ours: joint" not in done.stdout  # it was not planned
     for heading in ("| ablation |", "| as printed, Mixtral-8x7B, two nodes |"):
         assert heading in done.stdout
 
