@@ -124,7 +124,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--backend", choices=["nccl", "gloo"], default="nccl")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=60, help="of a case, at most")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60,
+        help="after which no repetition of a case begins",
+    )
     parser.add_argument("--parts", type=int, default=2, help="repetitions by parts")
     parser.add_argument("--weights", type=Path, help="of train.py: routes by itself")
     parser.add_argument("--text", type=Path, help="of corpus.py, for it to read")
