@@ -56,6 +56,7 @@ CONTENT = {
     "cases": [
         {
             "case": CASE,
+            "shaped": True,
             "results": [
                 result("contiguous", [200.0, 400.0, 100.0], PLAIN, dispatch=45.0),
                 result("contiguous", [100.0, 200.0, 50.0]),
@@ -94,7 +95,7 @@ def test_plans_meet_the_fastest_other_with_as_many_slots(load):
 
 def test_the_page_has_what_was_measured(load):
     page = load("table").page(CONTENT)
-    assert "## made-up, 2 x 2 ranks, 5 Gbit/s between nodes" in page
+    assert "## made-up, 2 x 2 ranks, 5 Gbit/s\n" in page
     assert "- timed: 3 repetitions, and 1 by parts" in page
     assert (
         "| ours: joint | 90.0 (60.0) | 138.0 | 148.8 | 4,444 | -25.0 % (-32.5 to -17.5)"
@@ -105,6 +106,12 @@ def test_the_page_has_what_was_measured(load):
     # Both tails and the step against the paper's stack.
     assert "| ours: joint | -50.0 | -50.0 | -62.5 |" in page
     assert "| as printed, Mixtral-8x7B, two nodes | -27.0 | -30.5 | -17.5 |" in page
+
+
+def test_a_link_that_was_not_made_is_no_link(load):
+    (case,) = CONTENT["cases"]
+    page = load("table").page(CONTENT | {"cases": [case | {"shaped": False}]})
+    assert "## made-up, 2 x 2 ranks, planned for 5 Gbit/s\n" in page
 
 
 def test_the_picture_shows_every_placement(load, tmp_path):

@@ -104,6 +104,14 @@ def rivals(found: dict[str, Figures], phase: str) -> dict[str, Figures]:
     return best
 
 
+def link_of(content: dict[str, Any]) -> str:
+    """The rate between nodes, if the run shaped it; else it is only what plans knew."""
+    gbit = content["case"]["gbit"]
+    if not gbit:
+        return ""
+    return f", {'' if content['shaped'] else 'planned for '}{gbit:g} Gbit/s"
+
+
 def figures_of(case: dict[str, Any]) -> dict[str, Figures]:
     """By the variant's name."""
     return {

@@ -64,7 +64,7 @@ def run_case(case: Case, options: argparse.Namespace, place: Place) -> dict[str,
             | {"decode_ms": [turn.decode for turn in turns[number]]}
             | {"parts": parts[number], "said": said(bench, number, one)}
         )
-    return {"case": case.about(), "results": results}
+    return {"case": case.about(), "shaped": bool(place.node), "results": results}
 
 
 def make_bench(

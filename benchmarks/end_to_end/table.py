@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import beside  # noqa: F401
-from figures import PHASES, Figures, figures_of, reference, rivals
+from figures import PHASES, Figures, figures_of, link_of, reference, rivals
 from variants import ABLATION, BASELINE, Variant
 
 HOW = """
@@ -38,13 +38,14 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
     return ["", row(heads), "|---" * len(heads) + "|", *map(row, rows)]
 
 
-def about(case: dict[str, Any]) -> list[str]:
+def about(content: dict[str, Any]) -> list[str]:
     """A heading, and what was run."""
+    case = content["case"]
     family, sizes, topology = (case[name] for name in ("family", "sizes", "topology"))
     nodes = topology["num_ranks"] // topology["ranks_per_node"]
-    link = f", {case['gbit']:g} Gbit/s between nodes" if case["gbit"] else ""
     lines = [
-        f"\n## {family['name']}, {nodes} x {topology['ranks_per_node']} ranks{link}\n",
+        f"\n## {family['name']}, {nodes} x {topology['ranks_per_node']} ranks"
+        f"{link_of(content)}\n",
         f"- model: {case['layers']} layers, hidden {family['hidden']}, "
         f"{family['experts']} experts of {family['inner']}, top {family['top_k']}, "
         f"{case['dtype']}",
@@ -178,7 +179,7 @@ def page(content: dict[str, Any]) -> str:
     lines.append(HOW)
     for case in content["cases"]:
         found = figures_of(case)
-        lines += [*about(case["case"]), repeated(case["results"])]
+        lines += [*about(case), repeated(case["results"])]
         for phase in PHASES:
             lines += steps(found, phase)
         lines += verdicts(found)
