@@ -108,6 +108,13 @@ def attention_of(device: str):
     return sdpa_kernel([flash, memory, SDPBackend.MATH])
 
 
+def look_around() -> dict[str, str]:
+    """The machine; leaves its GPU empty."""
+    found = environment()
+    torch.cuda.empty_cache()
+    return found
+
+
 def options_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -140,8 +147,11 @@ def main() -> None:
     options = options_of()
     # Newer torch calls some collectives by other names; older knows only these.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    first = (options.task or {"rank": int(os.environ.get("RANK", "0"))})["rank"] == 0
-    machine = environment() if first else {}  # before others have work on its GPU
+    if options.task is None:
+        first = os.environ["RANK"] == "0"
+        machine = look_around() if first else {}  # before there is work on its GPU
+    else:
+        first, machine = options.task["rank"] == 0, options.task["machine"]
     place = join(options.task, device=options.device, backend=options.backend)
     found = []
     with torch.no_grad(), attention_of(options.device):
