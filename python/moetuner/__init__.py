@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from moetuner.evaluation.models import read_model as read_model
     from moetuner.evaluation.rates import Bandwidth as Bandwidth
     from moetuner.evaluation.rates import Latency as Latency
+    from moetuner.evaluation.replica_rule import ReplicaRule as ReplicaRule
     from moetuner.evaluation.shapes import ModelShape as ModelShape
     from moetuner.evaluation.shapes import shape_for_model as shape_for_model
     from moetuner.evaluation.workload import BatchKind as BatchKind
@@ -94,6 +95,7 @@ _MODULE_OF = {
     "find_model": "evaluation.models",
     "read_model": "evaluation.models",
     "Wire": "evaluation.cost",
+    "ReplicaRule": "evaluation.replica_rule",
     "shape_for_model": "evaluation.shapes",
     "describe": "trace.description",
     "MoetunerError": "errors",

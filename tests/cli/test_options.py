@@ -20,13 +20,15 @@ from moetuner.placement.model import Provenance
 from moetuner.planning.provenance import options_of
 
 COST = [
-    *("--wire", "--homes", "--batch-tokens", "--batch-kind", "--phase"),
-    "--hardware",
-    *("--network", "--rank-speeds", "--model", "--weights", "--rows"),
-    *("--hidden-size", "--expert-hidden-size"),
+    *("--wire", "--homes", "--replica-rule", "--batch-tokens", "--batch-kind"),
+    *("--phase", "--hardware", "--network", "--rank-speeds"),
+    *("--model", "--weights", "--rows", "--hidden-size", "--expert-hidden-size"),
 ]
 FROZEN = {
-    "describe": ["trace", "--top-k", "--phase", "--json"],
+    "describe": [
+        *("trace", "--ranks", "--batch-tokens", "--batch-kind", "--top-k", "--phase"),
+        "--json",
+    ],
     "plan": [
         *("trace", "--ranks", "--ranks-per-node", "--slots-per-rank", "--solver"),
         *("--time-limit", "--seed", "--threads", "--split", "--refit", "--also"),

@@ -15,6 +15,8 @@ from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import Hardware, with_network
 from moetuner.evaluation.models import ValueType  # noqa: TC001 - typer reads it
+from moetuner.evaluation.replica_rule import ReplicaRule  # noqa: TC001 - typer reads it
+from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import BatchKind
 from moetuner.planning.options import Pricing
 from moetuner.planning.provenance import pricing_of
@@ -73,6 +75,12 @@ class CostOptions:
     homes: Annotated[
         Homes | None,
         typer.Option(help="Where a token is when a layer begins  [default: uniform]"),
+    ] = None
+    replica_rule: Annotated[
+        ReplicaRule | None,
+        typer.Option(
+            help="Whose rule says which replica a token takes  [default: moetuner]"
+        ),
     ] = None
     batch_tokens: Annotated[
         int | None,
@@ -151,6 +159,7 @@ class CostOptions:
             shape=shape,
             wire=self.wire or _possible_wire(traces, base.cost.wire, quiet),
             homes=self.homes or base.cost.homes,
+            replica_rule=self.replica_rule or base.cost.replica_rule,
             rank_speeds=speeds
             if self.rank_speeds is None
             else _speeds_of(self.rank_speeds),

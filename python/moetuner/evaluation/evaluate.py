@@ -186,7 +186,14 @@ def bootstrap_seconds(
     differences between placements are paired. NaN without at least two sequences.
     """
     groups = _blocks(trace)
-    rows = tally(trace, placement, wire=cost.wire, homes=cost.homes, groups=groups)
+    rows = tally(
+        trace,
+        placement,
+        wire=cost.wire,
+        homes=cost.homes,
+        replica_rule=cost.replica_rule,
+        groups=groups,
+    )
     num_groups = rows.tokens.shape[0]
     weights = np.ones((1 + samples, num_groups))
     if num_groups < 2:

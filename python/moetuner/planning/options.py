@@ -29,7 +29,7 @@ class Pricing:
     Parameters
     ----------
     cost
-        Machine, model shape, wire and homes.
+        Machine, model shape, wire, homes and replica rule.
     batch_tokens, batch_kind
         Batches, see `moetuner.evaluation.workload.Workload`.
     phase
@@ -51,6 +51,8 @@ class Pricing:
             f"hardware {cost.hardware.name}",
             f"rank speeds {speeds}",
             *([f"network {cost.hardware.network}"] if cost.hardware.network else ()),
+            f"replica rule {cost.replica_rule.value}",
+            f"experts of {cost.shape.hidden_size} x {cost.shape.expert_hidden_size}",
             cost.shape.words(),
             *([] if self.phase is None else [f"tokens of {self.phase.value}"]),
             f"batches of about {self.batch_tokens:,} tokens ({self.batch_kind.value})"
@@ -73,14 +75,16 @@ class PlanOptions:
     solver_options
         Time limit, seed, threads.
     cost
-        Machine, model shape, wire and homes that placements are scored with.
+        Machine, model shape, wire, homes and replica rule that placements are scored
+        with.
     slots_per_rank
         Slots per rank and layer; 0 means just enough, or those of the placement in
         use where that holds replicas.
     plan_fraction
         Share of the tokens to plan on; the rest scores. 1 holds nothing out.
     refit
-        After scoring make the plan anew, on all tokens, with the same options.
+        After scoring make the plan anew, on all tokens, with the same options and in
+        ``time_limit / plan_fraction`` seconds: as many for each token.
     batch_tokens, batch_kind
         Batches that are planned for and scored, see
         `moetuner.evaluation.workload.Workload`.

@@ -259,6 +259,7 @@ def search_problem(
         ranks_per_node=1 if nodes_alone else per_node,
         wire=cost.wire.rules,
         homes=cost.homes,
+        replica_rule=cost.replica_rule,
         rates=rates,
         smoothing=added,
         stay_rank=stay,
