@@ -16,7 +16,6 @@ from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import Hardware, with_network
 from moetuner.evaluation.models import ValueType  # noqa: TC001 - typer reads it
 from moetuner.evaluation.replica_rule import ReplicaRule  # noqa: TC001 - typer reads it
-from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import BatchKind
 from moetuner.planning.options import Pricing
 from moetuner.planning.provenance import pricing_of
