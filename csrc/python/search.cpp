@@ -101,6 +101,8 @@ BoundProblem make_problem(const Array<std::int16_t>& topk_ids,
   check(ranks_per_node >= 1 && ranks % ranks_per_node == 0,
         "SearchProblem: ranks_per_node must divide the ranks of rates, got " +
             std::to_string(ranks_per_node) + " and " + std::to_string(ranks));
+  check(rates.node_links.fits(ranks / ranks_per_node),
+        "SearchProblem: node_links of rates must be of all nodes, or empty");
   if (home) {
     check_vector("home", *home, topk_ids.shape(0));
     check_values("SearchProblem: home", *home, ranks);

@@ -25,7 +25,9 @@ COST = [
     *("--hidden-size", "--expert-hidden-size"),
 ]
 FROZEN = {
-    "describe": ["trace", "--top-k", "--json"],
+    "describe": [
+        *("trace", "--ranks", "--batch-tokens", "--batch-kind", "--top-k", "--json"),
+    ],
     "plan": [
         *("trace", "--ranks", "--ranks-per-node", "--slots-per-rank", "--solver"),
         *("--time-limit", "--seed", "--threads", "--split", "--refit", "--also"),

@@ -46,21 +46,34 @@ TEST(links_of_a_token_by_hand) {
   const auto links_of = [&](Wire wire) {
     LinkCounts links(1, 4, 2, rules_of(wire));
     links.add(0, 0, ranks, 3, 1);
-    return std::array{links.busiest_rank(0), links.busiest_node(0), links.remote_ranks(0)};
+    return std::array<double, 3>{links.busiest_rank(0, {}, false),
+                                 links.busiest_node(0, {}, false),
+                                 static_cast<double>(links.remote_ranks(0))};
   };
-  CHECK((links_of(Wire::kDedup) == std::array{1, 1, 3}));
-  CHECK((links_of(Wire::kPerExpert) == std::array{1, 2, 3}));
-  CHECK((links_of(Wire::kAllGather) == std::array{0, 0, 0}));  // no placement changes them
+  CHECK((links_of(Wire::kDedup) == std::array<double, 3>{1, 1, 3}));
+  CHECK((links_of(Wire::kPerExpert) == std::array<double, 3>{1, 2, 3}));
+  CHECK(
+      (links_of(Wire::kAllGather) == std::array<double, 3>{0, 0, 0}));  // no placement changes them
+}
+
+TEST(links_that_differ_count_by_their_time_each_way) {
+  // Two rows leave rank 0, for ranks 1 and 2.
+  const std::int32_t ranks[] = {1, 2};
+  LinkCounts links(1, 4, 4, rules_of(Wire::kDedup));
+  links.add(0, 0, ranks, 2, 1);
+  const LinkFactors factors{{0.2, 1, 1, 1}, {1, 0.3, 0.5, 1}};
+  CHECK_EQUAL(links.busiest_rank(0, factors, false), 0.5);  // into rank 2
+  CHECK_EQUAL(links.busiest_rank(0, factors, true), 2.0);   // back into rank 0
 }
 
 TEST(a_token_that_goes_leaves_no_row_behind) {
   const std::int32_t ranks[] = {3, 1};
   LinkCounts links(2, 4, 2, rules_of(Wire::kDedup));
   links.add(1, 2, ranks, 2, 1);
-  CHECK(links.busiest_rank(1) > 0);
+  CHECK(links.busiest_rank(1, {}, false) > 0);
   links.add(1, 2, ranks, 2, -1);
-  CHECK_EQUAL(links.busiest_rank(1), 0);
-  CHECK_EQUAL(links.busiest_node(1), 0);
+  CHECK_EQUAL(links.busiest_rank(1, {}, false), 0.0);
+  CHECK_EQUAL(links.busiest_node(1, {}, false), 0.0);
   CHECK_EQUAL(links.remote_nodes(1), 0);
 }
 

@@ -157,8 +157,9 @@ double TokenLayer::price_scenario(std::int64_t s) const {
   const Rates& rates = price.rates();
   // A direction takes its share of a row both ways.
   const auto exchange = [&](const LinkCounts& links, const LinkRates& direction, double share) {
-    const double rank = links.busiest_rank(s);
-    const double node = links.busiest_node(s);
+    const bool back = &links == &counts_.combine;
+    const double rank = links.busiest_rank(s, rates.rank_links, back);
+    const double node = links.busiest_node(s, rates.node_links, back);
     seconds += share * scale * transfer_seconds(rates.both_ways, rank, node);
     seconds += latency_seconds(direction, rank, node);
     rank_copies += share * links.remote_ranks(s);

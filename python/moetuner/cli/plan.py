@@ -135,6 +135,7 @@ def plan(
     outputs: Outputs,
 ) -> None:
     """Plan on one part of a trace, score on the other, write the placement."""
+    from moetuner.planning.refit import refit_seconds
     from moetuner.report.outputs import check_outputs
     from moetuner.trace import read_trace
 
@@ -162,6 +163,12 @@ def plan(
         baselines=baselines,
         prove_seconds=prove,
     )
+    if refit:
+        note(
+            f"--refit: up to {time_limit:g} s for the plan that is scored, then up to "
+            f"{refit_seconds(options):g} s for that of all tokens",
+            outputs.quiet,
+        )
     _plan_and_show(traces, topology, options, outputs)
 
 

@@ -16,6 +16,7 @@ from moetuner._checks import check_positive, one_of
 from moetuner._core import (
     ComputeRates,
     LayerPrice,
+    LinkFactors,
     LinkRates,
     Rates,
     WireRules,
@@ -92,10 +93,16 @@ class CostModel:
         """``rank_speeds``, spelt out where all ranks are alike, float64 [G]."""
         return np.array(self.rank_speeds or (1.0,) * num_ranks, np.float64)
 
-    @property
-    def equal_speeds(self) -> bool:
-        """Whether all ranks compute alike."""
-        return len(set(self.rank_speeds)) <= 1
+    def alike(self, topology: Topology) -> bool:
+        """Whether nothing but their nodes tells ranks apart, and nothing nodes.
+
+        What leaves a rank may be slower than what enters it.
+        """
+        rates = self.rates(topology)
+        links = (rates.rank_links, rates.node_links)
+        each = [rates.rank_speeds]
+        each += [way for link in links for way in (link.egress, link.ingress)]
+        return all(len(set(values)) <= 1 for values in each)
 
     def check_topology(self, topology: Topology) -> None:
         """Refuse a number of ranks or nodes that no figure is about."""
@@ -139,6 +146,10 @@ class CostModel:
             ),
             dispatch_share=shape.dispatch_share,
             rank_speeds=self.speeds(topology.num_ranks).tolist(),
+            rank_links=_factors(hardware.inside, topology.num_ranks),
+            node_links=_factors(
+                hardware.between(topology.ranks_per_node), topology.num_nodes
+            ),
         )
 
     def link_bandwidths(self, topology: Topology) -> tuple[Floats, Floats]:
@@ -176,3 +187,11 @@ class CostModel:
             rank_latency=messages * near,
             node_latency=messages * far,
         )
+
+
+def _factors(bandwidth: Bandwidth, places: int) -> LinkFactors:
+    """How slow each link is beside the slowest, whose seconds `LinkRates` are."""
+    if bandwidth.places == 1 and bandwidth.egress == bandwidth.ingress:
+        return LinkFactors()
+    egress, ingress = (bandwidth.slowest / each for each in bandwidth.spread(places))
+    return LinkFactors(egress=egress.tolist(), ingress=ingress.tolist())

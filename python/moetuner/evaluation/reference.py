@@ -133,8 +133,11 @@ def _slowest_link(
         ),
     ):
         for side in ("egress", "ingress"):
-            for link in getattr(rows, f"{way}{kind}_{side}")[at]:
-                seconds = max(seconds, link * row_bytes / bandwidth.slowest)
+            links = getattr(rows, f"{way}{kind}_{side}")[at]
+            given = getattr(bandwidth, side)
+            for place, link in enumerate(links):
+                speed = given[place % len(given)]
+                seconds = max(seconds, link * row_bytes / speed)
                 if link > 0:
                     latency = start  # of a node's link where there is one: it is last
     return float(seconds + latency)

@@ -69,15 +69,16 @@ def price(rows: RoutingTally, cost: CostModel) -> LayerSeconds:
         ("", layer_price.rates.dispatch),
         ("return_", layer_price.rates.combine),
     ):
-        busiest = {
-            kind: np.maximum(
-                getattr(rows, f"{prefix}{kind}_egress").max(axis=-1),
-                getattr(rows, f"{prefix}{kind}_ingress").max(axis=-1),
-            )
-            for kind in ("rank", "node")
-        }
         exchange[prefix] = layer_price.exchange(
-            direction, busiest["rank"], busiest["node"]
+            direction,
+            layer_price.busiest_rank(
+                getattr(rows, f"{prefix}rank_egress"),
+                getattr(rows, f"{prefix}rank_ingress"),
+            ),
+            layer_price.busiest_node(
+                getattr(rows, f"{prefix}node_egress"),
+                getattr(rows, f"{prefix}node_ingress"),
+            ),
         )
     compute = layer_price.compute(rows.rank_rows(), rows.active_experts())
     dispatch, combine = exchange[""], exchange["return_"]

@@ -227,7 +227,8 @@ def _plan_options(
     hardware, shape = pricing.cost.hardware, pricing.cost.shape
     link = hardware.inside.slowest
     if topology.num_nodes > 1:
-        link = min(link, hardware.between(1).slowest)
+        per_node = topology.ranks_per_node
+        link = min(link, hardware.between(per_node).slowest / per_node)
     # Ranks fetch at the same time: one replica more is a G-th of that on each.
     each = shape.expert_bytes / link / topology.num_ranks
     fraction, solver_options = options.plan_fraction, options.solver_options

@@ -77,7 +77,8 @@ class PlanOptions:
     plan_fraction
         Share of the tokens to plan on; the rest scores. 1 holds nothing out.
     refit
-        After scoring make the plan anew, on all tokens, with the same options.
+        After scoring make the plan anew, on all tokens, with the same options and in
+        ``time_limit / plan_fraction`` seconds: as many for each token.
     batch_tokens, batch_kind
         Batches that are planned for and scored, see
         `moetuner.evaluation.workload.Workload`.
