@@ -21,16 +21,25 @@ from moetuner.planning.provenance import options_of
 
 COST = [
     *("--wire", "--homes", "--replica-rule", "--batch-tokens", "--batch-kind"),
-    *("--hardware", "--network", "--rank-speeds"),
-    *("--hidden-size", "--expert-hidden-size"),
+    *("--phase", "--hardware", "--network", "--rank-speeds"),
+    *("--model", "--weights", "--rows", "--hidden-size", "--expert-hidden-size"),
 ]
 FROZEN = {
     "describe": [
-        *("trace", "--ranks", "--batch-tokens", "--batch-kind", "--top-k", "--json"),
+        *("trace", "--ranks", "--batch-tokens", "--batch-kind", "--top-k", "--phase"),
+        "--json",
     ],
     "plan": [
-        *("trace", "--ranks", "--ranks-per-node", "--slots-per-rank", "--solver"),
-        *("--time-limit", "--seed", "--threads", "--split", "--refit", "--also"),
+        *("trace", "--ranks", "--ranks-per-node", "--slots-per-rank", "--redundant"),
+        *(
+            "--solver",
+            "--time-limit",
+            "--seed",
+            "--threads",
+            "--split",
+            "--refit",
+            "--also",
+        ),
         *("--worst-case", "--favour", "--from", "--move-cost", "--prove"),
         *("--baselines", *COST),
         *("--top-k", "--out", "--moves", "--report", "--json", "--quiet"),
@@ -117,6 +126,7 @@ def test_arguments_are_named_as_typed(message, wanted):
         ("--ranks-per-node", 3),
         ("--slots-per-rank", 100),
         ("--slots-per-rank", 1),
+        ("--redundant", 3),
         ("--ranks", 17),
         ("--prove", -1),
         ("--rank-speeds", "1,1"),
@@ -161,7 +171,7 @@ def planned(folder, ids):
 def test_scores_are_priced_as_the_placement_was_planned(folder, planned):
     own = read_placement(folder.out).provenance.options
     (score,) = json.loads(folder.run("evaluate", planned, folder.out, "--json").stdout)
-    keys = ("cost", "batch_tokens", "batch_kind")
+    keys = ("cost", "batch_tokens", "batch_kind", "phase")
     assert score["pricing"] == {key: own[key] for key in keys}
     assert score["pricing"]["cost"]["rank_speeds"] == [1, 1, 0.5, 0.25]
     certified = folder.run(

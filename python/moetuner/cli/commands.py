@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from moetuner.cli.messages import note
-from moetuner.cli.options import CostOptions, Json, Quiet, TopK, TracePath, priced_words
+from moetuner.cli.options import (
+    CostOptions,
+    Json,
+    OfPhase,
+    Quiet,
+    TopK,
+    TracePath,
+    of_named_phase,
+    priced_words,
+)
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
@@ -26,6 +35,7 @@ def describe(
         typer.Option(help="Whole sequences (prefill) or tokens of all (decode)"),
     ] = BatchKind.SEQUENCES,
     top_k: TopK = None,
+    phase: OfPhase = None,
     as_json: Json = False,
 ) -> None:
     """Say what a trace holds: sizes, skew, affinity, what is missing."""
@@ -36,7 +46,7 @@ def describe(
     from moetuner.trace import read_trace
     from moetuner.trace.description import describe as describe_trace
 
-    routing = read_trace(trace, top_k=top_k)
+    routing = of_named_phase(read_trace(trace, top_k=top_k), phase)
     description = describe_trace(routing)
     skew = measure_skew(
         routing, ranks, batch_tokens=batch_tokens, batch_kind=batch_kind
@@ -68,6 +78,7 @@ def evaluate(
     from moetuner.report.table import LEGEND, batch_table, evaluation_table
     from moetuner.report.terminal import print_content, print_json, print_sentences
     from moetuner.trace import read_trace
+    from moetuner.trace.phases import of_phase
 
     routing = read_trace(trace, top_k=top_k)
     names, plans = (
@@ -76,6 +87,7 @@ def evaluate(
     )
     pricing = cost.pricing([routing], quiet, plans[0])
     sha256, scores = routing.sha256(), []
+    scored = of_phase(routing, pricing.phase)
     for name, plan in zip(names, plans, strict=True):
         origin = plan.provenance
         if sha256 in (origin.trace_sha256, *origin.other_traces):
@@ -87,7 +99,7 @@ def evaluate(
         try:
             scores.append(
                 score(
-                    routing,
+                    scored,
                     plan,
                     pricing.cost,
                     batch_tokens=pricing.batch_tokens,

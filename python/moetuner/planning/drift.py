@@ -190,7 +190,8 @@ def measure_drift(
     part = part_of(in_use, trace.sha256())
     asked = _plan_options(in_use, options, part)
     planned = plan_trace(trace, in_use.topology, asked, progress=progress)
-    (parts,) = split_recordings([trace], asked.plan_fraction, asked.solver_options.seed)
+    seed = asked.solver_options.seed
+    (parts,) = split_recordings([trace], asked.plan_fraction, seed, asked.phase)
     others = {
         each.name: each for each in planned.candidates if each is not planned.result
     }
@@ -244,6 +245,7 @@ def _plan_options(
         plan_fraction=fraction,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
+        phase=pricing.phase,
     )
 
 
@@ -268,6 +270,7 @@ def _before(
         pricing.cost,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
+        phase=pricing.phase,
     )
     own = found.result
     gain = own.gain

@@ -16,6 +16,7 @@ from moetuner.evaluation.workload import (
 )
 from moetuner.planning.baselines import Baselines
 from moetuner.solver import SolverOptions
+from moetuner.trace.phases import Phase
 
 if TYPE_CHECKING:
     from moetuner.placement.model import Placement
@@ -31,11 +32,14 @@ class Pricing:
         Machine, model shape, wire, homes and replica rule.
     batch_tokens, batch_kind
         Batches, see `moetuner.evaluation.workload.Workload`.
+    phase
+        Tokens of this phase alone; all of them when None.
     """
 
     cost: CostModel = field(default_factory=CostModel)
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     batch_kind: BatchKind = BatchKind.SEQUENCES
+    phase: Phase | None = None
 
     def words(self) -> tuple[str, ...]:
         """Part by part, for people."""
@@ -49,6 +53,8 @@ class Pricing:
             *([f"network {cost.hardware.network}"] if cost.hardware.network else ()),
             f"replica rule {cost.replica_rule.value}",
             f"experts of {cost.shape.hidden_size} x {cost.shape.expert_hidden_size}",
+            cost.shape.words(),
+            *([] if self.phase is None else [f"tokens of {self.phase.value}"]),
             f"batches of about {self.batch_tokens:,} tokens ({self.batch_kind.value})"
             if self.batch_tokens
             else "all tokens as one batch",
@@ -67,7 +73,7 @@ class PlanOptions:
         The solver's own options, `moetuner.solver.joint.config.JointConfig` say; None
         means its defaults.
     solver_options
-        Time limit, seed, threads.
+        Seed, threads, and the seconds for baselines, solver and scores together.
     cost
         Machine, model shape, wire, homes and replica rule that placements are scored
         with.
@@ -82,14 +88,18 @@ class PlanOptions:
     batch_tokens, batch_kind
         Batches that are planned for and scored, see
         `moetuner.evaluation.workload.Workload`.
+    phase
+        Plan for and score on the tokens of this phase alone; all when None. The trace
+        is split first: plans for both phases are made on the same requests.
     weights, worst_case
         What several recordings count for, the first one first, or that the slowest
         alone counts, see `moetuner.evaluation.workload.Workload`.
     baselines
         What stands beside the result, see `moetuner.planning.baselines.Baselines`.
     prove_seconds
-        For a lower bound of the modelled time, see `moetuner.bounds.certify`, where the
-        solver minimises that and has no bound of its own; 0 leaves it out.
+        Seconds more, for a lower bound of the modelled time, see
+        `moetuner.bounds.certify`, where the solver minimises that and has no bound of
+        its own; 0 leaves it out.
 
     Raises
     ------
@@ -107,6 +117,7 @@ class PlanOptions:
     refit: bool = False
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     batch_kind: BatchKind = BatchKind.SEQUENCES
+    phase: Phase | None = None
     weights: tuple[float, ...] = ()
     worst_case: bool = False
     baselines: Baselines = Baselines.QUICK
@@ -116,6 +127,9 @@ class PlanOptions:
         check_batch_tokens("PlanOptions", self.batch_tokens)
         kind = one_of(BatchKind, self.batch_kind, "PlanOptions: batch_kind")
         object.__setattr__(self, "batch_kind", kind)
+        if self.phase is not None:
+            phase = one_of(Phase, self.phase, "PlanOptions: phase")
+            object.__setattr__(self, "phase", phase)
         baselines = one_of(Baselines, self.baselines, "PlanOptions: baselines")
         object.__setattr__(self, "baselines", baselines)
         object.__setattr__(self, "weights", tuple(self.weights))
@@ -143,7 +157,10 @@ class PlanOptions:
     def pricing(self) -> Pricing:
         """What placements are scored with."""
         return Pricing(
-            cost=self.cost, batch_tokens=self.batch_tokens, batch_kind=self.batch_kind
+            cost=self.cost,
+            batch_tokens=self.batch_tokens,
+            batch_kind=self.batch_kind,
+            phase=self.phase,
         )
 
     @property

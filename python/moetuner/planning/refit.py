@@ -51,7 +51,8 @@ def refit(
     if comparison.in_sample or _interrupted(comparison.result.solution):
         return None
     solver = get_solver(options.solver, options.config)
-    recordings = split_recordings(traces, 1.0, options.solver_options.seed)
+    seed = options.solver_options.seed
+    recordings = split_recordings(traces, 1.0, seed, options.phase)
     problem = PlacementProblem.from_workload(
         workload_of(recordings, options),
         topology,
