@@ -61,7 +61,7 @@ class Calibrated:
     hardware: Hardware
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
-    """What was not measured, and where it is from."""
+    """What could not be measured at all, and where it is from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +125,7 @@ def fit_hardware(
     return Calibrated(
         hardware=replace(hardware, calibration=calibration),
         comparisons=comparisons,
-        notes=(*_taken_over(measured, like), *measured.notes),
+        notes=tuple(_taken_over(measured, like)),
     )
 
 

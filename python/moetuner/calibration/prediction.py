@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.calibration.loads import known_load
+from moetuner.calibration.loads import case_counts
 from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import LayerSeconds, price
@@ -28,13 +28,10 @@ def predict(
     case: Case, hardware: Hardware, ranks_per_node: int, seed: int
 ) -> LayerSeconds:
     """Seconds of one layer and of its parts, arrays [1, 1]."""
-    in_node = min(ranks_per_node, case.num_ranks)
-    topology = Topology(num_ranks=case.num_ranks, ranks_per_node=in_node)
-    counts = known_load(case, topology, seed).counts()
     cost = CostModel(
         hardware=hardware, shape=model_shape(case.shape), homes=Homes.RECORDED
     )
-    return price(counts, cost)
+    return price(case_counts(case, ranks_per_node, seed), cost)
 
 
 def predict_experts(

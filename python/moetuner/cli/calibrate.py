@@ -195,7 +195,7 @@ def _write(
             own = replace(origin, name=path.stem)
             results[form.value] = fit_hardware(measured, own, base, form, options.seed)
     first = results[Form.EXACT.value]
-    for said in first.notes:
+    for said in (*first.notes, *_cut_short(measured)):
         note(said, quiet)
     if measured.links or measured.collectives:
         print_content(links_table(measured))
@@ -214,6 +214,16 @@ def _write(
     for path in (plot, measurements, out, out_fixed):
         if path is not None:
             print_content(f"wrote {path}")
+
+
+def _cut_short(measured: Measurements) -> list[str]:
+    """What was left out, in a line for each part."""
+    parts = [each.partition(":")[0] for each in measured.notes]
+    return [
+        f"{part}: {parts.count(part)} series were cut short, for want of time or "
+        f"memory; --seconds gives more time, --measurements FILE names them"
+        for part in dict.fromkeys(parts)
+    ]
 
 
 def _command(num_ranks: int) -> str:

@@ -86,7 +86,12 @@ def links_table(measured: Measurements) -> Table:
     """Plain messages and collectives: the smallest, and the rate of the largest."""
     table = plain_table("Communicator alone, not fitted")
     table.add_column("what")
-    for head in ("smallest\n(bytes)", "takes\n(us)", "largest\n(bytes)", "GB/s of\na rank"):
+    for head in (
+        "smallest\n(bytes)",
+        "takes\n(us)",
+        "largest\n(bytes)",
+        "GB/s of\na rank",
+    ):
         table.add_column(head, justify="right", no_wrap=True)
     found: dict[str, list[tuple[int, float]]] = {}
     for link in measured.links:

@@ -100,9 +100,7 @@ def measure(ranks: Ranks, options: CalibrationOptions, say: Say) -> Measurements
             say(f"{part.value}: {num_cases} cases in about {own.seconds:.1f} s")
             found[part] = tuple(run(Clock(ranks), own))
             notes += [
-                f"{part.value}: {name}: nothing of size {size:g} and above, for want "
-                f"of time"
-                for name, size in own.left_out.items()
+                f"{part.value}: {name}: {what}" for name, what in own.left_out.items()
             ]
             if ranks.on_cuda:
                 torch.cuda.empty_cache()

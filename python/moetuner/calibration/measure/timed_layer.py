@@ -61,13 +61,12 @@ class TimedLayer:
         ranks: Ranks,
         path: Path,
     ) -> None:
-        rng = torch.Generator().manual_seed(ranks.rank)
-        ids = torch.from_numpy(known.ids(ranks.rank))
-        x = torch.randn(len(ids), hidden_size, generator=rng).to(DTYPE)
-        weights = torch.rand(ids.shape, generator=rng)
+        ids = torch.from_numpy(known.ids(ranks.rank)).to(ranks.device)
+        x = torch.randn(len(ids), hidden_size, dtype=DTYPE, device=ranks.device)
+        weights = torch.rand(ids.shape, device=ranks.device)
         tables = PlacementTables.of(known.placement, ranks.rank)
         slots = tables.candidates[0], tables.num_candidates[0]
-        self._tokens = tuple(t.to(ranks.device) for t in (x, ids, weights))
+        self._tokens = x, ids, weights
         self._slots = tuple(torch.from_numpy(t).to(ranks.device) for t in slots)
         self._size, self._group_name = tables.slots_per_rank, path.group_name
         self._options: dict[str, Any] = {"nodes": path.nodes}
@@ -117,7 +116,7 @@ def fixed_sizes(known: KnownLoad) -> dict[str, int]:
     """Just enough room for a load."""
     assert known.trace.home_rank is not None
     tokens = np.bincount(known.trace.home_rank, minlength=1)
-    rows = int(known.counts().rank_rows().max())
+    rows = int(known.counts.rank_rows().max())
     return {"capacity": max(int(tokens.max()), 1), "max_rows": max(rows, 1)}
 
 
