@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-VALUE_BYTES = 2
-"""Of a value of a row: bfloat16."""
 ROUNDS = 30
 _FAR = 0.1  # relative errors beyond count less and less
 _LINKS = ("rank_egress", "rank_ingress", "node_egress", "node_ingress")
@@ -75,7 +73,7 @@ class OneWay:
 def one_way(case: Case, way: Way, ranks_per_node: int, seed: int) -> OneWay:
     """By the evaluator's own counting."""
     counts = case_counts(case, ranks_per_node, seed)
-    row_bytes = case.shape.hidden_size * VALUE_BYTES
+    row_bytes = case.shape.row_bytes
     prefix = "return_" if way is Way.COMBINE else ""
     most = [float(getattr(counts, prefix + name).max()) for name in _LINKS]
     return OneWay(

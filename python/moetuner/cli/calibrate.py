@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moetuner.calibration.options import CalibrationOptions, Device
-from moetuner.calibration.samples import LayerShape
+from moetuner.calibration.samples import LayerShape, ValueKind
 from moetuner.cli.messages import note
+from moetuner.cli.model_options import named_model
 from moetuner.errors import InvalidProblemError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def calibrate(
     ] = 40.0,
     device: Annotated[Device, typer.Option(help="Where ranks compute")] = Device.AUTO,
     model: Annotated[
-        str, typer.Option(help="Of whose layers: a known model's name")
+        str, typer.Option(help="Of whose layers: a known name, or config.json")
     ] = "",
     hidden_size: Annotated[
         int | None, typer.Option("--hidden-size", "--hidden", help="H of the layer")
@@ -54,6 +55,9 @@ def calibrate(
     ] = None,
     experts: Annotated[int | None, typer.Option(help="Experts of the layer")] = None,
     top_k: Annotated[int | None, typer.Option(help="Experts per token")] = None,
+    values: Annotated[
+        ValueKind, typer.Option(help="What rows and weights are")
+    ] = ValueKind.BFLOAT16,
     like: Annotated[
         str,
         typer.Option(
@@ -90,7 +94,8 @@ def calibrate(
         raise InvalidProblemError(f"--plot {plot}: wanted a name with .svg or .png")
     base = find_hardware(like)
     options = CalibrationOptions(
-        shapes=_shapes(model, hidden_size, expert_hidden_size, experts, top_k),
+        shapes=_shapes(model, hidden_size, expert_hidden_size, experts, top_k, values),
+        values=values,
         seconds=seconds,
         ranks_per_node=ranks_per_node,
         device=device,
@@ -107,21 +112,16 @@ def _shapes(
     inner_size: int | None,
     experts: int | None,
     top_k: int | None,
+    values: ValueKind,
 ) -> tuple[LayerShape, ...]:
     """The one that was asked for; none: those that suit the device."""
-    from moetuner.evaluation.shapes import shape_for_model
-
     if not any((model, hidden_size, inner_size, experts, top_k)):
         return ()
-    known = shape_for_model(model) if model else None
-    if model and known is None:
-        raise InvalidProblemError(
-            f"--model {model!r} is not in the table: give --hidden-size, "
-            f"--expert-hidden-size, --experts and --top-k instead"
-        )
-    if known is not None:
-        hidden_size = hidden_size or known.hidden_size
-        inner_size = inner_size or known.expert_hidden_size
+    if model:
+        known = named_model(model)
+        hidden_size = hidden_size or known.shape.hidden_size
+        inner_size = inner_size or known.shape.expert_hidden_size
+        experts, top_k = experts or known.num_experts, top_k or known.top_k
     if not (hidden_size and inner_size and experts and top_k):
         raise InvalidProblemError(
             "calibrate: of a layer wanted --hidden-size, --expert-hidden-size (or "
@@ -133,6 +133,7 @@ def _shapes(
             inner_size=inner_size,
             num_experts=experts,
             top_k=top_k,
+            values=values,
         ),
     )
 

@@ -13,12 +13,7 @@ import torch.distributed as dist
 from moetuner.calibration.loads import KnownLoad, known_load, loads_of
 from moetuner.calibration.measure.graphs import captured
 from moetuner.calibration.measure.memory import has_memory
-from moetuner.calibration.measure.timed_layer import (
-    DTYPE,
-    Path,
-    TimedLayer,
-    make_experts,
-)
+from moetuner.calibration.measure.timed_layer import Path, TimedLayer, make_experts
 from moetuner.calibration.samples import (
     Case,
     ExchangeSample,
@@ -112,7 +107,7 @@ def measure_layers(
             layer = TimedLayer(
                 known,
                 case.form,
-                case.shape.hidden_size,
+                case.shape,
                 own,
                 ranks,
                 groups.path(case.num_ranks),
@@ -198,6 +193,6 @@ def _bytes_of(case: Case, known: KnownLoad) -> float:
     come = float(counts.traffic.sum(axis=1).max())
     fixed = case.num_tokens * case.num_ranks if case.form is Form.FIXED else 0
     travel = case.num_tokens * min(shape.top_k, case.num_ranks) + max(come, fixed)
-    weights = 3 * known.placement.slots_per_rank * shape.hidden_size * shape.inner_size
+    weights = known.placement.slots_per_rank * shape.expert_bytes
     made = (travel * 2 + rows * 3) * shape.hidden_size + rows * 4 * shape.inner_size
-    return (weights + 2 * made) * DTYPE.itemsize
+    return weights + 2 * made * shape.values.num_bytes

@@ -13,7 +13,7 @@ import torch
 
 from moetuner.calibration.measure.graphs import captured
 from moetuner.calibration.measure.memory import has_memory, need_memory
-from moetuner.calibration.measure.timed_layer import DTYPE, make_experts
+from moetuner.calibration.measure.timed_layer import dtype_of, make_experts
 from moetuner.calibration.samples import (
     ExpertsSample,
     LayerShape,
@@ -75,7 +75,8 @@ def measure_experts(
             made[shape] = _ColdExperts(shape, ranks, cold_bytes)
         own = made[shape]
         inner = rows * (4 * shape.inner_size + 3 * shape.hidden_size)
-        wanted, what = 2 * inner * DTYPE.itemsize, f"{rows} rows of experts of {shape}"
+        wanted = 2 * inner * shape.values.num_bytes
+        what = f"{rows} rows of experts of {shape}"
         if not has_memory(ranks, allowance, series, rows, wanted, what):
             continue
         step = own.step(rows, active)
@@ -103,7 +104,7 @@ def measure_permutes(
             series = str(shape)
             if not allowance.has_room(series, num_tokens):
                 continue
-            row_bytes = shape.hidden_size * DTYPE.itemsize
+            row_bytes = shape.row_bytes
             wanted, what = 4 * rows * row_bytes, f"{rows} rows of {shape}"
             if not has_memory(ranks, allowance, series, num_tokens, wanted, what):
                 continue
@@ -129,7 +130,7 @@ class _ColdExperts:
     def __init__(self, shape: LayerShape, ranks: Ranks, cold_bytes: int) -> None:
         self._shape, self._device = shape, ranks.device
         self._num_slots = slots_of_rank(shape, ranks.topology.num_ranks)
-        size = 3 * shape.hidden_size * shape.inner_size * DTYPE.itemsize
+        size = shape.expert_bytes
         layers = max(-(-cold_bytes // (size * self._num_slots)), 1)
         need_memory(
             ranks,
@@ -143,7 +144,7 @@ class _ColdExperts:
     def step(self, rows: int, active: int) -> Step:
         """A call on `rows`; each call has other experts active."""
         size = rows, self._shape.hidden_size
-        x = torch.randn(size, dtype=DTYPE, device=self._device)
+        x = torch.randn(size, dtype=dtype_of(self._shape), device=self._device)
         starts = range(0, self._num_slots - active + 1, active)
         offsets = [self._ends(rows, active, start) for start in starts]
         number = count()
@@ -170,7 +171,7 @@ def _there_and_back(
     noise = torch.rand(num_tokens, shape.num_experts, device=ranks.device)
     ids = noise.topk(shape.top_k, dim=1).indices.contiguous()
     size = num_tokens, shape.hidden_size
-    x = torch.randn(size, dtype=DTYPE, device=ranks.device)
+    x = torch.randn(size, dtype=dtype_of(shape), device=ranks.device)
     weights = torch.rand(ids.shape, device=ranks.device)
     permuted = permute(x, ids, shape.num_experts)
     return {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from moetuner.calibration.samples import Form, LayerShape
+from moetuner.calibration.samples import Form, LayerShape, ValueKind
 from moetuner.nn.experts import Experts
 from moetuner.ops import Dispatched, check_overflow, combine, dispatch
 from moetuner.placement.tables import PlacementTables
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from moetuner.calibration.loads import KnownLoad
     from moetuner.calibration.measure.ranks import Ranks
     from moetuner.ops import NodeGroups
-
-DTYPE = torch.bfloat16
-"""Of rows and weights: what the objective's sizes are about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +39,8 @@ class TimedLayer:
         Tokens of all ranks, one layer of them, and where the experts are.
     form
         Exact, or fixed with just enough room.
-    hidden_size
-        H.
+    shape
+        Of the layer.
     experts
         Those of this rank's slots; None where only `both` is run.
     ranks
@@ -56,13 +53,14 @@ class TimedLayer:
         self,
         known: KnownLoad,
         form: Form,
-        hidden_size: int,
+        shape: LayerShape,
         experts: Experts | None,
         ranks: Ranks,
         path: Path,
     ) -> None:
         ids = torch.from_numpy(known.ids(ranks.rank)).to(ranks.device)
-        x = torch.randn(len(ids), hidden_size, dtype=DTYPE, device=ranks.device)
+        size, kind = (len(ids), shape.hidden_size), dtype_of(shape)
+        x = torch.randn(size, dtype=kind, device=ranks.device)
         weights = torch.rand(ids.shape, device=ranks.device)
         tables = PlacementTables.of(known.placement, ranks.rank)
         slots = tables.candidates[0], tables.num_candidates[0]
@@ -123,6 +121,20 @@ def fixed_sizes(known: KnownLoad) -> dict[str, int]:
 def make_experts(shape: LayerShape, num_slots: int, device: torch.device) -> Experts:
     """Those of a rank, of random numbers; never trained."""
     made = Experts(
-        num_slots, shape.hidden_size, shape.inner_size, device=device, dtype=DTYPE
+        num_slots,
+        shape.hidden_size,
+        shape.inner_size,
+        device=device,
+        dtype=dtype_of(shape),
     )
     return made.requires_grad_(False)
+
+
+def dtype_of(shape: LayerShape) -> torch.dtype:
+    """What torch calls the values of a layer."""
+    kinds = {
+        ValueKind.BFLOAT16: torch.bfloat16,
+        ValueKind.FLOAT16: torch.float16,
+        ValueKind.FLOAT32: torch.float32,
+    }
+    return kinds[shape.values]
