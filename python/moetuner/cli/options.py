@@ -14,10 +14,8 @@ from moetuner.cli.model_options import priced_shape, row_types
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import Hardware, with_network
-from moetuner.evaluation.replica_rule import ReplicaRule  # noqa: TC001 - typer reads it
-from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape, shape_for_model
-from moetuner.evaluation.workload import BatchKind  # noqa: TC001 - typer reads it
 from moetuner.evaluation.models import ValueType  # noqa: TC001 - typer reads it
+from moetuner.evaluation.replica_rule import ReplicaRule  # noqa: TC001 - typer reads it
 from moetuner.evaluation.workload import BatchKind
 from moetuner.planning.options import Pricing
 from moetuner.planning.provenance import pricing_of
