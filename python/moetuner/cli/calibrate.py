@@ -81,17 +81,10 @@ def calibrate(
     Under torchrun every process is a rank; alone, one rank measures what it can.
     """
     from moetuner.evaluation.hardware_file import find_hardware
-    from moetuner.report.outputs import can_plot, check_writable
 
-    files = [path for path in (out, out_fixed, measurements, plot) if path is not None]
-    for path in files:
-        check_writable(path)
-    if len({path.resolve() for path in files}) < len(files):
-        raise InvalidProblemError("calibrate: two of the files to write are the same")
-    if plot is not None and not can_plot():
-        raise MissingDependencyError("--plot needs pip install 'moetuner[plot]'")
-    if plot is not None and plot.suffix not in (".svg", ".png"):
-        raise InvalidProblemError(f"--plot {plot}: wanted a name with .svg or .png")
+    if _is_first():  # the others may be on other machines, and write nothing
+        files = (out, out_fixed, measurements, plot)
+        _check_files([path for path in files if path is not None], plot)
     base = find_hardware(like)
     options = CalibrationOptions(
         shapes=_shapes(model, hidden_size, expert_hidden_size, experts, top_k, values),
@@ -104,6 +97,25 @@ def calibrate(
     if found is None:  # another rank writes
         return
     _write(found, options, base, out, out_fixed, measurements, plot, quiet)
+
+
+def _is_first() -> bool:
+    """Whether this is rank 0, which writes and talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _check_files(files: list[Path], plot: Path | None) -> None:
+    """Find out before a minute of measuring that a result has nowhere to go."""
+    from moetuner.report.outputs import can_plot, check_writable
+
+    for path in files:
+        check_writable(path)
+    if len({path.resolve() for path in files}) < len(files):
+        raise InvalidProblemError("calibrate: two of the files to write are the same")
+    if plot is not None and not can_plot():
+        raise MissingDependencyError("--plot needs pip install 'moetuner[plot]'")
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise InvalidProblemError(f"--plot {plot}: wanted a name with .svg or .png")
 
 
 def _shapes(
@@ -148,7 +160,7 @@ def _measure(options: CalibrationOptions, quiet: bool) -> Measurements | None:
         raise MissingDependencyError(
             "calibrate needs torch: pip install 'moetuner[torch]'"
         ) from error
-    first = os.environ.get("RANK", "0") == "0"
+    first = _is_first()
 
     def say(what: str) -> None:
         note(what, quiet or not first)
