@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 MIN_POINTS = 2
 """Of a series, whatever the time: fewer cannot tell a latency from a rate."""
+_OF_CASES = 0.5  # of a part's time
 MIN_CALLS = 4
 """Of a case: one that warms up, and three that count."""
 
@@ -53,8 +54,8 @@ class Allowance:
 
     @property
     def case_seconds(self) -> float:
-        """For one case, where all take the same."""
-        return self.seconds / max(self.num_cases, 1)
+        """For the repetitions of one case, before the large ones, which need more."""
+        return _OF_CASES * self.seconds / max(self.num_cases, 1)
 
     def has_room(self, series: str, size: float) -> bool:
         """Whether the next case of a series, of that size, shall be measured."""
