@@ -60,7 +60,7 @@ FROZEN = {
     "calibrate": [
         *("--out", "--out-fixed", "--ranks-per-node", "--seconds", "--device"),
         *("--model", "--hidden-size", "--expert-hidden-size", "--experts", "--top-k"),
-        *("--like", "--measurements", "--plot", "--quiet"),
+        *("--values", "--like", "--measurements", "--plot", "--quiet"),
     ],
     "hardware": ["which"],
     "drift": [
