@@ -364,5 +364,5 @@ def test_values_that_no_family_has_are_passed_over(changes):
     ids=str,
 )
 def test_values_that_would_be_needed_are_refused(changes):
-    with pytest.raises(InvalidProblemError, match="model mine/config.json: "):
+    with pytest.raises(InvalidProblemError, match=r"model mine/config\.json: "):
         model(**changes)
