@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 from made_machine import ONE_NODE, SEED, SHAPES, TWO_NODES, Made
 from moetuner.calibration.fit import Comparison, Origin, fit_hardware, residuals
+from moetuner.calibration.prediction import predict
 from moetuner.calibration.samples import Form, Load
 from moetuner.errors import CalibrationError
 from moetuner.evaluation.hardware import HARDWARE, LinkOf
 from moetuner.evaluation.hardware_file import read_hardware, write_hardware
+from moetuner.evaluation.times_file import LayerPart
 from moetuner.placement.topology import Topology
 
 ORIGIN = Origin(name="made-up", date="2026-11-30", command="moetuner calibrate")
@@ -35,6 +37,16 @@ def test_the_machine_has_the_figures_of_the_fit_and_the_file_holds_them(tmp_path
     assert again.calibration == found.calibration
     assert again.calibration.command == "moetuner calibrate"
     assert "made up" in again.calibration.machine
+
+
+def test_values_of_four_bytes_are_curves_of_such_weights():
+    wide = replace(SHAPES[0], values="float32")
+    made = Made(ONE_NODE)
+    samples = tuple(replace(s, shape=wide) for s in made.expert_samples())
+    measured = replace(made.measurements(), experts=samples)
+    found = fit_hardware(measured, ORIGIN, LIKE, Form.EXACT, SEED).hardware
+    assert [gemm.weight_bytes for gemm in found.grouped_gemm] == [4.0]
+    assert found.memory_bandwidth == pytest.approx(2 * Made.memory, rel=0.5)
 
 
 def test_what_one_node_cannot_tell_is_taken_over_and_said():
@@ -98,10 +110,8 @@ def test_what_a_layer_takes_besides_is_found():
     measured = made.measurements()
     bare = fit_hardware(measured, ORIGIN, LIKE, Form.EXACT, SEED)
     layers = [layer for layer in made.layers() if layer.case.num_tokens == 1024]
-    from moetuner.calibration.prediction import predict
-
     for layer in layers:
-        own = float(predict(layer.case, bare.hardware, 1, SEED).total[0])
+        own = predict(layer.case, bare.hardware, 1, SEED)[LayerPart.TOTAL]
         object.__setattr__(layer.timing, "seconds", own + 30e-6)
     found = fit_hardware(
         replace(measured, layers=tuple(layers)), ORIGIN, LIKE, Form.EXACT, SEED
