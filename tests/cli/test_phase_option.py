@@ -70,6 +70,8 @@ def test_reports_and_certificates_take_the_plans_phase(folder, recording):
 def test_describe_tells_of_one_phase(folder, recording):
     result = folder.run("describe", recording, "--phase", "decode", "--json")
     assert json.loads(result.stdout)["num_tokens"] == 180
+    shown = folder.run("describe", recording).stdout
+    assert "420 prefill, 180 decode" in shown
 
 
 @pytest.mark.parametrize("command", ["plan", "describe"])
