@@ -68,6 +68,7 @@ def test_one_rank_tells_no_link_at_all():
     found = calibrated(Made(Topology(num_ranks=1, ranks_per_node=1)))
     assert found.hardware.rank_bandwidth == LIKE.rank_bandwidth
     assert len(found.notes) == 2
+    assert {one.part for one in found.comparisons} == {"experts"}
 
 
 def test_every_time_is_beside_the_price_of_the_machine():
