@@ -51,7 +51,9 @@ def test_json_tells_all_and_the_new_plan_is_written(folder, in_use):
         *("--json", "--quiet", "--hidden-size", 4096, "--expert-hidden-size", 2048),
     )
     assert result.exit_code == REPLAN
-    said = [each for each in result.stderr.splitlines() if "assuming hidden" not in each]
+    said = [
+        each for each in result.stderr.splitlines() if "assuming hidden" not in each
+    ]
     assert said == []
     found = json.loads(result.stdout)
     assert found["replan"]
