@@ -36,7 +36,7 @@ ComputeRates compute_rates(double row, double expert) {
 WireRules wire_rules(Rows rows, Crossing crossing) {
   const WireRules rules{rows, crossing};
   check(rules.known(),
-        "WireRules: rows of experts cross directly, and rows to all through gateways");
+        "WireRules: rows to all go around a ring and no others do; rows of experts cross directly");
   return rules;
 }
 
@@ -237,6 +237,7 @@ void bind_price(py::module_& module) {
   py::native_enum<Crossing>(module, "Crossing", "enum.Enum", "How rows reach another node.")
       .value("GATEWAY", Crossing::kGateway)
       .value("DIRECT", Crossing::kDirect)
+      .value("RING", Crossing::kRing)
       .finalize();
   py::class_<WireRules>(module, "WireRules", "All that the planner must know of a wire.")
       .def(py::init(&wire_rules), py::kw_only(), py::arg("rows"), py::arg("crossing"))

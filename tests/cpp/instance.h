@@ -55,7 +55,7 @@ struct Instance {
 inline constexpr std::array kAllRules{WireRules{Rows::kPerRank, Crossing::kGateway},
                                       WireRules{Rows::kPerRank, Crossing::kDirect},
                                       WireRules{Rows::kPerExpert, Crossing::kDirect},
-                                      WireRules{Rows::kToAll, Crossing::kGateway}};
+                                      WireRules{Rows::kToAll, Crossing::kRing}};
 
 /// Options of a short search.
 SearchOptions short_search(std::int64_t proposals, std::int64_t sweeps, int num_threads);

@@ -193,8 +193,9 @@ def test_the_core_knows_every_wire_and_no_other():
     }
     assert rules == {
         "dedup": ("PER_RANK", "GATEWAY"),
+        "dedup_ranks": ("PER_RANK", "DIRECT"),
         "per_expert": ("PER_EXPERT", "DIRECT"),
-        "allgather": ("TO_ALL", "GATEWAY"),
+        "allgather": ("TO_ALL", "RING"),
     }
     with pytest.raises(ValueError, match=r"wanted one of dedup, .*got smoke"):
         _core.wire_rules("smoke")

@@ -40,10 +40,12 @@ class Wire(str, enum.Enum):
 
     DEDUP = "dedup"
     """One row per distinct remote rank; between nodes one per distinct remote node."""
+    DEDUP_RANKS = "dedup_ranks"
+    """One row per distinct remote rank, also between nodes."""
     PER_EXPERT = "per_expert"
     """One row per (token, expert) on a remote rank."""
     ALLGATHER = "allgather"
-    """Every row goes to every rank; placement changes only load."""
+    """Every row goes to every rank, around a ring; placement changes only load."""
 
     @property
     def rules(self) -> WireRules:

@@ -211,10 +211,21 @@ class _Walk:
             self.out[f"{way}rank_{leave}"][group, layer, source] += 1
             self.out[f"{way}rank_{enter}"][group, layer, target] += 1
 
-        def node_link(target: int) -> None:
-            self.out[f"{way}node_{leave}"][group, layer, self.node(home)] += 1
+        def node_link(target: int, source: int | None = None) -> None:
+            source = self.node(home) if source is None else source
+            self.out[f"{way}node_{leave}"][group, layer, source] += 1
             self.out[f"{way}node_{enter}"][group, layer, target] += 1
 
+        if self.wire is Wire.ALLGATHER:  # from rank to next rank, until all have it
+            for rank in range(self.num_ranks):
+                following = (rank + 1) % self.num_ranks
+                if following == home:
+                    continue
+                if self.node(rank) == self.node(following):
+                    rank_link(rank, following)
+                else:
+                    node_link(self.node(following), self.node(rank))
+            return
         targets = self.targets(ranks)
         if not self.has_gateway():
             for rank in targets:
@@ -242,7 +253,7 @@ class _Walk:
 
     def targets(self, ranks: list[int]) -> list[int]:
         """Ranks that rows of a token go to, whose experts are on `ranks`."""
-        if self.wire is Wire.DEDUP:
+        if self.wire is Wire.DEDUP or self.wire is Wire.DEDUP_RANKS:
             return sorted(set(ranks))
         if self.wire is Wire.PER_EXPERT:
             return ranks
@@ -252,11 +263,11 @@ class _Walk:
 
     def has_gateway(self) -> bool:
         """Whether rows enter a node once, at the rank with their home's place."""
-        if self.wire is Wire.DEDUP or self.wire is Wire.ALLGATHER:
+        if self.wire is Wire.DEDUP:
             return True
-        if self.wire is Wire.PER_EXPERT:
+        if self.wire is Wire.DEDUP_RANKS or self.wire is Wire.PER_EXPERT:
             return False
-        return assert_never(self.wire)
+        raise AssertionError(f"rows of {self.wire.value} go around a ring")
 
     def rank(self, slot: int) -> int:
         return slot // self.placement.slots_per_rank

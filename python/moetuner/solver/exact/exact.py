@@ -182,14 +182,14 @@ class _Search:
         self._check_size()
 
     def _has_gateways(self) -> bool:
-        """Whether rows enter a node at the rank with their sender's place in its own.
+        """Whether rows enter a node at a rank that their sender's place decides.
 
         Then a layer that its own ranks send rows back to is not the same when the ranks
         of one node change names.
         """
         topology, workload = self.problem.topology, self.problem.workload
         several = topology.num_nodes > 1 and topology.ranks_per_node > 1
-        return several and workload.cost.wire.rules.crossing is Crossing.GATEWAY
+        return several and workload.cost.wire.rules.crossing is not Crossing.DIRECT
 
     def _named(self) -> NDArray[np.int32]:
         """The states with all their names."""
