@@ -15,7 +15,7 @@ from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.tally import tally
 from moetuner.evaluation.workload import price
 from moetuner.placement.topology import Topology
-from strategies import TOY_COST, links_of, random_placement, topologies, traces
+from strategies import TOY_COST, machines, random_placement, topologies, traces
 
 SIZES = {"hidden_size": 4, "expert_hidden_size": 1}
 positive = st.floats(1e-3, 1e3)
@@ -47,7 +47,7 @@ def costs(draw, topology):
     num_ranks = topology.num_ranks
     speeds = st.lists(st.floats(0.1, 2.0), min_size=num_ranks, max_size=num_ranks)
     return CostModel(
-        hardware=draw(links_of(hardware, topology)),
+        hardware=draw(machines(hardware, topology)),
         shape=shape,
         wire=draw(st.sampled_from(Wire)),
         homes=draw(st.sampled_from([Homes.UNIFORM, Homes.FOLLOW])),

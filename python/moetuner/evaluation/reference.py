@@ -86,16 +86,19 @@ def layer_seconds(rows: RoutingTally, cost: CostModel) -> Any:
 def _slowest_rank(rows: RoutingTally, cost: CostModel, at: tuple[int, int]) -> float:
     """Arithmetic and reading weights overlap; ranks wait for each other."""
     ranks = rows.topology.num_ranks
-    slowest = 0.0
+    slowest, rows_at = 0.0, rows.slot_rows[at]
     for slots, speed in zip(
-        rows.slot_rows[at].reshape(ranks, -1), cost.speeds(ranks), strict=True
+        rows_at.reshape(ranks, -1), cost.speeds(ranks), strict=True
     ):
-        flops = slots.sum() * cost.shape.flops_per_row
-        read = (slots > 0).sum() * cost.shape.expert_bytes
-        hardware = cost.hardware
-        seconds = max(flops / hardware.matmul_rate, read / hardware.memory_bandwidth)
+        num_rows, active = slots.sum(), (slots > 0).sum()
+        curve = cost.compute_curve()
+        seconds = max(
+            num_rows * plane.row + active * plane.expert for plane in curve.planes
+        )
         slowest = max(slowest, seconds / speed)
-    return float(slowest)
+    if not rows_at.any():
+        return 0.0
+    return float(slowest + cost.compute_curve().start + cost.hardware.layer_overhead)
 
 
 def _slowest_link(

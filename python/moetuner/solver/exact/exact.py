@@ -172,8 +172,10 @@ class _Search:
             self.states = self._named()
         elif homes is Homes.FOLLOW and self._has_gateways():
             self.states = self._named()
-            self.names = renamings(topology, MAX_RENAMINGS, alike=True)
-            self.states = one_of_each(self.states, self.names)
+            self.names = self.names[:1]  # of a ring no name can be changed
+            if problem.workload.cost.wire.rules.crossing is Crossing.GATEWAY:
+                self.names = renamings(topology, MAX_RENAMINGS, alike=True)
+                self.states = one_of_each(self.states, self.names)
         if problem.objective is Objective.MODELLED_TIME:
             batches = Batches.of(problem.workload)
             self.costs = LayerCosts(

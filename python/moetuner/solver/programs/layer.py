@@ -141,12 +141,14 @@ class _Program:
         values[self.x[np.arange(problem.num_experts), start]] = 1.0
         uniform = problem.workload.cost.homes is Homes.UNIFORM
         latency = self._latency() * float(self.tokens.weight @ self._travels())
+        busy = self.tokens.rows.any(axis=1)
+        launches = self.price.rates.layer * float(self.tokens.weight @ busy)
         return LayerProgram(
             model=self.builder.build(values),
             num_experts=problem.num_experts,
             num_ranks=num_ranks,
             slots=problem.slots_per_rank,
-            latency=latency,
+            latency=latency + launches,
             free_latency=0.0 if uniform else latency,
             unit=self.unit,
         )
