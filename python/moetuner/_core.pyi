@@ -10,6 +10,7 @@ import numpy
 import numpy.typing
 
 import moetuner.evaluation.cost
+import moetuner.evaluation.replica_rule
 
 __all__: list[str] = [
     "ArcCost",
@@ -263,6 +264,7 @@ class SearchProblem:
         ranks_per_node: typing.SupportsInt | typing.SupportsIndex,
         wire: WireRules,
         homes: moetuner.evaluation.cost.Homes,
+        replica_rule: moetuner.evaluation.replica_rule.ReplicaRule,
         rates: Rates,
         smoothing: Smoothing,
         stay_rank: numpy.typing.NDArray[numpy.int32] | None = None,
@@ -344,6 +346,8 @@ def tally_routing(
     ranks_per_node: typing.SupportsInt | typing.SupportsIndex,
     wire: WireRules,
     homes: moetuner.evaluation.cost.Homes,
+    replica_rule: moetuner.evaluation.replica_rule.ReplicaRule,
+    rank_slots: numpy.typing.NDArray[numpy.int32] | None,
     home_rank: numpy.typing.NDArray[numpy.int16] | None,
     group: numpy.typing.NDArray[numpy.int32],
     num_groups: typing.SupportsInt | typing.SupportsIndex,

@@ -139,6 +139,7 @@ SearchProblem Instance::problem(WireRules wire, Homes homes, bool with_home) con
           .smoothing = {},
           .stay_rank = nullptr,
           .move_seconds = 0.0,
+          .replica_rule = ReplicaRule::kMoetuner,
           .replicas = false};
 }
 
@@ -168,7 +169,8 @@ std::vector<std::int32_t> Instance::slots_of(const std::vector<std::int32_t>& ra
 
 std::vector<double> Instance::priced(const std::vector<std::int32_t>& slots,
                                      WireRules wire,
-                                     Homes homes) const {
+                                     Homes homes,
+                                     ReplicaRule rule) const {
   std::vector<std::int32_t> group;
   for (std::int64_t s = 0; s < num_scenarios; ++s) {
     for (std::int64_t t = scenario_begin[s]; t < scenario_begin[s + 1]; ++t) {
@@ -191,6 +193,7 @@ std::vector<double> Instance::priced(const std::vector<std::int32_t>& slots,
   args.num_groups = num_scenarios;
   args.wire = wire;
   args.homes = homes;
+  args.replica_rule = rule;
   args.num_threads = 2;
   Counts counts;
   args = with_outputs(args, counts);

@@ -49,7 +49,8 @@ struct Instance {
   /// The price of every layer, [L], by the tally of each scenario: what a search must find.
   std::vector<double> priced(const std::vector<std::int32_t>& slots,
                              WireRules wire,
-                             Homes homes) const;
+                             Homes homes,
+                             ReplicaRule rule = ReplicaRule::kMoetuner) const;
 };
 
 /// Every wire that there is, and those that could be.

@@ -98,6 +98,27 @@ TEST(what_walks_cost_is_the_price_of_the_tally) {
   }
 }
 
+TEST(walks_choose_replicas_as_the_tally_does_by_every_rule) {
+  for (const ReplicaRule rule : kAll<ReplicaRule>) {
+    for (const std::int64_t per_node : {1, 2, 4}) {
+      const Instance instance = drawn(6, per_node);
+      auto problem = instance.problem(rules_of(Wire::kDedup), Homes::kRecorded, true);
+      problem.replicas = true;
+      problem.replica_rule = rule;
+      const auto start = instance.slots_of(instance.dealt(1));
+      const auto found = run(&search_tokens, problem, short_search(200, 2, 2), start);
+      const auto walked = run(&search_tokens, problem, short_search(0, 1, 1), found.places);
+      check_legal(instance, found.places);
+      const auto priced =
+          instance.priced(found.places, rules_of(Wire::kDedup), Homes::kRecorded, rule);
+      for (std::size_t l = 0; l < priced.size(); ++l) {
+        CHECK_NEAR(found.cost[l], priced[l]);
+        CHECK_NEAR(walked.cost[l], priced[l]);
+      }
+    }
+  }
+}
+
 TEST(threads_change_nothing) {
   for (const Homes homes : kAll<Homes>) {
     const Instance instance = drawn(9, 2);

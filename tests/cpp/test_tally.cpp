@@ -11,7 +11,7 @@ using namespace moetuner;
 TEST(replicas_are_picked_on_the_rank_then_on_the_node_then_in_turn) {
   // Two slots a rank, two ranks a node: expert 0 on ranks 0 and 1, expert 1 on rank 2 alone.
   const std::array<std::int32_t, 8> experts{0, -1, 0, 2, 1, 3, 0, -1};
-  const Replicas replicas({experts.data(), 8, 4, 4, 2});
+  const Replicas replicas({experts.data(), 8, 4, 4, 2, ReplicaRule::kMoetuner, nullptr});
   CHECK(replicas.any());
   CHECK_EQUAL(replicas.count(0), 3);
   CHECK_EQUAL(replicas.pick(0, 0, 5), 0);  // on the home
@@ -26,13 +26,15 @@ TEST(replicas_are_picked_on_the_rank_then_on_the_node_then_in_turn) {
 TEST(all_homes_at_once_pick_what_each_picks) {
   // Two slots a rank, two ranks a node; expert 0 is everywhere, twice on rank 1.
   const std::array<std::int32_t, 12> experts{0, 1, 0, 0, 1, -1, 2, 0, 1, -1, 2, -1};
-  const Replicas replicas({experts.data(), 12, 3, 6, 2});
-  for (const std::int64_t expert : {0, 1, 2}) {
-    for (const std::int64_t token : {0, 1, 2, 7}) {
-      std::array<std::int32_t, 12> slots{};
-      replicas.pick_by_home(expert, token, slots.data(), 2);
-      for (std::int64_t home = 0; home < 6; ++home) {
-        CHECK_EQUAL(std::int64_t{slots[2 * home]}, replicas.pick(expert, home, token));
+  for (const ReplicaRule rule : kAll<ReplicaRule>) {
+    const Replicas replicas({experts.data(), 12, 3, 6, 2, rule, nullptr});
+    for (const std::int64_t expert : {0, 1, 2}) {
+      for (const std::int64_t token : {0, 1, 2, 7}) {
+        std::array<std::int32_t, 12> slots{};
+        replicas.pick_by_home(expert, token, slots.data(), 2);
+        for (std::int64_t home = 0; home < 6; ++home) {
+          CHECK_EQUAL(std::int64_t{slots[2 * home]}, replicas.pick(expert, home, token));
+        }
       }
     }
   }

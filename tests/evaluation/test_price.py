@@ -11,6 +11,7 @@ from moetuner.evaluation import reference
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE, Hardware
 from moetuner.evaluation.rates import Bandwidth
+from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.tally import tally
 from moetuner.evaluation.workload import price
@@ -202,10 +203,12 @@ def test_the_core_knows_every_wire_and_no_other():
 
 
 @pytest.mark.parametrize("homes", Homes)
-def test_the_core_knows_all_homes(homes, rng):
+@pytest.mark.parametrize("rule", ReplicaRule)
+def test_the_core_knows_all_homes_and_rules(homes, rule):
     """The tally takes each by its name; one that it did not know would be refused."""
     topology = Topology(num_ranks=2, ranks_per_node=2)
     ids = np.zeros((3, 1, 1), np.int16)
+    static = rule is ReplicaRule.SGLANG_STATIC
     counted = _core.tally_routing(
         ids,
         np.array([[0, 1]], np.int32),
@@ -214,6 +217,8 @@ def test_the_core_knows_all_homes(homes, rng):
         topology.ranks_per_node,
         TOY_COST.wire.rules,
         homes,
+        rule,
+        np.array([[[0, 1]] * 2], np.int32) if static else None,
         np.ones(3, np.int16),
         np.zeros(3, np.int32),
         1,

@@ -11,7 +11,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_ABOUT_OPTIONS = re.compile(r"(?:[A-Z][a-z]+[A-Za-z]*|plan|split|evaluate|tally): ")
+_ABOUT_OPTIONS = re.compile(
+    r"(?:[A-Z][a-z]+[A-Za-z]*|plan|split|evaluate|tally|skew): "
+)
 """How messages begin that are about an argument, not about a file."""
 _NAMES = re.compile(r"(?<![-\w])([a-z]+(?:_[a-z]+)*)(=?)")
 _TYPED_AS = {

@@ -26,6 +26,7 @@ from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.compute_curve import ComputeCurve, Plane, curve_for
 from moetuner.evaluation.hardware import HARDWARE, Dtype, Hardware
 from moetuner.evaluation.rates import Bandwidth
+from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Homes(str, enum.Enum):
 class CostModel:
     """Machine, model, and how tokens travel: all that turns row counts into seconds.
 
-    ``wire`` and ``homes`` may be given by their names, "dedup" say.
+    ``wire``, ``homes`` and ``replica_rule`` may be given by their names, "dedup" say.
     ``rank_speeds`` [G] are the ranks' speeds of computing, relative to ``hardware``;
     empty when all are alike.
     """
@@ -79,6 +80,7 @@ class CostModel:
     wire: Wire = Wire.DEDUP
     homes: Homes = Homes.UNIFORM
     rank_speeds: tuple[float, ...] = ()
+    replica_rule: ReplicaRule = ReplicaRule.MOETUNER
 
     def __post_init__(self) -> None:
         speeds = tuple(self.rank_speeds)
@@ -87,6 +89,8 @@ class CostModel:
         object.__setattr__(self, "rank_speeds", speeds)
         object.__setattr__(self, "wire", one_of(Wire, self.wire, "CostModel: wire"))
         object.__setattr__(self, "homes", one_of(Homes, self.homes, "CostModel: homes"))
+        rule = one_of(ReplicaRule, self.replica_rule, "CostModel: replica_rule")
+        object.__setattr__(self, "replica_rule", rule)
 
     def speeds(self, num_ranks: int) -> Floats:
         """``rank_speeds``, spelt out where all ranks are alike, float64 [G]."""

@@ -63,6 +63,9 @@ def batch_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Tabl
     """Modelled time of batches, one row per placement; gains over the first."""
     size = evaluations[0].batch_tokens
     title = f"Batches of about {size} tokens" if size else "All tokens as one batch"
+    held = evaluations[0].num_tokens / evaluations[0].batch_seconds.size
+    if held < size / 2:  # decoding: no more sequences than these at once
+        title = f"Batches of about {held:.0f} tokens, at most {size}"
     table = plain_table(f"{title}, modelled (ms)")
     table.add_column("placement", overflow="fold")
     for name in ("batches", "mean", "p95", "p99", "gain in mean"):
