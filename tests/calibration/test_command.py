@@ -238,3 +238,21 @@ def test_half_a_layer_is_refused(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["calibrate", "--out", "x", "--top-k", "2"])
     assert result.exit_code == 2
     assert "--hidden-size" in result.stderr
+
+
+def test_without_torch_it_says_how_to_get_it(tmp_path):
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from moetuner.cli import app\n"
+        "app(['calibrate', '--out', 'x.toml'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "error: calibrate needs torch: pip install 'moetuner[torch]'" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -228,10 +228,11 @@ def _overhead(
 
 
 def _is_priced(case: Case) -> bool:
-    """Whether the objective is about such a case.
+    """Whether the objective is about whole layers of such a case.
 
-    Among several ranks an exchange that sends nothing starts all the same, but has no
-    latency in the objective. It is measured for the rows that it brings into order.
+    An exchange that sends nothing starts all the same, but has no latency in the
+    objective. It is measured for the rows that it brings into order. With one rank its
+    start is part of what a layer takes besides.
     """
     return case.num_ranks == 1 or case.load is not Load.LOCAL
 
@@ -240,7 +241,7 @@ def _of_exchanges(
     samples: Sequence[ExchangeSample], hardware: Hardware, in_node: int, seed: int
 ) -> list[Comparison]:
     found = []
-    for sample in (s for s in samples if _is_priced(s.case)):
+    for sample in (s for s in samples if s.case.load is not Load.LOCAL):
         told = predict(sample.case, hardware, in_node, seed)
         parts = {Way.DISPATCH: told[LayerPart.DISPATCH]}
         parts[Way.COMBINE] = told[LayerPart.COMBINE]
