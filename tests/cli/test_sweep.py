@@ -66,7 +66,7 @@ def test_cells_that_cannot_be_planned_are_named_not_dropped(folder, ids):
     assert "1 of 6 cells can be planned" in result.stderr
     said = result.stdout
     assert "not planned: --ranks-per-node must divide --ranks 12, got 8" in said
-    assert "--redundant 3 slots beside those of 16 experts do not spread" in said
+    assert "not planned: --redundant must leave equal slots on 8 ranks" in said
     assert "--ranks must be at most 16, the number of experts" in said
     found = cells_of(folder, trace, *asked)["cells"]
     assert sum(cell["why_not"] is not None for cell in found) == 5

@@ -11,6 +11,7 @@ from moetuner.errors import InvalidProblemError
 from moetuner.placement.topology import Topology
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.plan import plan_trace
+from moetuner.planning.redundancy import slots_with_redundant
 from moetuner.solver import SolveStatus
 
 if TYPE_CHECKING:
@@ -58,17 +59,7 @@ class Setup:
         """Slots of each rank; 0: just enough."""
         if self.slots_per_rank or not self.redundant:
             return self.slots_per_rank
-        wanted, ranks = num_experts + self.redundant, self.num_ranks
-        if wanted % ranks:
-            below = wanted - wanted % ranks - num_experts
-            above = below + ranks
-            fits = f"{below} or {above}" if below >= 0 else f"{above}"
-            raise InvalidProblemError(
-                f"sweep: redundant={self.redundant} slots beside those of "
-                f"{num_experts} experts do not spread equally over {ranks} ranks; "
-                f"{fits} do"
-            )
-        return wanted // ranks
+        return slots_with_redundant(num_experts, self.num_ranks, self.redundant)
 
     def check(self, trace: Trace | CountTrace, memory: float | None = None) -> None:
         """Refuse what no plan can be: see `sweep`."""
