@@ -18,8 +18,8 @@ def captured(ranks: Ranks, steps: Sequence[Step]) -> Step | None:
 
     A rank that takes no part has no steps, and replays nothing.
 
-    Rows that Gloo carries go through the host, and the exact form waits for it: no graph
-    holds those.
+    Rows that Gloo carries go through the host, and the exact form waits for it. No
+    graph holds those.
     """
     if not ranks.on_cuda:
         return None
