@@ -60,12 +60,18 @@ FROZEN = {
     "calibrate": [
         *("--out", "--out-fixed", "--ranks-per-node", "--seconds", "--device"),
         *("--model", "--hidden-size", "--expert-hidden-size", "--experts", "--top-k"),
-        *("--like", "--measurements", "--plot", "--quiet"),
+        *("--values", "--like", "--measurements", "--plot", "--quiet"),
     ],
     "hardware": ["which"],
     "drift": [
         *("placement", "trace", "--recording", "--threshold", "--steps"),
         *("--time-limit", "--seed", "--threads", "--split", "--out", *COST),
+        *("--top-k", "--json", "--quiet"),
+    ],
+    "sweep": [
+        *("trace", "--ranks", "--ranks-per-node", "--redundant", "--slots-per-rank"),
+        *("--tokens-per-gpu", "--memory", "--solver", "--time-limit", "--seed"),
+        *("--threads", "--split", "--csv", "--plot", "--placements", *COST),
         *("--top-k", "--json", "--quiet"),
     ],
     "demo": ["--out-dir", "--time-limit", "--threads", "--quiet"],
