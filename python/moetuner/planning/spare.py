@@ -35,7 +35,9 @@ class SpareSlots:
     def words(self) -> str:
         """For people."""
         change = self.filled_seconds / self.seconds - 1
-        advice = "Fewer --slots-per-rank are faster. " if change > 0 else ""
+        advice = (
+            "Fewer --slots-per-rank (--redundant) are faster. " if change > 0 else ""
+        )
         return (
             f"{self.num_empty:,} slots are empty: no replica there pays under the "
             f"replica rule {self.rule.value}. Engines have no empty slots. Export "
