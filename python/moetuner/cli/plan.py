@@ -23,6 +23,7 @@ from moetuner.evaluation.cost import CostModel
 from moetuner.planning.baselines import Baselines
 from moetuner.planning.options import PlanOptions
 from moetuner.solver import SolverOptions
+from moetuner.solver.base import Clock
 from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.profiles import Favour
 
@@ -147,6 +148,7 @@ def plan(
     from moetuner.report.outputs import check_outputs
     from moetuner.trace import read_trace
 
+    clock = Clock(time_limit=time_limit)  # reading the trace is in the limit too
     files = [trace, *(also or [])]
     check_outputs(files, outputs.out, outputs.page, outputs.moves, joint.from_placement)
     if worst_case and not also:
@@ -183,7 +185,7 @@ def plan(
             f"{refit_seconds(options):g} s for that of all tokens",
             outputs.quiet,
         )
-    _plan_and_show(traces, topology, options, outputs)
+    _plan_and_show(traces, topology, options, outputs, clock)
 
 
 def demo(
@@ -225,6 +227,7 @@ def _plan_and_show(
     topology: Topology,
     options: PlanOptions,
     outputs: Outputs,
+    clock: Clock | None = None,
 ) -> None:
     """Write the placement as soon as there is one, all else after scoring."""
     from moetuner.placement.file import write_placement
@@ -262,6 +265,7 @@ def _plan_and_show(
                 others=traces[1:],
                 progress=None if outputs.quiet else line.update,
                 on_solved=keep,
+                clock=clock,
             )
         if outputs.page is not None:
             write_report(comparison, outputs.page)
