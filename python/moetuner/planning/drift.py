@@ -243,7 +243,9 @@ def _new_plan(
     )
     beside.solve_quick(asked.baselines)
     history = History(forward=progress)
-    found = solver.solve(problem, beside.limited(1), progress=history)
+    found = solver.solve(
+        problem, beside.limited(1), warm_start=beside.start(), progress=history
+    )
     if beside.interrupted:
         found = interrupted(found)
     found = with_source(found, recordings, asked, history.points())
