@@ -44,7 +44,13 @@ def evaluate(
     from moetuner._plain import to_plain
     from moetuner.evaluation.evaluate import evaluate as score
     from moetuner.placement.file import read_placement
-    from moetuner.report.table import LEGEND, batch_table, evaluation_table
+    from moetuner.report.table import (
+        LEGEND,
+        PER_GPU,
+        batch_table,
+        differ_in_gpus,
+        evaluation_table,
+    )
     from moetuner.report.terminal import print_content, print_json, print_sentences
     from moetuner.trace import read_trace
 
@@ -88,6 +94,8 @@ def evaluate(
         print_content(evaluation_table(names, scores))
         print_content(batch_table(names, scores))
         print_content(LEGEND)
+        if differ_in_gpus(scores):
+            print_content(PER_GPU)
 
 
 def verify(

@@ -204,11 +204,12 @@ def _plan_and_show(
     from moetuner.report.progress import ProgressLine
     from moetuner.report.terminal import print_comparison, print_content, print_json
 
-    written = []
+    written, kept = [], []
 
     def keep(placement: Placement) -> None:
         write_placement(placement, outputs.out)
         written.append(outputs.out)
+        kept.append(placement)
         if outputs.moves is not None and options.stay is not None:
             write_moves(options.stay, placement, outputs.moves)
             written.append(outputs.moves)
@@ -226,6 +227,8 @@ def _plan_and_show(
                 progress=None if outputs.quiet else line.update,
                 on_solved=keep,
             )
+        if comparison.result.placement is not kept[0]:  # with a better bound
+            write_placement(comparison.result.placement, outputs.out)
         if outputs.page is not None:
             write_report(comparison, outputs.page)
             written.append(outputs.page)

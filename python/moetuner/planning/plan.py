@@ -14,7 +14,13 @@ from moetuner.errors import (
     MissingStatisticsError,
 )
 from moetuner.evaluation.evaluate import evaluate
-from moetuner.planning.baselines import REFERENCE, Baselines, solve_baselines, solver_of
+from moetuner.planning.baselines import (
+    IN_USE,
+    REFERENCE,
+    Baselines,
+    solve_baselines,
+    solver_of,
+)
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.progress import History
 from moetuner.planning.provenance import with_source
@@ -136,11 +142,17 @@ def _score(
     left_out: Mapping[str, str],
     options: PlanOptions,
 ) -> Comparison:
-    """Score all solutions on what is held out of each recording."""
+    """Score all solutions on what is held out of each recording.
+
+    Gains are measured against what is in use, or contiguous blocks.
+    """
+    placements = {name: each.placement for name, each in solutions.items()}
+    if options.stay is not None:
+        placements = {IN_USE: options.stay, **placements}
     first, *others = (
         score_placements(
             recording,
-            {name: each.placement for name, each in solutions.items()},
+            placements,
             options.pricing,
             result=options.solver,
             seed=options.solver_options.seed,
@@ -236,4 +248,11 @@ def _proven(
         status=solution.status,
         seconds=proof.seconds,
     )
-    return replace(solution, lower_bound=bound, stages=(*solution.stages, stage))
+    placement = solution.placement
+    told = replace(placement.provenance, lower_bound=bound)
+    return replace(
+        solution,
+        placement=replace(placement, provenance=told),
+        lower_bound=bound,
+        stages=(*solution.stages, stage),
+    )

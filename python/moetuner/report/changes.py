@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner.placement.moves import fetched_replicas, replicas_of
+from moetuner.report.words import size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moetuner.evaluation.hardware import Hardware
     from moetuner.placement.model import Placement
+    from moetuner.planning.scores import Comparison
 
     Ints = NDArray[np.int64]
 
@@ -62,6 +65,33 @@ class Changes:
         if between_nodes is not None:
             ranks = ranks[self.between_nodes == between_nodes]
         return np.bincount(ranks, minlength=self.num_ranks)
+
+    def seconds(self, hardware: Hardware) -> float:
+        """Time of the busiest link, when all links carry their whole bandwidth."""
+        near = self.per_rank(between_nodes=False) / hardware.rank_bandwidth
+        far = self.per_rank(between_nodes=True) / hardware.nic_bandwidth
+        return float(np.maximum(near, far).max() * self.expert_bytes)
+
+    def words(self, hardware: Hardware) -> str:
+        """What has to move, as a sentence goes on after naming the two placements."""
+        most = int(self.per_rank().max())
+        return (
+            f"{self.num_moved:,} of {self.num_replicas:,} experts change ranks, "
+            f"{size(self.bytes_moved)} in all, "
+            f"{size(int(self.between_nodes.sum()) * self.expert_bytes)} of it between "
+            f"nodes. The busiest rank fetches {most:,} "
+            f"({size(most * self.expert_bytes)}): "
+            f"{self.seconds(hardware):.2g} s at the least."
+        )
+
+
+def changes_in(comparison: Comparison) -> Changes:
+    """From what gains are measured against to the result."""
+    return changes(
+        comparison.baseline.placement,
+        comparison.result.placement,
+        comparison.cost.shape.expert_bytes,
+    )
 
 
 def changes(before: Placement, after: Placement, expert_bytes: float) -> Changes:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from moetuner.solver.base import ProgressEvent, relative_gap
+from moetuner.report.words import gap, solved
 
 if TYPE_CHECKING:
     from rich.status import Status
+
+    from moetuner.solver.base import ProgressEvent
 
 _PLAIN_EVERY = 5.0  # seconds between lines when nobody watches a terminal
 
@@ -47,8 +49,8 @@ def format_event(event: ProgressEvent) -> str:
     """The event as one line."""
     parts = [f"{event.stage} {event.done}/{event.total}"]
     if event.incumbent is not None:
-        parts.append(f"incumbent {event.incumbent:.6g}")
+        parts.append(f"incumbent {solved(event.incumbent)}")
         if event.bound is not None:
-            gap = relative_gap(event.incumbent, event.bound)
-            parts.append(f"bound {event.bound:.6g} gap {gap:.2%}")
+            far = gap(event.incumbent, event.bound)
+            parts.append(f"bound {solved(event.bound)} gap {far}")
     return "  ".join([*parts, f"{event.seconds:.0f} s"])

@@ -15,6 +15,7 @@ from moetuner.report.table import (
     stage_table,
 )
 from moetuner.report.verdict import verdict
+from moetuner.report.words import unit_of
 
 if TYPE_CHECKING:
     from moetuner.planning.scores import Comparison
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 
 def print_comparison(report: Comparison) -> None:
     """What was planned on what, the solver's claims, the scores, the verdict."""
+    unit = unit_of(report)
     scored = f"scored on {report.score_tokens:,} others (split by sequence)"
     if report.in_sample:
         scored = "scored on the same: nothing was held out"
-    print_content(
-        f"planned on {report.plan_tokens:,} tokens, {scored}; "
+    print_sentences(
+        f"planned on {report.plan_tokens:,} {unit}, {scored}; "
         f"{report.topology.num_ranks} ranks, "
         f"{report.topology.ranks_per_node} per node; "
         f"wire {report.cost.wire.value}, "
@@ -36,12 +38,12 @@ def print_comparison(report: Comparison) -> None:
         print_content(stage_table(report.result.name, report.result.solution))
     print_content(score_table(report))
     for name, reason in report.left_out.items():
-        print_content(f"left out {name}: {reason}")
+        print_sentences(f"left out {name}: {reason}")
     print_content(LEGEND)
     for each in (report, *report.others):
         if each is not report:
-            print_content(
-                f"{each.name}: planned on {each.plan_tokens:,} tokens too, scored on "
+            print_sentences(
+                f"{each.name}: planned on {each.plan_tokens:,} {unit} too, scored on "
                 f"{each.score_tokens:,} others"
             )
         names = [scored.name for scored in each.candidates]
