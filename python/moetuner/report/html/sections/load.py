@@ -10,6 +10,7 @@ from moetuner.report.html.content import Pair, figure, grid, section
 from moetuner.report.html.heatmap import Axis, color_bar, heatmap
 from moetuner.report.html.pooling import node_lines, pooled, rank_labels
 from moetuner.report.quantities import relative_load
+from moetuner.report.words import number
 
 if TYPE_CHECKING:
     from moetuner.planning.scores import Comparison
@@ -73,8 +74,8 @@ def load(comparison: Comparison, numbers: Numbers) -> Markup:
 
 def _lead(pair: Pair) -> str:
     parts = [
-        f"{c.evaluation.imbalance_mean:.2f} times the mean load with {c.name} "
-        f"({c.evaluation.imbalance_worst:.2f} at worst)"
+        f"{number(c.evaluation.imbalance_mean)} times the mean load with {c.name} "
+        f"({number(c.evaluation.imbalance_worst)} at worst)"
         for c in pair.both()
     ]
     return (
