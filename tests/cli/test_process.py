@@ -6,25 +6,21 @@ not obey; nothing here waits as long as that.
 
 import json
 import os
-import pty
 import re
 import shlex
 import signal
 import subprocess
-import sys
 import sysconfig
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from moetuner.placement.file import read_placement
 from strategies import random_ids
+from terminal import MOETUNER, WAIT, run_in_terminal
 
-MOETUNER = [sys.executable, "-m", "moetuner"]
 SCRIPT = Path(sysconfig.get_path("scripts")) / "moetuner"
 LONG = 1000  # seconds
-WAIT = 200  # for any one event, however busy the machine is
 PROGRESS = re.compile(r"\S.* \d+/\d+  incumbent ")
 
 
@@ -214,31 +210,6 @@ def test_progress_without_a_terminal_is_plain_lines(folder, ids):
     assert all("incumbent" in line and "gap" in line for line in lines)
     assert "\x1b" not in errors + output
     assert "\r" not in errors + output
-
-
-def run_in_terminal(command, columns):
-    """Output of `command` on a terminal of 24 lines and `columns`."""
-    main, other = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "24"}
-    process = subprocess.Popen(
-        command, stdin=other, stdout=other, stderr=other, env=environment
-    )
-    os.close(other)
-    chunks = []
-
-    def read():
-        try:
-            while chunk := os.read(main, 65536):
-                chunks.append(chunk)
-        except OSError:
-            pass  # the last writer is gone
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    assert process.wait(timeout=WAIT) == 0
-    reader.join()
-    os.close(main)
-    return b"".join(chunks).decode()
 
 
 def test_terminal_shows_progress_and_a_table_of_its_width(folder, ids):

@@ -140,7 +140,7 @@ def _filled(added: int, engine: Engine, options: ExportOptions) -> tuple[str, ..
     """Which rule filled the spare slots."""
     if not added:
         return ()
-    known = "" if options.load is not None else " (the first one: say --trace)"
+    known = "" if options.load is not None else " (the first one: say `load`)"
     if engine is Engine.VLLM_ASCEND:
         return (
             f"spare slots hold the busiest expert{known} of another rank, with a share "

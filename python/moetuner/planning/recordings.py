@@ -72,7 +72,7 @@ def split_recordings(
                 which = f" of trace {number}" if len(traces) > 1 else ""
                 raise InvalidTraceError(
                     f"plan: no token of the {part} part{which} chose an expert (all "
-                    f"padding); record more, or change --split or --seed"
+                    f"padding); record more, or change `plan_fraction` or `seed`"
                 )
         about = trace.metadata.dataset or trace.metadata.source
         name = f"trace {number} ({about})" if about else f"trace {number}"
