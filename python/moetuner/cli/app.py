@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from moetuner._files import NO_ROOM
 from moetuner.cli import commands, engines, plan
 from moetuner.cli.certify import certify
 from moetuner.cli.groups import spelt_out
@@ -51,8 +52,7 @@ class _Group(TyperGroup):
         except OSError as error:
             if error.errno == errno.EPIPE:  # `| head` has seen enough
                 raise
-            code = 2 if error.errno in _BAD_PATH else 1
-            fail(f"{error.filename or 'system'}: {error.strerror or error}", code)
+            _fail_of_system(error)
         except MemoryError:
             fail("out of memory", 1)
         except KeyboardInterrupt:
@@ -84,6 +84,13 @@ app.command()(engines.export)
 app.command("import-placement")(engines.import_placement)
 
 
+def _fail_of_system(error: OSError) -> NoReturn:
+    """Say which file it is about; files of ours have their name in the error."""
+    unnamed = "standard output" if error.errno in NO_ROOM else "system"
+    code = 2 if error.errno in _BAD_PATH else 1
+    fail(f"{error.filename or unnamed}: {error.strerror or error}", code)
+
+
 def main() -> None:
     """Entry point of ``moetuner`` and ``python -m moetuner``."""
     # Also when a shell started us in the background with SIGINT ignored: whoever sends
@@ -94,7 +101,10 @@ def main() -> None:
         if getattr(sys, name) is None:  # closed by the shell: `>&-`
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         getattr(sys, name).reconfigure(errors="backslashreplace")
-    app(prog_name="moetuner")
+    try:
+        app(prog_name="moetuner")
+    except OSError as error:  # what prints help and usage is not one of our commands
+        _fail_of_system(error)
 
 
 @app.callback(invoke_without_command=True)

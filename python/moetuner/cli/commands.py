@@ -93,9 +93,9 @@ def evaluate(
         print_sentences(priced_words(pricing, plans[0], names[0]))
         print_content(evaluation_table(names, scores))
         print_content(batch_table(names, scores))
-        print_content(LEGEND)
+        print_sentences(LEGEND)
         if differ_in_gpus(scores):
-            print_content(PER_GPU)
+            print_sentences(PER_GPU)
 
 
 def verify(
@@ -110,7 +110,7 @@ def verify(
     from moetuner.evaluation.verify import read_record
     from moetuner.evaluation.verify import verify as compare
     from moetuner.placement.file import read_placement
-    from moetuner.report.terminal import print_content, print_json
+    from moetuner.report.terminal import print_content, print_json, print_sentences
     from moetuner.trace import Trace, read_trace
 
     run, record = read_trace(trace), read_record(counters)
@@ -123,7 +123,7 @@ def verify(
         print_json({"equal": not found, "numbers": compared, "different": found})
     elif not different:
         layers, ranks, _ = record.counts.shape
-        print_content(
+        print_sentences(
             f"equal: all {compared} counters of {layers} layers on {ranks} ranks "
             f"are as predicted for {run.num_tokens} tokens"
         )

@@ -39,7 +39,12 @@ def import_(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Trace file to write")],
     format: Annotated[
-        FormatName | None, typer.Option(help="Kind of recording  [default: detected]")
+        FormatName | None,
+        typer.Option(
+            metavar="<kind>",
+            help=f"{', '.join(each.value for each in RecordingFormat)}  "
+            f"[default: detected]",
+        ),
     ] = None,
     model: Annotated[str, typer.Option(help="Name of the model")] = "",
     dataset: Annotated[str, typer.Option(help="Name of what was asked")] = "",
@@ -87,7 +92,7 @@ def import_(
             ),
         )
     unit = "tokens" if imported.tokens_known else "choices of experts a layer"
-    print_content(
+    print_sentences(
         f"{imported.format.value}: {imported.num_tokens:,} {unit}, "
         f"{imported.num_layers} layers of {imported.num_experts} experts"
     )
@@ -187,7 +192,7 @@ def import_placement(
     from moetuner.export import ReadOptions, read_engine_placement
     from moetuner.placement.file import write_placement
     from moetuner.report.outputs import check_writable
-    from moetuner.report.terminal import print_content
+    from moetuner.report.terminal import print_content, print_sentences
 
     check_writable(out)
     if out.resolve() == file.resolve():
@@ -203,7 +208,7 @@ def import_placement(
         ),
     )
     write_placement(placement, out)
-    print_content(
+    print_sentences(
         f"{placement.provenance.solver}: {placement.num_layers} layers, "
         f"{placement.num_experts} experts in {placement.num_slots} slots of "
         f"{placement.topology.num_ranks} ranks"

@@ -8,8 +8,6 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, NoReturn
 
-import typer
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -86,7 +84,7 @@ def _say(text: str) -> None:
             )
             for line in text.splitlines()
         )
-    typer.echo(text, err=True)
+    sys.stderr.write(f"{text}\n")  # as it is now: a progress bar may stand in
 
 
 def _columns() -> int:

@@ -21,7 +21,7 @@ from moetuner.cli.options import (
 from moetuner.errors import InvalidProblemError
 from moetuner.planning.baselines import Baselines
 from moetuner.planning.options import PlanOptions
-from moetuner.solver import SolverOptions
+from moetuner.solver import SOLVERS, SolverOptions
 from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.profiles import Favour
 
@@ -99,7 +99,9 @@ def plan(
     slots_per_rank: Annotated[
         int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
     ] = 0,
-    solver: Annotated[SolverName, typer.Option(help="Method")] = SolverName["joint"],
+    solver: Annotated[
+        SolverName, typer.Option(metavar="<name>", help=", ".join(SOLVERS))
+    ] = SolverName["joint"],
     time_limit: Annotated[float, typer.Option(help="Seconds for the solver")] = 60.0,
     seed: Annotated[
         int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)

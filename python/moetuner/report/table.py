@@ -32,8 +32,8 @@ load: busiest rank / mean rank, mean and worst over layers; remote: ranks and
 nodes other than its home that compute a token; busiest receive: rows into the
 busiest rank / its even share of tokens; batch: modelled time of the mean batch"""
 PER_GPU = """\
-gain per GPU: time of the mean batch x GPUs; each placement's GPUs share the same
-batches, so one with more of them is faster and may still cost more"""
+gain per GPU: in time of the mean batch x GPUs; the GPUs of a placement share a
+batch, so that with more of them it is faster and may still cost more"""
 
 
 def score_table(report: Comparison) -> Table:

@@ -39,7 +39,7 @@ def print_comparison(report: Comparison) -> None:
     print_content(score_table(report))
     for name, reason in report.left_out.items():
         print_sentences(f"left out {name}: {reason}")
-    print_content(LEGEND)
+    print_sentences(LEGEND)
     for each in (report, *report.others):
         if each is not report:
             print_sentences(
