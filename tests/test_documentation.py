@@ -5,7 +5,7 @@ Blocks of a page run in order, in one empty folder:
 - ``python``: prints the ``text`` block that stands under it, if one does;
 - ``console``: every ``$`` line ends well and prints what stands under it, if anything
   does (``...`` for what varies); without ``$`` it is set-up: what it names must exist;
-- ``json``: is read by what reads such files.
+- ``json``, ``toml``: is read by what reads such files.
 """
 
 import contextlib
@@ -76,6 +76,9 @@ def test_pages_run(page, tmp_path, monkeypatch):
             run_console(body)
         elif kind == "json":
             read_json(body)
+        elif kind == "toml":
+            Path("read.toml").write_text(body)
+            moetuner.read_hardware("read.toml")
         else:
             assert kind == "text", f"a {kind or 'nameless'} block that nothing runs"
 

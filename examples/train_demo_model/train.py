@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="recording (.npz)")
     parser.add_argument("--log", type=Path, help="losses and settings (.json)")
+    parser.add_argument("--weights", type=Path, help="keep the trained model (.pt)")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=64)
@@ -180,6 +181,9 @@ def main() -> None:
         "held_out_loss": losses,
         "log": log,
     }
+    if arguments.weights:
+        kept = {"config": dataclasses.asdict(config), "weights": model.state_dict()}
+        torch.save(kept, arguments.weights)
     if arguments.log:
         arguments.log.write_text(json.dumps(summary, indent=1))
     print(json.dumps({k: v for k, v in summary.items() if k != "log"}))

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import Evaluation as Evaluation
     from moetuner.evaluation.evaluate import evaluate as evaluate
     from moetuner.evaluation.hardware import HARDWARE as HARDWARE
+    from moetuner.evaluation.hardware import NETWORKS as NETWORKS
     from moetuner.evaluation.hardware import Hardware as Hardware
+    from moetuner.evaluation.hardware import Network as Network
+    from moetuner.evaluation.hardware import with_network as with_network
+    from moetuner.evaluation.hardware_file import read_hardware as read_hardware
+    from moetuner.evaluation.hardware_file import read_network as read_network
+    from moetuner.evaluation.hardware_file import write_hardware as write_hardware
+    from moetuner.evaluation.rates import Bandwidth as Bandwidth
+    from moetuner.evaluation.rates import Latency as Latency
     from moetuner.evaluation.shapes import ModelShape as ModelShape
     from moetuner.evaluation.shapes import shape_for_model as shape_for_model
     from moetuner.evaluation.workload import BatchKind as BatchKind
@@ -64,7 +72,15 @@ _MODULE_OF = {
     "Scored": "planning.scores",
     "options_of": "planning.provenance",
     "compare_placements": "planning.comparison",
+    "Bandwidth": "evaluation.rates",
+    "Latency": "evaluation.rates",
     "HARDWARE": "evaluation.hardware",
+    "NETWORKS": "evaluation.hardware",
+    "Network": "evaluation.hardware",
+    "with_network": "evaluation.hardware",
+    "read_hardware": "evaluation.hardware_file",
+    "read_network": "evaluation.hardware_file",
+    "write_hardware": "evaluation.hardware_file",
     "CostModel": "evaluation.cost",
     "Hardware": "evaluation.hardware",
     "Homes": "evaluation.cost",

@@ -59,8 +59,10 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inner:
             return None
-        (kind,) = (each for each in inner if each is not type(None))
-        return _read(kind, value, where)
+        kinds = [each for each in inner if each is not type(None)]
+        # Of a dataclass and a number that stands for one, a dict is the dataclass.
+        kinds.sort(key=lambda k: dataclasses.is_dataclass(k) != isinstance(value, dict))
+        return _read(kinds[0], value, where)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return _read_fields(kind, value, where)
     if origin is tuple and isinstance(value, list):

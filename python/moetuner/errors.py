@@ -34,3 +34,7 @@ class MissingDependencyError(MoetunerError, ImportError):
 
 class ExchangeOverflowError(MoetunerError, RuntimeError):
     """Rows of a fixed-capacity exchange found no room."""
+
+
+class CalibrationError(MoetunerError, RuntimeError):
+    """Measuring a machine did not succeed: a rank is gone, or memory is too small."""

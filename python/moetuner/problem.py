@@ -162,13 +162,10 @@ class PlacementProblem:
 
     def link_seconds(self) -> NDArray[np.float64]:
         """Seconds that one row needs from rank to rank, [G, G]; 0 on the diagonal."""
-        shape, hardware = self.workload.cost.shape, self.workload.cost.hardware
+        shape, topology = self.workload.cost.shape, self.topology
         row_bytes = shape.hidden_size * shape.dispatch_bytes
-        seconds = np.where(
-            self.topology.same_node(),
-            row_bytes / hardware.rank_bandwidth,
-            row_bytes / hardware.nic_bandwidth,
-        )
+        inside, cards = self.workload.cost.link_bandwidths(topology)
+        seconds = np.where(topology.same_node(), row_bytes / inside, row_bytes / cards)
         np.fill_diagonal(seconds, 0.0)
         return seconds
 

@@ -259,3 +259,30 @@ def test_certify_prints_value_bound_and_gap(folder, ids):
     assert found["gap"] == 1 - found["lower_bound"] / found["value"]
     text = folder.run("certify", trace, folder.out, "--time-limit", 5, "--quiet").stdout
     assert "no placement on these slots (without replicas) takes less than" in text
+
+
+def test_refit_writes_the_plan_of_all_tokens_and_scores_that_of_one_part(folder, ids):
+    trace = folder.trace(ids)
+    scored = folder.plan_json(trace)
+    part = read_placement(folder.out)
+    again = folder.plan_json(trace, "--refit")
+    written = read_placement(folder.out)
+    for one, other in zip(again["placements"], scored["placements"], strict=True):
+        assert one["batch_seconds"] == other["batch_seconds"]
+    assert again["refit"]["placement_sha256"] == written.sha256() != part.sha256()
+    assert written.provenance.validation == again["refit"]["validation"]
+    shown = folder.plan(trace, "--refit").stdout
+    assert "Written is the plan that the same options make of all tokens" in shown
+    assert shown.count("wrote ") == 1
+    page = folder.path / "page.html"
+    assert folder.plan(trace, "--refit", "--report", page).exit_code == 0
+    assert f"made of all tokens, sha256 {written.sha256()}" in page.read_text()
+
+
+def test_refit_of_what_holds_nothing_out_is_told(folder, ids):
+    trace = folder.trace(ids, sequence=np.zeros(600, np.int32))
+    result = folder.plan(trace, "--refit")
+    assert "no plan was made anew: nothing was held out" in result.stderr
+    refused = folder.plan(trace, "--refit", "--split", 1)
+    assert refused.exit_code == 2
+    assert "--split is 1, so refit has nothing to add" in refused.stderr

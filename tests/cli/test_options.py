@@ -8,29 +8,52 @@ import pytest
 import typer
 from moetuner.cli import app
 from moetuner.cli.messages import as_typed
+from moetuner.evaluation.hardware import HARDWARE, NETWORKS, with_network
+from moetuner.evaluation.hardware_file import (
+    read_hardware,
+    read_network,
+    write_hardware,
+)
+from moetuner.evaluation.rates import Bandwidth, Latency
 from moetuner.placement.file import read_placement, write_placement
 from moetuner.placement.model import Provenance
+from moetuner.planning.provenance import options_of
 
 COST = [
     *("--wire", "--homes", "--batch-tokens", "--batch-kind", "--hardware"),
-    *("--rank-speeds", "--hidden-size", "--expert-hidden-size"),
+    *("--network", "--rank-speeds", "--hidden-size", "--expert-hidden-size"),
 ]
 FROZEN = {
     "describe": ["trace", "--top-k", "--json"],
     "plan": [
         *("trace", "--ranks", "--ranks-per-node", "--slots-per-rank", "--solver"),
-        *("--time-limit", "--seed", "--threads", "--split", "--also", "--worst-case"),
-        *("--favour", "--from", "--move-cost", "--prove", "--baselines", *COST),
+        *("--time-limit", "--seed", "--threads", "--split", "--refit", "--also"),
+        *("--worst-case", "--favour", "--from", "--move-cost", "--prove"),
+        *("--baselines", *COST),
         *("--top-k", "--out", "--moves", "--report", "--json", "--quiet"),
     ],
     "evaluate": ["trace", "placements", *COST, "--top-k", "--json", "--quiet"],
-    "verify": ["trace", "placement", "counters", "--json"],
+    "verify": [
+        *("trace", "placement", "counters", "--times", "--within", *COST),
+        *("--json", "--quiet"),
+    ],
     "report": [
         *("trace", "placements", "--out", "--before", "--plots", *COST),
         *("--top-k", "--quiet"),
     ],
     "certify": [
         *("trace", "placement", "--time-limit", "--threads", *COST),
+        *("--top-k", "--json", "--quiet"),
+    ],
+    "calibrate": [
+        *("--out", "--out-fixed", "--ranks-per-node", "--seconds", "--device"),
+        *("--model", "--hidden-size", "--expert-hidden-size", "--experts", "--top-k"),
+        *("--like", "--measurements", "--plot", "--quiet"),
+    ],
+    "hardware": ["which"],
+    "drift": [
+        *("placement", "trace", "--recording", "--threshold", "--steps"),
+        *("--time-limit", "--seed", "--threads", "--split", "--out", *COST),
         *("--top-k", "--json", "--quiet"),
     ],
     "demo": ["--out-dir", "--time-limit", "--threads", "--quiet"],
@@ -212,3 +235,57 @@ def test_a_placement_that_tells_nonsense_is_refused(folder, planned):
     result = folder.run("evaluate", planned, folder.out)
     assert result.exit_code == 2
     assert "cost.homes: wanted Homes, got 'away'" in result.stderr
+
+
+def test_a_machine_of_ones_own_prices_a_plan_and_is_kept_in_its_file(folder, ids):
+    """Nothing is lost with the file: the placement has all figures."""
+    mine = dataclasses.replace(
+        HARDWARE["l40s"],
+        name="mine",
+        ranks_per_node=2,
+        rank_bandwidth=Bandwidth(egress=(20e9,), ingress=(20e9, 10e9)),
+        node_latency=Latency(base=1e-5, per_rank=1e-6),
+    )
+    file = folder.path / "mine.toml"
+    write_hardware(mine, file)
+    trace = folder.trace(ids)
+    scored = folder.plan_json(trace, "--hardware", file, "--network", "ethernet-25")
+    file.unlink()
+    placement = read_placement(folder.out)
+    assert placement.topology.ranks_per_node == 2  # full nodes of this machine
+    own = options_of(placement).cost.hardware
+    assert own == with_network(mine, NETWORKS["ethernet-25"])
+    assert own.network == "ethernet-25"
+    (score,) = json.loads(folder.run("evaluate", trace, folder.out, "--json").stdout)
+    assert score["pricing"]["cost"]["hardware"]["name"] == "mine"
+    assert scored["placements"][-1]["name"] == "lpt"
+    shown = " ".join(folder.run("evaluate", trace, folder.out).stdout.split())
+    assert "hardware mine, rank speeds alike, network ethernet-25" in shown
+
+
+def test_slower_networks_cost_more(folder, ids):
+    trace = folder.trace(ids)
+    folder.plan(trace, "--ranks-per-node", 2)
+
+    def seconds(*options):
+        command = ("evaluate", trace, folder.out, "--json", *options)
+        return json.loads(folder.run(*command).stdout)[0]["batch_seconds_mean"]
+
+    networks = ("infiniband-ndr", "ethernet-100", "ethernet-25")
+    times = [seconds("--network", name) for name in networks]
+    assert times == sorted(times)
+    assert times[0] == seconds() < times[1] < times[2]
+
+
+def test_known_machines_and_networks_are_printed_as_files_to_begin_with(folder):
+    for known, read in ((HARDWARE, read_hardware), (NETWORKS, read_network)):
+        for name in known:
+            path = folder.path / "copy.toml"
+            path.write_text(folder.run("hardware", name).stdout)
+            assert read(path) == known[name]
+    shown = folder.run("hardware", folder.path / "missing.toml")
+    assert shown.exit_code == 2
+    assert "missing.toml" in shown.stderr
+    odd = folder.run("hardware", "abacus")
+    assert odd.exit_code == 2
+    assert "gb200-nvl72" in odd.stderr

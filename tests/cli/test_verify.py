@@ -76,3 +76,65 @@ def test_it_imports_no_torch(run):
     )
     arguments = ["verify", *map(str, run[0])]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+
+
+def predicted(folder, paths, tmp_path):
+    """Seconds of each part of all layers, as the command predicts them."""
+    times = tmp_path / "times.csv"
+    times.write_text("part,seconds\ndispatch,1\nexperts,1\ncombine,1\n")
+    told = json.loads(
+        folder.run("verify", *paths[:2], "--times", times, "--json").stdout
+    )
+    return {one["part"]: one["predicted_seconds"] for one in told["times"]}
+
+
+def test_times_as_predicted_are_said_to_be(folder, run, tmp_path):
+    paths, _, _ = run
+    seconds = predicted(folder, paths, tmp_path)
+    times = tmp_path / "times.csv"
+    lines = [f"{part},{value!r}" for part, value in seconds.items()]
+    times.write_text("part,seconds\n" + "\n".join(lines))
+    result = folder.run("verify", *paths, "--times", times)  # and the counters
+    assert result.exit_code == 0, result.stderr
+    assert "equal: all" in result.stdout
+    assert "every time is within 15% of the prediction" in result.stdout
+    told = json.loads(folder.run("verify", *paths, "--times", times, "--json").stdout)
+    assert told["equal"]
+    assert [one["within"] for one in told["times"]] == [True] * 4
+
+
+def test_the_part_that_is_off_is_named(folder, run, tmp_path):
+    paths, _, _ = run
+    seconds = predicted(folder, paths, tmp_path)
+    seconds["experts"] += 2 * seconds.pop("total")
+    times = tmp_path / "times.csv"
+    lines = [f"{part},{1e3 * value!r}" for part, value in seconds.items()]
+    times.write_text("part,ms\n" + "\n".join(lines))
+    result = folder.run("verify", *paths[:2], "--times", times)
+    assert result.exit_code == 1
+    assert "2 of 4 times are not within 15%" in result.stderr
+    assert "most is in experts" in result.stderr
+    assert "more than predicted" in result.stderr
+    wide = folder.run("verify", *paths[:2], "--times", times, "--within", 20)
+    assert wide.exit_code == 0
+
+
+def test_a_machine_changes_the_prediction_of_times(folder, run, tmp_path):
+    paths, _, _ = run
+    times = tmp_path / "times.csv"
+    times.write_text("part,seconds\nexperts,1\n")
+    seconds = []
+    for name in ("h100", "h200"):
+        result = folder.run(
+            *("verify", *paths[:2], "--times", times, "--hardware", name, "--json"),
+        )
+        told = json.loads(result.stdout)["times"]
+        seconds.append(told[0]["predicted_seconds"])
+    assert seconds[1] < seconds[0]
+
+
+def test_nothing_to_compare_is_an_error(folder, run):
+    paths, _, _ = run
+    result = folder.run("verify", *paths[:2])
+    assert result.exit_code == 2
+    assert "--times" in result.stderr

@@ -23,6 +23,21 @@ TEST(replicas_are_picked_on_the_rank_then_on_the_node_then_in_turn) {
   }
 }
 
+TEST(all_homes_at_once_pick_what_each_picks) {
+  // Two slots a rank, two ranks a node; expert 0 is everywhere, twice on rank 1.
+  const std::array<std::int32_t, 12> experts{0, 1, 0, 0, 1, -1, 2, 0, 1, -1, 2, -1};
+  const Replicas replicas({experts.data(), 12, 3, 6, 2});
+  for (const std::int64_t expert : {0, 1, 2}) {
+    for (const std::int64_t token : {0, 1, 2, 7}) {
+      std::array<std::int32_t, 12> slots{};
+      replicas.pick_by_home(expert, token, slots.data(), 2);
+      for (std::int64_t home = 0; home < 6; ++home) {
+        CHECK_EQUAL(std::int64_t{slots[2 * home]}, replicas.pick(expert, home, token));
+      }
+    }
+  }
+}
+
 TEST(links_of_a_token_by_hand) {
   // Home 0; experts on ranks 1, 2 and 3 of two nodes with two ranks.
   const std::int32_t ranks[] = {1, 2, 3};

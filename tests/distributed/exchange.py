@@ -113,17 +113,21 @@ def run_experts(slots, sent):
     return sent.rows * slots.scales[slot][:, None].to(sent.rows.dtype)
 
 
-def run_layer(slots, x, ids, weights, **options):
-    """Dispatch, experts, combine; returns the sums and what was dispatched."""
-    group = dist.group.WORLD.group_name
-    sent = dispatch(
+def dispatch_rows(slots, x, ids, weights, **options):
+    """Dispatch in the group of all ranks."""
+    return dispatch(
         x,
         ids,
         weights,
         slots.candidates,
         slots.num_candidates,
         slots.slots_per_rank,
-        group,
+        dist.group.WORLD.group_name,
         **options,
     )
+
+
+def run_layer(slots, x, ids, weights, **options):
+    """Dispatch, experts, combine; returns the sums and what was dispatched."""
+    sent = dispatch_rows(slots, x, ids, weights, **options)
     return combine(run_experts(slots, sent), sent.handle), sent

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from exchange import (
     CASES,
     Case,
+    dispatch_rows,
     fixed_sizes,
     make_slots,
     make_tokens,
@@ -14,7 +15,7 @@ from exchange import (
     without_ranks,
 )
 from moetuner.errors import ExchangeOverflowError
-from moetuner.ops import check_overflow, node_groups
+from moetuner.ops import check_overflow, combine, node_groups
 from moetuner.ops._collectives import group_named
 from ranks import run_on_ranks
 
@@ -160,6 +161,37 @@ def _overflows(rank, num_ranks, device, levels):
             check_overflow(sent.handle.overflow)
 
 
+def _fp8_rows(rank, num_ranks, device, levels):
+    """What arrives, times its scales, is what plain rows bring; answers in bfloat16."""
+    for case in CASES:
+        slots = make_slots(case, rank, num_ranks, device)
+        x, ids, weights = make_tokens(case, rank, device)
+        for per_row in (1, case.hidden // 8):
+            blocks = x.unflatten(1, (per_row, -1))
+            scales = blocks.abs().amax(dim=2).clamp(min=1e-3) / 448
+            quantised = (blocks / scales[..., None]).to(torch.float8_e4m3fn)
+            plain = (quantised.float() * scales[..., None]).view_as(x)
+            for options in _forms(case, num_ranks, levels):
+                wanted, direct = run_layer(slots, plain, ids, weights, **options)
+                wanted = combine(direct.rows.bfloat16(), direct.handle)
+                sent = dispatch_rows(
+                    slots,
+                    quantised.view(x.shape),
+                    ids,
+                    weights,
+                    scales=scales,
+                    **options,
+                )
+                arrived = sent.rows.unflatten(1, (per_row, -1)).float()
+                rows = (arrived * sent.row_scales[..., None]).flatten(1)
+                filled = int(sent.end_offsets[-1])
+                assert torch.equal(sent.end_offsets, direct.end_offsets)
+                assert torch.equal(rows[:filled], direct.rows[:filled]), case
+                assert sent.rows.stride(0) % 16 == 0
+                back = combine(rows.bfloat16(), sent.handle)
+                assert torch.equal(back, wanted), case
+
+
 def _replays(rank, num_ranks, device, levels):
     case = Case(16, 4, (32,), hidden=64)
     slots = make_slots(case, rank, num_ranks, device)
@@ -188,7 +220,7 @@ def _every_check(rank, num_ranks, device, in_node):
     levels = {}
     if in_node:
         levels["nodes"] = node_groups(dist.group.WORLD.group_name, in_node)
-    for check in (_equals_one_rank, _rows_and_counters, _overflows):
+    for check in (_equals_one_rank, _rows_and_counters, _fp8_rows, _overflows):
         check(rank, num_ranks, device, levels)
     if device == "cuda":
         _replays(rank, num_ranks, device, levels)

@@ -1,13 +1,10 @@
 import dataclasses
-import inspect
-import re
 
 import numpy as np
 import pytest
 from moetuner.errors import InvalidProblemError
-from moetuner.evaluation import hardware
 from moetuner.evaluation.cost import CostModel, Homes, Wire
-from moetuner.evaluation.hardware import HARDWARE, Hardware
+from moetuner.evaluation.hardware import HARDWARE, Dtype, Hardware
 from moetuner.evaluation.shapes import MODEL_SHAPES, ModelShape, shape_for_model
 from moetuner.placement.topology import Topology
 
@@ -107,6 +104,19 @@ def test_presets_are_sane(name):
     assert gpu.matmul_rate > gpu.memory_bandwidth > gpu.rank_bandwidth
     assert gpu.rank_bandwidth > gpu.nic_bandwidth
     assert 1e-6 < gpu.rank_latency < gpu.node_latency < 1e-3
+    rates = [gpu.rate(dtype) for dtype in Dtype]
+    assert rates == sorted(rates)
+    assert gpu.sources
+
+
+def test_plans_for_h100_are_priced_as_ever():
+    """What files of plans were made with, to the bit."""
+    gpu = HARDWARE["h100"]
+    assert (gpu.memory_bandwidth, gpu.matmul_rate) == (3.35e12, 989e12)
+    assert (gpu.rank_bandwidth, gpu.nic_bandwidth) == (900e9 / 2, 400e9 / 8)
+    assert (gpu.rank_latency, gpu.node_latency) == (1.18e-05, 2.24e-05)
+    assert gpu.grouped_gemm == ()
+    assert (gpu.permutation, gpu.layer_overhead) == (None, 0.0)
 
 
 def test_h200_is_an_h100_with_faster_memory():
@@ -114,17 +124,6 @@ def test_h200_is_an_h100_with_faster_memory():
     assert h200.memory_bandwidth == 4.8e12
     assert h100.memory_bandwidth == 3.35e12
     assert dataclasses.replace(h200, name="h100", memory_bandwidth=3.35e12) == h100
-
-
-def test_every_constant_names_its_source():
-    """A number of a preset has a comment on its line, or one over its block."""
-    source = inspect.getsource(hardware)
-    presets = source[source.index("\n_NVLINK4") :]
-    numbers = re.findall(r"^(?:.*=.*\de-?\d.*|_NDR.*)$", presets, re.MULTILINE)
-    assert len(numbers) == 8
-    blocks = re.findall(r"(?:^#.*\n)+(?:^_.*\n)+", source, re.MULTILINE)
-    for line in numbers:
-        assert "  # " in line or any(line in block for block in blocks), line
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_no_known_model_is_mistaken_for_another():
     ("kind", "fields", "name"),
     [
         *((Hardware, HARDWARE_FIELDS, n) for n in HARDWARE_FIELDS if "_b" in n),
-        (Hardware, HARDWARE_FIELDS, "matmul_rate"),
+        *((Hardware, HARDWARE_FIELDS, f"{n}matmul_rate") for n in ("", "fp8_", "fp4_")),
         *((ModelShape, SHAPE_FIELDS, n) for n in SHAPE_FIELDS),
         (ModelShape, SHAPE_FIELDS, "dispatch_bytes"),
         (ModelShape, SHAPE_FIELDS, "combine_bytes"),

@@ -14,7 +14,13 @@ from moetuner.evaluation.tally import tally
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
 from moetuner.trace import CountTrace
-from strategies import make_trace, random_placement, topologies, traces
+from strategies import (
+    make_trace,
+    random_ids,
+    random_placement,
+    topologies,
+    traces,
+)
 
 
 def core_tally(trace, placement, wire, homes, groups, threads=2):
@@ -52,6 +58,24 @@ def test_core_equals_the_readable_twin(trace, topology, extra_slots, wire, homes
     assert counted.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(counted[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("per_node", [1, 4, 8])
+@pytest.mark.parametrize("wire", list(Wire))
+def test_homes_of_wide_nodes_find_replicas_like_the_readable_twin(rng, wire, per_node):
+    """Most homes of a node find the same replicas, and are counted together."""
+    ids = random_ids(rng, 60, 2, 24, 5, padding=0.1, skew=2.0)
+    groups = rng.integers(0, 3, 60).astype(np.int32)
+    trace = make_trace(ids, 24)
+    topology = Topology(num_ranks=16, ranks_per_node=per_node)
+    for extra_slots in (0, 1, 4):
+        placement = random_placement(rng, trace, topology, extra_slots)
+        expected = reference.tally_routing(
+            trace, placement, wire, Homes.UNIFORM, groups
+        )
+        counted = core_tally(trace, placement, wire, Homes.UNIFORM, groups)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(counted[name], array, err_msg=name)
 
 
 # Four ranks on two nodes, one expert each: expert e on rank e. One token, one layer,

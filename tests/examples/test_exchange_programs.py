@@ -37,8 +37,14 @@ def test_ops():
     assert "both give the same output" in said
 
 
-def test_layer():
-    said = run("layer.py")
+@pytest.fixture(scope="module")
+def layer_said():
+    """What layer.py says on 1, 2 and 4 ranks."""
+    return {ranks: run("layer.py", ranks) for ranks in (1, 2, 4)}
+
+
+def test_layer(layer_said):
+    said = layer_said[2]
     losses = losses_of(said)
     assert losses[1] < losses[0], said
     assert "placed: the output is the same" in said
@@ -50,9 +56,9 @@ def losses_of(said):
     return [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]
 
 
-def test_layer_trains_like_one_process():
+def test_layer_trains_like_one_process(layer_said):
     """The same tokens on any number of ranks: the same losses, step after step."""
-    alone, *others = (losses_of(run("layer.py", ranks)) for ranks in (1, 2, 4))
+    alone, *others = (losses_of(said) for said in layer_said.values())
     for losses in others:
         assert losses == pytest.approx(alone, rel=1e-4)
 

@@ -43,11 +43,12 @@ def test_no_held_out_text_is_trained_on(corpus):
 
 @pytest.mark.slow
 def test_training_records_a_readable_trace(corpus, tmp_path):
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     recording, log = tmp_path / "recording.npz", tmp_path / "log.json"
+    weights = tmp_path / "weights.pt"
     run(
         "train.py", corpus, "--out", recording, "--log", log, "--tiny", "--steps", 40,
-        "--batch", 8, "--tokens", 600, "--log-every", 39,
+        "--batch", 8, "--tokens", 600, "--log-every", 39, "--weights", weights,
     )  # fmt: skip
     run("convert.py", recording, tmp_path / "trace.safetensors")
 
@@ -55,6 +56,9 @@ def test_training_records_a_readable_trace(corpus, tmp_path):
     assert trace.topk_ids.shape[1:] == (2, 2)
     assert 300 < trace.num_tokens <= 600
     assert trace.ranked
+    kept = torch.load(weights, weights_only=True)
+    assert kept["config"]["experts"] == trace.num_experts
+    assert kept["weights"]["blocks.1.experts.down"].shape == (8, 16, 32)
     first, last = json.loads(log.read_text())["log"]
     assert last["loss"] < first["loss"]
 

@@ -88,6 +88,23 @@ def test_compiles_whole_with_gradients(given, sizes, backend):
 
 
 @OLD_WORDS_OF_TORCH
+@pytest.mark.parametrize("sizes", FORMS, ids=["exact", "fixed"])
+def test_fp8_rows_compile_whole(given, sizes):
+    quantised = given | {"x": given["x"].to(torch.float8_e4m3fn)}
+    scales = torch.rand(T, H // 8)
+
+    def rows_of(scales):
+        sent = dispatch(**quantised, **sizes, scales=scales)
+        return sent.rows.float(), sent.row_scales, sent.end_offsets
+
+    compiled = torch.compile(rows_of, fullgraph=True)(scales)
+    eager = rows_of(scales)
+    filled = int(eager[2][-1])
+    for ours, other in zip(compiled[:2], eager[:2], strict=True):
+        assert torch.equal(ours[:filled], other[:filled])
+
+
+@OLD_WORDS_OF_TORCH
 def test_a_handle_leaves_compiled_code(given):
     compiled = torch.compile(lambda x: dispatch(**given | {"x": x}), fullgraph=True)
     sent = compiled(given["x"])
@@ -97,6 +114,7 @@ def test_a_handle_leaves_compiled_code(given):
     assert torch.equal(combine(sent.rows, sent.handle), combine(*eager[::2]))
 
 
+FP8 = {"x": torch.ones(T, H).to(torch.float8_e4m3fn)}
 WRONG = [
     ({"x": torch.ones(T)}, ValueError, "x must be"),
     ({"x": torch.ones(T, H, dtype=torch.int32)}, TypeError, "x must be float32"),
@@ -114,6 +132,14 @@ WRONG = [
     ({"capacity": 4}, ValueError, "capacity and max_rows go together"),
     ({"capacity": 0, "max_rows": 4}, ValueError, "capacity must be positive"),
     ({"capacity": 4, "max_rows": 0}, ValueError, "max_rows must be positive"),
+    ({"scales": torch.ones(T, 1)}, TypeError, "scales are for rows of FP8"),
+    (FP8 | {"scales": torch.ones(T)}, ValueError, "scales must be .9, scales per"),
+    (FP8 | {"scales": torch.ones(T - 1, 1)}, ValueError, "scales must be .9, scales"),
+    (
+        FP8 | {"scales": torch.ones(T, 1, device="meta")},
+        ValueError,
+        "scales is on meta",
+    ),
 ]
 
 

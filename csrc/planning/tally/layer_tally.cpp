@@ -1,5 +1,7 @@
 #include "planning/tally/layer_tally.h"
 
+#include "planning/tally/replica_rows.h"
+
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
@@ -42,16 +44,24 @@ LayerTally::Links LayerTally::return_links(std::int64_t group) const {
           args_.return_node_egress + nodes};
 }
 
-void LayerTally::visit(std::int64_t token, std::int64_t home, std::int64_t weight) {
+void LayerTally::visit(std::int64_t token,
+                       std::int64_t home,
+                       std::int64_t weight,
+                       Experts experts) {
   visit_.ranks.clear();
   visit_.nodes.clear();
   visit_.expert_ranks.clear();
+  visit_.left_out.clear();
   visit_.first_rank = -1;
   ++stamp_;
   const std::int16_t* ids = args_.topk_ids + (token * args_.num_layers + layer_) * args_.top_k;
   std::int64_t* rows = args_.slot_rows + offset(args_.group[token], args_.num_slots);
   for (std::int64_t k = 0; k < args_.top_k; ++k) {
     if (ids[k] < 0 || ids[k] >= args_.num_experts) continue;
+    if (experts == Experts::kWithOneSlot && replicas_.count(ids[k]) > 1) {
+      visit_.left_out.push_back(ids[k]);
+      continue;
+    }
     const std::int64_t slot = replicas_.pick(ids[k], home, token);
     if (slot < 0) {
       throw std::invalid_argument("tally_routing: token " + std::to_string(token) +
@@ -122,7 +132,7 @@ void LayerTally::route(std::int64_t home, const Links& links, std::int64_t weigh
 
 void LayerTally::add_token(std::int64_t token, std::int64_t home, std::int64_t weight) {
   const std::int64_t group = args_.group[token];
-  visit(token, home, weight);
+  visit(token, home, weight, Experts::kAll);
   const bool follow = args_.homes == Homes::kFollow && visit_.first_rank >= 0;
   route(home, dispatch_links(group), weight);
   route(follow ? visit_.first_rank : home, return_links(group), weight);
@@ -138,25 +148,15 @@ void LayerTally::add_token(std::int64_t token, std::int64_t home, std::int64_t w
   for (const std::int64_t rank : targets()) traffic[rank] += weight;
 }
 
-bool LayerTally::chose_replicated(std::int64_t token) const {
-  const std::int16_t* ids = args_.topk_ids + (token * args_.num_layers + layer_) * args_.top_k;
-  return std::any_of(ids, ids + args_.top_k, [&](std::int16_t id) {
-    return id >= 0 && id < args_.num_experts && replicas_.count(id) > 1;
-  });
-}
-
 void LayerTally::add_uniform_homes() {
   const std::int64_t num_ranks = args_.num_ranks;
   // Per group: rows arriving at each rank and node, over all tokens, from one home each.
   std::vector<std::int64_t> rank_hits(static_cast<std::size_t>(args_.num_groups * num_ranks), 0);
   std::vector<std::int64_t> node_hits(static_cast<std::size_t>(args_.num_groups * num_nodes_), 0);
+  ReplicaRows replica_rows(args_, layer_, replicas_);
   for (std::int64_t t = 0; t < args_.num_tokens; ++t) {
-    if (replicas_.any() && chose_replicated(t)) {
-      for (std::int64_t home = 0; home < num_ranks; ++home) add_token(t, home, 1);
-      continue;
-    }
     const std::int64_t group = args_.group[t];
-    visit(t, 0, num_ranks);
+    visit(t, 0, num_ranks, Experts::kWithOneSlot);
     const std::int64_t cell = offset(group, 1);
     const auto ranks = static_cast<std::int64_t>(visit_.ranks.size());
     const auto nodes = static_cast<std::int64_t>(visit_.nodes.size());
@@ -175,7 +175,9 @@ void LayerTally::add_uniform_homes() {
         for (const std::int64_t rank : targets()) ++nodes_hit[node_of(rank)];
         break;
     }
+    if (!visit_.left_out.empty()) replica_rows.add(t, visit_.ranks, visit_.nodes, visit_.left_out);
   }
+  replica_rows.finish();
   for (std::int64_t group = 0; group < args_.num_groups; ++group) {
     add_expected(
         group,

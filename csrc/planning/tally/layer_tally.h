@@ -18,8 +18,9 @@ class LayerTally {
 
   /// Adds every token at every home, one unit each.
   ///
-  /// The ranks that a token visits depend on its home only where it chose a replicated expert; of
-  /// all others the hits per rank are counted, and spread over the homes in the end.
+  /// Where a token finds an expert depends on its home only where that has replicas, see
+  /// `ReplicaRows`; of all others the hits per rank are counted, and spread over the homes in the
+  /// end.
   void add_uniform_homes();
 
  private:
@@ -36,6 +37,7 @@ class LayerTally {
     std::vector<std::int64_t> ranks;         // distinct, in order of the token's experts
     std::vector<std::int64_t> nodes;         // distinct
     std::vector<std::int64_t> expert_ranks;  // one per (token, expert)
+    std::vector<std::int64_t> left_out;      // experts with several slots, where they are left out
     std::int64_t first_rank = -1;            // rank of the first expert, -1 when it is padding
   };
 
@@ -43,8 +45,9 @@ class LayerTally {
   Links return_links(std::int64_t group) const;      // as seen from the return rank: reversed
   const std::vector<std::int64_t>& targets() const;  // of the last visit, ranks that rows go to
   const std::vector<std::int64_t>& target_nodes() const;  // where rows cross once per node
-  bool chose_replicated(std::int64_t token) const;
-  void visit(std::int64_t token, std::int64_t home, std::int64_t weight);
+  /// Which of a token's experts a visit is to.
+  enum class Experts { kAll, kWithOneSlot };
+  void visit(std::int64_t token, std::int64_t home, std::int64_t weight, Experts experts);
   void route(std::int64_t home, const Links& links, std::int64_t weight) const;
   void add_expected(std::int64_t group,
                     const std::vector<std::int64_t>& rank_hits,

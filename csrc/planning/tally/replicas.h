@@ -51,10 +51,17 @@ class Replicas {
   /// Slot that serves `expert` for a token at `home`; -1 when the expert has none.
   std::int64_t pick(std::int64_t expert, std::int64_t home, std::int64_t token) const;
 
+  /// The same from every home at once: of home g into slots[g * stride]. The expert has a slot.
+  void pick_by_home(std::int64_t expert,
+                    std::int64_t token,
+                    std::int32_t* slots,
+                    std::int64_t stride) const;
+
   std::int64_t rank_of(std::int64_t slot) const { return slot / slots_per_rank_; }
 
  private:
   std::int64_t slots_per_rank_;
+  std::int64_t num_ranks_;
   std::int64_t ranks_per_node_;
   bool any_ = false;
   std::vector<std::int64_t> begin_;  // [E + 1], into slots_

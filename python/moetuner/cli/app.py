@@ -14,10 +14,14 @@ from typer.core import TyperGroup
 
 from moetuner._files import NO_ROOM
 from moetuner.cli import commands, engines, plan
+from moetuner.cli.calibrate import calibrate
 from moetuner.cli.certify import certify
+from moetuner.cli.drift import drift
 from moetuner.cli.groups import spelt_out
+from moetuner.cli.hardware import hardware
 from moetuner.cli.messages import as_typed, fail
 from moetuner.cli.report import report
+from moetuner.cli.verify import verify
 from moetuner.errors import (
     InvalidPlacementError,
     InvalidProblemError,
@@ -73,9 +77,12 @@ for _command in (
     commands.describe,
     plan.plan,
     commands.evaluate,
-    commands.verify,
+    verify,
+    calibrate,
     report,
     certify,
+    hardware,
+    drift,
     plan.demo,
 ):
     app.command()(spelt_out(_command))

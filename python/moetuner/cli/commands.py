@@ -1,4 +1,4 @@
-"""Commands that look at what there is: `describe`, `evaluate`, `verify`."""
+"""Commands that look at what there is: `describe`, `evaluate`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from moetuner.cli.messages import fail, note
+from moetuner.cli.messages import note
 from moetuner.cli.options import CostOptions, Json, Quiet, TopK, TracePath, priced_words
-from moetuner.errors import InvalidPlacementError, InvalidTraceError
-
-_MAX_SHOWN = 20  # differences; --json has all
+from moetuner.errors import InvalidPlacementError
 
 
 def describe(trace: TracePath, top_k: TopK = None, as_json: Json = False) -> None:
@@ -96,38 +94,3 @@ def evaluate(
         print_sentences(LEGEND)
         if differ_in_gpus(scores):
             print_sentences(PER_GPU)
-
-
-def verify(
-    trace: Annotated[Path, typer.Argument(help="Run recorded by record_run")],
-    placement: Annotated[Path, typer.Argument(help="Placement file of the run")],
-    counters: Annotated[Path, typer.Argument(help="Counters file of the run")],
-    as_json: Json = False,
-) -> None:
-    """Compare counted traffic with the evaluator's prediction: exit 1 unless equal."""
-    from dataclasses import asdict
-
-    from moetuner.evaluation.verify import read_record
-    from moetuner.evaluation.verify import verify as compare
-    from moetuner.placement.file import read_placement
-    from moetuner.report.terminal import print_content, print_json, print_sentences
-    from moetuner.trace import Trace, read_trace
-
-    run, record = read_trace(trace), read_record(counters)
-    if not isinstance(run, Trace):
-        raise InvalidTraceError(f"{trace}: only counts, wanted the ids of each token")
-    different = compare(run, read_placement(placement), record)
-    compared = record.counts.size
-    if as_json:
-        found = [asdict(difference) for difference in different]
-        print_json({"equal": not found, "numbers": compared, "different": found})
-    elif not different:
-        layers, ranks, _ = record.counts.shape
-        print_sentences(
-            f"equal: all {compared} counters of {layers} layers on {ranks} ranks "
-            f"are as predicted for {run.num_tokens} tokens"
-        )
-    for difference in different[: 0 if as_json else _MAX_SHOWN]:
-        print_content(str(difference))
-    if different:
-        fail(f"{len(different)} of {compared} counters are not as predicted", 1)

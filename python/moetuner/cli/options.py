@@ -12,7 +12,7 @@ import typer
 from moetuner.cli.messages import note
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
-from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.hardware import Hardware, with_network
 from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape, shape_for_model
 from moetuner.evaluation.workload import BatchKind  # noqa: TC001 - typer reads it
 from moetuner.planning.options import Pricing
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from moetuner.placement.topology import Topology
     from moetuner.trace import CountTrace, Trace
 
-GPUS_PER_NODE = 8  # of every `--hardware` that there is
-
 SolverName = enum.Enum("SolverName", {n: n for n in SOLVERS}, type=str)  # type: ignore[misc]
-HardwareName = enum.Enum("HardwareName", {n: n for n in HARDWARE}, type=str)  # type: ignore[misc]
 
 TracePath = Annotated[Path, typer.Argument(help="Routing trace: safetensors or .npz")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
@@ -81,7 +78,18 @@ class CostOptions:
         ),
     ] = None
     hardware: Annotated[
-        HardwareName | None, typer.Option(help="Kind of GPU node  [default: h100]")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Kind of GPU node, see `moetuner hardware`  [default: h100]",
+        ),
+    ] = None
+    network: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="What joins nodes, see `moetuner hardware`  [default: the hardware's]",
+        ),
     ] = None
     rank_speeds: Annotated[
         str | None,
@@ -105,9 +113,7 @@ class CostOptions:
         shape = self._shape(traces[0], None if told is None else told.cost.shape, quiet)
         speeds = base.cost.rank_speeds
         cost = CostModel(
-            hardware=HARDWARE[self.hardware.value]
-            if self.hardware
-            else base.cost.hardware,
+            hardware=self.machine(base.cost.hardware),
             shape=shape,
             wire=self.wire or _possible_wire(traces, base.cost.wire, quiet),
             homes=self.homes or base.cost.homes,
@@ -121,6 +127,15 @@ class CostOptions:
             batch_tokens=tokens,
             batch_kind=self.batch_kind or base.batch_kind,
         )
+
+    def machine(self, default: Hardware) -> Hardware:
+        """The hardware as given, else `default`, its nodes joined as given."""
+        from moetuner.evaluation.hardware_file import find_hardware, find_network
+
+        found = default if self.hardware is None else find_hardware(self.hardware)
+        if self.network is None:
+            return found
+        return with_network(found, find_network(self.network))
 
     def _shape(
         self, trace: Trace | CountTrace, told: ModelShape | None, quiet: bool
@@ -188,22 +203,29 @@ def _speeds_of(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def topology_of(ranks: int, ranks_per_node: int | None, quiet: bool) -> Topology:
-    """Ranks in nodes; without a word on nodes they are full, of 8 GPUs."""
+def topology_of(
+    ranks: int, ranks_per_node: int | None, quiet: bool, hardware: Hardware
+) -> Topology:
+    """Ranks in nodes; without a word on nodes they are full ones of `hardware`."""
     from moetuner.placement.topology import Topology
 
-    if ranks_per_node is None and ranks > GPUS_PER_NODE:
-        if ranks % GPUS_PER_NODE:
+    full = hardware.ranks_per_node
+    if ranks_per_node is None and ranks > full:
+        if ranks % full:
             raise InvalidProblemError(
-                f"--ranks {ranks} does not fill nodes of {GPUS_PER_NODE} GPUs: say "
+                f"--ranks {ranks} does not fill nodes of {full} GPUs: say "
                 f"how they are spread with --ranks-per-node"
             )
-        nodes = ranks // GPUS_PER_NODE
+        nodes = ranks // full
         note(
-            f"{ranks} ranks on {nodes} nodes of {GPUS_PER_NODE}; --ranks-per-node "
+            f"{ranks} ranks on {nodes} nodes of {full}; --ranks-per-node "
             f"says otherwise",
             quiet,
         )
-    return Topology(
-        num_ranks=ranks, ranks_per_node=ranks_per_node or min(ranks, GPUS_PER_NODE)
-    )
+    if ranks_per_node is not None and ranks_per_node > full:
+        note(
+            f"nodes of {ranks_per_node} ranks: {hardware.name} joins only {full} "
+            f"inside a node",
+            quiet,
+        )
+    return Topology(num_ranks=ranks, ranks_per_node=ranks_per_node or min(ranks, full))

@@ -19,6 +19,7 @@ from moetuner.cli.options import (
     topology_of,
 )
 from moetuner.errors import InvalidProblemError
+from moetuner.evaluation.cost import CostModel
 from moetuner.planning.baselines import Baselines
 from moetuner.planning.options import PlanOptions
 from moetuner.solver import SOLVERS, SolverOptions
@@ -94,7 +95,8 @@ def plan(
         int, typer.Option(help="GPUs of the expert-parallel group", min=1)
     ],
     ranks_per_node: Annotated[
-        int | None, typer.Option(help="GPUs per node  [default: 8, or all]", min=1)
+        int | None,
+        typer.Option(help="GPUs per node  [default: the hardware's, or all]", min=1),
     ] = None,
     slots_per_rank: Annotated[
         int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
@@ -110,6 +112,10 @@ def plan(
     split: Annotated[
         float, typer.Option(help="Share of tokens to plan on; 1: all, none held out")
     ] = 0.5,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="After scoring, plan anew on all tokens"),
+    ] = False,
     also: Annotated[
         list[Path] | None,
         typer.Option(help="One more trace that the plan is for; may be repeated"),
@@ -140,7 +146,8 @@ def plan(
         raise InvalidProblemError("--worst-case needs --also")
     if outputs.moves is not None and joint.from_placement is None:
         raise InvalidProblemError("--moves needs --from")
-    topology = topology_of(ranks, ranks_per_node, outputs.quiet)
+    machine = cost.machine(CostModel().hardware)
+    topology = topology_of(ranks, ranks_per_node, outputs.quiet, machine)
     traces = [read_trace(path, top_k=top_k) for path in files]
     pricing = cost.pricing(traces, outputs.quiet)
     options = PlanOptions(
@@ -150,6 +157,7 @@ def plan(
         cost=pricing.cost,
         slots_per_rank=slots_per_rank,
         plan_fraction=split,
+        refit=refit,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
         worst_case=worst_case,
@@ -229,8 +237,9 @@ def _plan_and_show(
                 progress=None if outputs.quiet else line.update,
                 on_solved=keep,
             )
-        if comparison.result.placement is not kept[0]:  # with a better bound
-            write_placement(comparison.result.placement, outputs.out)
+        solved = comparison.refit or comparison.result
+        if solved.placement is not kept[-1]:  # it has a better bound now
+            write_placement(solved.placement, outputs.out)
         if outputs.page is not None:
             write_report(comparison, outputs.page)
             written.append(outputs.page)
@@ -238,9 +247,15 @@ def _plan_and_show(
         if not written:
             raise
         fail(f"interrupted while scoring; {outputs.out} holds the placement", 130)
+    if options.refit and comparison.refit is None:
+        why = "nothing was held out" if comparison.in_sample else "it was interrupted"
+        note(
+            f"no plan was made anew: {why}; {outputs.out} is what is scored",
+            outputs.quiet,
+        )
     if outputs.as_json:
         print_json(comparison_json(comparison))
         return
     print_comparison(comparison)
-    for path in written:
+    for path in dict.fromkeys(written):
         print_content(f"wrote {path}")

@@ -23,6 +23,7 @@ from moetuner._core import (
 )
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.hardware import HARDWARE, Hardware
+from moetuner.evaluation.rates import Bandwidth
 from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape
 
 if TYPE_CHECKING:
@@ -93,12 +94,27 @@ class CostModel:
         return len(set(self.rank_speeds)) <= 1
 
     def check_topology(self, topology: Topology) -> None:
-        """Refuse a number of ranks that ``rank_speeds`` is not about."""
+        """Refuse a number of ranks or nodes that no figure is about."""
         if self.rank_speeds and len(self.rank_speeds) != topology.num_ranks:
             raise InvalidProblemError(
                 f"CostModel: rank_speeds names {len(self.rank_speeds)} ranks, the "
                 f"topology has {topology.num_ranks}"
             )
+        inside = self.hardware.inside
+        between = self.hardware.between(topology.ranks_per_node)
+        of_ranks = (1, topology.ranks_per_node, topology.num_ranks)
+        for name, given, counts in (
+            ("rank_bandwidth", inside, of_ranks),
+            ("nic_bandwidth", between, (1, topology.num_nodes)),
+        ):
+            for values in (given.egress, given.ingress):
+                if len(values) not in counts:
+                    wanted = " or ".join(map(str, sorted(set(counts))))
+                    raise InvalidProblemError(
+                        f"CostModel: {name} of {self.hardware.name} has {len(values)} "
+                        f"values, wanted {wanted} for {topology.num_ranks} ranks on "
+                        f"{topology.num_nodes} nodes"
+                    )
 
     def rates(self, topology: Topology) -> Rates:
         """Seconds of rows, experts and messages on the ranks of ``topology``.
@@ -121,6 +137,22 @@ class CostModel:
             rank_speeds=self.speeds(topology.num_ranks).tolist(),
         )
 
+    def link_bandwidths(self, topology: Topology) -> tuple[Floats, Floats]:
+        """What a row from rank to rank travels at, bytes/s, [G, G] each.
+
+        First as if both were on one node, then over network cards: the slower of what
+        leaves the one and what enters the other.
+        """
+        self.check_topology(topology)
+        cards = Bandwidth.of(self.hardware.nic_bandwidth, "CostModel: nic_bandwidth")
+        node_of = np.arange(topology.num_ranks) // topology.ranks_per_node
+        out, into = self.hardware.inside.spread(topology.num_ranks)
+        card_out, card_into = cards.spread(topology.num_nodes)
+        return (
+            np.minimum.outer(out, into),
+            np.minimum.outer(card_out[node_of], card_into[node_of]),
+        )
+
     def layer_price(self, topology: Topology) -> LayerPrice:
         """The price of a layer on the ranks of ``topology``."""
         return LayerPrice(self.rates(topology))
@@ -130,10 +162,13 @@ class CostModel:
     ) -> LinkRates:
         hardware = self.hardware
         row_bytes = self.shape.hidden_size * bytes_per_value
-        node_bandwidth = hardware.nic_bandwidth * topology.ranks_per_node
+        inside = hardware.inside
+        between = hardware.between(topology.ranks_per_node)
+        near = hardware.latency(topology.ranks_per_node, between_nodes=False)
+        far = hardware.latency(topology.num_ranks, between_nodes=True)
         return LinkRates(
-            rank_row=row_bytes / hardware.rank_bandwidth,
-            node_row=row_bytes / node_bandwidth,
-            rank_latency=messages * hardware.rank_latency,
-            node_latency=messages * hardware.node_latency,
+            rank_row=row_bytes / inside.slowest,
+            node_row=row_bytes / between.slowest,
+            rank_latency=messages * near,
+            node_latency=messages * far,
         )

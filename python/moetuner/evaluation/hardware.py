@@ -1,70 +1,248 @@
-"""What a machine can do: kinds of GPU nodes, with the source of every constant."""
+"""What a machine can do: how fast its ranks compute and what joins them.
+
+Known machines and networks are files in moetuner/data, each number with its source;
+docs/hardware.md has the format.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-import numpy as np
-
-from moetuner._checks import check_positive, is_number
+from moetuner._checks import check_positive, is_whole, one_of
 from moetuner.errors import InvalidProblemError
+from moetuner.evaluation.curves import (  # noqa: TC001 - provenance reads the types
+    Calibration,
+    GroupedGemm,
+    Permutation,
+)
+from moetuner.evaluation.rates import Bandwidth, Latency, check_seconds
+
+MAX_RANKS_PER_NODE = 4096
+
+
+class Dtype(str, enum.Enum):
+    """What matrices are multiplied in."""
+
+    BF16 = "bf16"
+    FP8 = "fp8"
+    FP4 = "fp4"
+
+
+class LinkOf(str, enum.Enum):
+    """Whose bandwidth a network's figures are."""
+
+    RANK = "rank"
+    """Of each rank's network card; a node has as many as it has ranks."""
+    NODE = "node"
+    """Of a whole node."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """What joins nodes.
+
+    Parameters
+    ----------
+    name, sources
+        What it is called, and where the figures are from.
+    bandwidth
+        Bytes/s each way; one value, or one per node.
+    latency
+        Of an exchange in which a row leaves its node, s.
+    link_of
+        Whether ``bandwidth`` is of each rank's network card or of a whole node.
+    """
+
+    name: str
+    bandwidth: Bandwidth | float
+    latency: Latency | float
+    link_of: LinkOf = LinkOf.RANK
+    sources: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        _check_named("Network", self)
+        link_of = one_of(LinkOf, self.link_of, "Network: link_of")
+        object.__setattr__(self, "link_of", link_of)
+        bandwidth = Bandwidth.of(self.bandwidth, "Network: bandwidth")
+        object.__setattr__(self, "bandwidth", bandwidth.plain)
+        latency = Latency.of(self.latency, "Network: latency")
+        object.__setattr__(self, "latency", latency.plain)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """One kind of GPU node. Bandwidths in bytes/s and direction, latencies in s."""
+    """Nodes of one kind: what their ranks (GPUs) compute, and what joins them.
+
+    Parameters
+    ----------
+    name, sources
+        What it is called, and where the figures are from.
+    ranks_per_node
+        Ranks that the link inside a node joins.
+    memory_bandwidth
+        Of a rank, bytes/s.
+    matmul_rate, fp8_matmul_rate, fp4_matmul_rate
+        Operations/s of a rank, dense; the first in bf16. None: as the next wider type.
+    rank_bandwidth
+        Of a rank's link inside its node, bytes/s; a number for both ways, or a
+        `Bandwidth`, whose values are one, one per rank of a node, or one per rank.
+    nic_bandwidth
+        Of what joins nodes, bytes/s; a number, or a `Bandwidth` of one value or one per
+        node. ``nic_of`` says whether it is of each rank's card or of a whole node.
+    rank_latency, node_latency
+        Of an exchange, s: without and with a row that leaves its node; a number, or a
+        `Latency` that grows with the ranks.
+    network
+        How what joins the nodes is called, where it is not the machine's own.
+    grouped_gemm
+        Measured times of a rank's experts; empty: the larger of arithmetic and memory.
+    permutation
+        Measured time to bring rows into the order of experts; None: nothing.
+    layer_overhead
+        What a layer takes besides, s: launches.
+    calibration
+        Where, when and how the figures were measured.
+
+    Raises
+    ------
+    InvalidProblemError
+        When a figure is not positive, or a latency is negative.
+    """
 
     name: str
     memory_bandwidth: float
     matmul_rate: float
-    rank_bandwidth: float
-    nic_bandwidth: float
-    rank_latency: float
-    node_latency: float
+    rank_bandwidth: Bandwidth | float
+    nic_bandwidth: Bandwidth | float
+    rank_latency: Latency | float
+    node_latency: Latency | float
+    fp8_matmul_rate: float | None = None
+    fp4_matmul_rate: float | None = None
+    ranks_per_node: int = 8
+    nic_of: LinkOf = LinkOf.RANK
+    network: str = ""
+    grouped_gemm: tuple[GroupedGemm, ...] = ()
+    permutation: Permutation | None = None
+    layer_overhead: float = 0.0
+    sources: tuple[str, ...] = field(default=(), compare=False)
+    calibration: Calibration | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for name in (
-            "memory_bandwidth",
-            "matmul_rate",
-            "rank_bandwidth",
-            "nic_bandwidth",
-        ):
+        _check_named("Hardware", self)
+        for name in ("memory_bandwidth", "matmul_rate"):
             check_positive("Hardware", name, getattr(self, name))
+        for name in ("fp8_matmul_rate", "fp4_matmul_rate"):
+            if getattr(self, name) is not None:
+                check_positive("Hardware", name, getattr(self, name))
+        for name in ("rank_bandwidth", "nic_bandwidth"):
+            bandwidth = Bandwidth.of(getattr(self, name), f"Hardware: {name}")
+            object.__setattr__(self, name, bandwidth.plain)
         for name in ("rank_latency", "node_latency"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 <= value < np.inf:
-                raise InvalidProblemError(
-                    f"Hardware: {name} must be >= 0 s, got {value!r}"
-                )
+            latency = Latency.of(getattr(self, name), f"Hardware: {name}")
+            object.__setattr__(self, name, latency.plain)
+        check_seconds("Hardware: layer_overhead", self.layer_overhead)
+        nic_of = one_of(LinkOf, self.nic_of, "Hardware: nic_of")
+        object.__setattr__(self, "nic_of", nic_of)
+        object.__setattr__(self, "grouped_gemm", tuple(self.grouped_gemm))
+        most = MAX_RANKS_PER_NODE
+        if not is_whole(self.ranks_per_node) or not 0 < self.ranks_per_node <= most:
+            raise InvalidProblemError(
+                f"Hardware: ranks_per_node must be a whole number from 1 to {most}, "
+                f"got {self.ranks_per_node!r}"
+            )
+
+    @property
+    def inside(self) -> Bandwidth:
+        """``rank_bandwidth``, spelt out."""
+        return Bandwidth.of(self.rank_bandwidth, "Hardware: rank_bandwidth")
+
+    def between(self, ranks_per_node: int) -> Bandwidth:
+        """Bandwidth of whole nodes of so many ranks; one value, or one per node."""
+        given = Bandwidth.of(self.nic_bandwidth, "Hardware: nic_bandwidth")
+        return given.times(ranks_per_node) if self.nic_of is LinkOf.RANK else given
+
+    def latency(self, num_ranks: int, *, between_nodes: bool) -> float:
+        """Of an exchange among so many ranks, s."""
+        given = self.node_latency if between_nodes else self.rank_latency
+        return Latency.of(given, "Hardware: latency").seconds(num_ranks)
+
+    def rate(self, dtype: Dtype) -> float:
+        """Operations/s in `dtype`, or in the next wider type that the ranks have."""
+        rate = self.matmul_rate
+        for narrower, known in (
+            (Dtype.FP8, self.fp8_matmul_rate),
+            (Dtype.FP4, self.fp4_matmul_rate),
+        ):
+            if dtype is Dtype.BF16:
+                break
+            rate = rate if known is None else known
+            if dtype is narrower:
+                break
+        return rate
 
 
-# Links of a DGX H100 / H200 node: fourth-generation NVLink, 900 GB/s per GPU in both
-# directions together (NVIDIA H100 data sheet), and one ConnectX-7 at 400 Gb/s per GPU
-# (NVIDIA DGX H100 user guide).
-_NVLINK4 = 900e9 / 2
-_NDR400 = 400e9 / 8
-# NCCL's own tuning model (src/graph/tuning.cc, ring, simple protocol): base latency
-# 8.4 us, plus 3.4 us over NVLink or 14 us over the network.
-_RANK_LATENCY = (8.4 + 3.4) * 1e-6
-_NODE_LATENCY = (8.4 + 14.0) * 1e-6
+def with_network(hardware: Hardware, network: Network) -> Hardware:
+    """`hardware` whose nodes are joined by `network`."""
+    return replace(
+        hardware,
+        nic_bandwidth=network.bandwidth,
+        nic_of=network.link_of,
+        node_latency=network.latency,
+        network=network.name,
+        sources=(*hardware.sources, *network.sources),
+    )
 
-HARDWARE: dict[str, Hardware] = {
-    "h100": Hardware(
-        name="h100",
-        memory_bandwidth=3.35e12,  # HBM3, H100 SXM data sheet
-        matmul_rate=989e12,  # bf16 dense, H100 SXM data sheet
-        rank_bandwidth=_NVLINK4,
-        nic_bandwidth=_NDR400,
-        rank_latency=_RANK_LATENCY,
-        node_latency=_NODE_LATENCY,
-    ),
-    "h200": Hardware(
-        name="h200",
-        memory_bandwidth=4.8e12,  # HBM3e, H200 SXM data sheet
-        matmul_rate=989e12,  # bf16 dense, H200 SXM data sheet
-        rank_bandwidth=_NVLINK4,
-        nic_bandwidth=_NDR400,
-        rank_latency=_RANK_LATENCY,
-        node_latency=_NODE_LATENCY,
-    ),
-}
+
+def _check_named(where: str, value: Any) -> None:
+    name, sources = value.name, value.sources
+    if not isinstance(name, str) or not name.isprintable():
+        raise InvalidProblemError(f"{where}: name must be printable text, got {name!r}")
+    if isinstance(sources, str) or not all(isinstance(s, str) for s in sources):
+        raise InvalidProblemError(
+            f"{where}: sources must be a list of texts, got {sources!r}"
+        )
+    object.__setattr__(value, "sources", tuple(sources))
+
+
+Kind = TypeVar("Kind", Hardware, Network)
+
+
+class Known(Mapping[str, Kind], Generic[Kind]):
+    """The files of a folder of moetuner/data by name, each read when it is used."""
+
+    def __init__(self, folder: str, kind: type[Kind]) -> None:
+        self._folder = Path(__file__).parents[1] / "data" / folder
+        self._kind: type[Kind] = kind
+        self._read: dict[str, Kind] = {}
+
+    def __getitem__(self, name: str) -> Kind:
+        from moetuner.evaluation.hardware_file import read_file
+
+        if name not in self._read:
+            if name not in self._names():
+                raise KeyError(name)
+            self._read[name] = read_file(self.path(name), self._kind)
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def path(self, name: str) -> Path:
+        """The file of a known name."""
+        return self._folder / f"{name}.toml"
+
+    def _names(self) -> list[str]:
+        return sorted(path.stem for path in self._folder.glob("*.toml"))
+
+
+HARDWARE: Known[Hardware] = Known("machines", Hardware)
+"""Known machines by name."""
+NETWORKS: Known[Network] = Known("networks", Network)
+"""Known networks by name."""

@@ -108,17 +108,22 @@ def _slowest_link(
     """Links work side by side; the longest message start counts once."""
     row_bytes = cost.shape.hidden_size * bytes_per_value
     seconds, latency = 0.0, 0.0
+    hardware, topology = cost.hardware, rows.topology
     for kind, bandwidth, start in (
-        ("rank", cost.hardware.rank_bandwidth, cost.hardware.rank_latency),
+        (
+            "rank",
+            hardware.inside,
+            hardware.latency(topology.ranks_per_node, between_nodes=False),
+        ),
         (
             "node",
-            cost.hardware.nic_bandwidth * rows.topology.ranks_per_node,
-            cost.hardware.node_latency,
+            hardware.between(topology.ranks_per_node),
+            hardware.latency(topology.num_ranks, between_nodes=True),
         ),
     ):
         for side in ("egress", "ingress"):
             for link in getattr(rows, f"{way}{kind}_{side}")[at]:
-                seconds = max(seconds, link * row_bytes / bandwidth)
+                seconds = max(seconds, link * row_bytes / bandwidth.slowest)
                 if link > 0:
                     latency = start  # of a node's link where there is one: it is last
     return float(seconds + latency)

@@ -17,6 +17,7 @@ from moetuner.ops._collectives import group_named
 from moetuner.ops._devices import same_device
 from moetuner.ops._effects import keep_in_order, teach_inductor
 from moetuner.ops._ranges import ranged
+from moetuner.ops._scaled_rows import join, part
 
 if TYPE_CHECKING:
     from moetuner.ops.node_groups import NodeGroups
@@ -95,6 +96,10 @@ class Dispatched(NamedTuple):
     `torch.nn.functional.grouped_mm`."""
     handle: ExchangeHandle
     """For `combine`."""
+    row_scales: torch.Tensor | None = None
+    """[M, C] of the scales' dtype, where scales were given. `rows` and these are views
+    of one tensor then: contiguous inside a row, and 16 bytes or a multiple from row to
+    row."""
 
 
 @ranged
@@ -112,6 +117,7 @@ def dispatch(
     capacity: int | None = None,
     max_rows: int | None = None,
     counters: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
 ) -> Dispatched:
     """Send each token's row once to every rank that has one of its experts.
 
@@ -154,6 +160,9 @@ def dispatch(
         each node (the own ones too), choices of each slot. With `nodes` there is one
         more for each rank of a node: rows that this rank passed on to it, its own
         tokens' too.
+    scales
+        [T, C] of any dtype, for x of FP8: C = 1 for one per row, H / 128 for one per
+        128 values. They travel with their rows, to `row_scales`.
 
     Returns
     -------
@@ -191,9 +200,10 @@ def dispatch(
     >>> dist.destroy_process_group()
     """
     groups = [group_name] if nodes is None else [nodes.between, nodes.inside]
+    travelling = x if scales is None else join(x, scales)
     rows, end_offsets, recv_map, recv_weights, overflow, counted, *hops = (
         torch.ops.moetuner.dispatch(
-            x,
+            travelling,
             topk_ids,
             topk_weights.float(),
             candidates,
@@ -218,7 +228,10 @@ def dispatch(
         None if capacity is None else overflow,
         None if nodes is None else NodeHop(hops[0], hops[half], groups[0]),
     )
-    return Dispatched(rows, end_offsets, handle)
+    if scales is None:
+        return Dispatched(rows, end_offsets, handle)
+    rows, row_scales = part(rows, x.shape[1], scales.shape[1], scales.dtype)
+    return Dispatched(rows, end_offsets, handle, row_scales)
 
 
 def _add(counters: torch.Tensor, counted: torch.Tensor) -> None:

@@ -48,6 +48,7 @@ _PROVENANCE: dict[str, type | tuple[type, ...]] = {
     "other_traces": list,
     "options": dict,
     "versions": dict,
+    "validation": dict,
 }
 _PROGRESS: dict[str, type | tuple[type, ...]] = {
     "stage": str,

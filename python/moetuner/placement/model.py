@@ -55,6 +55,9 @@ class Provenance:
     `moetuner.planning.provenance.options_of` makes `PlanOptions` of them again."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the packages that decide what comes out."""
+    validation: Mapping[str, Any] = field(default_factory=dict)
+    """Of a plan of all tokens: what the same options did on tokens that were held out,
+    see `moetuner.planning.refit.validation_of`."""
     progress: tuple[ProgressPoint, ...] = ()
     """How incumbent and bound came together, in the order of time."""
 

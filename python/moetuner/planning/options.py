@@ -46,6 +46,7 @@ class Pricing:
             f"homes {cost.homes.value}",
             f"hardware {cost.hardware.name}",
             f"rank speeds {speeds}",
+            *([f"network {cost.hardware.network}"] if cost.hardware.network else ()),
             f"experts of {cost.shape.hidden_size} x {cost.shape.expert_hidden_size}",
             f"batches of about {self.batch_tokens:,} tokens ({self.batch_kind.value})"
             if self.batch_tokens
@@ -73,6 +74,8 @@ class PlanOptions:
         use where that holds replicas.
     plan_fraction
         Share of the tokens to plan on; the rest scores. 1 holds nothing out.
+    refit
+        After scoring make the plan anew, on all tokens, with the same options.
     batch_tokens, batch_kind
         Batches that are planned for and scored, see
         `moetuner.evaluation.workload.Workload`.
@@ -88,7 +91,8 @@ class PlanOptions:
     Raises
     ------
     InvalidProblemError
-        When the time limit is not finite, or the fraction not in (0, 1].
+        When the time limit is not finite, or the fraction not in (0, 1], or 1 where
+        a plan is to be made anew.
     """
 
     solver: str = "joint"
@@ -97,6 +101,7 @@ class PlanOptions:
     cost: CostModel = field(default_factory=CostModel)
     slots_per_rank: int = 0
     plan_fraction: float = 0.5
+    refit: bool = False
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     batch_kind: BatchKind = BatchKind.SEQUENCES
     weights: tuple[float, ...] = ()
@@ -124,6 +129,11 @@ class PlanOptions:
             raise InvalidProblemError(
                 f"PlanOptions: plan_fraction must be in (0, 1], got "
                 f"{self.plan_fraction!r}"
+            )
+        if self.refit and self.plan_fraction == 1:
+            raise InvalidProblemError(
+                "PlanOptions: plan_fraction is 1, so refit has nothing to add; leave "
+                "one of them out"
             )
 
     @property

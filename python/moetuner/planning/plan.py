@@ -29,6 +29,7 @@ from moetuner.planning.recordings import (
     split_recordings,
     workload_of,
 )
+from moetuner.planning.refit import refit
 from moetuner.planning.scores import score_placements
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import (
@@ -79,7 +80,8 @@ def plan_trace(
     one's.
 
     `on_solved` gets the result's placement before the scoring begins, so that it can
-    be kept whatever happens later.
+    be kept whatever happens later; with ``options.refit`` also the one of all tokens,
+    when there is one.
 
     Raises
     ------
@@ -112,7 +114,8 @@ def plan_trace(
     # Then the asked-for solver: it may refuse, and nothing else is worth waiting.
     history = History(forward=progress)
     result = solver.solve(problem, options.solver_options, progress=history)
-    result = with_source(result, recordings, options, history.points())
+    of_part = replace(options, refit=False)
+    result = with_source(result, recordings, of_part, history.points())
     if on_solved is not None:
         on_solved(result.placement)
     interrupted = result.status is SolveStatus.INTERRUPTED
@@ -126,14 +129,20 @@ def plan_trace(
     )
     solutions = {
         name: with_source(
-            solution, recordings, replace(options, solver=solver_of(name), config=None)
+            solution, recordings, replace(of_part, solver=solver_of(name), config=None)
         )
         for name, solution in baselines.solutions.items()
     }
     solutions[options.solver] = result
     if options.solver == REFERENCE:  # gains are measured against the first
         solutions = {REFERENCE: result, **solutions}
-    return _score(recordings, solutions, baselines.left_out, options)
+    comparison = _score(recordings, solutions, baselines.left_out, options)
+    if not options.refit:
+        return comparison
+    again = refit(*(comparison, (trace, *others), topology, options), progress=progress)
+    if again is not None and on_solved is not None:
+        on_solved(again.placement)
+    return replace(comparison, refit=again)
 
 
 def _score(

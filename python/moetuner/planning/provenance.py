@@ -173,6 +173,8 @@ def part_of(placement: Placement, trace_sha256: str) -> tuple[float, int] | None
             "planned on this trace, but its provenance does not say on which part "
             "(plan_fraction, seed): nothing is known to be held out"
         )
+    if told.get("refit") is True:
+        fraction = 1.0  # what validated it is another placement
     return float(fraction), int(seed)  # type: ignore[arg-type]
 
 

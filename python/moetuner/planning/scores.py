@@ -64,6 +64,9 @@ class Comparison:
     """Baselines that could not be planned, and why."""
     others: tuple[Comparison, ...] = ()
     """The same placements on every other recording that the plan is for."""
+    refit: Solution | None = None
+    """The plan of all tokens that the same options make; what is scored is the plan of
+    one part. None when nobody asked for it or it was not made."""
     overall: Overall | None = None
     """All recordings together, where there are several."""
 

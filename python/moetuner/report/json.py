@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from moetuner.report.changes import changes_in
+from moetuner.report.changes import changes_in, seconds_to_move
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def comparison_json(report: Comparison) -> dict[str, Any]:
         "best_baseline": _plain(report.rival),
         "moves": _moves(report),
         "left_out": dict(report.left_out),
+        "refit": None if report.refit is None else _refit(report.refit),
         "overall": _plain(report.overall),
         "others": [_other(each) for each in report.others],
     }
@@ -47,7 +48,16 @@ def _moves(report: Comparison) -> dict[str, Any]:
         "experts": moved.num_replicas,
         "bytes": moved.bytes_moved,
         "bytes_between_nodes": int(moved.between_nodes.sum()) * moved.expert_bytes,
-        "seconds_at_least": moved.seconds(report.cost.hardware),
+        "seconds_at_least": seconds_to_move(report, moved),
+    }
+
+
+def _refit(solution: Solution) -> dict[str, Any]:
+    placement = solution.placement
+    return {
+        **_claims(solution),
+        "placement_sha256": placement.sha256(),
+        "validation": dict(placement.provenance.validation),
     }
 
 

@@ -72,7 +72,7 @@ def batch_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Tabl
     """
     size = evaluations[0].batch_tokens
     title = f"Batches of about {size:,} tokens" if size else "All tokens as one batch"
-    table = _table(f"{title}, modelled (ms)")
+    table = plain_table(f"{title}, modelled (ms)")
     table.add_column("placement", overflow="fold")
     first, per_gpu = evaluations[0], differ_in_gpus(evaluations)
     heads = ("batches", "mean", "p95", "p99")
@@ -115,7 +115,7 @@ def _throughput(scores: Evaluation) -> str:
 
 def stage_table(name: str, solution: Solution) -> Table:
     """What the solver claims of each of its stages, on the planning part."""
-    table = _table("Solver, on the planning part")
+    table = plain_table("Solver, on the planning part")
     for head in ("stage", "minimises"):
         table.add_column(head, overflow="fold")
     for head in ("value", "lower\nbound", "gap", "seconds"):
@@ -196,7 +196,8 @@ def _unused(description: TraceDescription) -> str:
     return f"{description.unused_experts:,} of {pairs:,}: {listed}{more}"
 
 
-def _table(title: str | None = None) -> Table:
+def plain_table(title: str | None = None) -> Table:
+    """A table without columns yet, in the style of all others."""
     return Table(
         title=title,
         title_justify="left",
@@ -208,7 +209,7 @@ def _table(title: str | None = None) -> Table:
 
 
 def _score_table(first: str, title: str | None = None) -> Table:
-    table = _table(title)
+    table = plain_table(title)
     table.add_column(first, overflow="fold", vertical="bottom")
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)

@@ -15,8 +15,8 @@ from moetuner.evaluation.cost import Homes
 from moetuner.planning.baselines import BASELINES, IN_USE, REFERENCE
 from moetuner.planning.provenance import part_of
 from moetuner.problem import Objective
-from moetuner.report.changes import changes_in
-from moetuner.report.words import interval
+from moetuner.report.changes import changes_in, words_of
+from moetuner.report.words import interval, number
 
 if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import GainInterval
@@ -29,6 +29,10 @@ _OF_TRAFFIC = (Objective.LINK_TRAFFIC.value, Objective.TOTAL_TRAFFIC.value)
 
 def verdict(comparison: Comparison) -> str:
     """Say what was gained on held-out data over baselines, or that nothing was."""
+    return " ".join([_verdict(comparison), *_refit(comparison)])
+
+
+def _verdict(comparison: Comparison) -> str:
     reason = _no_gain_possible(comparison)
     if reason:
         return reason
@@ -42,6 +46,24 @@ def verdict(comparison: Comparison) -> str:
             *_notes(comparison),
         ]
     )
+
+
+def _refit(comparison: Comparison) -> list[str]:
+    """What is written, where that is not what was scored."""
+    if comparison.refit is not None:
+        return [
+            "Written is the plan that the same options make of all tokens (--refit); "
+            "what is scored is the plan of one part."
+        ]
+    told = comparison.result.placement.provenance.validation
+    seconds, tokens = told.get("batch_seconds_mean"), told.get("score_tokens")
+    if not isinstance(seconds, (int, float)) or not isinstance(tokens, int):
+        return []
+    return [
+        f"It was made of all tokens of its recording. What validates it is a plan of "
+        f"one part by the same options: {number(seconds * 1e3)} ms for the mean batch "
+        f"of {tokens:,} held-out tokens."
+    ]
 
 
 def is_claimed(gain: GainInterval) -> bool:
@@ -133,7 +155,7 @@ def _moves(comparison: Comparison) -> list[str]:
     moved = changes_in(comparison)
     if not moved.num_moved:
         return [f"Nothing moves: it is the same placement as {called(name)}."]
-    return [f"From {called(name)}, {moved.words(comparison.cost.hardware)}"]
+    return [f"From {called(name)}, {words_of(comparison, moved)}"]
 
 
 def _signed(gain: GainInterval, over: str = "") -> str:

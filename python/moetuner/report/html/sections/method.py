@@ -51,6 +51,11 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "solver": origin.solver or "unknown",
         "moetuner": moetuner.__version__,
     }
+    if comparison.refit is not None:
+        about_it = comparison.refit.placement
+        facts["placement file"] = f"made of all tokens, sha256 {about_it.sha256()}"
+    if origin.validation:
+        facts["validated by"] = "; ".join(_told(origin.validation))
     options = "; ".join(_told(origin.options))
     return {**facts, "planned with": options} if options else facts
 

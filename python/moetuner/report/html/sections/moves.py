@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner.report.changes import words_of
 from moetuner.report.html.charts import Part, column_chart
 from moetuner.report.html.colors import PARTS, scale_from_zero
 from moetuner.report.html.content import Pair, figure, grid, section
@@ -14,8 +15,8 @@ from moetuner.report.html.heatmap import Axis, color_bar, heatmap
 from moetuner.report.html.pooling import node_lines, pooled, rank_labels
 
 if TYPE_CHECKING:
+    from moetuner.placement.changes import Changes
     from moetuner.planning.scores import Comparison
-    from moetuner.report.changes import Changes
     from moetuner.report.html.content import Numbers
     from moetuner.report.html.markup import Markup
 
@@ -80,8 +81,7 @@ def moves(comparison: Comparison, moved: Changes, numbers: Numbers) -> Markup:
 
 def _lead(comparison: Comparison, pair: Pair, moved: Changes) -> str:
     return (
-        f"From {pair.before.name} to {pair.after.name}: "
-        f"{moved.words(comparison.cost.hardware)}"
+        f"From {pair.before.name} to {pair.after.name}: {words_of(comparison, moved)}"
     )
 
 

@@ -10,8 +10,8 @@ from moetuner.report.verdict import called, decisive_gain, is_claimed, verdict
 from moetuner.report.words import interval, number, percent, size
 
 if TYPE_CHECKING:
+    from moetuner.placement.changes import Changes
     from moetuner.planning.scores import Comparison
-    from moetuner.report.changes import Changes
 
     Tile = tuple[str, str, str]
 

@@ -3,8 +3,8 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from moetuner.placement.changes import changes
 from moetuner.placement.model import EMPTY
-from moetuner.report.changes import changes
 from strategies import random_placement, topologies, traces
 
 

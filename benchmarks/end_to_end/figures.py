@@ -1,0 +1,96 @@
+"""The figures of a result file: medians, tails, changes, and what stands beside them.
+
+Legend: R repetitions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from variants import BASELINE, CONTIGUOUS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PHASES = ("prefill", "decode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A median, and the quartiles around it."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        low, median, high = np.percentile(values, (25, 50, 75))
+        return cls(low=float(low), median=float(median), high=float(high))
+
+    @property
+    def width(self) -> float:
+        """Between the quartiles."""
+        return self.high - self.low
+
+
+class Figures:
+    """One variant of one case."""
+
+    def __init__(self, case: dict[str, Any], result: dict[str, Any]) -> None:
+        self.case, self.result = case, result
+        self.name: str = result["variant"]
+
+    def samples(self, phase: str) -> np.ndarray:
+        """Milliseconds of each step, [R] or, of decoding, [R, steps]."""
+        return np.array(self.result[f"{phase}_ms"])
+
+    def step(self, phase: str) -> Spread:
+        """Milliseconds."""
+        return Spread.of(self.samples(phase).ravel())
+
+    def tail(self, phase: str, percent: float) -> float:
+        """Milliseconds that so many of the steps stay below."""
+        return float(np.percentile(self.samples(phase), percent))
+
+    def tokens_per_second(self, phase: str) -> float:
+        """Of all ranks together, at the median step."""
+        sizes, ranks = self.case["sizes"], self.case["topology"]["num_ranks"]
+        per_sequence = sizes["prompt"] if phase == PHASES[0] else 1
+        tokens = ranks * sizes["sequences"] * per_sequence
+        return tokens / self.step(phase).median * 1e3
+
+    def part(self, phase: str, name: str) -> float:
+        """Median milliseconds of a part of the step."""
+        return float(np.median([one[name] for one in self.result["parts"][phase]]))
+
+    def token_tail(self, phase: str) -> float:
+        """The paper's of token processing: layer by layer the slowest rank."""
+        return self.part(phase, "experts")
+
+    def exchange_tail(self, phase: str) -> float:
+        """The paper's of all-to-all: layer by layer the slowest rank."""
+        parts = self.result["parts"][phase]
+        return float(np.median([one["dispatch"] + one["combine"] for one in parts]))
+
+    def change(self, other: Figures, phase: str) -> Spread:
+        """In %, repetition by repetition: both ran the same batch then."""
+        mine, its = (
+            each.samples(phase).reshape(len(each.samples(phase)), -1).sum(axis=1)
+            for each in (self, other)
+        )
+        return Spread.of(100 * (mine / its - 1))
+
+
+def figures_of(case: dict[str, Any]) -> dict[str, Figures]:
+    """By the variant's name."""
+    return {
+        result["variant"]: Figures(case["case"], result) for result in case["results"]
+    }
+
+
+def reference(found: dict[str, Figures], *, stack: bool = False) -> Figures | None:
+    """What changes are against: contiguous blocks, on ours or the paper's stack."""
+    return found.get((BASELINE if stack else CONTIGUOUS).name)

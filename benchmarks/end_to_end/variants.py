@@ -1,0 +1,58 @@
+"""What is compared: a placement, and an exchange that carries its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moetuner import Wire
+
+PER_EXPERT = "all-to-all per expert"
+ALL_GATHER = "all-gather"
+OURS = "ours"
+FOLLOW = "ours, follow"
+WIRES = {  # what the evaluator calls the rows of each
+    PER_EXPERT: Wire.PER_EXPERT,
+    ALL_GATHER: Wire.ALLGATHER,
+    OURS: Wire.DEDUP,
+    FOLLOW: Wire.DEDUP,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A placement by its name in `plans.PLANNERS`, under an exchange."""
+
+    placement: str
+    exchange: str = OURS
+
+    @property
+    def name(self) -> str:
+        """For people, and for result files."""
+        return f"{self.exchange}: {self.placement}"
+
+
+BASELINE = Variant(placement="contiguous", exchange=PER_EXPERT)
+"""The paper's own stack: blocks of experts, a row for each (token, expert)."""
+CONTIGUOUS = Variant(placement="contiguous")
+PLACEMENTS = (
+    *("contiguous", "random", "lpt", "lpt, chain", "eplb", "eplb + replicas"),
+    *("paper", "affinity", "joint", "joint + replicas"),
+)
+FOLLOWED = ("contiguous", "paper", "joint for follow")
+ABLATION = {
+    "the paper's baseline": BASELINE,
+    "exchange alone": CONTIGUOUS,
+    "placement alone": Variant(placement="joint for per-expert", exchange=PER_EXPERT),
+    "both": Variant(placement="joint"),
+    "both, with replicas": Variant(placement="joint + replicas"),
+    "follow": Variant(placement="joint for follow", exchange=FOLLOW),
+}
+ALL = (
+    BASELINE,
+    Variant(placement="paper", exchange=PER_EXPERT),
+    ABLATION["placement alone"],
+    Variant(placement="contiguous", exchange=ALL_GATHER),
+    Variant(placement="lpt", exchange=ALL_GATHER),
+    *(Variant(placement=name) for name in PLACEMENTS),
+    *(Variant(placement=name, exchange=FOLLOW) for name in FOLLOWED),
+)

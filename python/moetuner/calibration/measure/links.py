@@ -1,0 +1,142 @@
+"""Messages between ranks, and the communicator's own collectives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from moetuner.calibration.measure.memory import need_memory
+from moetuner.calibration.samples import (
+    Collective,
+    CollectiveSample,
+    Direction,
+    Level,
+    LinkSample,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from moetuner.calibration.budget import Allowance
+    from moetuner.calibration.measure.clock import Clock, Step
+    from moetuner.calibration.measure.ranks import Ranks
+    from moetuner.placement.topology import Topology
+
+    Pair = tuple[int | None, int | None]
+    """To whom this rank sends, and from whom it receives."""
+
+
+def link_series(topology: Topology) -> list[tuple[Level, Direction]]:
+    """What there is to measure between these ranks."""
+    levels = [Level.RANK] if topology.ranks_per_node > 1 else []
+    levels += [Level.NODE] if topology.num_nodes > 1 else []
+    return [(level, direction) for level in levels for direction in Direction]
+
+
+def measure_links(
+    ranks: Ranks, clock: Clock, allowance: Allowance, sizes: tuple[int, ...]
+) -> Iterator[LinkSample]:
+    """Messages of every size over every kind of link."""
+    for num_bytes in sizes:
+        need_memory(ranks, 2 * num_bytes, f"messages of {num_bytes} bytes")
+        sent = torch.zeros(num_bytes, dtype=torch.uint8, device=ranks.device)
+        received = torch.empty_like(sent)
+        for level, direction in link_series(ranks.topology):
+            series = f"{direction.value} between {level.value}s"
+            if not allowance.has_room(series, num_bytes):
+                continue
+            to, source = _partners(level, direction, ranks)
+            step = _message(sent, received, to, source)
+            timing, _ = clock.time([step], allowance.case_seconds)
+            allowance.took(series, num_bytes, timing.seconds)
+            yield LinkSample(
+                level=level, direction=direction, num_bytes=num_bytes, timing=timing
+            )
+
+
+def measure_collectives(
+    ranks: Ranks, clock: Clock, allowance: Allowance, sizes: tuple[int, ...]
+) -> Iterator[CollectiveSample]:
+    """Every collective with so many bytes for each other rank."""
+    num_ranks = ranks.topology.num_ranks
+    for num_bytes in sizes:
+        need_memory(
+            ranks,
+            2 * num_ranks * num_bytes,
+            f"collectives with {num_bytes} bytes for each of {num_ranks} ranks",
+        )
+        part, whole, other = (
+            torch.zeros(n * num_bytes // 4, device=ranks.device)
+            for n in (1, num_ranks, num_ranks)
+        )
+        steps = {
+            Collective.ALL_TO_ALL: _to_all(other, whole),
+            Collective.ALL_GATHER: _gather(whole, part),
+            Collective.REDUCE_SCATTER: _scatter(part, whole),
+        }
+        for collective, step in steps.items():
+            if not allowance.has_room(collective.value, num_bytes):
+                continue
+            timing, _ = clock.time([step], allowance.case_seconds)
+            allowance.took(collective.value, num_bytes, timing.seconds)
+            yield CollectiveSample(
+                collective=collective, num_bytes=num_bytes, timing=timing
+            )
+
+
+def can_send(ranks: Ranks) -> bool:
+    """Whether the backend carries messages between two ranks: Gloo has none on GPUs."""
+    return ranks.backend == "nccl" or not ranks.on_cuda
+
+
+def _partners(level: Level, direction: Direction, ranks: Ranks) -> Pair:
+    topology, rank = ranks.topology, ranks.rank
+    size, num_ranks = topology.ranks_per_node, topology.num_ranks
+    if direction is Direction.ALL:
+        if level is Level.NODE:
+            return (rank + size) % num_ranks, (rank - size) % num_ranks
+        first = rank - rank % size
+        return first + (rank + 1) % size, first + (rank - 1) % size
+    other = 1 if level is Level.RANK else size
+    both = direction is Direction.BOTH_WAYS
+    if rank == 0:
+        return other, other if both else None
+    if rank == other:
+        return 0 if both else None, 0
+    return None, None
+
+
+def _message(
+    sent: torch.Tensor, received: torch.Tensor, to: int | None, source: int | None
+) -> Step:
+    def step(_: Any) -> None:
+        wanted = []
+        if to is not None:
+            wanted.append(dist.P2POp(dist.isend, sent, to))
+        if source is not None:
+            wanted.append(dist.P2POp(dist.irecv, received, source))
+        for work in dist.batch_isend_irecv(wanted) if wanted else ():
+            work.wait()
+
+    return step
+
+
+def _to_all(out: torch.Tensor, given: torch.Tensor) -> Step:
+    return lambda _: dist.all_to_all_single(out, given)
+
+
+def _gather(out: torch.Tensor, given: torch.Tensor) -> Step:
+    call = _newest("all_gather_single", "all_gather_into_tensor")
+    return lambda _: call(out, given)
+
+
+def _scatter(out: torch.Tensor, given: torch.Tensor) -> Step:
+    call = _newest("reduce_scatter_single", "reduce_scatter_tensor")
+    return lambda _: call(out, given)
+
+
+def _newest(name: str, former: str) -> Any:
+    """Torch 2.13 gave some collectives another name, and warns of the old one."""
+    return getattr(dist, name, None) or getattr(dist, former)

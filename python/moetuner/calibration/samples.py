@@ -1,0 +1,215 @@
+"""What was measured: times with their spread, and the load that each is about.
+
+Legend: T tokens of a rank, G ranks, N nodes, H hidden, I inner.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from moetuner._checks import is_whole
+from moetuner.errors import InvalidProblemError
+
+if TYPE_CHECKING:
+    from moetuner.calibration.machine import Machine
+    from moetuner.placement.topology import Topology
+
+
+class Level(str, enum.Enum):
+    """Which links a message crosses."""
+
+    RANK = "rank"
+    """Between ranks of one node."""
+    NODE = "node"
+    """Between nodes."""
+
+
+class Direction(str, enum.Enum):
+    """Who sends while a message is timed."""
+
+    ONE_WAY = "one way"
+    """One rank to one other."""
+    BOTH_WAYS = "both ways"
+    """Two ranks to each other."""
+    ALL = "all ranks"
+    """Every rank to its neighbour at once: the load that an exchange makes."""
+
+
+class Collective(str, enum.Enum):
+    """What all ranks do together, by the name of the communicator."""
+
+    ALL_TO_ALL = "all-to-all"
+    ALL_GATHER = "all-gather"
+    REDUCE_SCATTER = "reduce-scatter"
+
+
+class Form(str, enum.Enum):
+    """The two forms of our exchange."""
+
+    EXACT = "exact"
+    FIXED = "fixed"
+
+
+class Way(str, enum.Enum):
+    """Which part of an exchange."""
+
+    DISPATCH = "dispatch"
+    COMBINE = "combine"
+    BOTH = "dispatch and combine"
+    """One right behind the other, where they cannot be told apart."""
+
+
+class Load(str, enum.Enum):
+    """A routing that is known beforehand."""
+
+    LOCAL = "local"
+    """Every token stays on its rank."""
+    NEXT = "next rank"
+    """Every token goes to the next rank of its node."""
+    NEXT_NODE = "next node"
+    """Every token goes to the rank of the same place in the next node."""
+    TO_ONE = "to one rank"
+    """All tokens go to rank 0: the way in of one rank is the narrowest place."""
+    FROM_ONE = "from one rank"
+    """Only rank 0 has tokens, each for all ranks: its way out is the narrowest."""
+    UNIFORM = "uniform"
+    """Every expert is as likely as any other."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerShape:
+    """Sizes of a layer that is measured."""
+
+    hidden_size: int
+    inner_size: int
+    num_experts: int
+    top_k: int
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if not is_whole(value) or value < 1:
+                raise InvalidProblemError(
+                    f"LayerShape: {name} must be a positive whole number, got {value!r}"
+                )
+        if self.top_k > self.num_experts:
+            raise InvalidProblemError(
+                f"LayerShape: top_k {self.top_k} is more than num_experts "
+                f"{self.num_experts}"
+            )
+
+    def __str__(self) -> str:
+        return (
+            f"H={self.hidden_size} I={self.inner_size} E={self.num_experts} "
+            f"K={self.top_k}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Seconds of one call on the slowest rank: median and interquartile range."""
+
+    seconds: float
+    spread: float
+    repeats: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkSample:
+    """A message of so many bytes from each sender."""
+
+    level: Level
+    direction: Direction
+    num_bytes: int
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CollectiveSample:
+    """Every rank has so many bytes for each other rank."""
+
+    collective: Collective
+    num_bytes: int
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What a layer of the exchange is run on."""
+
+    shape: LayerShape
+    form: Form
+    load: Load
+    num_tokens: int
+    """T of each rank that has tokens."""
+    num_ranks: int
+    """The first so many ranks take part."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.form.value}, {self.load.value}, {self.num_tokens} tokens on each "
+            f"of {self.num_ranks} ranks, {self.shape}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExchangeSample:
+    """Part of our exchange under a known load."""
+
+    case: Case
+    way: Way
+    replayed: bool
+    """Whether the calls came from a CUDA graph."""
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSample:
+    """Dispatch, experts and combine, one behind the other."""
+
+    case: Case
+    replayed: bool
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertsSample:
+    """The experts of one rank on rows that are spread evenly over the active ones."""
+
+    shape: LayerShape
+    rows: int
+    active: int
+    replayed: bool
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PermuteSample:
+    """Rows put in the order of experts, or summed back, by this rank alone."""
+
+    way: Way
+    """``dispatch``: permute; ``combine``: unpermute."""
+    rows: int
+    row_bytes: int
+    replayed: bool
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurements:
+    """All that one calibration measured, on one machine."""
+
+    machine: Machine
+    topology: Topology
+    links: tuple[LinkSample, ...] = ()
+    collectives: tuple[CollectiveSample, ...] = ()
+    exchanges: tuple[ExchangeSample, ...] = ()
+    layers: tuple[LayerSample, ...] = ()
+    experts: tuple[ExpertsSample, ...] = ()
+    permutes: tuple[PermuteSample, ...] = ()
+    seconds: float = 0.0
+    """That measuring took."""
+    notes: tuple[str, ...] = field(default=())
+    """What was not measured, and why."""

@@ -1,0 +1,89 @@
+"""A validated plan made anew, on all tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from moetuner.planning.progress import History
+from moetuner.planning.provenance import with_source
+from moetuner.planning.recordings import split_recordings, workload_of
+from moetuner.problem import PlacementProblem
+from moetuner.solver import SolveStatus, get_solver
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moetuner.placement.topology import Topology
+    from moetuner.planning.options import PlanOptions
+    from moetuner.planning.scores import Comparison
+    from moetuner.solver import ProgressCallback, Solution
+    from moetuner.trace import CountTrace, Trace
+
+
+def refit(
+    comparison: Comparison,
+    traces: Sequence[Trace | CountTrace],
+    topology: Topology,
+    options: PlanOptions,
+    *,
+    progress: ProgressCallback | None = None,
+) -> Solution | None:
+    """The plan of all tokens that the same options make, with what validates them.
+
+    None where the scored plan was interrupted or is already of all tokens, or when
+    this solve is interrupted: half a search is no better than a whole one on half of
+    the tokens.
+
+    Parameters
+    ----------
+    comparison
+        The plan of one part, scored on the other.
+    traces, topology, options
+        As `moetuner.planning.plan.plan_trace` has them, slots resolved.
+    progress
+        Gets the news of the solver.
+    """
+    if comparison.in_sample or _interrupted(comparison.result.solution):
+        return None
+    solver = get_solver(options.solver, options.config)
+    recordings = split_recordings(traces, 1.0, options.solver_options.seed)
+    problem = PlacementProblem.from_workload(
+        workload_of(recordings, options),
+        topology,
+        objective=solver.objectives[0],
+        slots_per_rank=options.slots_per_rank,
+    )
+    history = History(forward=progress)
+    found = solver.solve(problem, options.solver_options, progress=history)
+    if _interrupted(found):
+        return None
+    found = with_source(found, recordings, options, history.points())
+    told = replace(found.placement.provenance, validation=validation_of(comparison))
+    return replace(found, placement=replace(found.placement, provenance=told))
+
+
+def validation_of(comparison: Comparison) -> dict[str, Any]:
+    """What the plan of one part did on the other, as plain values."""
+    rival = comparison.rival
+    return {
+        "plan_tokens": comparison.plan_tokens,
+        "score_tokens": comparison.score_tokens,
+        "batch_seconds_mean": comparison.result.evaluation.batch_seconds_mean,
+        "baseline": comparison.baseline.name,
+        "gain": _plain(comparison.result.gain),
+        "best_baseline": None if rival is None else rival.name,
+        "gain_over_best": None if rival is None else _plain(rival.gain),
+        "placement_sha256": comparison.result.placement.sha256(),
+    }
+
+
+def _interrupted(solution: Solution | None) -> bool:
+    return solution is not None and solution.status is SolveStatus.INTERRUPTED
+
+
+def _plain(value: Any) -> dict[str, float] | None:
+    if value is None:
+        return None
+    return {name: float(part) for name, part in dataclasses.asdict(value).items()}
