@@ -130,6 +130,48 @@ def test_ctrl_c_keeps_what_the_joint_search_has(folder, rng, homes):
     assert read_placement(folder.out).provenance.status == "interrupted"
 
 
+def test_ctrl_c_waits_for_no_proof_and_no_baseline(folder, hard):
+    command = plan_command(hard, folder.out, "--json", solver="joint")
+    more = ("--baselines", "all", "--prove", str(LONG))
+    process = start([*command, *more])
+    wait_for_solver(process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=WAIT)
+    assert process.returncode == 0, errors
+    heard, kept = errors.index("interrupted: stopping"), errors.index("note: inter")
+    assert heard < kept
+    found = json.loads(output)
+    assert [each["name"] for each in found["placements"]] == ["contiguous", "joint"]
+    assert set(found["left_out"].values()) == {"the plan was interrupted"}
+    assert "best baseline" not in found["verdict"]
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        # While the commands are loaded, and while arguments are read.
+        "sys.modules['moetuner.cli'] = Stop('moetuner.cli')",
+        "from typer.core import TyperGroup; TyperGroup.parse_args = stop",
+    ],
+)
+def test_ctrl_c_before_a_command_runs_is_no_traceback(setup):
+    program = f"""
+import sys, types
+def stop(*_):
+    raise KeyboardInterrupt
+class Stop(types.ModuleType):
+    __getattr__ = stop
+{setup}
+from moetuner.__main__ import main
+main()
+"""
+    done = subprocess.run(
+        [MOETUNER[0], "-c", program], capture_output=True, text=True
+    )
+    assert done.stderr == "error: interrupted, nothing was written\n"
+    assert done.returncode == 130
+
+
 def test_signal_reaches_a_job_that_a_shell_put_in_the_background(folder, hard):
     process = start(
         plan_command(hard, folder.out),

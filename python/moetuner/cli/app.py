@@ -19,6 +19,7 @@ from moetuner.cli.certify import certify
 from moetuner.cli.drift import drift
 from moetuner.cli.groups import spelt_out
 from moetuner.cli.hardware import hardware
+from moetuner.cli.interrupts import SIGNALS
 from moetuner.cli.messages import as_typed, fail
 from moetuner.cli.report import report
 from moetuner.cli.verify import verify
@@ -38,11 +39,18 @@ _USAGE_ERRORS = (
     MissingStatisticsError,
     SolverError,
 )
+_INTERRUPTED = "interrupted, nothing was written"
 _BAD_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class _Group(TyperGroup):
     """Turns the package's errors into messages and exit codes."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> Any:
+        try:
+            return super().make_context(*arguments, **more)
+        except KeyboardInterrupt:  # typer would end without a word
+            fail(_INTERRUPTED, 130)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -60,7 +68,7 @@ class _Group(TyperGroup):
         except MemoryError:
             fail("out of memory", 1)
         except KeyboardInterrupt:
-            fail("interrupted, nothing was written", 130)
+            fail(_INTERRUPTED, 130)
 
 
 app = typer.Typer(
@@ -99,10 +107,10 @@ def _fail_of_system(error: OSError) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point of ``moetuner`` and ``python -m moetuner``."""
+    """What `moetuner.__main__` runs."""
     # Also when a shell started us in the background with SIGINT ignored: whoever sends
     # a signal to a long solve wants its best placement, not to wait.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: `>&-`

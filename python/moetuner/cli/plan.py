@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetuner.cli.interrupts import acknowledged
 from moetuner.cli.messages import fail, note
 from moetuner.cli.options import (
     CostOptions,
@@ -230,7 +231,7 @@ def _plan_and_show(
             )
 
     try:
-        with ProgressLine() as line:
+        with ProgressLine() as line, acknowledged(outputs.quiet):
             comparison = plan_trace(
                 *(traces[0], topology, options),
                 others=traces[1:],

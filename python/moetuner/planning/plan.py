@@ -119,7 +119,8 @@ def plan_trace(
     if on_solved is not None:
         on_solved(result.placement)
     interrupted = result.status is SolveStatus.INTERRUPTED
-    result = _proven(problem, result, options, progress)
+    if not interrupted:
+        result = _proven(problem, result, options, progress)
     baselines = solve_baselines(
         problem,
         options.baselines,

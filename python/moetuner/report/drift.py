@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moetuner.planning.baselines import IN_USE
 from moetuner.planning.drift import NEW, Drift, batch_size
 from moetuner.report.table import LEGEND, score_table
-from moetuner.report.terminal import print_content, print_sentences
+from moetuner.report.terminal import print_content, print_left_out, print_sentences
 from moetuner.report.verdict import is_claimed
 from moetuner.report.words import interval, number, size
 
@@ -28,8 +28,7 @@ def print_drift(drift: Drift) -> None:
         f"{scored.topology.ranks_per_node} per node"
     )
     print_content(score_table(scored))
-    for name, reason in scored.left_out.items():
-        print_sentences(f"left out {name}: {reason}")
+    print_left_out(scored)
     print_sentences(LEGEND)
     print_sentences(then_and_now(drift))
     print_sentences(moves(drift))

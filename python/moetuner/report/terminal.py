@@ -15,7 +15,7 @@ from moetuner.report.table import (
     stage_table,
 )
 from moetuner.report.verdict import verdict
-from moetuner.report.words import unit_of
+from moetuner.report.words import left_out, unit_of
 
 if TYPE_CHECKING:
     from moetuner.planning.scores import Comparison
@@ -37,8 +37,7 @@ def print_comparison(report: Comparison) -> None:
     if report.result.solution is not None:
         print_content(stage_table(report.result.name, report.result.solution))
     print_content(score_table(report))
-    for name, reason in report.left_out.items():
-        print_sentences(f"left out {name}: {reason}")
+    print_left_out(report)
     print_sentences(LEGEND)
     for each in (report, *report.others):
         if each is not report:
@@ -49,6 +48,12 @@ def print_comparison(report: Comparison) -> None:
         names = [scored.name for scored in each.candidates]
         print_content(batch_table(names, [s.evaluation for s in each.candidates]))
     print_sentences(verdict(report))
+
+
+def print_left_out(report: Comparison) -> None:
+    """Baselines that are missing, by the reason that they share."""
+    for names, reason in left_out(report):
+        print_sentences(f"left out {names}: {reason}")
 
 
 def print_content(content: Any) -> None:

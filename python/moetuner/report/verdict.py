@@ -17,6 +17,7 @@ from moetuner.planning.provenance import part_of
 from moetuner.problem import Objective
 from moetuner.report.changes import changes_in, words_of
 from moetuner.report.words import interval, number
+from moetuner.solver import SolveStatus
 
 if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import GainInterval
@@ -85,11 +86,18 @@ def _gains(comparison: Comparison) -> list[str]:
     reference = called(comparison.baseline.name)
     if rival is None or rival.gain is None:
         return [_headline(comparison, result.gain, reference)]
-    best = f"the best baseline, {called(rival.name)}"
+    best = called(rival.name)
+    if not _interrupted(comparison):  # then it is not all of them that were computed
+        best = f"the best baseline, {best}"
     first = _headline(comparison, rival.gain, best)
     if rival.name == comparison.baseline.name:
         return [first]
     return [first, f"Against {reference} it takes {_signed(result.gain)}."]
+
+
+def _interrupted(comparison: Comparison) -> bool:
+    solution = comparison.result.solution
+    return solution is not None and solution.status is SolveStatus.INTERRUPTED
 
 
 def _headline(comparison: Comparison, gain: GainInterval, over: str) -> str:

@@ -57,6 +57,14 @@ def size(amount: float) -> str:
     return f"{amount:,.3g} TB" if amount < 1000 else f"{amount:,.0f} TB"
 
 
+def left_out(comparison: Comparison) -> list[tuple[str, str]]:
+    """Names of baselines that are missing, with the reason that they share."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in comparison.left_out.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [(", ".join(names), reason) for reason, names in by_reason.items()]
+
+
 def unit_of(comparison: Comparison) -> str:
     """What is counted: tokens, or choices where nobody says how many a token has."""
     scored = comparison.scored

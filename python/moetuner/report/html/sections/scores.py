@@ -10,7 +10,7 @@ from moetuner.report.html.content import figure, grid, note, section
 from moetuner.report.html.frame import key
 from moetuner.report.html.markup import Markup, tag
 from moetuner.report.verdict import called
-from moetuner.report.words import gain_cell, number, unit_of
+from moetuner.report.words import gain_cell, left_out, number, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ def scores(comparison: Comparison) -> Markup:
         "Scores on held-out tokens" if comparison.held_out else "Scores",
         _lead(comparison),
         tag("div", _table(comparison), class_="wide", tabindex="0"),
-        *(note(f"Left out {n}: {why}") for n, why in comparison.left_out.items()),
+        *(note(f"Left out {names}: {why}") for names, why in left_out(comparison)),
         grid(*pictures),
     )
 
