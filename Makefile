@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc cmake tests/cpp -type f)
 CXX_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
-.PHONY: help demo test test-all sanitize coverage check docs wheel format stub bench clean
+.PHONY: help demo test test-all sanitize coverage check docs wheel format stub bench bench-models clean
 
 help:  ## What there is to make
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -58,6 +58,18 @@ stub: $(VENV)/.lint  ## Write the types of the C++ core anew, after a change of 
 bench: $(VENV)/.dev  ## Microbenchmarks; JSON and, on a GPU, a table under benchmarks/results
 	mkdir -p benchmarks/results
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/latest.json
+
+MODELS := build/end-to-end
+END_TO_END := $(BIN)/python benchmarks/end_to_end
+bench-models: $(VENV)/.dev  ## Whole models, 8 ranks on 2 nodes that it makes here; needs namespaces
+	mkdir -p $(MODELS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 8 -m moetuner calibrate \
+	  --device cpu --hidden 256 --inner 128 --experts 64 --top-k 4 --seconds 15 --quiet --out $(MODELS)/cpu.toml
+	$(END_TO_END)/plan.py --layers 4 --narrow 2 --dtype float32 --gbit 0.25 --hardware $(MODELS)/cpu.toml \
+	  --ranks 8 --ranks-per-node 4 --sequences 4 --prompt 64 --decode 4 --seconds 5 --out $(MODELS)/case
+	$(END_TO_END)/two_nodes.py $(MODELS)/case --device cpu --backend gloo --seconds 120 --parts 1 \
+	  --out benchmarks/results/end-to-end-cpu.json
+	$(END_TO_END)/table.py benchmarks/results/end-to-end-cpu.json > benchmarks/results/end-to-end-cpu.md
 
 clean:  ## Remove everything that the targets above made
 	rm -rf $(VENV) build dist moetuner-demo

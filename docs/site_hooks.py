@@ -33,6 +33,7 @@ PAGES = {
     "tests/fixtures/engines/README.md": "engine-fixtures.md",
 }
 SAMPLE = "sample-report.html"
+RUNS = "<!-- tables of benchmarks/results/end-to-end-*.md -->"
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#:]+)(#[^)]*)?\)")
 
 
@@ -59,6 +60,13 @@ def sample_report():
     return render_page(plan)
 
 
+def runs_of_models():
+    """Result pages of whole models, their headings one step down."""
+    pages = sorted((REPOSITORY / "benchmarks" / "results").glob("end-to-end-*.md"))
+    texts = [re.sub(r"^#", "##", page.read_text("utf-8"), flags=re.M) for page in pages]
+    return "\n".join(texts) or "No run is recorded yet."
+
+
 def on_page_markdown(markdown, page, config, files):
     """Let links lead to pages of the site."""
     sources = {page: source for source, page in PAGES.items()}
@@ -75,6 +83,8 @@ def on_page_markdown(markdown, page, config, files):
         here = posixpath.dirname(page.file.src_uri)
         return f"[{text}]({os.path.relpath(uri, here or '.')}{anchor})"
 
+    if page.file.src_uri == "proof.md":
+        markdown = markdown.replace(RUNS, runs_of_models())
     if page.file.src_uri == "report.md":
         markdown += f"\n## A sample\n\n[The report of the shipped trace]({SAMPLE})\n"
     return LINK.sub(lead, markdown)

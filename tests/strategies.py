@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.rates import Bandwidth
 from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.model import Placement
@@ -147,6 +148,30 @@ TOY_COST = CostModel(
     hardware=replace(HARDWARE["h100"], rank_latency=1e-9, node_latency=2e-9),
     shape=ModelShape(hidden_size=64, expert_hidden_size=8),
 )
+
+
+@st.composite
+def links_of(draw, hardware, topology):
+    """`hardware` as it is, or slower one way, or with links that all differ."""
+    kind = draw(st.sampled_from(["alike", "ways", "places", "node places"]))
+    if kind == "alike":
+        return hardware
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    places = {
+        "ways": (1, 1),
+        "places": (topology.num_ranks, topology.num_nodes),
+        "node places": (topology.ranks_per_node, 1),
+    }[kind]
+
+    def bandwidth(fastest, count):
+        egress, ingress = fastest * rng.uniform(0.3, 1.0, (2, count))
+        return Bandwidth(egress=egress.tolist(), ingress=ingress.tolist())
+
+    return replace(
+        hardware,
+        rank_bandwidth=bandwidth(hardware.rank_bandwidth, places[0]),
+        nic_bandwidth=bandwidth(hardware.nic_bandwidth, places[1]),
+    )
 
 
 def _problem(ids, num_experts, topology, options):

@@ -72,7 +72,9 @@ def slow_time(problem, placement):
     (trace,), (batches,) = problem.workload.traces, problem.workload.batches
     cost, topology = problem.workload.cost, problem.topology
     hardware, shape = cost.hardware, cost.shape
-    rows = tally_routing(trace, placement, cost.wire, cost.homes, batches)
+    rows = tally_routing(
+        trace, placement, cost.wire, cost.homes, cost.replica_rule, batches
+    )
     scale, times = topology.num_ranks, []
     for batch in range(len(rows["slot_rows"])):
         for layer in range(problem.num_layers):

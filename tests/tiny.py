@@ -10,7 +10,7 @@ from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import BatchKind, Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import PlacementProblem
-from strategies import make_trace, random_ids
+from strategies import links_of, make_trace, random_ids
 
 # Latency, links, arithmetic and weights that weigh about the same on toy traces.
 SHAPES = [
@@ -51,6 +51,8 @@ def tiny_problems(draw, spare=0):
         node_latency=draw(st.sampled_from([1e-9, 5e-9])),
         nic_bandwidth=draw(st.sampled_from([50e9, 1e12])),
     )
+    topology = Topology(num_ranks=num_ranks, ranks_per_node=per_node)
+    hardware = draw(links_of(hardware, topology))
     speeds = draw(st.sampled_from([(), tuple(rng.uniform(0.5, 2, num_ranks))]))
     workload = Workload(
         traces=tuple(traces),
@@ -68,7 +70,7 @@ def tiny_problems(draw, spare=0):
     least = -(-num_experts // num_ranks)
     problem = PlacementProblem.from_workload(
         workload,
-        Topology(num_ranks=num_ranks, ranks_per_node=per_node),
+        topology,
         slots_per_rank=least + spare,
     )
     return problem, rng

@@ -6,7 +6,7 @@ Legend: L layers, G ranks, T tokens of a rank, K top-k, B sequences, V vocabular
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import beside  # noqa: F401
@@ -49,10 +49,10 @@ class Bench:
         like = torch.empty(0, device=place.device, dtype=getattr(torch, case.dtype))
         torch.manual_seed(0)  # the same attention on all ranks
         family, layers = case.family, case.layers
-        with torch.device(place.device):
-            self.decoder = Decoder(family, layers).to(like.dtype)
+        with torch.device(place.device), default_dtype(like.dtype):
+            self.decoder = Decoder(family, layers)
             routers = [
-                TopKRouter(family.hidden, family.experts, family.top_k).to(like.dtype)
+                TopKRouter(family.hidden, family.experts, family.top_k)
                 for _ in range(layers)
             ]
         self.decoder.requires_grad_(False)
@@ -84,6 +84,17 @@ class Bench:
         cache = self.cache(stack)
         for step in range(PROMPT, self.case.sizes.decode):
             yield Step(self, stack, cache, batch, step)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What modules are made in: a cast afterwards needs both at once."""
+    former = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(former)
 
 
 class Step:

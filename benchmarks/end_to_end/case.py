@@ -7,7 +7,7 @@ neither.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from families import Family
@@ -15,12 +15,17 @@ from moetuner import (
     CostModel,
     Hardware,
     ModelShape,
+    Network,
     Topology,
+    read_hardware,
     read_placement,
     read_trace,
+    with_network,
+    write_hardware,
     write_placement,
     write_trace,
 )
+from moetuner.evaluation.hardware import LinkOf
 from recorded import Batches
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
 
 ROUTING = "replayed.safetensors"
 SAYS = "case.json"
+MACHINE = "hardware.toml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +96,8 @@ class Case:
             "layers": self.layers,
             "sizes": asdict(self.sizes),
             "topology": asdict(self.topology),
-            "hardware": asdict(self.hardware),
+            "hardware": self.hardware.name,
+            "network": self.hardware.network,
             "gbit": self.gbit,
             "dtype": self.dtype,
             "source": self.source,
@@ -98,20 +105,29 @@ class Case:
         }
 
 
-def link_of(hardware: Hardware, gbit: float, ranks_per_node: int) -> Hardware:
+def link_of(hardware: Hardware, gbit: float) -> Hardware:
     """The same machine, its nodes joined by a link of that rate, which ranks share."""
     if not gbit:
         return hardware
-    share = gbit * 1e9 / 8 / ranks_per_node
-    return replace(
-        hardware, name=f"{hardware.name}, {gbit:g} Gbit/s", nic_bandwidth=share
+    near, far = (
+        hardware.latency(hardware.ranks_per_node, between_nodes=between)
+        for between in (False, True)
     )
+    link = Network(
+        name=f"{gbit:g} Gbit/s a node",
+        bandwidth=gbit * 1e9 / 8,
+        # Where only the inside of a node was measured, the other may be a data sheet's.
+        latency=hardware.rank_latency if near > far else hardware.node_latency,
+        link_of=LinkOf.NODE,
+    )
+    return with_network(hardware, link)
 
 
 def write_case(case: Case, folder: Path) -> None:
     """Into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     write_trace(case.routing, folder / ROUTING)
+    write_hardware(case.hardware, folder / MACHINE)
     for name, placement in case.placements.items():
         write_placement(placement, folder / file_of(name))
     (folder / SAYS).write_text(json.dumps(case.about(), indent=1) + "\n")
@@ -122,12 +138,9 @@ def read_case(folder: Path) -> Case:
     said = json.loads((folder / SAYS).read_text())
     told = said.pop("told")
     files = {name: folder / file_of(name) for name in told}
-    kinds = {
-        "family": Family,
-        "sizes": Sizes,
-        "topology": Topology,
-        "hardware": Hardware,
-    }
+    said["hardware"] = read_hardware(folder / MACHINE)
+    del said["network"]  # stands there, too
+    kinds = {"family": Family, "sizes": Sizes, "topology": Topology}
     made = {name: kind(**said.pop(name)) for name, kind in kinds.items()}
     return Case(
         **made,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from case import Case, Sizes, link_of, write_case
 from families import FAMILIES
-from moetuner import HARDWARE, CostModel, Topology
+from moetuner import CostModel, Topology
+from moetuner.evaluation.hardware_file import find_hardware
 from plans import PLANNERS, Asked, plan
 from recorded import first_tokens, read_source
 
@@ -44,7 +45,7 @@ def make_case(options: argparse.Namespace) -> Case:
         seed=options.seed,
     )
     layers = source.plan.num_layers
-    hardware = HARDWARE[options.hardware]
+    hardware = find_hardware(options.hardware)
     case = Case(
         family=family.narrowed(options.narrow),
         layers=layers,
@@ -52,7 +53,7 @@ def make_case(options: argparse.Namespace) -> Case:
         topology=Topology(
             num_ranks=options.ranks, ranks_per_node=options.ranks_per_node
         ),
-        hardware=link_of(hardware, options.gbit, options.ranks_per_node),
+        hardware=link_of(hardware, options.gbit),
         gbit=options.gbit,
         dtype=options.dtype,
         source=source.about,
@@ -92,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ranks", type=int, default=8)
     made.add_argument("--ranks-per-node", type=int, default=4)
     made.add_argument("--gbit", type=float, default=0, help="between nodes; 0: fast")
-    made.add_argument("--hardware", choices=HARDWARE, default="h200")
+    made.add_argument("--hardware", default="h200", help="a known name, or a file")
     made.add_argument("--sequences", type=int, default=4, help="of a rank")
     made.add_argument("--prompt", type=int, default=512, help="tokens of a sequence")
     made.add_argument("--decode", type=int, default=16, help="steps after the prompt")

@@ -36,7 +36,7 @@ from rehearsal import Rehearsed, rehearse
 from repetitions import Limits, repeat, take_apart
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from trained import TrainedExperts
-from variants import ALL, Variant
+from variants import Variant, runnable
 
 if TYPE_CHECKING:
     from case import Case
@@ -47,9 +47,7 @@ COMMAND = "MOETUNER_BENCH_COMMAND"  # what a person typed, where ranks were star
 
 def run_case(case: Case, options: argparse.Namespace, place: Place) -> dict[str, Any]:
     """Everything of one case, the same on all ranks."""
-    wanted = [v for v in ALL if v.placement in case.placements]
-    if options.only:
-        wanted = [v for v in wanted if any(part in v.name for part in options.only)]
+    wanted = runnable(case, options.only)
     bench = make_bench(case, wanted, place, options)
     limits = Limits(
         repeats=options.repeats, seconds=options.seconds, parts=options.parts
@@ -137,6 +135,8 @@ def main() -> None:
     options = options_of()
     # Newer torch calls some collectives by other names; older knows only these.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    first = (options.task or {"rank": int(os.environ.get("RANK", "0"))})["rank"] == 0
+    machine = environment() if first else {}  # before others have work on its GPU
     place = join(options.task, device=options.device, backend=options.backend)
     found = []
     with torch.no_grad(), attention_of(options.device):
@@ -148,18 +148,24 @@ def main() -> None:
                     f"{dist.get_world_size()}"
                 )
             found.append(run_case(case, options, place))
-            if dist.get_rank() == 0:  # what there is so far
-                write(options, found, place)
+            if first:  # what there is so far
+                write(options, found, place, machine)
             gc.collect()
+            torch.cuda.empty_cache()
     place.settle()
     dist.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # Gloo's threads abort the interpreter's own exit now and then
 
 
-def write(options: argparse.Namespace, found: list[Any], place: Place) -> None:
+def write(
+    options: argparse.Namespace,
+    found: list[Any],
+    place: Place,
+    machine: dict[str, str],
+) -> None:
     """The file, with what made it."""
-    about = environment() | {
+    about = machine | {
         "command": os.environ.get(COMMAND, " ".join(["torchrun", "...", *sys.argv])),
         "ranks": str(dist.get_world_size()),
         "backend": options.backend,

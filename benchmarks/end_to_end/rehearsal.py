@@ -57,8 +57,7 @@ def rehearse(bench: Bench) -> list[Rehearsed]:
 
 def _count(bench: Bench, stack: Stack, step: Step, into: Rehearsed) -> None:
     """Run a step, looking at counters and links before and after."""
-    for moe in stack.layers:
-        moe.exchange.reset()
+    stack.count(True)
     # Tokens that follow are not at home, and baselines are not recorded.
     recorded = bench.routes_itself and stack.variant.exchange == OURS
     with step.given(), record_run(bench.decoder) if recorded else nullcontext() as run:
@@ -68,6 +67,7 @@ def _count(bench: Bench, stack: Stack, step: Step, into: Rehearsed) -> None:
         into.outputs.append(step.run().float())
         bench.place.settle()
         after = bench.place.sent_bytes()
+    stack.count(False)
     trace = run.trace() if run else _replayed(bench, step)
     counts = gather_counts(bench.decoder).counts
     seen, rows = told.rows(stack.variant, stack.placement.topology, counts)

@@ -52,7 +52,11 @@ class PlainExchange(Exchange):
     """A baseline's exchange, under any placement: to it experts are slots.
 
     Its counters say what it sends: a row for each choice, or every row to every rank.
+    They are kept only while `counting`, as no baseline counts. Blocks of experts need
+    no look at tables either.
     """
+
+    counting = False
 
     def __init__(self, kind: str, placement: Placement, **known) -> None:
         one = ExchangeOptions(levels=Levels.ONE)
@@ -61,11 +65,16 @@ class PlainExchange(Exchange):
         slots = torch.from_numpy(placement.slot_experts[0].astype("int64"))
         layer = Layer(slots, placement.slots_per_rank, none, none)
         self.kind, self.method = kind, PLAIN[kind](layer)
+        own = placement.slot_experts[self.tables.row_of(self.layer)]
+        self.in_blocks = own.tolist() == list(range(placement.num_experts))
 
     def forward(self, x, topk_ids, topk_weights, run_experts):
-        slots = slots_of(topk_ids, self.candidates, self.num_candidates)
+        slots = topk_ids
+        if not self.in_blocks:
+            slots = slots_of(topk_ids, self.candidates, self.num_candidates)
         rows, ends = self.method.dispatch(x, slots, topk_weights)
-        self.count(slots, x)
+        if self.counting:
+            self.count(slots, x)
         return self.method.combine(run_experts(rows, ends))
 
     def count(self, slots: torch.Tensor, x: torch.Tensor) -> None:
@@ -178,6 +187,13 @@ class Stack:
             device = self.weights[number].up.device
             made.exchange = PlainExchange(kind, placement, layer=named, device=device)
         return made
+
+    def count(self, wanted: bool) -> None:
+        """Begin counting at zero; or let baselines count no longer."""
+        for moe in self.layers:
+            moe.exchange.counting = wanted
+            if wanted:
+                moe.exchange.reset()
 
     def install(self, source) -> None:
         """Make the decoder run this one: its layers, and the weights of its slots."""

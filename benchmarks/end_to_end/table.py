@@ -50,10 +50,17 @@ def about(case: dict[str, Any]) -> list[str]:
         f"- routing: {case['source']}",
         f"- step of a rank: {sizes['sequences']} prompts of {sizes['prompt']} tokens, "
         f"then {sizes['decode']} decoded ones each; {sizes['batches']} batches in turn",
-        f"- predicted for: {case['hardware']['name']}",
+        f"- predicted for: {case['hardware']}, {case['network'] or 'its own network'}",
     ]
     planned = [f"{name} {said}" for name, said in case["told"].items()]
     return [*lines, f"- planning: {'; '.join(planned)}"]
+
+
+def repeated(results: list[dict[str, Any]]) -> str:
+    """How often each variant was timed."""
+    one = results[0]
+    turns, by_parts = len(one["prefill_ms"]), len(one["parts"]["prefill"])
+    return f"- timed: {turns} repetitions, and {by_parts} by parts"
 
 
 def steps(found: dict[str, Figures], phase: str) -> list[str]:
@@ -157,7 +164,7 @@ def page(content: dict[str, Any]) -> str:
     lines.append(HOW)
     for case in content["cases"]:
         found = figures_of(case)
-        lines += about(case["case"])
+        lines += [*about(case["case"]), repeated(case["results"])]
         for phase in PHASES:
             lines += steps(found, phase)
         lines += ablation(found) + tails(case["case"], found)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moetuner import Wire
+
+if TYPE_CHECKING:
+    from case import Case
 
 PER_EXPERT = "all-to-all per expert"
 ALL_GATHER = "all-gather"
@@ -56,3 +60,16 @@ ALL = (
     *(Variant(placement=name) for name in PLACEMENTS),
     *(Variant(placement=name, exchange=FOLLOW) for name in FOLLOWED),
 )
+
+
+def runnable(case: Case, only: list[str] | None = None) -> list[Variant]:
+    """Those that a case has placements for; with `only` that have it in their names.
+
+    Tokens cannot follow their first experts where nobody knows which these are.
+    """
+    found = [variant for variant in ALL if variant.placement in case.placements]
+    if not case.routing.ranked:
+        found = [variant for variant in found if variant.exchange != FOLLOW]
+    if only:
+        found = [v for v in found if any(part in v.name for part in only)]
+    return found

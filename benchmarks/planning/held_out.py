@@ -17,7 +17,7 @@ import numpy as np
 import report
 from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.evaluate import evaluate
-from moetuner.evaluation.shapes import MODEL_SHAPES
+from moetuner.evaluation.shapes import shape_for_model
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
@@ -84,7 +84,7 @@ def score(args, label, homes, seed, name):
         return None
     file, model = TRACES[label]
     split = split_by_sequence(read_trace(report.traces_folder() / file), 0.5, seed)
-    cost = CostModel(shape=MODEL_SHAPES[model], homes=homes)
+    cost = CostModel(shape=shape_for_model(model), homes=homes)
     topology = Topology(num_ranks=args.ranks, ranks_per_node=args.ranks_per_node)
     workload = Workload(traces=(split.plan,), cost=cost, batch_tokens=args.batch_tokens)
     problem = PlacementProblem.from_workload(workload, topology)

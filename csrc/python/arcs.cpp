@@ -20,6 +20,8 @@ py::dict cheapest_arcs(const Array<std::int32_t>& rank_of,
                        ArcCost cost,
                        Crossing crossing,
                        const LinkRates& dispatch,
+                       const LinkFactors& rank_links,
+                       const LinkFactors& node_links,
                        int num_threads) {
   check_rank("cheapest_arcs: rank_of", rank_of, 2);
   check_rank("cheapest_arcs: rank_rows", rank_rows, 4);
@@ -48,6 +50,8 @@ py::dict cheapest_arcs(const Array<std::int32_t>& rank_of,
       return rank >= 0 && rank < ranks;
     });
   };
+  check(rank_links.fits(ranks) && node_links.fits(nodes),
+        "cheapest_arcs: rank_links and node_links must be of all ranks and nodes, or empty");
   check(in_range(rank_of) && in_range(rename), "cheapest_arcs: a rank is out of range");
   auto best = zeros<double>({states, states});
   auto renamed = zeros<std::int32_t>({states, states});
@@ -66,6 +70,8 @@ py::dict cheapest_arcs(const Array<std::int32_t>& rank_of,
                      .cost = cost,
                      .crossing = crossing,
                      .dispatch = dispatch,
+                     .rank_links = rank_links,
+                     .node_links = node_links,
                      .num_threads = num_threads,
                      .best = best.mutable_data(),
                      .renamed = renamed.mutable_data()};
@@ -100,6 +106,8 @@ void bind_arcs(py::module_& module) {
              py::arg("cost"),
              py::arg("crossing"),
              py::arg("dispatch"),
+             py::arg("rank_links"),
+             py::arg("node_links"),
              py::arg("num_threads") = 0);
 }
 

@@ -1,12 +1,14 @@
 #pragma once
 
+#include "moetuner/planning/replica_rule.h"
 #include "moetuner/planning/wire.h"
 
 #include <pybind11/pybind11.h>
 
 #include <string>
 
-// Members of Python's `Wire` and `Homes`, which are strings, become those of C++ here.
+// Members of Python's `Wire`, `Homes` and `ReplicaRule`, which are strings, become those of C++
+// here.
 
 namespace pybind11::detail {
 
@@ -26,6 +28,13 @@ struct type_caster<moetuner::Wire> {
 template <>
 struct type_caster<moetuner::Homes> {
   PYBIND11_TYPE_CASTER(moetuner::Homes, const_name("moetuner.evaluation.cost.Homes"));
+  bool load(handle source, bool) { return load_choice(source, value); }
+};
+
+template <>
+struct type_caster<moetuner::ReplicaRule> {
+  PYBIND11_TYPE_CASTER(moetuner::ReplicaRule,
+                       const_name("moetuner.evaluation.replica_rule.ReplicaRule"));
   bool load(handle source, bool) { return load_choice(source, value); }
 };
 

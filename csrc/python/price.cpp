@@ -47,16 +47,42 @@ void check_speeds(const char* where, const std::vector<double>& speeds) {
   }
 }
 
+LinkFactors link_factors(std::vector<double> egress, std::vector<double> ingress) {
+  check(egress.size() == ingress.size(),
+        "LinkFactors: egress and ingress must be of as many places, got " +
+            std::to_string(egress.size()) + " and " + std::to_string(ingress.size()));
+  for (const auto* factors : {&egress, &ingress}) {
+    for (const double factor : *factors) {
+      check(factor > 0 && factor <= 1,
+            "LinkFactors: must be in (0, 1], got " + std::to_string(factor));
+    }
+  }
+  return {std::move(egress), std::move(ingress)};
+}
+
 Rates make_rates(const ComputeRates& compute,
                  const LinkRates& dispatch,
                  const LinkRates& combine,
                  const LinkRates& both_ways,
                  double dispatch_share,
-                 std::vector<double> rank_speeds) {
+                 std::vector<double> rank_speeds,
+                 LinkFactors rank_links,
+                 LinkFactors node_links) {
   check(dispatch_share >= 0 && dispatch_share <= 1,
         "Rates: dispatch_share must be in [0, 1], got " + std::to_string(dispatch_share));
   check_speeds("Rates: rank_speeds", rank_speeds);
-  return {compute, dispatch, combine, both_ways, dispatch_share, std::move(rank_speeds)};
+  const auto ranks = static_cast<std::int64_t>(rank_speeds.size());
+  check(rank_links.fits(ranks), "Rates: rank_links must be of all ranks, or empty");
+  check(node_links.alike() || ranks % static_cast<std::int64_t>(node_links.egress.size()) == 0,
+        "Rates: node_links must be of nodes that divide the ranks, or empty");
+  return {compute,
+          dispatch,
+          combine,
+          both_ways,
+          dispatch_share,
+          std::move(rank_speeds),
+          std::move(rank_links),
+          std::move(node_links)};
 }
 
 Rates of_nodes(const Rates& rates, std::vector<double> speeds) {
@@ -112,6 +138,33 @@ Array<double> exchange(const LayerPrice&,
   });
 }
 
+/// Rows on the busiest link, from those of each place.
+Array<double> busiest(const LinkFactors& links,
+                      const char* where,
+                      const Numbers& egress,
+                      const Numbers& ingress) {
+  check_alike(std::string(where) + ": egress and ingress", egress, ingress);
+  check(egress.ndim() >= 1 && egress.shape(egress.ndim() - 1) >= 1 &&
+            links.fits(egress.shape(egress.ndim() - 1)),
+        std::string(where) + ": wanted rows of all places, got " + shape_of(egress));
+  Array<double> found(shape(egress, egress.ndim() - 1));
+  const std::int64_t places = egress.shape(egress.ndim() - 1);
+  double* rows = found.mutable_data();
+  for (py::ssize_t i = 0; i < found.size(); ++i) {
+    const std::int64_t first = i * places;
+    rows[i] = busiest_link(links, egress.data() + first, ingress.data() + first, places);
+  }
+  return found;
+}
+
+Array<double> busiest_rank(const LayerPrice& price, const Numbers& egress, const Numbers& ingress) {
+  return busiest(price.rates().rank_links, "LayerPrice.busiest_rank", egress, ingress);
+}
+
+Array<double> busiest_node(const LayerPrice& price, const Numbers& egress, const Numbers& ingress) {
+  return busiest(price.rates().node_links, "LayerPrice.busiest_node", egress, ingress);
+}
+
 Array<double> total(const LayerPrice&,
                     const Numbers& compute,
                     const Numbers& dispatch,
@@ -139,6 +192,14 @@ void bind_rates(py::module_& module) {
       .def_readonly("node_row", &LinkRates::node_row, "Of a row over a node's links.")
       .def_readonly("rank_latency", &LinkRates::rank_latency, "Where no row leaves its node.")
       .def_readonly("node_latency", &LinkRates::node_latency, "Where a row leaves its node.");
+  py::class_<LinkFactors>(
+      module, "LinkFactors", "How slow links are beside `LinkRates`, at most 1; empty: all alike.")
+      .def(py::init(&link_factors),
+           py::kw_only(),
+           py::arg("egress") = std::vector<double>(),
+           py::arg("ingress") = std::vector<double>())
+      .def_readonly("egress", &LinkFactors::egress, "Of what leaves each rank or node.")
+      .def_readonly("ingress", &LinkFactors::ingress, "Of what enters each rank or node.");
   py::class_<Rates>(
       module, "Rates", "All that turns rows of a layer into seconds; see `CostModel.rates`.")
       .def(py::init(&make_rates),
@@ -148,13 +209,17 @@ void bind_rates(py::module_& module) {
            py::arg("combine"),
            py::arg("both_ways"),
            py::arg("dispatch_share"),
-           py::arg("rank_speeds"))
+           py::arg("rank_speeds"),
+           py::arg("rank_links"),
+           py::arg("node_links"))
       .def_readonly("compute", &Rates::compute)
       .def_readonly("dispatch", &Rates::dispatch)
       .def_readonly("combine", &Rates::combine)
       .def_readonly("both_ways", &Rates::both_ways, "Dispatch and combine together.")
       .def_readonly("dispatch_share", &Rates::dispatch_share, "Of a row's bytes both ways.")
       .def_readonly("rank_speeds", &Rates::rank_speeds, "[G], relative to `compute`.")
+      .def_readonly("rank_links", &Rates::rank_links, "Of ranks inside their node.")
+      .def_readonly("node_links", &Rates::node_links, "Of nodes.")
       .def("of_nodes",
            &of_nodes,
            py::arg("speeds"),
@@ -199,6 +264,16 @@ void bind_price(py::module_& module) {
           "busy_planes",
           [](const LayerPrice& price) { return busy_planes(price.rates().compute); },
           "`busy` as the largest of linear functions.")
+      .def("busiest_rank",
+           &busiest_rank,
+           py::arg("egress"),
+           py::arg("ingress"),
+           "Rows [...] on the busiest link inside a node, from [..., G]; faster links count less.")
+      .def("busiest_node",
+           &busiest_node,
+           py::arg("egress"),
+           py::arg("ingress"),
+           "Rows [...] on the busiest link between nodes, from [..., N].")
       .def("exchange",
            &exchange,
            py::arg("direction"),

@@ -88,6 +88,7 @@ BoundProblem make_problem(const Array<std::int16_t>& topk_ids,
                           std::int64_t ranks_per_node,
                           const WireRules& wire,
                           Homes homes,
+                          ReplicaRule replica_rule,
                           const Rates& rates,
                           const Smoothing& smoothing,
                           const std::optional<Array<std::int32_t>>& stay_rank,
@@ -100,6 +101,8 @@ BoundProblem make_problem(const Array<std::int16_t>& topk_ids,
   check(ranks_per_node >= 1 && ranks % ranks_per_node == 0,
         "SearchProblem: ranks_per_node must divide the ranks of rates, got " +
             std::to_string(ranks_per_node) + " and " + std::to_string(ranks));
+  check(rates.node_links.fits(ranks / ranks_per_node),
+        "SearchProblem: node_links of rates must be of all nodes, or empty");
   if (home) {
     check_vector("home", *home, topk_ids.shape(0));
     check_values("SearchProblem: home", *home, ranks);
@@ -130,6 +133,7 @@ BoundProblem make_problem(const Array<std::int16_t>& topk_ids,
                            .smoothing = smoothing,
                            .stay_rank = stay_rank ? stay_rank->data() : nullptr,
                            .move_seconds = move_seconds,
+                           .replica_rule = replica_rule,
                            .replicas = replicas};
   return {arrays, view};
 }
@@ -263,6 +267,7 @@ void bind_problem(py::module_& module) {
            py::arg("ranks_per_node"),
            py::arg("wire"),
            py::arg("homes"),
+           py::arg("replica_rule"),
            py::arg("rates"),
            py::arg("smoothing"),
            py::arg("stay_rank").noconvert() = py::none(),

@@ -48,6 +48,26 @@ void check_arguments(const TallyArgs& args, const Array<std::int32_t>& slot_expe
         "tally_routing: num_groups must be >= 1, got " + std::to_string(args.num_groups));
 }
 
+/// Each rank's slot of an expert holds that expert.
+void check_rank_slots(const TallyArgs& args, const std::optional<Array<std::int32_t>>& rank_slots) {
+  const bool wanted = args.replica_rule == ReplicaRule::kSglangStatic;
+  check(wanted == rank_slots.has_value(),
+        "tally_routing: rank_slots are for replica_rule sglang-static, and no other");
+  if (!wanted) return;
+  check(rank_slots->ndim() == 3 && rank_slots->shape(0) == args.num_layers &&
+            rank_slots->shape(1) == args.num_ranks && rank_slots->shape(2) == args.num_experts,
+        "tally_routing: rank_slots must be [layers, ranks, experts], got " + shape_of(*rank_slots));
+  const std::int32_t* slots = rank_slots->data();
+  for (std::int64_t i = 0; i < rank_slots->size(); ++i) {
+    if (slots[i] == -1) continue;
+    const std::int64_t layer = i / (args.num_ranks * args.num_experts);
+    check(slots[i] >= 0 && slots[i] < args.num_slots &&
+              args.slot_experts[layer * args.num_slots + slots[i]] == i % args.num_experts,
+          "tally_routing: rank_slots names slot " + std::to_string(slots[i]) +
+              ", which does not hold expert " + std::to_string(i % args.num_experts));
+  }
+}
+
 py::dict tally_routing(const Array<std::int16_t>& topk_ids,
                        const Array<std::int32_t>& slot_experts,
                        std::int64_t num_experts,
@@ -55,6 +75,8 @@ py::dict tally_routing(const Array<std::int16_t>& topk_ids,
                        std::int64_t ranks_per_node,
                        const WireRules& wire,
                        Homes homes,
+                       ReplicaRule replica_rule,
+                       const std::optional<Array<std::int32_t>>& rank_slots,
                        const std::optional<Array<std::int16_t>>& home_rank,
                        const Array<std::int32_t>& group,
                        std::int64_t num_groups,
@@ -75,8 +97,11 @@ py::dict tally_routing(const Array<std::int16_t>& topk_ids,
   args.num_groups = num_groups;
   args.wire = wire;
   args.homes = homes;
+  args.replica_rule = replica_rule;
   args.num_threads = num_threads;
   check_arguments(args, slot_experts);
+  check_rank_slots(args, rank_slots);
+  if (rank_slots) args.rank_slots = rank_slots->data();
   check_tokens("group", group, 0, num_groups, args.num_tokens, group.data());
   if (args.homes == Homes::kRecorded) {
     check(home_rank.has_value(), "tally_routing: recorded homes need home_rank, got None");
@@ -93,6 +118,9 @@ py::dict tally_routing(const Array<std::int16_t>& topk_ids,
   const std::int64_t layers = args.num_layers;
   const std::int64_t nodes = num_ranks / ranks_per_node;
   args.slot_rows = output("slot_rows", {num_groups, layers, args.num_slots});
+  if (deals_out(homes, replica_rule)) {
+    args.slot_used = output("slot_used", {num_groups, layers, args.num_slots});
+  }
   args.rank_egress = output("rank_egress", {num_groups, layers, num_ranks});
   args.rank_ingress = output("rank_ingress", {num_groups, layers, num_ranks});
   args.node_egress = output("node_egress", {num_groups, layers, nodes});
@@ -126,6 +154,8 @@ void bind_tally(py::module_& module) {
              py::arg("ranks_per_node"),
              py::arg("wire"),
              py::arg("homes"),
+             py::arg("replica_rule"),
+             py::arg("rank_slots").noconvert(),
              py::arg("home_rank").noconvert(),
              py::arg("group").noconvert(),
              py::arg("num_groups"),

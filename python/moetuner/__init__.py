@@ -28,8 +28,13 @@ if TYPE_CHECKING:
     from moetuner.evaluation.hardware_file import read_hardware as read_hardware
     from moetuner.evaluation.hardware_file import read_network as read_network
     from moetuner.evaluation.hardware_file import write_hardware as write_hardware
+    from moetuner.evaluation.models import Model as Model
+    from moetuner.evaluation.models import ValueType as ValueType
+    from moetuner.evaluation.models import find_model as find_model
+    from moetuner.evaluation.models import read_model as read_model
     from moetuner.evaluation.rates import Bandwidth as Bandwidth
     from moetuner.evaluation.rates import Latency as Latency
+    from moetuner.evaluation.replica_rule import ReplicaRule as ReplicaRule
     from moetuner.evaluation.shapes import ModelShape as ModelShape
     from moetuner.evaluation.shapes import shape_for_model as shape_for_model
     from moetuner.evaluation.workload import BatchKind as BatchKind
@@ -84,8 +89,13 @@ _MODULE_OF = {
     "CostModel": "evaluation.cost",
     "Hardware": "evaluation.hardware",
     "Homes": "evaluation.cost",
+    "Model": "evaluation.models",
     "ModelShape": "evaluation.shapes",
+    "ValueType": "evaluation.models",
+    "find_model": "evaluation.models",
+    "read_model": "evaluation.models",
     "Wire": "evaluation.cost",
+    "ReplicaRule": "evaluation.replica_rule",
     "shape_for_model": "evaluation.shapes",
     "describe": "trace.description",
     "MoetunerError": "errors",

@@ -10,12 +10,14 @@ import numpy
 import numpy.typing
 
 import moetuner.evaluation.cost
+import moetuner.evaluation.replica_rule
 
 __all__: list[str] = [
     "ArcCost",
     "ComputeRates",
     "Crossing",
     "LayerPrice",
+    "LinkFactors",
     "LinkRates",
     "Rates",
     "Rows",
@@ -95,6 +97,25 @@ class LinkRates:
     def rank_row(self) -> float:
         """Of a row over a rank's link."""
 
+class LinkFactors:
+    """How slow links are beside `LinkRates`, at most 1; empty: all alike."""
+    def __init__(
+        self,
+        *,
+        egress: collections.abc.Sequence[
+            typing.SupportsFloat | typing.SupportsIndex
+        ] = [],
+        ingress: collections.abc.Sequence[
+            typing.SupportsFloat | typing.SupportsIndex
+        ] = [],
+    ) -> None: ...
+    @property
+    def egress(self) -> list[float]:
+        """Of what leaves each rank or node."""
+    @property
+    def ingress(self) -> list[float]:
+        """Of what enters each rank or node."""
+
 class Rates:
     """All that turns rows of a layer into seconds; see `CostModel.rates`."""
     def __init__(
@@ -108,6 +129,8 @@ class Rates:
         rank_speeds: collections.abc.Sequence[
             typing.SupportsFloat | typing.SupportsIndex
         ],
+        rank_links: LinkFactors,
+        node_links: LinkFactors,
     ) -> None: ...
     def of_nodes(
         self,
@@ -127,12 +150,30 @@ class Rates:
     def dispatch_share(self) -> float:
         """Of a row's bytes both ways."""
     @property
+    def node_links(self) -> LinkFactors:
+        """Of nodes."""
+    @property
+    def rank_links(self) -> LinkFactors:
+        """Of ranks inside their node."""
+    @property
     def rank_speeds(self) -> list[float]:
         """[G], relative to `compute`."""
 
 class LayerPrice:
     """The time of a layer, from its rows."""
     def __init__(self, rates: Rates) -> None: ...
+    def busiest_node(
+        self,
+        egress: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        ingress: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    ) -> numpy.typing.NDArray[numpy.float64]:
+        """Rows [...] on the busiest link between nodes, from [..., N]."""
+    def busiest_rank(
+        self,
+        egress: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        ingress: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    ) -> numpy.typing.NDArray[numpy.float64]:
+        """Rows [...] on the busiest link inside a node, from [..., G]; faster links count less."""
     def busy(
         self,
         rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
@@ -214,6 +255,7 @@ class SearchProblem:
         ranks_per_node: typing.SupportsInt | typing.SupportsIndex,
         wire: WireRules,
         homes: moetuner.evaluation.cost.Homes,
+        replica_rule: moetuner.evaluation.replica_rule.ReplicaRule,
         rates: Rates,
         smoothing: Smoothing,
         stay_rank: numpy.typing.NDArray[numpy.int32] | None = None,
@@ -249,6 +291,8 @@ def cheapest_arcs(
     cost: ArcCost,
     crossing: Crossing,
     dispatch: LinkRates,
+    rank_links: LinkFactors,
+    node_links: LinkFactors,
     num_threads: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> dict[str, typing.Any]: ...
 def count_statistics(
@@ -293,6 +337,8 @@ def tally_routing(
     ranks_per_node: typing.SupportsInt | typing.SupportsIndex,
     wire: WireRules,
     homes: moetuner.evaluation.cost.Homes,
+    replica_rule: moetuner.evaluation.replica_rule.ReplicaRule,
+    rank_slots: numpy.typing.NDArray[numpy.int32] | None,
     home_rank: numpy.typing.NDArray[numpy.int16] | None,
     group: numpy.typing.NDArray[numpy.int32],
     num_groups: typing.SupportsInt | typing.SupportsIndex,

@@ -169,6 +169,15 @@ class PlacementProblem:
         np.fill_diagonal(seconds, 0.0)
         return seconds
 
+    @property
+    def alike_links(self) -> bool:
+        """Whether all links inside nodes are of one speed, and all between nodes."""
+        seconds, same = self.link_seconds(), self.topology.same_node()
+        pairs = ~np.eye(self.topology.num_ranks, dtype=bool)
+        return all(
+            len(np.unique(seconds[level & pairs])) <= 1 for level in (same, ~same)
+        )
+
     def rank_loads(self, rank_of: NDArray[Any]) -> NDArray[np.float64]:
         """Relative load of each rank, [L, G], for experts at `rank_of` [L, E]."""
         load = self.relative_load()

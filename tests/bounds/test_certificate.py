@@ -15,6 +15,7 @@ from moetuner.bounds.visits import RuleBook
 from moetuner.errors import InvalidProblemError, MissingStatisticsError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
@@ -117,9 +118,12 @@ def test_where_there_are_too_many_sets_none_is_priced():
 
 
 @settings(max_examples=25)
-@given(tiny_problems(spare=1), st.integers(0, 2))
-def test_replicas_do_not_beat_the_bound_that_allows_them(case, seed):
+@given(tiny_problems(spare=1), st.sampled_from(ReplicaRule))
+def test_replicas_do_not_beat_the_bound_that_allows_them(case, rule):
+    """By no rule: a bound takes whichever replica is best."""
     problem, rng = case
+    cost = replace(problem.workload.cost, replica_rule=rule)
+    problem = replace(problem, workload=replace(problem.workload, cost=cost))
     bound = bound_here(problem)
     for _ in range(20):
         placement = random_placement(rng, problem.workload.traces[0], problem.topology)

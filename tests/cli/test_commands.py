@@ -167,7 +167,8 @@ def test_json_alone_goes_to_standard_output(folder, ids):
     result = folder.plan(folder.trace(ids), "--json")
     json.loads(result.stdout)
     assert "note: model 'unknown'" in result.stderr
-    assert folder.plan(folder.trace(ids), "--json", "--quiet").stderr == ""
+    sizes = ("--hidden-size", 64, "--expert-hidden-size", 8)
+    assert folder.plan(folder.trace(ids), "--json", "--quiet", *sizes).stderr == ""
 
 
 def test_evaluate_scores_each_placement_file(folder, ids):
@@ -271,7 +272,9 @@ def test_refit_writes_the_plan_of_all_tokens_and_scores_that_of_one_part(folder,
         assert one["batch_seconds"] == other["batch_seconds"]
     assert again["refit"]["placement_sha256"] == written.sha256() != part.sha256()
     assert written.provenance.validation == again["refit"]["validation"]
-    shown = folder.plan(trace, "--refit").stdout
+    result = folder.plan(trace, "--refit", "--split", 0.25)
+    assert "up to 2 s for the plan that is scored, then up to 8 s" in result.stderr
+    shown = result.stdout
     assert "Written is the plan that the same options make of all tokens" in shown
     assert shown.count("wrote ") == 1
     page = folder.path / "page.html"

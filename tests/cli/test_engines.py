@@ -1,5 +1,6 @@
 """import, export, import-placement: what they print, and how they fail."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from engine_files import FOLDER
 from moetuner.cli.engines import parse_layers
 from moetuner.errors import InvalidTraceError
-from moetuner.placement.file import read_placement
+from moetuner.export import fill_slots
+from moetuner.placement.file import read_placement, write_placement
 from moetuner.trace import CountTrace, read_trace
 
 NAMES = {
@@ -224,3 +226,35 @@ def test_partial_placements_are_completed_by_name(folder):
     done = folder.run(*command, "--moe-layers", "2-4,9")
     assert "layers 4 are not in the placement" in done.stderr
     assert len(json.loads((folder.path / "v.json").read_text())) == 4
+
+
+def test_the_replica_rule_of_a_plan_goes_with_it(folder, ids):
+    """Planned for vLLM: priced so again, and pointed out for another engine."""
+    trace = folder.trace(ids)
+    result = folder.plan(
+        *(trace, "--slots-per-rank", 5, "--replica-rule", "vllm", "--split", 1),
+        *("--batch-tokens", 256, "--batch-kind", "mixed", "--prove", 0),
+        *("--hidden-size", 64, "--expert-hidden-size", 2**20),
+        solver="joint",
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "slots are empty: no replica there pays" in " ".join(result.stdout.split())
+    cost = json.loads(folder.out.read_text())["provenance"]["options"]["cost"]
+    assert cost["replica_rule"] == "vllm"
+
+    shown = " ".join(folder.run("evaluate", trace, folder.out).stdout.split())
+    assert "replica rule vllm" in shown
+    other = ("--replica-rule", "sglang-static")
+    shown = " ".join(folder.run("evaluate", trace, folder.out, *other).stdout.split())
+    assert "replica rule sglang-static" in shown
+    assert "was planned with replica rule vllm" in shown
+
+    plan = read_placement(folder.out)
+    slots = fill_slots(plan, load=np.ones((3, 16))).slots
+    write_placement(dataclasses.replace(plan, slot_experts=slots), folder.out)
+    for engine, warns in (("vllm", False), ("trtllm", True)):
+        out = folder.path / f"map.{engine}"
+        result = folder.run("export", folder.out, "--to", engine, "-o", out)
+        assert result.exit_code == 0, result.stderr
+        told = "plan again with --replica-rule tensorrt-llm"
+        assert (told in " ".join(result.stderr.split())) == warns

@@ -20,11 +20,15 @@ from moetuner.placement.model import Provenance
 from moetuner.planning.provenance import options_of
 
 COST = [
-    *("--wire", "--homes", "--batch-tokens", "--batch-kind", "--hardware"),
-    *("--network", "--rank-speeds", "--hidden-size", "--expert-hidden-size"),
+    *("--wire", "--homes", "--replica-rule", "--batch-tokens", "--batch-kind"),
+    *("--phase", "--hardware", "--network", "--rank-speeds"),
+    *("--model", "--weights", "--rows", "--hidden-size", "--expert-hidden-size"),
 ]
 FROZEN = {
-    "describe": ["trace", "--top-k", "--json"],
+    "describe": [
+        *("trace", "--ranks", "--batch-tokens", "--batch-kind", "--top-k", "--phase"),
+        "--json",
+    ],
     "plan": [
         *("trace", "--ranks", "--ranks-per-node", "--slots-per-rank", "--solver"),
         *("--time-limit", "--seed", "--threads", "--split", "--refit", "--also"),
@@ -158,7 +162,7 @@ def planned(folder, ids):
 def test_scores_are_priced_as_the_placement_was_planned(folder, planned):
     own = read_placement(folder.out).provenance.options
     (score,) = json.loads(folder.run("evaluate", planned, folder.out, "--json").stdout)
-    keys = ("cost", "batch_tokens", "batch_kind")
+    keys = ("cost", "batch_tokens", "batch_kind", "phase")
     assert score["pricing"] == {key: own[key] for key in keys}
     assert score["pricing"]["cost"]["rank_speeds"] == [1, 1, 0.5, 0.25]
     certified = folder.run(

@@ -165,9 +165,7 @@ class Stop(types.ModuleType):
 from moetuner.__main__ import main
 main()
 """
-    done = subprocess.run(
-        [MOETUNER[0], "-c", program], capture_output=True, text=True
-    )
+    done = subprocess.run([MOETUNER[0], "-c", program], capture_output=True, text=True)
     assert done.stderr == "error: interrupted, nothing was written\n"
     assert done.returncode == 130
 

@@ -43,16 +43,18 @@ TallyArgs with_outputs(TallyArgs args, Counts& counts) {
   return args;
 }
 
-double busiest(const std::vector<std::int64_t> (&links)[4],
+double busiest(const LinkFactors& factors,
+               const std::vector<std::int64_t> (&links)[4],
                int way,
                std::int64_t cell,
                std::int64_t width) {
-  std::int64_t most = 0;
-  for (int side = 2 * way; side < 2 * way + 2; ++side) {
-    const auto first = links[side].begin() + cell * width;
-    most = std::max(most, *std::max_element(first, first + width));
+  double most = 0.0;
+  for (std::int64_t i = 0; i < width; ++i) {
+    const std::int64_t at = cell * width + i;
+    most = std::max(most, static_cast<double>(links[2 * way][at]) * factors.out(i));
+    most = std::max(most, static_cast<double>(links[2 * way + 1][at]) * factors.in(i));
   }
-  return static_cast<double>(most);
+  return most;
 }
 
 }  // namespace
@@ -97,7 +99,20 @@ void Instance::draw() {
 Rates Instance::rates() const {
   const LinkRates dispatch{3.0, 5.0, 0.5, 2.0};
   const LinkRates combine{6.0, 10.0, 0.5, 2.0};
-  return {{2.0, 7.0}, dispatch, combine, {9.0, 15.0, 1.0, 4.0}, 1.0 / 3.0, rank_speeds};
+  Rates found{{2.0, 7.0}, dispatch, combine, {9.0, 15.0, 1.0, 4.0}, 1.0 / 3.0, rank_speeds};
+  if (unlike_links) {
+    const auto slow = [](std::int64_t places, double first) {
+      std::vector<double> factors;
+      for (std::int64_t i = 0; i < places; ++i) {
+        factors.push_back(first / static_cast<double>(1 + i));
+      }
+      return factors;
+    };
+    const std::int64_t nodes = num_ranks / ranks_per_node;
+    found.rank_links = {slow(num_ranks, 0.8), slow(num_ranks, 1.0)};
+    found.node_links = {slow(nodes, 1.0), slow(nodes, 0.6)};
+  }
+  return found;
 }
 
 SearchProblem Instance::problem(WireRules wire, Homes homes, bool with_home) const {
@@ -122,6 +137,7 @@ SearchProblem Instance::problem(WireRules wire, Homes homes, bool with_home) con
           .smoothing = {},
           .stay_rank = nullptr,
           .move_seconds = 0.0,
+          .replica_rule = ReplicaRule::kMoetuner,
           .replicas = false};
 }
 
@@ -151,7 +167,8 @@ std::vector<std::int32_t> Instance::slots_of(const std::vector<std::int32_t>& ra
 
 std::vector<double> Instance::priced(const std::vector<std::int32_t>& slots,
                                      WireRules wire,
-                                     Homes homes) const {
+                                     Homes homes,
+                                     ReplicaRule rule) const {
   std::vector<std::int32_t> group;
   for (std::int64_t s = 0; s < num_scenarios; ++s) {
     for (std::int64_t t = scenario_begin[s]; t < scenario_begin[s + 1]; ++t) {
@@ -174,6 +191,7 @@ std::vector<double> Instance::priced(const std::vector<std::int32_t>& slots,
   args.num_groups = num_scenarios;
   args.wire = wire;
   args.homes = homes;
+  args.replica_rule = rule;
   args.num_threads = 2;
   Counts counts;
   args = with_outputs(args, counts);
@@ -200,8 +218,11 @@ std::vector<double> Instance::priced(const std::vector<std::int32_t>& slots,
       }
       for (int way = 0; way < 2 && moves; ++way) {
         const LinkRates& rates = way == 0 ? price.rates().dispatch : price.rates().combine;
-        const double ranks = busiest(counts.ranks, way, cell, num_ranks) / unit;
-        const double nodes = busiest(counts.nodes, way, cell, num_ranks / ranks_per_node) / unit;
+        const double ranks =
+            busiest(price.rates().rank_links, counts.ranks, way, cell, num_ranks) / unit;
+        const std::int64_t num_nodes = num_ranks / ranks_per_node;
+        const double nodes =
+            busiest(price.rates().node_links, counts.nodes, way, cell, num_nodes) / unit;
         here += LayerPrice::exchange(rates, ranks, nodes);
       }
       seconds[l] += weight[s] * here;

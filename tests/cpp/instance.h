@@ -22,6 +22,7 @@ struct Instance {
   std::int64_t num_scenarios = 2;
   std::uint64_t seed = 1;
   std::vector<double> rank_speeds = {1.0, 0.7, 1.2, 0.9};
+  bool unlike_links = false;  // one way slower, and some places faster
   bool padding = true;
 
   std::vector<std::int16_t> topk_ids;
@@ -47,7 +48,8 @@ struct Instance {
   /// The price of every layer, [L], by the tally of each scenario: what a search must find.
   std::vector<double> priced(const std::vector<std::int32_t>& slots,
                              WireRules wire,
-                             Homes homes) const;
+                             Homes homes,
+                             ReplicaRule rule = ReplicaRule::kMoetuner) const;
 };
 
 /// Every wire that there is, and those that could be.

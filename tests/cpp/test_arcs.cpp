@@ -17,6 +17,7 @@ struct Steps {
   std::array<double, 1> weight{1.0};
   std::array<double, 4> best{};
   std::array<std::int32_t, 4> renamed{};
+  LinkFactors rank_links{};
 
   void run(ArcCost cost, std::int64_t ranks_per_node, std::int64_t num_renames, int threads) {
     cheapest_arcs({.rank_of = rank_of.data(),
@@ -34,6 +35,8 @@ struct Steps {
                    .cost = cost,
                    .crossing = Crossing::kGateway,
                    .dispatch = {1.0, 10.0, 0.25, 0.5},
+                   .rank_links = rank_links,
+                   .node_links = {},
                    .num_threads = threads,
                    .best = best.data(),
                    .renamed = renamed.data()});
@@ -60,6 +63,16 @@ TEST(without_renaming_the_busiest_link_is_paid) {
   CHECK_EQUAL(steps.best[1], 5.25);  // five rows over a rank's link, and its latency
   steps.run(ArcCost::kExchange, 1, 1, 1);
   CHECK_EQUAL(steps.best[1], 50.5);  // over a node's link
+}
+
+TEST(a_way_that_is_faster_counts_for_less) {
+  Steps steps;
+  steps.rank_links = {{1.0, 1.0}, {0.5, 0.5}};
+  steps.run(ArcCost::kExchange, 2, 1, 1);
+  CHECK_EQUAL(steps.best[1], 5.25);  // five rows out of rank 0
+  steps.rank_links = {{0.1, 0.1}, {0.5, 0.5}};
+  steps.run(ArcCost::kExchange, 2, 1, 1);
+  CHECK_EQUAL(steps.best[1], 2.75);  // as many into rank 1
 }
 
 TEST(other_costs_of_a_step) {

@@ -61,7 +61,8 @@ TEST(what_layers_cost_is_the_price_of_the_tally) {
   for (const WireRules wire : kAllRules) {
     for (const std::int64_t per_node : {1, 2, 4}) {
       for (const std::int64_t spare : {0, 1}) {
-        const Instance instance = drawn(3 + spare, per_node);
+        Instance instance = drawn(3 + spare, per_node);
+        instance.unlike_links = spare == 1;
         const auto problem = instance.problem(wire, Homes::kUniform, false);
         const auto start = instance.dealt(spare);
         const auto before = run(&search_layers, problem, short_search(0, 1, 1), start);
@@ -81,7 +82,8 @@ TEST(what_walks_cost_is_the_price_of_the_tally) {
   for (const WireRules wire : kAllRules) {
     for (const std::int64_t per_node : {1, 2, 4}) {
       for (const bool replicas : {false, true}) {
-        const Instance instance = drawn(5, per_node);
+        Instance instance = drawn(5, per_node);
+        instance.unlike_links = replicas;
         auto problem = instance.problem(wire, Homes::kRecorded, true);
         problem.replicas = replicas;
         const auto start = instance.slots_of(instance.dealt(replicas));
@@ -91,6 +93,27 @@ TEST(what_walks_cost_is_the_price_of_the_tally) {
           const auto priced = instance.priced(found.places, wire, Homes::kRecorded);
           for (std::size_t l = 0; l < priced.size(); ++l) CHECK_NEAR(found.cost[l], priced[l]);
         }
+      }
+    }
+  }
+}
+
+TEST(walks_choose_replicas_as_the_tally_does_by_every_rule) {
+  for (const ReplicaRule rule : kAll<ReplicaRule>) {
+    for (const std::int64_t per_node : {1, 2, 4}) {
+      const Instance instance = drawn(6, per_node);
+      auto problem = instance.problem(rules_of(Wire::kDedup), Homes::kRecorded, true);
+      problem.replicas = true;
+      problem.replica_rule = rule;
+      const auto start = instance.slots_of(instance.dealt(1));
+      const auto found = run(&search_tokens, problem, short_search(200, 2, 2), start);
+      const auto walked = run(&search_tokens, problem, short_search(0, 1, 1), found.places);
+      check_legal(instance, found.places);
+      const auto priced =
+          instance.priced(found.places, rules_of(Wire::kDedup), Homes::kRecorded, rule);
+      for (std::size_t l = 0; l < priced.size(); ++l) {
+        CHECK_NEAR(found.cost[l], priced[l]);
+        CHECK_NEAR(walked.cost[l], priced[l]);
       }
     }
   }

@@ -11,7 +11,7 @@ using namespace moetuner;
 TEST(replicas_are_picked_on_the_rank_then_on_the_node_then_in_turn) {
   // Two slots a rank, two ranks a node: expert 0 on ranks 0 and 1, expert 1 on rank 2 alone.
   const std::array<std::int32_t, 8> experts{0, -1, 0, 2, 1, 3, 0, -1};
-  const Replicas replicas({experts.data(), 8, 4, 4, 2});
+  const Replicas replicas({experts.data(), 8, 4, 4, 2, ReplicaRule::kMoetuner, nullptr});
   CHECK(replicas.any());
   CHECK_EQUAL(replicas.count(0), 3);
   CHECK_EQUAL(replicas.pick(0, 0, 5), 0);  // on the home
@@ -26,13 +26,15 @@ TEST(replicas_are_picked_on_the_rank_then_on_the_node_then_in_turn) {
 TEST(all_homes_at_once_pick_what_each_picks) {
   // Two slots a rank, two ranks a node; expert 0 is everywhere, twice on rank 1.
   const std::array<std::int32_t, 12> experts{0, 1, 0, 0, 1, -1, 2, 0, 1, -1, 2, -1};
-  const Replicas replicas({experts.data(), 12, 3, 6, 2});
-  for (const std::int64_t expert : {0, 1, 2}) {
-    for (const std::int64_t token : {0, 1, 2, 7}) {
-      std::array<std::int32_t, 12> slots{};
-      replicas.pick_by_home(expert, token, slots.data(), 2);
-      for (std::int64_t home = 0; home < 6; ++home) {
-        CHECK_EQUAL(std::int64_t{slots[2 * home]}, replicas.pick(expert, home, token));
+  for (const ReplicaRule rule : kAll<ReplicaRule>) {
+    const Replicas replicas({experts.data(), 12, 3, 6, 2, rule, nullptr});
+    for (const std::int64_t expert : {0, 1, 2}) {
+      for (const std::int64_t token : {0, 1, 2, 7}) {
+        std::array<std::int32_t, 12> slots{};
+        replicas.pick_by_home(expert, token, slots.data(), 2);
+        for (std::int64_t home = 0; home < 6; ++home) {
+          CHECK_EQUAL(std::int64_t{slots[2 * home]}, replicas.pick(expert, home, token));
+        }
       }
     }
   }
@@ -44,21 +46,34 @@ TEST(links_of_a_token_by_hand) {
   const auto links_of = [&](Wire wire) {
     LinkCounts links(1, 4, 2, rules_of(wire));
     links.add(0, 0, ranks, 3, 1);
-    return std::array{links.busiest_rank(0), links.busiest_node(0), links.remote_ranks(0)};
+    return std::array<double, 3>{links.busiest_rank(0, {}, false),
+                                 links.busiest_node(0, {}, false),
+                                 static_cast<double>(links.remote_ranks(0))};
   };
-  CHECK((links_of(Wire::kDedup) == std::array{1, 1, 3}));
-  CHECK((links_of(Wire::kPerExpert) == std::array{1, 2, 3}));
-  CHECK((links_of(Wire::kAllGather) == std::array{0, 0, 0}));  // no placement changes them
+  CHECK((links_of(Wire::kDedup) == std::array<double, 3>{1, 1, 3}));
+  CHECK((links_of(Wire::kPerExpert) == std::array<double, 3>{1, 2, 3}));
+  CHECK(
+      (links_of(Wire::kAllGather) == std::array<double, 3>{0, 0, 0}));  // no placement changes them
+}
+
+TEST(links_that_differ_count_by_their_time_each_way) {
+  // Two rows leave rank 0, for ranks 1 and 2.
+  const std::int32_t ranks[] = {1, 2};
+  LinkCounts links(1, 4, 4, rules_of(Wire::kDedup));
+  links.add(0, 0, ranks, 2, 1);
+  const LinkFactors factors{{0.2, 1, 1, 1}, {1, 0.3, 0.5, 1}};
+  CHECK_EQUAL(links.busiest_rank(0, factors, false), 0.5);  // into rank 2
+  CHECK_EQUAL(links.busiest_rank(0, factors, true), 2.0);   // back into rank 0
 }
 
 TEST(a_token_that_goes_leaves_no_row_behind) {
   const std::int32_t ranks[] = {3, 1};
   LinkCounts links(2, 4, 2, rules_of(Wire::kDedup));
   links.add(1, 2, ranks, 2, 1);
-  CHECK(links.busiest_rank(1) > 0);
+  CHECK(links.busiest_rank(1, {}, false) > 0);
   links.add(1, 2, ranks, 2, -1);
-  CHECK_EQUAL(links.busiest_rank(1), 0);
-  CHECK_EQUAL(links.busiest_node(1), 0);
+  CHECK_EQUAL(links.busiest_rank(1, {}, false), 0.0);
+  CHECK_EQUAL(links.busiest_node(1, {}, false), 0.0);
   CHECK_EQUAL(links.remote_nodes(1), 0);
 }
 

@@ -1,4 +1,5 @@
 #include "harness.h"
+#include "moetuner/planning/replica_rule.h"
 #include "moetuner/planning/wire.h"
 
 using namespace moetuner;
@@ -10,6 +11,9 @@ static_assert(rules_of(Wire::kPerExpert).crossing == Crossing::kDirect);
 TEST(every_member_is_found_by_its_name) {
   for (const Wire wire : kAll<Wire>) CHECK(named<Wire>(name_of(wire)) == wire);
   for (const Homes homes : kAll<Homes>) CHECK(named<Homes>(name_of(homes)) == homes);
+  for (const ReplicaRule rule : kAll<ReplicaRule>) {
+    CHECK(named<ReplicaRule>(name_of(rule)) == rule);
+  }
 }
 
 TEST(another_name_is_refused) {

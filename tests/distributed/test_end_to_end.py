@@ -61,7 +61,7 @@ def run_case_here(rank, num_ranks, case, out):
     with torch.no_grad():
         found = [run_case(read_case(case), options, place)]
     if rank == 0:
-        write(options, found, place)
+        write(options, found, place, {})
 
 
 @pytest.fixture
@@ -156,13 +156,13 @@ def read_text(rank, num_ranks, folder):
     from place import Place
     from rehearsal import rehearse
     from trained import TrainedExperts
-    from variants import ALL
+    from variants import runnable
 
     place = Place(device=torch.device("cpu"), control=dist.group.WORLD)
     case = read_case(folder / "case")
     trained = TrainedExperts(folder / "weights.pt")
     text = Text(case, folder / "corpus.npz")
-    wanted = [v for v in ALL if v.placement in case.placements]
+    wanted = runnable(case)
     with torch.no_grad():
         found = rehearse(Bench(case, wanted, place, trained, text))
         tokens = text.tokens(0, -1, rank)
@@ -207,6 +207,32 @@ def test_recordings_of_real_models_can_be_planned(model, traces_dir, tmp_path):
     assert said["family"]["name"] == model
     assert said["layers"] == SIZES["layers"]
     assert str(traces_dir) not in (case / "case.json").read_text()
+
+
+def see_runnable(rank, num_ranks, folder):
+    sys.path.insert(0, str(FOLDER))
+    from case import read_case
+    from variants import runnable
+
+    case = read_case(folder)
+    assert "first" in case.told["joint for follow"]
+    names = [variant.name for variant in runnable(case)]
+    assert "ours: contiguous" in names
+    assert not [name for name in names if "follow" in name]
+    (one,) = runnable(case, ["all-gather: con"])
+    assert one.name == "all-gather: contiguous"
+
+
+def test_no_token_follows_an_expert_that_nobody_knows(tmp_path):
+    import dataclasses
+
+    import moetuner
+
+    demo = moetuner.demo_trace()
+    unranked = dataclasses.replace(demo, ranked=False, topk_weights=None)
+    moetuner.write_trace(unranked, tmp_path / "trace.safetensors")
+    case = plan(tmp_path / "case", recording=tmp_path / "trace.safetensors")
+    run_on_ranks(1, see_runnable, case)
 
 
 def test_another_models_recording_is_refused(tmp_path):

@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.hardware import HARDWARE, LinkOf
 from moetuner.evaluation.moving import fetch_seconds
+from moetuner.evaluation.rates import Bandwidth
 from moetuner.placement.changes import changes
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
 
-MACHINE = replace(HARDWARE["h100"], rank_bandwidth=100.0, nic_bandwidth=10.0)
+MACHINE = replace(
+    HARDWARE["h100"], rank_bandwidth=100.0, nic_bandwidth=10.0, nic_of=LinkOf.RANK
+)
 BYTES = 50.0
 
 
@@ -23,8 +26,8 @@ def placed(*rows, ranks=4, per_node=2, experts=4):
     )
 
 
-def seconds(before, after):
-    return fetch_seconds(changes(before, after, BYTES), before, MACHINE)
+def seconds(before, after, machine=MACHINE):
+    return fetch_seconds(changes(before, after, BYTES), before, machine)
 
 
 def test_nothing_takes_no_time():
@@ -58,3 +61,19 @@ def test_between_nodes_the_nic_of_each_rank_decides():
 def test_the_nearest_and_least_busy_holder_gives(after, wanted):
     two_holders = placed([0, 1, 1, -1, 0, 2, 2, 3])
     assert seconds(two_holders, placed(after)) == wanted
+
+
+def test_a_nodes_own_link_carries_what_all_its_ranks_send():
+    """20 bytes/s a node: as two cards of 10, but one rank alone may use it all."""
+    of_node = replace(MACHINE, nic_bandwidth=20.0, nic_of=LinkOf.NODE)
+    blocks = placed([0, 1, 2, 3])
+    assert seconds(blocks, placed([2, 1, 0, 3]), of_node) == 50 / 20
+    assert seconds(blocks, placed([2, 3, 0, 1]), of_node) == 2 * 50 / 20
+
+
+def test_links_of_different_speed_are_told_apart():
+    """Rank 1 receives slowly, so what it fetches takes longest."""
+    uneven = Bandwidth(egress=(100.0,), ingress=(100.0, 5.0))
+    slow = replace(MACHINE, rank_bandwidth=uneven)
+    blocks = placed([0, 1, 2, 3])
+    assert seconds(blocks, placed([1, 0, 2, 3]), slow) == 50 / 5

@@ -1,5 +1,7 @@
 """The price of a layer, and the rules of wires, on both sides of the border."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,17 +10,20 @@ from moetuner import _core
 from moetuner.evaluation import reference
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE, Hardware
+from moetuner.evaluation.rates import Bandwidth
+from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.tally import tally
 from moetuner.evaluation.workload import price
 from moetuner.placement.topology import Topology
-from strategies import TOY_COST, random_placement, topologies, traces
+from strategies import TOY_COST, links_of, random_placement, topologies, traces
 
+SIZES = {"hidden_size": 4, "expert_hidden_size": 1}
 positive = st.floats(1e-3, 1e3)
 
 
 @st.composite
-def costs(draw, num_ranks):
+def costs(draw, topology):
     """A machine and a model where now compute, now links, now latencies are slow."""
     hardware = Hardware(
         name="any",
@@ -40,9 +45,10 @@ def costs(draw, num_ranks):
         dispatch_bytes=draw(st.sampled_from([1, 1.0625, 2])),
         combine_bytes=draw(st.sampled_from([1, 2])),
     )
+    num_ranks = topology.num_ranks
     speeds = st.lists(st.floats(0.1, 2.0), min_size=num_ranks, max_size=num_ranks)
     return CostModel(
-        hardware=hardware,
+        hardware=draw(links_of(hardware, topology)),
         shape=shape,
         wire=draw(st.sampled_from(Wire)),
         homes=draw(st.sampled_from([Homes.UNIFORM, Homes.FOLLOW])),
@@ -52,7 +58,7 @@ def costs(draw, num_ranks):
 
 @given(st.data(), traces(), topologies, st.integers(0, 2), st.integers(0, 2**32 - 1))
 def test_the_price_equals_the_readable_twin(data, trace, topology, extra, seed):
-    cost = data.draw(costs(topology.num_ranks))
+    cost = data.draw(costs(topology))
     placement = random_placement(np.random.default_rng(seed), trace, topology, extra)
     rows = tally(
         trace, placement, wire=cost.wire, homes=cost.homes, groups=trace.sequence
@@ -75,6 +81,8 @@ def test_the_planes_of_computing_are_its_largest(row, expert, rows, active):
             both_ways=link,
             dispatch_share=0.5,
             rank_speeds=[1.0],
+            rank_links=_core.LinkFactors(),
+            node_links=_core.LinkFactors(),
         )
     )
     planes = layer_price.busy_planes
@@ -107,6 +115,37 @@ def test_rates_have_the_names_of_what_they_are():
     assert rates.rank_speeds == [1, 0.5, 1, 2]
 
 
+def test_links_that_differ_are_beside_the_slowest_one():
+    hardware = replace(
+        HARDWARE["h100"],
+        rank_bandwidth=Bandwidth(egress=(4.0,), ingress=(4.0, 2.0)),
+        nic_bandwidth=Bandwidth(egress=(1.0,), ingress=(1.0, 0.5)),
+    )
+    topology = Topology(num_ranks=4, ranks_per_node=2)
+    cost = CostModel(hardware=hardware, shape=ModelShape(**SIZES))
+    rates = cost.rates(topology)
+    assert rates.dispatch.rank_row == 8 / 2
+    assert rates.dispatch.node_row == 8 / (2 * 0.5)
+    assert rates.rank_links.egress == [0.5] * 4
+    assert rates.rank_links.ingress == [0.5, 1, 0.5, 1]
+    assert rates.node_links.egress == [0.5, 0.5]
+    assert rates.node_links.ingress == [0.5, 1]
+    price = cost.layer_price(topology)
+    # Rank 0 sends ten rows, as slow as five into rank 1.
+    assert price.busiest_rank([10, 0, 0, 0], [0, 4, 0, 0]) == 5
+    assert price.busiest_rank([[0] * 4] * 2, [[9, 4, 0, 0], [9, 5, 0, 0]]).tolist() == [
+        4.5,
+        5,
+    ]
+    assert price.busiest_node([3, 0], [0, 3]) == 3
+    assert not cost.alike(topology)
+    both = replace(hardware, nic_bandwidth=1.0, rank_bandwidth=4.0)
+    assert replace(cost, hardware=both).alike(topology)
+    ways = replace(both, rank_bandwidth=Bandwidth(egress=(4.0,), ingress=(2.0,)))
+    assert replace(cost, hardware=ways).alike(topology)
+    assert not replace(cost, rank_speeds=(1, 1, 1, 0.5)).alike(topology)
+
+
 def test_nodes_in_the_place_of_ranks_are_faster_and_move_nothing_inside():
     topology = Topology(num_ranks=4, ranks_per_node=2)
     rates = TOY_COST.rates(topology)
@@ -127,6 +166,16 @@ def test_nodes_in_the_place_of_ranks_are_faster_and_move_nothing_inside():
         (lambda p: p.compute([[1, 2]], [1, 2]), r"must have one shape, got \[1, 2\]"),
         (lambda p: p.compute([1, 2, 3], [1, 2, 3]), r"must be \[..., 2 ranks\]"),
         (lambda p: p.exchange(p.rates.dispatch, [1], [[1]]), "must have one shape"),
+        (lambda p: p.busiest_rank([1, 2], [1]), "must have one shape"),
+        (lambda p: p.busiest_rank([], []), "wanted rows of all places"),
+        (
+            lambda _: _core.LinkFactors(egress=[1.0], ingress=[1.0, 1.0]),
+            "as many places, got 1 and 2",
+        ),
+        (
+            lambda _: _core.LinkFactors(egress=[1.0], ingress=[1.5]),
+            r"must be in \(0, 1\], got 1.5",
+        ),
         (lambda p: p.rates.of_nodes([]), "must name the speed of each rank"),
         (lambda p: p.rates.of_nodes([1, 1, 1]), "that divides the 2 ranks, got 3"),
         (lambda p: p.rates.of_nodes([0.0]), "must be > 0"),
@@ -153,10 +202,12 @@ def test_the_core_knows_every_wire_and_no_other():
 
 
 @pytest.mark.parametrize("homes", Homes)
-def test_the_core_knows_all_homes(homes, rng):
+@pytest.mark.parametrize("rule", ReplicaRule)
+def test_the_core_knows_all_homes_and_rules(homes, rule):
     """The tally takes each by its name; one that it did not know would be refused."""
     topology = Topology(num_ranks=2, ranks_per_node=2)
     ids = np.zeros((3, 1, 1), np.int16)
+    static = rule is ReplicaRule.SGLANG_STATIC
     counted = _core.tally_routing(
         ids,
         np.array([[0, 1]], np.int32),
@@ -165,6 +216,8 @@ def test_the_core_knows_all_homes(homes, rng):
         topology.ranks_per_node,
         TOY_COST.wire.rules,
         homes,
+        rule,
+        np.array([[[0, 1]] * 2], np.int32) if static else None,
         np.ones(3, np.int16),
         np.zeros(3, np.int32),
         1,

@@ -10,6 +10,7 @@ from moetuner.errors import (
 )
 from moetuner.evaluation import reference
 from moetuner.evaluation.cost import Homes, Wire
+from moetuner.evaluation.replica_rule import ReplicaRule, rank_slots
 from moetuner.evaluation.tally import tally
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
@@ -23,7 +24,8 @@ from strategies import (
 )
 
 
-def core_tally(trace, placement, wire, homes, groups, threads=2):
+def core_tally(trace, placement, wire, homes, rule, groups, threads=2):
+    static = rule is ReplicaRule.SGLANG_STATIC
     return _core.tally_routing(
         trace.topk_ids,
         placement.slot_experts,
@@ -32,6 +34,8 @@ def core_tally(trace, placement, wire, homes, groups, threads=2):
         placement.topology.ranks_per_node,
         wire.rules,
         homes,
+        rule,
+        rank_slots(placement) if static else None,
         trace.home_rank,
         groups,
         int(max(groups, default=0)) + 1,
@@ -45,16 +49,19 @@ def core_tally(trace, placement, wire, homes, groups, threads=2):
     extra_slots=st.integers(0, 2),
     wire=st.sampled_from(Wire),
     homes=st.sampled_from(Homes),
+    rule=st.sampled_from(ReplicaRule),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_core_equals_the_readable_twin(trace, topology, extra_slots, wire, homes, seed):
-    """Every count, every wire, every home, with replicas and empty slots: equal."""
+def test_core_equals_the_readable_twin(
+    trace, topology, extra_slots, wire, homes, rule, seed
+):
+    """Every count, wire, home and rule, with replicas and empty slots: equal."""
     if homes is Homes.RECORDED and topology.num_ranks != 4:
         homes = Homes.UNIFORM  # recorded homes are for 4 ranks
     rng = np.random.default_rng(seed)
     placement = random_placement(rng, trace, topology, extra_slots)
-    expected = reference.tally_routing(trace, placement, wire, homes, trace.sequence)
-    counted = core_tally(trace, placement, wire, homes, trace.sequence)
+    asked = (trace, placement, wire, homes, rule, trace.sequence)
+    expected, counted = reference.tally_routing(*asked), core_tally(*asked)
     assert counted.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(counted[name], array, err_msg=name)
@@ -62,18 +69,20 @@ def test_core_equals_the_readable_twin(trace, topology, extra_slots, wire, homes
 
 @pytest.mark.parametrize("per_node", [1, 4, 8])
 @pytest.mark.parametrize("wire", list(Wire))
-def test_homes_of_wide_nodes_find_replicas_like_the_readable_twin(rng, wire, per_node):
+@pytest.mark.parametrize("rule", list(ReplicaRule))
+def test_homes_of_wide_nodes_find_replicas_like_the_readable_twin(
+    rng, wire, per_node, rule
+):
     """Most homes of a node find the same replicas, and are counted together."""
-    ids = random_ids(rng, 60, 2, 24, 5, padding=0.1, skew=2.0)
-    groups = rng.integers(0, 3, 60).astype(np.int32)
+    tokens = 60 if rule is ReplicaRule.MOETUNER else 20
+    ids = random_ids(rng, tokens, 2, 24, 5, padding=0.1, skew=2.0)
+    groups = rng.integers(0, 3, tokens).astype(np.int32)
     trace = make_trace(ids, 24)
     topology = Topology(num_ranks=16, ranks_per_node=per_node)
     for extra_slots in (0, 1, 4):
         placement = random_placement(rng, trace, topology, extra_slots)
-        expected = reference.tally_routing(
-            trace, placement, wire, Homes.UNIFORM, groups
-        )
-        counted = core_tally(trace, placement, wire, Homes.UNIFORM, groups)
+        asked = (trace, placement, wire, Homes.UNIFORM, rule, groups)
+        expected, counted = reference.tally_routing(*asked), core_tally(*asked)
         for name, array in expected.items():
             np.testing.assert_array_equal(counted[name], array, err_msg=name)
 

@@ -12,7 +12,7 @@ from moetuner.errors import (
     InvalidTraceError,
 )
 from moetuner.evaluation.cost import Homes, Wire
-from moetuner.evaluation.evaluate import evaluate
+from moetuner.evaluation.evaluate import draw_batches, evaluate
 from moetuner.evaluation.workload import BatchKind, Workload, batch_index
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
@@ -43,9 +43,10 @@ def long_trace(seed=0, num_tokens=300, num_sequences=20):
     )
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 30, 100, 299, 5000])
+@pytest.mark.parametrize("batch_tokens", [30, 100, 299, 5000])
 def test_batches_are_whole_sequences_of_about_that_size(batch_tokens):
     trace = long_trace()
+    assert np.bincount(trace.sequence).max() <= 30
     batches = batch_index(trace, batch_tokens)
     used = np.unique(batches)
     assert used.tolist() == list(range(used.size))
@@ -62,6 +63,82 @@ def test_batches_keep_the_order_of_the_trace_not_of_the_sequence_numbers():
     ids = np.zeros((6, 1, 1), np.int16)
     trace = make_trace(ids, 2, sequence=np.array([9, 9, 4, 4, 7, 7], np.int32))
     assert batch_index(trace, 2).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 7, 10])
+def test_a_sequence_that_is_longer_than_a_batch_is_cut_into_chunks(batch_tokens):
+    """Chunked prefill: chunks in order, full batches, short sequences whole."""
+    trace = long_trace()
+    lengths = np.bincount(trace.sequence)
+    batches = batch_index(trace, batch_tokens)
+    sizes = np.bincount(batches)
+    short = lengths[lengths <= batch_tokens].max(initial=0)
+    assert sizes.max() <= batch_tokens + short
+    assert sizes.size == round(trace.num_tokens / batch_tokens)
+    for sequence, length in enumerate(lengths):
+        own = batches[trace.sequence == sequence]
+        assert (np.diff(own) >= 0).all()
+        if length <= batch_tokens:
+            assert np.unique(own).size == 1
+        else:
+            assert np.unique(own).size >= length / (batch_tokens + short)
+
+
+def test_only_what_is_too_long_for_a_batch_is_cut():
+    ids = np.zeros((12, 1, 1), np.int16)
+    sequence = np.array([5, 5, 1, 1, 1, 1, 1, 1, 1, 8, 8, 8], np.int32)
+    trace = make_trace(ids, 2, sequence=sequence)
+    assert batch_index(trace, 4).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    whole = batch_index(trace, 4, chunk_tokens=7)
+    assert whole.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]
+    assert batch_index(trace, 0).tolist() == [0] * 12
+
+
+def test_chunks_are_of_a_sequence_whose_tokens_lie_apart():
+    """As a recording by passes has them: two sequences in turn."""
+    ids = np.zeros((12, 1, 1), np.int16)
+    trace = make_trace(ids, 2, sequence=np.array([0, 1] * 6, np.int32))
+    batches = batch_index(trace, 3)
+    assert batches[::2].tolist() == [0, 0, 0, 1, 1, 1]
+    assert batches[1::2].tolist() == [2, 2, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 4, 9, 20, 21, 5000])
+def test_a_decode_step_has_at_most_one_token_of_a_sequence(batch_tokens):
+    trace = long_trace()
+    trace = replace(trace, phase=np.ones(300, np.uint8))
+    steps = batch_index(trace, batch_tokens, BatchKind.MIXED)
+    sizes = np.bincount(steps)
+    assert sizes.max() <= batch_tokens
+    assert sizes.max() - sizes.min() <= 1
+    pairs = set(zip(steps.tolist(), trace.sequence.tolist(), strict=True))
+    assert len(pairs) == 300
+    longest = np.bincount(trace.sequence).max()
+    assert sizes.size == max(-(-300 // batch_tokens), longest)
+
+
+def test_tokens_of_both_phases_are_shuffled_as_ever():
+    trace = long_trace()
+    both = replace(trace, phase=(np.arange(300) % 2).astype(np.uint8))
+    alone = replace(trace, phase=np.ones(300, np.uint8), sequence=None)
+    for other in (both, alone):  # nobody says that a step has one of each
+        found = batch_index(other, 100, BatchKind.MIXED)
+        assert found.tolist() == batch_index(trace, 100, BatchKind.MIXED).tolist()
+
+
+def test_batches_that_share_a_sequence_are_not_drawn_alone():
+    """Chunks of one prompt vary together: whole sequences are drawn then."""
+    trace = long_trace(num_tokens=600, num_sequences=12)
+    placement = random_placement(
+        np.random.default_rng(1), trace, Topology(num_ranks=4, ranks_per_node=2)
+    )
+    units = {}
+    for batch_tokens in (20, 60):
+        scores = evaluate(trace, placement, COST, batch_tokens=batch_tokens)
+        drawn = draw_batches(trace, placement, COST, scores)
+        units[batch_tokens] = drawn.units
+    assert np.bincount(trace.sequence).max() > 20
+    assert units[20] == 12
 
 
 def test_mixed_batches_take_tokens_of_all_sequences():

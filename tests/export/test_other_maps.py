@@ -1,8 +1,11 @@
 """Maps as tensors and arrays, one map for all layers, and DeepEP's replicas."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from moetuner.errors import InvalidPlacementError
+from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.export import (
     Engine,
     ExportOptions,
@@ -10,7 +13,8 @@ from moetuner.export import (
     export_placement,
     read_engine_placement,
 )
-from moetuner.placement.model import Placement
+from moetuner.export.replica_rules import other_rule_note, rules_of
+from moetuner.placement.model import Placement, Provenance
 from moetuner.placement.topology import Topology
 from safetensors.numpy import load_file
 
@@ -143,11 +147,55 @@ def test_deepep_files_are_only_written(tmp_path):
 
 def test_the_rule_for_spare_slots_is_said(tmp_path):
     plan = placement([[0, 1, -1, 2, 3, -1]])
-    for engine, rule in ((Engine.VLLM, "coldest"), (Engine.VLLM_ASCEND, "busiest")):
+    for engine, rule in ((Engine.VLLM, "repeat"), (Engine.VLLM_ASCEND, "another rank")):
         exported = export_placement(plan, tmp_path / "x", engine)
         assert rule in exported.notes[-1]
+        assert "say `load`" in exported.notes[-1]
+        options = ExportOptions(load=np.ones((1, 4)))
+        exported = export_placement(plan, tmp_path / "x", engine, options=options)
+        assert "coldest expert that their rank lacks" in exported.notes[-1]
     exported = export_placement(placement(SLOTS), tmp_path / "x", Engine.VLLM)
     assert not any("spare slots" in note for note in exported.notes)
     options = ExportOptions(num_layers=2)
     exported = export_placement(plan, tmp_path / "x", Engine.SGLANG, options=options)
     assert any("pull request 32962" in note for note in exported.notes)
+
+
+def planned_under(rule, slots=((0, 1, 2, 2, 3, 0),)):
+    options = {"cost": {} if rule is None else {"replica_rule": rule.value}}
+    return replace(placement(slots), provenance=Provenance(options=options))
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+@pytest.mark.parametrize("rule", list(ReplicaRule))
+def test_a_plan_for_another_engines_replica_rule_is_pointed_out(engine, rule):
+    rules = rules_of(engine)
+    found = other_rule_note(planned_under(rule), engine)
+    if not rules or rule in rules:
+        assert not found
+        return
+    (note,) = found
+    assert f"under the replica rule {rule.value}, but {engine.value} " in note
+    assert note.endswith(f"plan again with `replica_rule` {rules[0].value}")
+    assert not other_rule_note(planned_under(rule, SLOTS), engine)  # no replica
+
+
+def test_plans_that_knew_one_rule_or_say_nothing():
+    (note,) = other_rule_note(planned_under(None), Engine.VLLM)
+    assert "replica rule moetuner, but vllm chooses" in note
+    assert not other_rule_note(placement([[0, 1, 2, 2, 3, 0]]), Engine.VLLM)
+
+
+def test_sglang_is_told_how_replicas_are_chosen(tmp_path):
+    for rule in ReplicaRule:
+        exported = export_placement(
+            planned_under(rule),
+            tmp_path / "x",
+            Engine.SGLANG,
+            options=ExportOptions(num_layers=1),
+        )
+        dynamic = rule is ReplicaRule.SGLANG_DYNAMIC
+        assert ("--ep-dispatch-algorithm dynamic" in exported.command) == dynamic
+        assert any("plan again" in note for note in exported.notes) == (
+            rule not in rules_of(Engine.SGLANG)
+        )

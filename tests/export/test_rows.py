@@ -106,4 +106,4 @@ def test_loads_are_of_the_planned_layers(tmp_path):
         topology=Topology(num_ranks=2, ranks_per_node=2),
     )
     _, table = rows(tmp_path, empty, num_layers=4, load=np.array([[9, 1, 8, 5]]))
-    assert table == [IN_ORDER, IN_ORDER, [3, 2, 3, 0, 1, 1], IN_ORDER]
+    assert table == [IN_ORDER, IN_ORDER, [3, 2, 1, 0, 1, 3], IN_ORDER]

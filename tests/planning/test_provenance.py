@@ -65,6 +65,12 @@ ASKED = {
     "joint with replicas": quick(
         "joint", slots_per_rank=5, config=JointConfig(rounds=1, favour="few-ranks")
     ),
+    "joint under an engine's replica rule": quick(
+        "joint",
+        slots_per_rank=5,
+        cost=CostModel(replica_rule="vllm"),
+        config=JointConfig(rounds=1),
+    ),
     "free sizes": quick("ilp1", config=Ilp1Config(free_sizes=True, memory_slack=4)),
     "several traces": quick(
         "joint", weights=(3, 1), worst_case=True, config=JointConfig(rounds=1)

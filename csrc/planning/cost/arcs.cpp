@@ -55,8 +55,7 @@ class Step {
   double floor(const std::int32_t* rename) {
     if (!uses_nodes()) return 0.0;
     between_nodes(rename);
-    const double node = busiest(node_egress_, node_ingress_);
-    return LayerPrice::exchange(args_.dispatch, 0.0, node);
+    return LayerPrice::exchange(args_.dispatch, 0.0, busiest_node());
   }
 
   double cost(const std::int32_t* rename) {
@@ -79,17 +78,17 @@ class Step {
       between_nodes(rename);
       inside_nodes(rename);
     }
-    const double rank = busiest(egress_, ingress_);
-    const double node = busiest(node_egress_, node_ingress_);
-    return LayerPrice::exchange(args_.dispatch, rank, node);
+    const double rank =
+        busiest_link(args_.rank_links, egress_.data(), ingress_.data(), args_.num_ranks);
+    return LayerPrice::exchange(args_.dispatch, rank, busiest_node());
   }
 
   static void add(const double* rows, std::int64_t count, double* sums) {
     for (std::int64_t i = 0; i < count; ++i) sums[i] += rows[i];
   }
 
-  static double busiest(const std::vector<double>& a, const std::vector<double>& b) {
-    return std::max(*std::max_element(a.begin(), a.end()), *std::max_element(b.begin(), b.end()));
+  double busiest_node() const {
+    return busiest_link(args_.node_links, node_egress_.data(), node_ingress_.data(), num_nodes_);
   }
 
   bool uses_nodes() const { return num_nodes_ > 1 && args_.cost == ArcCost::kExchange; }

@@ -11,6 +11,7 @@ Rates Rates::of_nodes(std::vector<double> speeds) const {
     link->rank_latency = 0.0;
   }
   nodes.rank_speeds = std::move(speeds);
+  nodes.rank_links = {};
   return nodes;
 }
 

@@ -92,13 +92,17 @@ void add_extremes(
 ScenarioCosts::ScenarioCosts(const SearchProblem& problem)
     : problem_(problem),
       size_(problem.num_scenarios),
-      num_nodes_(problem.num_ranks / problem.ranks_per_node) {
+      num_nodes_(problem.num_ranks / problem.ranks_per_node),
+      unlike_(!problem.price.rates().rank_links.alike() ||
+              !problem.price.rates().node_links.alike()) {
   const auto ranks = static_cast<std::size_t>(problem.num_ranks * size_);
   const auto nodes = static_cast<std::size_t>(num_nodes_ * size_);
   for (auto* array : {&load_, &active_, &hits_}) array->assign(ranks, 0);
   node_hits_.assign(nodes, 0);
   total_.assign(static_cast<std::size_t>(problem.num_ranks), 0.0);
-  for (auto* array : {&compute_, &peak_, &links_, &squares_, &hits_sum_}) array->assign(nodes, 0);
+  for (auto* array : {&compute_, &peak_, &links_, &back_, &squares_, &hits_sum_}) {
+    array->assign(nodes, 0);
+  }
   scratch_.assign(static_cast<std::size_t>(8 * size_), 0.0);
 }
 
@@ -135,6 +139,10 @@ void ScenarioCosts::refresh(std::int64_t node) {
                .squares = squares_.data() + row,
                .hits_sum = hits_sum_.data() + row,
                .least = scratch_.data()});
+  if (unlike_) {
+    refresh_unlike(node);
+    return;
+  }
   double* links = links_.data() + row;
   if (problem_.home != nullptr) {
     for (std::int64_t s = 0; s < size_; ++s) {
@@ -151,6 +159,63 @@ void ScenarioCosts::refresh(std::int64_t node) {
     const double egress = hits_sum_[row + s] - scratch_[s];
     links[s] = senders * std::max(ingress, egress) * problem_.row_scale[s];
   }
+}
+
+/// `refresh` where links differ: seconds decide which is the busiest, and each way has its own.
+void ScenarioCosts::refresh_unlike(std::int64_t node) {
+  const LinkFactors& factors = problem_.price.rates().rank_links;
+  const std::int64_t row = node * size_;
+  const bool homes = problem_.home != nullptr;
+  const bool gateway = problem_.wire.crossing == Crossing::kGateway;
+  const double senders = homes     ? static_cast<double>(problem_.num_ranks)
+                         : gateway ? static_cast<double>(num_nodes_)
+                                   : 1.0;
+  const double others = homes ? 1.0 : static_cast<double>(problem_.ranks_per_node - 1);
+  double* links = links_.data() + row;
+  double* back = back_.data() + row;
+  std::fill_n(links, size_, 0.0);
+  std::fill_n(back, size_, 0.0);
+  const std::int64_t first = node * problem_.ranks_per_node;
+  for (std::int64_t rank = first; rank < first + problem_.ranks_per_node; ++rank) {
+    for (std::int64_t s = 0; s < size_; ++s) {
+      const double scale = senders * problem_.row_scale[s];
+      const double in = others * hits(rank)[s] * scale;
+      const double out = homes ? 0.0 : (hits_sum_[row + s] - hits(rank)[s]) * scale;
+      links[s] = larger(links[s], larger(in * factors.in(rank), out * factors.out(rank)));
+      back[s] = larger(back[s], larger(in * factors.out(rank), out * factors.in(rank)));
+    }
+  }
+}
+
+/// Both ways of an exchange where links differ; `sum` are rows that arrive at all nodes, `unit`
+/// rows of a count.
+double ScenarioCosts::exchange_unlike(std::int64_t s, double sum, double unit) const {
+  const Rates& rates = problem_.price.rates();
+  const bool homes = problem_.home != nullptr;
+  const auto num_ranks = static_cast<double>(problem_.num_ranks);
+  const auto per_node = static_cast<double>(problem_.ranks_per_node);
+  double inside[2] = {0.0, 0.0};
+  double between[2] = {0.0, 0.0};
+  for (std::int64_t node = 0; node < num_nodes_; ++node) {
+    inside[0] = larger(inside[0], links_[node * size_ + s]);
+    inside[1] = larger(inside[1], back_[node * size_ + s]);
+    const double hits = node_hits_[node * size_ + s];
+    const double in = homes ? hits : (num_ranks - per_node) / num_ranks * hits;
+    const double out = homes ? 0.0 : (sum - hits) * per_node / num_ranks;
+    const double there = rates.node_links.in(node);
+    const double away = rates.node_links.out(node);
+    between[0] = larger(between[0], larger(in * there, out * away));
+    between[1] = larger(between[1], larger(in * away, out * there));
+  }
+  const double shares[2] = {rates.dispatch_share, 1.0 - rates.dispatch_share};
+  double seconds = 0.0;
+  for (int way = 0; way < 2; ++way) {
+    const double rank = inside[way] * unit / num_ranks;
+    const double node = num_nodes_ > 1 ? between[way] * problem_.row_scale[s] * unit : 0.0;
+    seconds += shares[way] * transfer_seconds(rates.both_ways, rank, node);
+    seconds += 0.5 * latency_seconds(rates.both_ways, rank, node);
+  }
+  return seconds;
 }
 
 double ScenarioCosts::price() {
@@ -189,7 +254,11 @@ double ScenarioCosts::price() {
     const double mean = mean_load_[s];
     const double variance = mean > 0 ? (squares[s] / num_ranks - mean * mean) / mean : 0.0;
     double here = compute[s] + smoothing.peak * peak[s] + smoothing.variance * variance * scale;
-    if (moves) {
+    if (moves && unlike_) {
+      here += exchange_unlike(s, node_hits[s], unit);
+      here += link_scale *
+              (smoothing.rank_copies * rank_hits[s] + smoothing.node_copies * node_hits[s]);
+    } else if (moves) {
       const double node_rows =
           (homes ? most[s]
                  : std::max(away * most[s], (node_hits[s] - least[s]) * per_node) / num_ranks) *
@@ -217,7 +286,7 @@ void ScenarioCosts::for_saved(const Body& body) {
     const std::int64_t rank = saved_ranks_[side];
     for (auto* array : {&load_, &active_, &hits_}) body(*array, rank);
     body(node_hits_, node_of(rank));
-    for (auto* array : {&compute_, &peak_, &links_, &squares_, &hits_sum_}) {
+    for (auto* array : {&compute_, &peak_, &links_, &back_, &squares_, &hits_sum_}) {
       body(*array, node_of(rank));
     }
   }
@@ -226,7 +295,7 @@ void ScenarioCosts::for_saved(const Body& body) {
 void ScenarioCosts::save(const std::int64_t (&ranks)[2]) {
   std::copy_n(ranks, 2, saved_ranks_);
   saved_counts_.resize(static_cast<std::size_t>(8 * size_));
-  saved_maxima_.resize(static_cast<std::size_t>(10 * size_));
+  saved_maxima_.resize(static_cast<std::size_t>(12 * size_));
   std::int32_t* counts = saved_counts_.data();
   double* maxima = saved_maxima_.data();
   for_saved([&](auto& array, std::int64_t row) {

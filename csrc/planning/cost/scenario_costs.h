@@ -38,6 +38,8 @@ class ScenarioCosts {
   void restore();
 
  private:
+  void refresh_unlike(std::int64_t node);
+  double exchange_unlike(std::int64_t s, double sum, double unit) const;
   std::int64_t node_of(std::int64_t rank) const { return rank / problem_.ranks_per_node; }
   template <typename Body>
   void for_saved(const Body& body);
@@ -45,6 +47,7 @@ class ScenarioCosts {
   const SearchProblem& problem_;
   const std::int64_t size_;  // S
   const std::int64_t num_nodes_;
+  const bool unlike_;                 // some links are faster than others
   std::vector<double> mean_load_;     // [S], rows per rank
   std::vector<std::int32_t> load_;    // [G, S], rows
   std::vector<std::int32_t> active_;  // [G, S], experts with a row
@@ -56,6 +59,7 @@ class ScenarioCosts {
   std::vector<double> compute_;   // seconds of the slowest rank
   std::vector<double> peak_;      // rows of the fullest rank
   std::vector<double> links_;     // rows on the busiest rank link, times G
+  std::vector<double> back_;      // `links_` of the way back, where links are not alike
   std::vector<double> squares_;   // sum of squared rows
   std::vector<double> hits_sum_;  // sum of rows that arrive
   std::vector<double> scratch_;   // [8, S]

@@ -1,7 +1,5 @@
 #include "planning/search/token_layer.h"
 
-#include "planning/tally/replicas.h"
-
 #include <algorithm>
 
 namespace moetuner {
@@ -10,10 +8,13 @@ TokenLayer::TokenLayer(const SearchProblem& problem,
                        const SearchState& state,
                        std::int64_t layer,
                        const std::int32_t* home,
-                       const std::int32_t* next_ranks)
+                       const std::int32_t* next_ranks,
+                       const SourceRows& rows)
     : problem_(problem),
       num_slots_(state.num_slots),
       slots_per_rank_(num_slots_ / problem.num_ranks),
+      replica_layout_{problem.replica_rule, slots_per_rank_, problem.ranks_per_node},
+      numbers_(problem.replica_rule, choices_of(problem, layer), rows),
       home_(home),
       has_next_(next_ranks != nullptr),
       distinct_(problem.wire.rows != Rows::kPerExpert),
@@ -48,7 +49,7 @@ TokenLayer::TokenLayer(const SearchProblem& problem,
         const std::int16_t id = ids(t)[k];
         if (id < 0 || id >= problem.num_experts) continue;
         tokens_of_[id].push_back(static_cast<std::int32_t>(t));
-        picked_[t * problem.top_k + k] = pick(id, home_[t], problem.token[t]);
+        picked_[t * problem.top_k + k] = pick(t, k);
       }
       for (std::int64_t k = 0; k < problem.top_k; ++k) {
         const std::int32_t slot = picked_[t * problem.top_k + k];
@@ -73,14 +74,15 @@ bool TokenLayer::holds(std::int64_t rank, std::int32_t expert) const {
   return std::find(first, first + slots_per_rank_, expert) != first + slots_per_rank_;
 }
 
-std::int32_t TokenLayer::pick(std::int32_t expert, std::int64_t home, std::int64_t token) const {
+/// The slot of a token's choice `k`, which is no padding.
+std::int32_t TokenLayer::pick(std::int64_t t, std::int64_t k) const {
+  const std::int16_t expert = ids(t)[k];
   const auto& slots = slots_of_[expert];
-  return static_cast<std::int32_t>(pick_slot(slots.data(),
+  return static_cast<std::int32_t>(pick_slot(replica_layout_,
+                                             slots.data(),
                                              static_cast<std::int64_t>(slots.size()),
-                                             slots_per_rank_,
-                                             problem_.ranks_per_node,
-                                             home,
-                                             token));
+                                             home_[t],
+                                             numbers_.of(t, k, expert)));
 }
 
 /// Of `ranks` [K], -1 for padding, those that rows go to.
@@ -155,8 +157,9 @@ double TokenLayer::price_scenario(std::int64_t s) const {
   const Rates& rates = price.rates();
   // A direction takes its share of a row both ways.
   const auto exchange = [&](const LinkCounts& links, const LinkRates& direction, double share) {
-    const double rank = links.busiest_rank(s);
-    const double node = links.busiest_node(s);
+    const bool back = &links == &counts_.combine;
+    const double rank = links.busiest_rank(s, rates.rank_links, back);
+    const double node = links.busiest_node(s, rates.node_links, back);
     seconds += share * scale * transfer_seconds(rates.both_ways, rank, node);
     seconds += latency_seconds(direction, rank, node);
     rank_copies += share * links.remote_ranks(s);
@@ -219,7 +222,7 @@ void TokenLayer::repick(std::int64_t t, std::int32_t e, std::int32_t f) {
     const std::int16_t id = ids(t)[k];
     if (id < 0 || (id != e && id != f)) continue;
     --rows[picked[k]];
-    picked[k] = pick(id, home_[t], problem_.token[t]);
+    picked[k] = pick(t, k);
     ++rows[picked[k]];
   }
   visit(t, after_);

@@ -2,22 +2,37 @@
 
 #include "moetuner/planning/search.h"
 #include "planning/tally/link_counts.h"
+#include "planning/tally/replica_numbers.h"
+#include "planning/tally/replicas.h"
 
 #include <cstdint>
 #include <vector>
 
 namespace moetuner {
 
+/// The choices of one layer of a search.
+inline LayerChoices choices_of(const SearchProblem& problem, std::int64_t layer) {
+  return {.topk_ids = problem.topk_ids,
+          .num_tokens = problem.num_tokens,
+          .num_layers = problem.num_layers,
+          .top_k = problem.top_k,
+          .num_experts = problem.num_experts,
+          .layer = layer,
+          .token = problem.token};
+}
+
 /// One layer of a token search: its slots, the rows they make, and what a move would cost.
 class TokenLayer {
  public:
-  /// `home` [T] is where tokens are when the layer begins. `next_ranks` [T, K] are the ranks of
+  /// `home` [T] is where tokens are when the layer begins, `rows` what a replica rule may ask for.
+  /// `next_ranks` [T, K] are the ranks of
   /// their experts at the next layer (-1: padding), null when nothing follows.
   TokenLayer(const SearchProblem& problem,
              const SearchState& state,
              std::int64_t layer,
              const std::int32_t* home,
-             const std::int32_t* next_ranks);
+             const std::int32_t* next_ranks,
+             const SourceRows& rows);
 
   double cost() const { return cost_; }
   const std::vector<std::int32_t>& slots() const { return slots_; }
@@ -36,7 +51,7 @@ class TokenLayer {
  private:
   void put(std::int64_t slot, std::int32_t expert);
   void list_slots(std::int32_t expert, std::int64_t slot, bool add);
-  std::int32_t pick(std::int32_t expert, std::int64_t home, std::int64_t token) const;
+  std::int32_t pick(std::int64_t t, std::int64_t k) const;
   void repick(std::int64_t t, std::int32_t e, std::int32_t f);
   /// Ranks that a token visits and where it ends.
   struct Visit {
@@ -62,6 +77,8 @@ class TokenLayer {
   const SearchProblem& problem_;
   const std::int64_t num_slots_;
   const std::int64_t slots_per_rank_;
+  const ReplicaLayout replica_layout_;
+  const ReplicaNumbers numbers_;
   const std::int32_t* home_;
   const bool has_next_;
   const bool distinct_;                               // rows are one per rank, not one per expert

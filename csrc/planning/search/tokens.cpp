@@ -1,6 +1,7 @@
 #include "moetuner/planning/search.h"
 #include "planning/search/annealing.h"
 #include "planning/search/token_layer.h"
+#include "planning/tally/replica_numbers.h"
 #include "planning/tally/replicas.h"
 
 #include <algorithm>
@@ -91,15 +92,32 @@ struct Walk {
   std::vector<std::int32_t> ranks;
 };
 
+/// Rows of the tokens in the scenarios of their first homes, where the rule asks for them.
+SourceRows rows_of(const SearchProblem& problem) {
+  if (!asks_row(problem.replica_rule)) return {};
+  std::vector<std::int32_t> scenario(static_cast<std::size_t>(problem.num_tokens));
+  for (std::int64_t s = 0; s < problem.num_scenarios; ++s) {
+    std::fill(scenario.begin() + problem.scenario_begin[s],
+              scenario.begin() + problem.scenario_begin[s + 1],
+              static_cast<std::int32_t>(s));
+  }
+  return {{scenario.data(), problem.num_tokens, problem.num_scenarios, problem.num_ranks},
+          problem.home};
+}
+
 void walk_layer(const SearchProblem& problem,
                 const SearchState& state,
                 std::int64_t layer,
+                const SourceRows& rows,
                 Walk& walk) {
   const Replicas replicas({.experts = state.places + layer * state.num_slots,
                            .num_slots = state.num_slots,
                            .num_experts = problem.num_experts,
                            .num_ranks = problem.num_ranks,
-                           .ranks_per_node = problem.ranks_per_node});
+                           .ranks_per_node = problem.ranks_per_node,
+                           .rule = problem.replica_rule,
+                           .rank_slots = nullptr});
+  const ReplicaNumbers numbers(problem.replica_rule, choices_of(problem, layer), rows);
   const std::int32_t* home = walk.home.data() + layer * problem.num_tokens;
   std::int32_t* end = walk.home.data() + (layer + 1) * problem.num_tokens;
   for (std::int64_t t = 0; t < problem.num_tokens; ++t) {
@@ -108,8 +126,8 @@ void walk_layer(const SearchProblem& problem,
     for (std::int64_t k = 0; k < problem.top_k; ++k) {
       const bool padding = ids[k] < 0 || ids[k] >= problem.num_experts;
       ranks[k] = padding ? -1
-                         : static_cast<std::int32_t>(
-                               replicas.rank_of(replicas.pick(ids[k], home[t], problem.token[t])));
+                         : static_cast<std::int32_t>(replicas.rank_of(
+                               replicas.pick(ids[k], home[t], numbers.of(t, k, ids[k]))));
     }
     end[t] = problem.follow && ranks[0] >= 0 ? ranks[0] : home[t];
   }
@@ -121,6 +139,7 @@ void search_tokens(const SearchProblem& problem,
                    const SearchOptions& options,
                    const SearchState& state) {
   const StopClock clock(options.seconds, state.stop);
+  const SourceRows rows = rows_of(problem);
   Walk walk;
   walk.home.assign(static_cast<std::size_t>((problem.num_layers + 1) * problem.num_tokens), 0);
   walk.ranks.assign(
@@ -134,7 +153,7 @@ void search_tokens(const SearchProblem& problem,
       clock,
       [&] {
         for (std::int64_t layer = 0; layer < problem.num_layers; ++layer) {
-          walk_layer(problem, state, layer, walk);
+          walk_layer(problem, state, layer, rows, walk);
         }
       },
       [&](std::int64_t layer, std::int64_t sweep) {
@@ -145,7 +164,8 @@ void search_tokens(const SearchProblem& problem,
             layer,
             walk.home.data() + layer * problem.num_tokens,
             coupled ? walk.ranks.data() + (layer + 1) * problem.num_tokens * problem.top_k
-                    : nullptr);
+                    : nullptr,
+            rows);
         LayerAnneal anneal(
             problem, current, seed_of(options.seed, sweep * problem.num_layers + layer));
         if (unit[layer] < 0) unit[layer] = anneal.unit();

@@ -1,7 +1,5 @@
 #include "planning/tally/layer_tally.h"
 
-#include "planning/tally/replica_rows.h"
-
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
@@ -9,10 +7,14 @@
 
 namespace moetuner {
 
-LayerTally::LayerTally(const TallyArgs& args, std::int64_t layer, const Replicas& replicas)
+LayerTally::LayerTally(const TallyArgs& args,
+                       std::int64_t layer,
+                       const Replicas& replicas,
+                       const ReplicaNumbers& numbers)
     : args_(args),
       layer_(layer),
       replicas_(replicas),
+      numbers_(numbers),
       num_nodes_(args.num_ranks / args.ranks_per_node),
       rank_seen_(static_cast<std::size_t>(args.num_ranks), 0),
       node_seen_(static_cast<std::size_t>(num_nodes_), 0),
@@ -58,11 +60,12 @@ void LayerTally::visit(std::int64_t token,
   std::int64_t* rows = args_.slot_rows + offset(args_.group[token], args_.num_slots);
   for (std::int64_t k = 0; k < args_.top_k; ++k) {
     if (ids[k] < 0 || ids[k] >= args_.num_experts) continue;
-    if (experts == Experts::kWithOneSlot && replicas_.count(ids[k]) > 1) {
-      visit_.left_out.push_back(ids[k]);
+    const std::int64_t number = numbers_.of(token, k, ids[k]);
+    if (experts == Experts::kAlikeFromAll && depends_on_home(ids[k])) {
+      visit_.left_out.push_back({ids[k], number});
       continue;
     }
-    const std::int64_t slot = replicas_.pick(ids[k], home, token);
+    const std::int64_t slot = replicas_.pick(ids[k], home, number);
     if (slot < 0) {
       throw std::invalid_argument("tally_routing: token " + std::to_string(token) +
                                   " chose expert " + std::to_string(ids[k]) +
@@ -148,7 +151,16 @@ void LayerTally::add_token(std::int64_t token, std::int64_t home, std::int64_t w
   for (const std::int64_t rank : targets()) traffic[rank] += weight;
 }
 
-void LayerTally::add_uniform_homes() {
+void LayerTally::use_slots(std::int64_t token, std::int64_t home) const {
+  const std::int16_t* ids = args_.topk_ids + (token * args_.num_layers + layer_) * args_.top_k;
+  std::int64_t* used = args_.slot_used + offset(args_.group[token], args_.num_slots);
+  for (std::int64_t k = 0; k < args_.top_k; ++k) {
+    if (ids[k] < 0 || ids[k] >= args_.num_experts) continue;
+    used[replicas_.pick(ids[k], home, numbers_.of(token, k, ids[k]))] += args_.num_ranks;
+  }
+}
+
+void LayerTally::add_uniform_homes(const std::int32_t* dealt) {
   const std::int64_t num_ranks = args_.num_ranks;
   // Per group: rows arriving at each rank and node, over all tokens, from one home each.
   std::vector<std::int64_t> rank_hits(static_cast<std::size_t>(args_.num_groups * num_ranks), 0);
@@ -156,7 +168,7 @@ void LayerTally::add_uniform_homes() {
   ReplicaRows replica_rows(args_, layer_, replicas_);
   for (std::int64_t t = 0; t < args_.num_tokens; ++t) {
     const std::int64_t group = args_.group[t];
-    visit(t, 0, num_ranks, Experts::kWithOneSlot);
+    visit(t, 0, num_ranks, Experts::kAlikeFromAll);
     const std::int64_t cell = offset(group, 1);
     const auto ranks = static_cast<std::int64_t>(visit_.ranks.size());
     const auto nodes = static_cast<std::int64_t>(visit_.nodes.size());
@@ -175,6 +187,7 @@ void LayerTally::add_uniform_homes() {
         for (const std::int64_t rank : targets()) ++nodes_hit[node_of(rank)];
         break;
     }
+    if (dealt != nullptr) use_slots(t, dealt[t]);
     if (!visit_.left_out.empty()) replica_rows.add(t, visit_.ranks, visit_.nodes, visit_.left_out);
   }
   replica_rows.finish();

@@ -1,7 +1,5 @@
 #include "planning/tally/link_counts.h"
 
-#include <algorithm>
-
 namespace moetuner {
 
 LinkCounts::LinkCounts(std::int64_t num_scenarios,
@@ -59,14 +57,16 @@ void LinkCounts::add(std::int64_t scenario,
   }
 }
 
-std::int32_t LinkCounts::busiest_rank(std::int64_t scenario) const {
-  const auto first = rank_.begin() + scenario * 2 * num_ranks_;
-  return *std::max_element(first, first + 2 * num_ranks_);
+double LinkCounts::busiest_rank(std::int64_t scenario, const LinkFactors& links, bool back) const {
+  const std::int32_t* out = rank_.data() + scenario * 2 * num_ranks_;
+  const std::int32_t* in = out + num_ranks_;
+  return busiest_link(links, back ? in : out, back ? out : in, num_ranks_);
 }
 
-std::int32_t LinkCounts::busiest_node(std::int64_t scenario) const {
-  const auto first = node_.begin() + scenario * 2 * num_nodes_;
-  return *std::max_element(first, first + 2 * num_nodes_);
+double LinkCounts::busiest_node(std::int64_t scenario, const LinkFactors& links, bool back) const {
+  const std::int32_t* out = node_.data() + scenario * 2 * num_nodes_;
+  const std::int32_t* in = out + num_nodes_;
+  return busiest_link(links, back ? in : out, back ? out : in, num_nodes_);
 }
 
 }  // namespace moetuner

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "moetuner/planning/price.h"
 #include "moetuner/planning/wire.h"
 
 #include <cstdint>
@@ -10,7 +11,7 @@ namespace moetuner {
 /// Rows on every link of one exchange, for every scenario; rows of one token come and go.
 ///
 /// The way from a home to ranks is that of `LayerTally::route`, and back the same links the other
-/// way round, which changes no maximum.
+/// way round.
 class LinkCounts {
  public:
   LinkCounts(std::int64_t num_scenarios,
@@ -26,8 +27,9 @@ class LinkCounts {
            std::int64_t count,
            std::int32_t sign);
 
-  std::int32_t busiest_rank(std::int64_t scenario) const;
-  std::int32_t busiest_node(std::int64_t scenario) const;
+  /// Rows on the busiest link of a rank and of a node; with `back` they go the other way round.
+  double busiest_rank(std::int64_t scenario, const LinkFactors& links, bool back) const;
+  double busiest_node(std::int64_t scenario, const LinkFactors& links, bool back) const;
   std::int32_t remote_ranks(std::int64_t scenario) const { return remote_[scenario * 2]; }
   std::int32_t remote_nodes(std::int64_t scenario) const { return remote_[scenario * 2 + 1]; }
 

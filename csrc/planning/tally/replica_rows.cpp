@@ -26,7 +26,7 @@ ReplicaRows::ReplicaRows(const TallyArgs& args, std::int64_t layer, const Replic
 void ReplicaRows::add(std::int64_t token,
                       const std::vector<std::int64_t>& ranks,
                       const std::vector<std::int64_t>& nodes,
-                      const std::vector<std::int64_t>& experts) {
+                      const std::vector<Choice>& experts) {
   group_ = args_.group[token];
   anyway_ = ++stamp_;
   for (const std::int64_t rank : ranks) rank_seen_[rank] = anyway_;
@@ -34,7 +34,8 @@ void ReplicaRows::add(std::int64_t token,
   known_.clear();
   num_picks_ = static_cast<std::int64_t>(experts.size());
   for (std::int64_t i = 0; i < num_picks_; ++i) {
-    replicas_.pick_by_home(experts[i], token, picks_.data() + i, num_picks_);
+    const auto& [expert, number] = experts[i];
+    replicas_.pick_by_home(expert, number, picks_.data() + i, num_picks_);
   }
   for (std::int64_t node = 0; node < num_nodes_; ++node) {
     const std::int64_t usual = usual_home(node);

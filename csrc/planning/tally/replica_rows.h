@@ -16,12 +16,18 @@ class ReplicaRows {
  public:
   ReplicaRows(const TallyArgs& args, std::int64_t layer, const Replicas& replicas);
 
+  /// A replicated expert of a token, and what the replica rule counts by.
+  struct Choice {
+    std::int64_t expert;
+    std::int64_t number;
+  };
+
   /// Adds a token, one unit for each home: what its replicated `experts` add to the distinct
   /// `ranks` and `nodes` that it visits from every home.
   void add(std::int64_t token,
            const std::vector<std::int64_t>& ranks,
            const std::vector<std::int64_t>& nodes,
-           const std::vector<std::int64_t>& experts);
+           const std::vector<Choice>& experts);
 
   /// Adds what was counted for whole nodes, and the ways back. Nothing else may have been added to
   /// the links of the layer before.

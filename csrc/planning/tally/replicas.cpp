@@ -3,9 +3,10 @@
 namespace moetuner {
 
 Replicas::Replicas(const LayerSlots& slots)
-    : slots_per_rank_(slots.num_slots / slots.num_ranks),
+    : layout_{slots.rule, slots.num_slots / slots.num_ranks, slots.ranks_per_node},
       num_ranks_(slots.num_ranks),
-      ranks_per_node_(slots.ranks_per_node),
+      rank_slots_(slots.rank_slots),
+      num_experts_(slots.num_experts),
       begin_(static_cast<std::size_t>(slots.num_experts) + 1, 0) {
   const std::int32_t* experts = slots.experts;
   for (std::int64_t p = 0; p < slots.num_slots; ++p) {
@@ -22,19 +23,29 @@ Replicas::Replicas(const LayerSlots& slots)
   }
 }
 
-std::int64_t Replicas::pick(std::int64_t expert, std::int64_t home, std::int64_t token) const {
-  return pick_slot(slots_.data() + begin_[expert],
-                   begin_[expert + 1] - begin_[expert],
-                   slots_per_rank_,
-                   ranks_per_node_,
-                   home,
-                   token);
+std::int64_t Replicas::pick(std::int64_t expert, std::int64_t home, std::int64_t number) const {
+  if (rank_slots_ != nullptr) return rank_slots_[home * num_experts_ + expert];
+  return pick_slot(
+      layout_, slots_.data() + begin_[expert], begin_[expert + 1] - begin_[expert], home, number);
 }
 
 void Replicas::pick_by_home(std::int64_t expert,
-                            std::int64_t token,
+                            std::int64_t number,
                             std::int32_t* slots,
                             std::int64_t stride) const {
+  if (layout_.rule == ReplicaRule::kMoetuner) {
+    return nearest_by_home(expert, number, slots, stride);
+  }
+  for (std::int64_t home = 0; home < num_ranks_; ++home) {
+    slots[home * stride] = static_cast<std::int32_t>(pick(expert, home, number));
+  }
+}
+
+/// `nearest_slot` from every home: the slots of a node are neighbours.
+void Replicas::nearest_by_home(std::int64_t expert,
+                               std::int64_t number,
+                               std::int32_t* slots,
+                               std::int64_t stride) const {
   const std::int64_t* own = slots_.data() + begin_[expert];
   const std::int64_t* end = slots_.data() + begin_[expert + 1];
   const auto fill = [&](std::int64_t first, std::int64_t count, std::int64_t slot) {
@@ -42,12 +53,12 @@ void Replicas::pick_by_home(std::int64_t expert,
       slots[home * stride] = static_cast<std::int32_t>(slot);
     }
   };
-  fill(0, num_ranks_, own[token % (end - own)]);
-  while (own < end) {  // slots of a node are neighbours
-    const std::int64_t first = rank_of(*own) / ranks_per_node_ * ranks_per_node_;
+  fill(0, num_ranks_, own[number % (end - own)]);
+  while (own < end) {
+    const std::int64_t first = rank_of(*own) / layout_.ranks_per_node * layout_.ranks_per_node;
     const std::int64_t* of_node = own;
-    while (own < end && rank_of(*own) < first + ranks_per_node_) ++own;
-    fill(first, ranks_per_node_, of_node[token % (own - of_node)]);
+    while (own < end && rank_of(*own) < first + layout_.ranks_per_node) ++own;
+    fill(first, layout_.ranks_per_node, of_node[number % (own - of_node)]);
     for (const std::int64_t* slot = own; slot-- > of_node;) fill(rank_of(*slot), 1, *slot);
   }
 }

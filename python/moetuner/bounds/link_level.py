@@ -25,7 +25,7 @@ class LinkLevel:
     rows: Rows
     """What a token sends; with `Rows.PER_RANK` a group gets at least a row of it."""
     dispatch: float
-    """Seconds per row on a link, each way."""
+    """Seconds per row at least, where it enters a group and where it leaves again."""
     combine: float
     latency: float
 
@@ -37,6 +37,7 @@ class LinkLevel:
         several = topology.num_nodes > 1
         per_group = topology.ranks_per_node if several else 1
         dispatch, combine = rates.dispatch, rates.combine
+        links = rates.node_links if several else rates.rank_links
         slots = problem.slots_per_rank
         spare = problem.spare_slots if replicas else 0
         return cls(
@@ -46,8 +47,10 @@ class LinkLevel:
             spare=spare,
             equal=not spare,
             rows=rules.rows,
-            dispatch=dispatch.node_row if several else dispatch.rank_row,
-            combine=combine.node_row if several else combine.rank_row,
+            dispatch=_fastest(links.ingress)
+            * (dispatch.node_row if several else dispatch.rank_row),
+            combine=_fastest(links.egress)
+            * (combine.node_row if several else combine.rank_row),
             latency=dispatch.node_latency if several else dispatch.rank_latency,
         )
 
@@ -55,3 +58,8 @@ class LinkLevel:
     def leaves(self) -> float:
         """Share of uniform homes that are not in a given group."""
         return 1 - 1 / self.num_groups
+
+
+def _fastest(factors: list[float]) -> float:
+    """Of links that differ, the least that a row takes counts for every group."""
+    return min(factors, default=1.0)

@@ -1,10 +1,16 @@
-"""From times of experts to a curve: more rows, or more active experts, take no less."""
+"""From times of experts to a curve, and to the two rates that stand for it elsewhere.
+
+More rows for each expert, or more active experts, take no less.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from moetuner.calibration.exchange_fit import nonnegative_fit
+from moetuner.calibration.prediction import model_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,3 +74,27 @@ def pool(values: Floats) -> Floats:
             mean = (low * few + high * more) / (few + more)
             blocks[-2:] = [(mean, few + more)]
     return np.repeat([mean for mean, _ in blocks], [count for _, count in blocks])
+
+
+def effective_rates(samples: Sequence[ExpertsSample]) -> tuple[float, float]:
+    """Operations/s and bytes/s whose larger time is nearest to all times, relatively.
+
+    A rate that is nowhere the slower one is the best that was seen.
+    """
+    took = np.array([s.timing.seconds for s in samples])
+    sizes = [model_shape(s.shape) for s in samples]
+    work = np.array(
+        [
+            [s.rows * size.flops_per_row, s.active * size.expert_bytes]
+            for s, size in zip(samples, sizes, strict=True)
+        ]
+    )
+    best = (took[:, None] / work).min(axis=0)
+    found = best
+    for _ in range(_PASSES):
+        slower = (work * found).argmax(axis=1)
+        chosen = np.where(np.arange(2) == slower[:, None], work, 0.0)
+        fitted = nonnegative_fit(chosen, took, np.ones(len(took)))
+        found = np.where(chosen.any(axis=0), fitted, best)
+    operations, memory = (1 / found).tolist()
+    return operations, memory

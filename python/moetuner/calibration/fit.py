@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner.calibration.exchange_fit import ExchangeFit, fit_exchange
-from moetuner.calibration.experts_fit import smooth_experts
-from moetuner.calibration.prediction import model_shape, predict, predict_experts
+from moetuner.calibration.experts_fit import effective_rates, smooth_experts
+from moetuner.calibration.prediction import predict, predict_experts
 from moetuner.calibration.samples import (
     Case,
     ExchangeSample,
@@ -180,12 +180,13 @@ def _hardware(
             base=fit.node_base or 0.0, per_rank=fit.node_per_rank
         )
         between |= {"nic_of": LinkOf.NODE, "network": ""}
+    operations, memory = effective_rates(experts)
     return Hardware(
         name=origin.name,
         sources=("measured by moetuner calibrate", *_taken_over(measured, like)),
         ranks_per_node=measured.topology.ranks_per_node,
-        memory_bandwidth=max(map(_bytes_per_second, experts)),
-        matmul_rate=max(map(_operations_per_second, experts)),
+        memory_bandwidth=memory,
+        matmul_rate=operations,
         grouped_gemm=_curves(experts),
         permutation=Permutation(per_row=fit.per_row, per_byte=fit.per_byte),
         **inside,
@@ -207,15 +208,6 @@ def _curves(experts: Sequence[ExpertsSample]) -> tuple[GroupedGemm, ...]:
         for shape, points in smooth_experts(experts).items()
         if len(points) >= _MIN_POINTS
     )
-
-
-def _bytes_per_second(sample: ExpertsSample) -> float:
-    size = model_shape(sample.shape).expert_bytes
-    return sample.active * size / sample.timing.seconds
-
-
-def _operations_per_second(sample: ExpertsSample) -> float:
-    return sample.rows * model_shape(sample.shape).flops_per_row / sample.timing.seconds
 
 
 def _overhead(

@@ -43,12 +43,13 @@ def certify(
     from moetuner.report.terminal import print_json, print_sentences
     from moetuner.solver import ProgressEvent
     from moetuner.trace import read_trace
+    from moetuner.trace.phases import of_phase
 
     routing, plan = read_trace(trace, top_k=top_k), read_placement(placement)
     check_same_model(routing, plan)
     pricing = cost.pricing([routing], quiet, plan)
     workload = Workload(
-        traces=(routing,),
+        traces=(of_phase(routing, pricing.phase),),
         cost=pricing.cost,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,

@@ -8,22 +8,55 @@ from typing import Annotated
 import typer
 
 from moetuner.cli.messages import note
-from moetuner.cli.options import CostOptions, Json, Quiet, TopK, TracePath, priced_words
+from moetuner.cli.options import (
+    CostOptions,
+    Json,
+    OfPhase,
+    Quiet,
+    TopK,
+    TracePath,
+    of_named_phase,
+    priced_words,
+)
 from moetuner.errors import InvalidPlacementError
+from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
 
 
-def describe(trace: TracePath, top_k: TopK = None, as_json: Json = False) -> None:
+def describe(
+    trace: TracePath,
+    ranks: Annotated[
+        int, typer.Option(help="GPUs that share the experts; 0: a node of 8", min=0)
+    ] = 0,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Tokens of a batch, about; 0: all in one", min=0)
+    ] = DEFAULT_BATCH_TOKENS,
+    batch_kind: Annotated[
+        BatchKind,
+        typer.Option(help="Whole sequences (prefill) or tokens of all (decode)"),
+    ] = BatchKind.SEQUENCES,
+    top_k: TopK = None,
+    phase: OfPhase = None,
+    as_json: Json = False,
+) -> None:
     """Say what a trace holds: sizes, skew, affinity, what is missing."""
+    from moetuner.planning.skew import measure_skew
+    from moetuner.report.skew import skew_table, skew_words
     from moetuner.report.table import description_table
-    from moetuner.report.terminal import print_content, print_json
+    from moetuner.report.terminal import print_content, print_json, print_sentences
     from moetuner.trace import read_trace
     from moetuner.trace.description import describe as describe_trace
 
-    description = describe_trace(read_trace(trace, top_k=top_k))
+    routing = of_named_phase(read_trace(trace, top_k=top_k), phase)
+    description = describe_trace(routing)
+    skew = measure_skew(
+        routing, ranks, batch_tokens=batch_tokens, batch_kind=batch_kind
+    )
     if as_json:
-        print_json(description.to_json())
-    else:
-        print_content(description_table(description))
+        print_json({**description.to_json(), "skew": skew.to_json()})
+        return
+    print_content(description_table(description))
+    print_content(skew_table(skew))
+    print_sentences(skew_words(skew))
 
 
 def evaluate(
@@ -51,6 +84,7 @@ def evaluate(
     )
     from moetuner.report.terminal import print_content, print_json, print_sentences
     from moetuner.trace import read_trace
+    from moetuner.trace.phases import of_phase
 
     routing = read_trace(trace, top_k=top_k)
     names, plans = (
@@ -59,6 +93,7 @@ def evaluate(
     )
     pricing = cost.pricing([routing], quiet, plans[0])
     sha256, scores = routing.sha256(), []
+    scored = of_phase(routing, pricing.phase)
     for name, plan in zip(names, plans, strict=True):
         origin = plan.provenance
         if sha256 in (origin.trace_sha256, *origin.other_traces):
@@ -70,7 +105,7 @@ def evaluate(
         try:
             scores.append(
                 score(
-                    routing,
+                    scored,
                     plan,
                     pricing.cost,
                     batch_tokens=pricing.batch_tokens,

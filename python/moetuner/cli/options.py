@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moetuner.cli.messages import note
+from moetuner.cli.model_options import priced_shape, row_types
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import Hardware, with_network
-from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape, shape_for_model
-from moetuner.evaluation.workload import BatchKind  # noqa: TC001 - typer reads it
+from moetuner.evaluation.models import ValueType  # noqa: TC001 - typer reads it
+from moetuner.evaluation.replica_rule import ReplicaRule  # noqa: TC001 - typer reads it
+from moetuner.evaluation.workload import BatchKind
 from moetuner.planning.options import Pricing
 from moetuner.planning.provenance import pricing_of
 from moetuner.solver import SOLVERS
+from moetuner.trace.phases import Phase, of_phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moetuner.evaluation.models import ModelShape
     from moetuner.placement.model import Placement
     from moetuner.placement.topology import Topology
     from moetuner.trace import CountTrace, Trace
 
+PhaseName = enum.Enum(  # type: ignore[misc]
+    "PhaseName", {name: name for name in (*(p.value for p in Phase), "all")}, type=str
+)
 SolverName = enum.Enum("SolverName", {n: n for n in SOLVERS}, type=str)  # type: ignore[misc]
 
 TracePath = Annotated[Path, typer.Argument(help="Routing trace: safetensors or .npz")]
@@ -39,6 +46,10 @@ ExpertHiddenSize = Annotated[
     typer.Option(help="Inner width of one expert, when unknown", min=1, max=2**24),
 ]
 
+OfPhase = Annotated[
+    PhaseName | None,
+    typer.Option("--phase", help="Tokens of this phase alone  [default: all]"),
+]
 TopK = Annotated[
     int | None,
     typer.Option(help="Experts per token, where counts do not say it", min=1),
@@ -64,6 +75,12 @@ class CostOptions:
         Homes | None,
         typer.Option(help="Where a token is when a layer begins  [default: uniform]"),
     ] = None
+    replica_rule: Annotated[
+        ReplicaRule | None,
+        typer.Option(
+            help="Whose rule says which replica a token takes  [default: moetuner]"
+        ),
+    ] = None
     batch_tokens: Annotated[
         int | None,
         typer.Option(
@@ -75,6 +92,12 @@ class CostOptions:
         typer.Option(
             help="Whole sequences (prefill) or tokens of all (decode)  "
             "[default: sequences]"
+        ),
+    ] = None
+    phase: Annotated[
+        PhaseName | None,
+        typer.Option(
+            help="Tokens of this phase alone; decode: mixed batches  [default: all]"
         ),
     ] = None
     hardware: Annotated[
@@ -98,6 +121,24 @@ class CostOptions:
             "[default: alike]"
         ),
     ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a known model, or its config.json  [default: as recorded]"
+        ),
+    ] = None
+    weights: Annotated[
+        ValueType | None,
+        typer.Option(
+            help="What experts are stored in  [default: bf16, or as config.json says]"
+        ),
+    ] = None
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            help="What rows travel in: OUT or OUT,BACK  [default: bf16; back: bf16]"
+        ),
+    ] = None
     hidden_size: HiddenSize = None
     expert_hidden_size: ExpertHiddenSize = None
 
@@ -117,15 +158,22 @@ class CostOptions:
             shape=shape,
             wire=self.wire or _possible_wire(traces, base.cost.wire, quiet),
             homes=self.homes or base.cost.homes,
+            replica_rule=self.replica_rule or base.cost.replica_rule,
             rank_speeds=speeds
             if self.rank_speeds is None
             else _speeds_of(self.rank_speeds),
         )
         tokens = base.batch_tokens if self.batch_tokens is None else self.batch_tokens
+        phase = base.phase if self.phase is None else _phase_of(self.phase)
+        kind = base.batch_kind
+        if phase is not base.phase:
+            decodes = phase is Phase.DECODE
+            kind = BatchKind.MIXED if decodes else BatchKind.SEQUENCES
         return Pricing(
             cost=cost,
             batch_tokens=tokens,
-            batch_kind=self.batch_kind or base.batch_kind,
+            batch_kind=self.batch_kind or kind,
+            phase=phase,
         )
 
     def machine(self, default: Hardware) -> Hardware:
@@ -140,23 +188,31 @@ class CostOptions:
     def _shape(
         self, trace: Trace | CountTrace, told: ModelShape | None, quiet: bool
     ) -> ModelShape:
-        """Sizes as given, else the plan's, else the model's, else stated ones."""
-        known = told or shape_for_model(trace.metadata.model)
-        shape = known or DEFAULT_SHAPE
-        shape = replace(
-            shape,
-            hidden_size=self.hidden_size or shape.hidden_size,
-            expert_hidden_size=self.expert_hidden_size or shape.expert_hidden_size,
+        """Sizes of the model named, else the plan's, else the recorded model's."""
+        out, back = row_types(self.rows)
+        return priced_shape(
+            trace,
+            told,
+            model=self.model,
+            hidden_size=self.hidden_size,
+            expert_hidden_size=self.expert_hidden_size,
+            weights=self.weights,
+            rows_out=out,
+            rows_back=back,
+            quiet=quiet,
         )
-        if known is None and not (self.hidden_size and self.expert_hidden_size):
-            note(
-                f"model {trace.metadata.model or 'unknown'!r} is not in the table: "
-                f"assuming hidden size {shape.hidden_size}, "
-                f"expert hidden size {shape.expert_hidden_size}; "
-                f"set --hidden-size and --expert-hidden-size",
-                quiet,
-            )
-        return shape
+
+
+def _phase_of(name: PhaseName) -> Phase | None:
+    """The phase of that name; None for all."""
+    return None if name.value == "all" else Phase(name.value)
+
+
+def of_named_phase(
+    trace: Trace | CountTrace, name: PhaseName | None
+) -> Trace | CountTrace:
+    """The tokens of a phase that was asked for; all of them without one."""
+    return trace if name is None else of_phase(trace, _phase_of(name))
 
 
 def priced_words(pricing: Pricing, planned: Placement, name: str) -> str:

@@ -138,6 +138,7 @@ def plan(
     outputs: Outputs,
 ) -> None:
     """Plan on one part of a trace, score on the other, write the placement."""
+    from moetuner.planning.refit import refit_seconds
     from moetuner.report.outputs import check_outputs
     from moetuner.trace import read_trace
 
@@ -161,10 +162,17 @@ def plan(
         refit=refit,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
+        phase=pricing.phase,
         worst_case=worst_case,
         baselines=baselines,
         prove_seconds=prove,
     )
+    if refit:
+        note(
+            f"--refit: up to {time_limit:g} s for the plan that is scored, then up to "
+            f"{refit_seconds(options):g} s for that of all tokens",
+            outputs.quiet,
+        )
     _plan_and_show(traces, topology, options, outputs)
 
 
@@ -209,11 +217,17 @@ def _plan_and_show(
     """Write the placement as soon as there is one, all else after scoring."""
     from moetuner.placement.file import write_placement
     from moetuner.planning.plan import plan_trace
+    from moetuner.planning.spare import spare_slots
     from moetuner.report.html import write_report
     from moetuner.report.json import comparison_json
     from moetuner.report.moves import write_moves
     from moetuner.report.progress import ProgressLine
-    from moetuner.report.terminal import print_comparison, print_content, print_json
+    from moetuner.report.terminal import (
+        print_comparison,
+        print_content,
+        print_json,
+        print_sentences,
+    )
 
     written, kept = [], []
 
@@ -258,5 +272,7 @@ def _plan_and_show(
         print_json(comparison_json(comparison))
         return
     print_comparison(comparison)
+    if (spare := spare_slots(comparison, options.pricing)) is not None:
+        print_sentences(spare.words())
     for path in dict.fromkeys(written):
         print_content(f"wrote {path}")

@@ -61,6 +61,7 @@ def report(
         before=None if before is None else list(named)[given.index(before)],
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
+        phase=pricing.phase,
     )
     write_report(comparison, out)
     print_sentences(priced_words(pricing, first, str(placements[0])))

@@ -106,12 +106,18 @@ def _compare(
     from moetuner.evaluation.step_times import compare_times
     from moetuner.evaluation.times_file import read_times
     from moetuner.report.terminal import print_sentences
+    from moetuner.trace import Trace
+    from moetuner.trace.phases import of_phase
 
     if cost.homes is None and run.home_rank is not None:
         cost = replace(cost, homes=Homes.RECORDED)  # of the run, whatever was planned
     pricing = cost.pricing([run], quiet, plan)
+    if cost.phase is None:  # of the run, whatever was planned
+        pricing = replace(pricing, phase=None)
+    chosen = of_phase(run, pricing.phase)
+    assert isinstance(chosen, Trace)
     found = compare_times(
-        run,
+        chosen,
         plan,
         pricing.cost,
         read_times(times),

@@ -16,6 +16,7 @@ from moetuner._checks import check_positive, one_of
 from moetuner._core import (
     ComputeRates,
     LayerPrice,
+    LinkFactors,
     LinkRates,
     Rates,
     WireRules,
@@ -24,6 +25,7 @@ from moetuner._core import (
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.hardware import HARDWARE, Hardware
 from moetuner.evaluation.rates import Bandwidth
+from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class Homes(str, enum.Enum):
 class CostModel:
     """Machine, model, and how tokens travel: all that turns row counts into seconds.
 
-    ``wire`` and ``homes`` may be given by their names, "dedup" say.
+    ``wire``, ``homes`` and ``replica_rule`` may be given by their names, "dedup" say.
     ``rank_speeds`` [G] are the ranks' speeds of computing, relative to ``hardware``;
     empty when all are alike.
     """
@@ -75,6 +77,7 @@ class CostModel:
     wire: Wire = Wire.DEDUP
     homes: Homes = Homes.UNIFORM
     rank_speeds: tuple[float, ...] = ()
+    replica_rule: ReplicaRule = ReplicaRule.MOETUNER
 
     def __post_init__(self) -> None:
         speeds = tuple(self.rank_speeds)
@@ -83,15 +86,23 @@ class CostModel:
         object.__setattr__(self, "rank_speeds", speeds)
         object.__setattr__(self, "wire", one_of(Wire, self.wire, "CostModel: wire"))
         object.__setattr__(self, "homes", one_of(Homes, self.homes, "CostModel: homes"))
+        rule = one_of(ReplicaRule, self.replica_rule, "CostModel: replica_rule")
+        object.__setattr__(self, "replica_rule", rule)
 
     def speeds(self, num_ranks: int) -> Floats:
         """``rank_speeds``, spelt out where all ranks are alike, float64 [G]."""
         return np.array(self.rank_speeds or (1.0,) * num_ranks, np.float64)
 
-    @property
-    def equal_speeds(self) -> bool:
-        """Whether all ranks compute alike."""
-        return len(set(self.rank_speeds)) <= 1
+    def alike(self, topology: Topology) -> bool:
+        """Whether nothing but their nodes tells ranks apart, and nothing nodes.
+
+        What leaves a rank may be slower than what enters it.
+        """
+        rates = self.rates(topology)
+        links = (rates.rank_links, rates.node_links)
+        each = [rates.rank_speeds]
+        each += [way for link in links for way in (link.egress, link.ingress)]
+        return all(len(set(values)) <= 1 for values in each)
 
     def check_topology(self, topology: Topology) -> None:
         """Refuse a number of ranks or nodes that no figure is about."""
@@ -135,6 +146,10 @@ class CostModel:
             ),
             dispatch_share=shape.dispatch_share,
             rank_speeds=self.speeds(topology.num_ranks).tolist(),
+            rank_links=_factors(hardware.inside, topology.num_ranks),
+            node_links=_factors(
+                hardware.between(topology.ranks_per_node), topology.num_nodes
+            ),
         )
 
     def link_bandwidths(self, topology: Topology) -> tuple[Floats, Floats]:
@@ -172,3 +187,11 @@ class CostModel:
             rank_latency=messages * near,
             node_latency=messages * far,
         )
+
+
+def _factors(bandwidth: Bandwidth, places: int) -> LinkFactors:
+    """How slow each link is beside the slowest, whose seconds `LinkRates` are."""
+    if bandwidth.places == 1 and bandwidth.egress == bandwidth.ingress:
+        return LinkFactors()
+    egress, ingress = (bandwidth.slowest / each for each in bandwidth.spread(places))
+    return LinkFactors(egress=egress.tolist(), ingress=ingress.tolist())

@@ -19,6 +19,7 @@ from moetuner.evaluation.workload import (
     BatchKind,
     batch_index,
     check_batch_tokens,
+    cuts_sequences,
     price,
     tally_batches,
 )
@@ -213,7 +214,14 @@ def bootstrap_seconds(
     differences between placements are paired. NaN without at least two sequences.
     """
     groups = _blocks(trace)
-    rows = tally(trace, placement, wire=cost.wire, homes=cost.homes, groups=groups)
+    rows = tally(
+        trace,
+        placement,
+        wire=cost.wire,
+        homes=cost.homes,
+        replica_rule=cost.replica_rule,
+        groups=groups,
+    )
     num_groups = rows.tokens.shape[0]
     weights = np.ones((1 + samples, num_groups))
     if num_groups < 2:
@@ -247,7 +255,7 @@ def draw_batches(
     """The mean batch of ``evaluation``, and how it varies from draw to draw.
 
     Batches of whole sequences are drawn with replacement. Where they are fewer than
-    `MIN_BATCHES`, or each mixes all sequences, sequences are drawn instead, see
+    `MIN_BATCHES`, or batches share sequences, sequences are drawn instead, see
     `bootstrap_seconds`, and their spread is put around the mean batch. The same seed
     draws the same for every placement. NaN without at least two sequences.
     """
@@ -255,7 +263,8 @@ def draw_batches(
     num_groups = _num_units(trace)
     if num_groups < 2:
         return Draws(seconds=np.full(1 + samples, np.nan), units=num_groups)
-    if times.size < MIN_BATCHES or kind is BatchKind.MIXED:
+    shared = kind is BatchKind.MIXED or cuts_sequences(trace, evaluation.batch_tokens)
+    if times.size < MIN_BATCHES or shared:
         pooled = bootstrap_seconds(trace, placement, cost, seed=seed)
         known = pooled[1:][pooled[1:] > 0]
         centre = float(np.median(known)) if known.size else np.nan

@@ -6,22 +6,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner.evaluation.hardware import LinkOf
+from moetuner.evaluation.rates import Bandwidth
 from moetuner.placement.moves import replicas_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from moetuner.evaluation.hardware import Hardware
     from moetuner.placement.changes import Changes
     from moetuner.placement.model import Placement
+
+    Floats = NDArray[np.float64]
 
 
 def fetch_seconds(moved: Changes, before: Placement, hardware: Hardware) -> float:
     """Seconds until every rank has fetched what it lacks, all links at work at once.
 
-    A replica comes from a rank of the same node where one holds the expert, at
-    the bandwidth inside; else from another node, through the NIC of each of the two
-    ranks, at the bandwidth between. Of several holders the one that has least to send
-    gives it. The busiest link decides; latency, and the traffic of serving meanwhile,
-    are left out.
+    A replica comes from a rank of the same node where one holds the expert, over the
+    links inside the node; else from another node, over what joins them, and there
+    through the network card of each of the two ranks where ranks have their own. Of
+    several holders the one that has least to send gives it. The busiest link decides;
+    latency, and the traffic of serving meanwhile, are left out.
 
     Parameters
     ----------
@@ -48,6 +54,24 @@ def fetch_seconds(moved: Changes, before: Placement, hardware: Hardware) -> floa
         source = min(givers, key=lambda rank: (sent[int(far), rank], rank))
         sent[int(far), source] += 1
         received[int(far), target] += 1
-    busiest = np.maximum(sent.max(axis=1), received.max(axis=1))
-    bandwidths = (hardware.inside.slowest, hardware.between(1).slowest)
-    return float((busiest * moved.expert_bytes / bandwidths).max())
+    near = _longest(sent[0], received[0], hardware.inside, moved.num_ranks)
+    nodes = before.topology.num_nodes
+    whole = hardware.between(per_node)
+    far_sent, far_received = (
+        rows[1].reshape(nodes, per_node).sum(axis=1) for rows in (sent, received)
+    )
+    far_seconds = _longest(far_sent, far_received, whole, nodes)
+    if hardware.nic_of is LinkOf.RANK:  # a rank cannot use its neighbours' cards
+        own = whole.times(1 / per_node)
+        of_ranks = Bandwidth(
+            egress=tuple(np.repeat(own.spread(nodes)[0], per_node)),
+            ingress=tuple(np.repeat(own.spread(nodes)[1], per_node)),
+        )
+        far_seconds = _longest(sent[1], received[1], of_ranks, moved.num_ranks)
+    return max(near, far_seconds) * moved.expert_bytes
+
+
+def _longest(sent: Floats, received: Floats, link: Bandwidth, places: int) -> float:
+    """Seconds of the busiest of so many links for a byte of each expert."""
+    egress, ingress = link.spread(places)
+    return float(max((sent / egress).max(), (received / ingress).max()))

@@ -11,6 +11,8 @@ import numpy as np
 
 from moetuner._checks import assert_never
 from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.replica_reference import ReplicaChoice
+from moetuner.evaluation.replica_rule import ReplicaRule
 
 if TYPE_CHECKING:
     from moetuner.evaluation.tally import RoutingTally
@@ -52,13 +54,18 @@ def _count_pairs(first: Any, second: Any, num_experts: int) -> Any:
 
 
 def tally_routing(
-    trace: Trace, placement: Placement, wire: Wire, homes: Homes, groups: Any
+    trace: Trace,
+    placement: Placement,
+    wire: Wire,
+    homes: Homes,
+    rule: ReplicaRule,
+    groups: Any,
 ) -> dict[str, Any]:
     """Twin of ``_core.tally_routing``: every token, from every possible home.
 
     Returns its int64 arrays, in units of 1 / scale rows.
     """
-    return _Walk(trace, placement, wire, homes, groups).run()
+    return _Walk(trace, placement, wire, homes, rule, groups).run()
 
 
 def layer_seconds(rows: RoutingTally, cost: CostModel) -> Any:
@@ -87,11 +94,15 @@ def _slowest_rank(rows: RoutingTally, cost: CostModel, at: tuple[int, int]) -> f
     """Arithmetic and reading weights overlap; ranks wait for each other."""
     ranks = rows.topology.num_ranks
     slowest = 0.0
-    for slots, speed in zip(
-        rows.slot_rows[at].reshape(ranks, -1), cost.speeds(ranks), strict=True
+    used = rows.slot_rows if rows.slot_used is None else rows.slot_used
+    for slots, with_rows, speed in zip(
+        rows.slot_rows[at].reshape(ranks, -1),
+        used[at].reshape(ranks, -1) > 0,
+        cost.speeds(ranks),
+        strict=True,
     ):
         flops = slots.sum() * cost.shape.flops_per_row
-        read = (slots > 0).sum() * cost.shape.expert_bytes
+        read = with_rows.sum() * cost.shape.expert_bytes
         hardware = cost.hardware
         seconds = max(flops / hardware.matmul_rate, read / hardware.memory_bandwidth)
         slowest = max(slowest, seconds / speed)
@@ -122,18 +133,36 @@ def _slowest_link(
         ),
     ):
         for side in ("egress", "ingress"):
-            for link in getattr(rows, f"{way}{kind}_{side}")[at]:
-                seconds = max(seconds, link * row_bytes / bandwidth.slowest)
+            links = getattr(rows, f"{way}{kind}_{side}")[at]
+            given = getattr(bandwidth, side)
+            for place, link in enumerate(links):
+                speed = given[place % len(given)]
+                seconds = max(seconds, link * row_bytes / speed)
                 if link > 0:
                     latency = start  # of a node's link where there is one: it is last
     return float(seconds + latency)
 
 
+_BY_HOME = (
+    ReplicaRule.SGLANG_STATIC,
+    ReplicaRule.VLLM_ASCEND,
+    ReplicaRule.TENSORRT_LLM,
+)
+"""Rules of engines by which the rank that a token comes from matters."""
+
+
 class _Walk:
     def __init__(
-        self, trace: Trace, placement: Placement, wire: Wire, homes: Homes, groups: Any
+        self,
+        trace: Trace,
+        placement: Placement,
+        wire: Wire,
+        homes: Homes,
+        rule: ReplicaRule,
+        groups: Any,
     ) -> None:
         self.trace, self.placement = trace, placement
+        self.choice = ReplicaChoice(trace, placement, homes, rule, groups)
         self.wire, self.homes, self.groups = wire, homes, groups
         self.per_node = placement.topology.ranks_per_node
         self.num_ranks = placement.topology.num_ranks
@@ -148,6 +177,8 @@ class _Walk:
             "traffic": zeros(layers, self.num_ranks, self.num_ranks),
             "scale": 1 if homes is Homes.RECORDED else self.num_ranks,
         }
+        if homes is Homes.UNIFORM and rule in _BY_HOME:
+            self.out["slot_used"] = zeros(num_groups, layers, placement.num_slots)
         for way in ("", "return_"):
             for side in ("egress", "ingress"):
                 self.out[f"{way}rank_{side}"] = zeros(
@@ -175,6 +206,8 @@ class _Walk:
             group = int(self.groups[token])
             for slot in slots.values():
                 self.out["slot_rows"][group, layer, slot] += 1
+                if "slot_used" in self.out and home == self.choice.source[token][1]:
+                    self.out["slot_used"][group, layer, slot] += self.num_ranks
             ranks = [self.rank(slot) for slot in slots.values()]
             end = home
             first = int(self.trace.topk_ids[token, layer, 0])
@@ -186,17 +219,12 @@ class _Walk:
             home = end
 
     def slots_of(self, token: int, layer: int, home: int) -> dict[int, int]:
-        """Slot of each chosen expert: local, else same node, else any."""
+        """Slot of each chosen expert."""
         experts = self.trace.topk_ids[token, layer]
-        chosen = {}
-        for expert in experts[experts >= 0].tolist():
-            row = self.placement.slot_experts[layer]
-            all_slots = np.flatnonzero(row == expert).tolist()
-            local = [s for s in all_slots if self.rank(s) == home]
-            near = [s for s in all_slots if self.node(self.rank(s)) == self.node(home)]
-            candidates = local or near or all_slots
-            chosen[expert] = candidates[token % len(candidates)]
-        return chosen
+        return {
+            expert: self.choice.slot(token, layer, home, expert)
+            for expert in experts[experts >= 0].tolist()
+        }
 
     def send(
         self, group: int, layer: int, home: int, ranks: list[int], way: str

@@ -18,6 +18,7 @@ from moetuner.errors import (
     MissingStatisticsError,
 )
 from moetuner.evaluation.cost import Homes, Wire
+from moetuner.evaluation.replica_rule import ReplicaRule, rank_slots, slot_shares
 from moetuner.trace import CountTrace, Trace
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class RoutingTally:
     remote_nodes: Floats
     traffic: Floats
     """[L, G, G] dispatch rows from home to computing rank, over all groups."""
+    slot_used: Floats | None = None
+    """[Q, L, P] as ``slot_rows``, but of tokens that are dealt out to the ranks; None
+    where it would say the same. Only where a slot has rows counts."""
 
     def weighted(self, weights: Floats) -> RoutingTally:
         """Sum the groups B times, weighted by float64 [B, Q].
@@ -80,7 +84,8 @@ class RoutingTally:
 
     def active_experts(self) -> Floats:
         """Slots of each rank with at least one row, [Q, L, G]."""
-        return self._by_rank((self.slot_rows > 0).astype(np.float64))
+        rows = self.slot_rows if self.slot_used is None else self.slot_used
+        return self._by_rank((rows > 0).astype(np.float64))
 
     def _by_rank(self, slots: Floats) -> Floats:
         shape = (*slots.shape[:-1], self.topology.num_ranks, -1)
@@ -89,8 +94,11 @@ class RoutingTally:
 
     def _additive(self) -> dict[str, Floats]:
         skip = ("topology", "traffic")
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip
+            name: array
+            for name, array in arrays.items()
+            if name not in skip and array is not None
         }
 
 
@@ -100,6 +108,7 @@ def tally(
     *,
     wire: Wire = Wire.DEDUP,
     homes: Homes = Homes.UNIFORM,
+    replica_rule: ReplicaRule = ReplicaRule.MOETUNER,
     groups: NDArray[np.int32] | None = None,
     num_threads: int = 0,
 ) -> RoutingTally:
@@ -109,14 +118,18 @@ def tally(
     ----------
     trace
         Tokens to score. A count-only source works under `Wire.ALLGATHER` alone,
-        is always grouped as it was recorded, and gives all replicas of an expert the
-        same share.
+        is always grouped as it was recorded, and shares the rows of an expert among
+        its replicas, see `moetuner.evaluation.replica_rule.slot_shares`.
     placement
         Slots of the same model's experts; replicas and empty slots are allowed.
     wire, homes
         How rows travel, and from where.
+    replica_rule
+        Which replica a token goes to.
     groups
-        int32 [T], group of each token in 0..Q-1; one group when absent.
+        int32 [T], group of each token in 0..Q-1; one group when absent. A rule that
+        asks for a token's row counts it among those of its group and source rank;
+        without recorded homes a group is dealt out to the ranks.
     num_threads
         0 uses all cores.
 
@@ -131,7 +144,7 @@ def tally(
     """
     check_same_model(trace, placement)
     if isinstance(trace, CountTrace):
-        return _tally_counts(trace, placement, wire)
+        return _tally_counts(trace, placement, wire, replica_rule)
     if homes is Homes.FOLLOW and not trace.ranked:
         raise InvalidTraceError(
             "tally: homes=follow needs each token's first expert, but this trace lists "
@@ -153,6 +166,8 @@ def tally(
         placement.topology.ranks_per_node,
         wire.rules,
         homes,
+        replica_rule,
+        rank_slots(placement) if replica_rule is ReplicaRule.SGLANG_STATIC else None,
         trace.home_rank,
         groups,
         num_groups,
@@ -177,7 +192,9 @@ def check_same_model(trace: Trace | CountTrace, placement: Placement) -> None:
         )
 
 
-def _tally_counts(trace: CountTrace, placement: Placement, wire: Wire) -> RoutingTally:
+def _tally_counts(
+    trace: CountTrace, placement: Placement, wire: Wire, rule: ReplicaRule
+) -> RoutingTally:
     if wire.rules.rows is not _core.Rows.TO_ALL:
         raise MissingStatisticsError(
             f"tally: wire={wire.value} needs the experts of each token; this source "
@@ -186,9 +203,8 @@ def _tally_counts(trace: CountTrace, placement: Placement, wire: Wire) -> Routin
     topology = placement.topology
     experts = placement.slot_experts
     layers = np.arange(placement.num_layers)[:, None]
-    # Which replica a token uses nobody counted: all get the same share.
-    share = (experts >= 0) / placement.num_replicas()[layers, experts]
-    rows = trace.counts[:, layers, experts] * share
+    # Which replica a token uses nobody counted.
+    rows = trace.counts[:, layers, experts] * slot_shares(placement, rule)
     tokens = trace.num_tokens.astype(np.float64)
     num_groups, num_layers = trace.counts.shape[:2]
     rank = np.empty((num_groups, num_layers, topology.num_ranks))

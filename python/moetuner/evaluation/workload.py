@@ -20,6 +20,7 @@ from moetuner.errors import InvalidProblemError, InvalidTraceError
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.tally import RoutingTally, tally
 from moetuner.trace import CountTrace, Trace
+from moetuner.trace.phases import only_decodes
 from moetuner.trace.split import sequence_index
 
 if TYPE_CHECKING:
@@ -40,9 +41,11 @@ class BatchKind(str, enum.Enum):
     """How the tokens of a batch belong together."""
 
     SEQUENCES = "sequences"
-    """Whole sequences in the order of the trace, as prefill runs them."""
+    """Whole sequences in the order of the trace, as prefill runs them. One that is
+    longer than a batch is cut where batches end (chunked prefill)."""
     MIXED = "mixed"
-    """Tokens of all sequences, shuffled by a fixed seed, as decode runs them."""
+    """Tokens of all sequences, as decode runs them: at most one of each sequence where
+    the trace says that all were decoded, else shuffled by a fixed seed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,15 +72,16 @@ def price(rows: RoutingTally, cost: CostModel) -> LayerSeconds:
         ("", layer_price.rates.dispatch),
         ("return_", layer_price.rates.combine),
     ):
-        busiest = {
-            kind: np.maximum(
-                getattr(rows, f"{prefix}{kind}_egress").max(axis=-1),
-                getattr(rows, f"{prefix}{kind}_ingress").max(axis=-1),
-            )
-            for kind in ("rank", "node")
-        }
         exchange[prefix] = layer_price.exchange(
-            direction, busiest["rank"], busiest["node"]
+            direction,
+            layer_price.busiest_rank(
+                getattr(rows, f"{prefix}rank_egress"),
+                getattr(rows, f"{prefix}rank_ingress"),
+            ),
+            layer_price.busiest_node(
+                getattr(rows, f"{prefix}node_egress"),
+                getattr(rows, f"{prefix}node_ingress"),
+            ),
         )
     compute = layer_price.compute(rows.rank_rows(), rows.active_experts())
     dispatch, combine = exchange[""], exchange["return_"]
@@ -93,15 +97,28 @@ def batch_index(
     trace: Trace | CountTrace,
     batch_tokens: int,
     kind: BatchKind = BatchKind.SEQUENCES,
+    *,
+    chunk_tokens: int | None = None,
 ) -> NDArray[np.int32]:
     """Batch of each token, int32 [T] with every number from 0 to Q - 1.
 
     The trace is cut into the whole number of batches that comes nearest to
     ``batch_tokens`` each; a sequence belongs where its middle lies, so batches differ
-    by less than the longest sequence. Without ``sequence`` tokens stand alone. Of a
-    count-only source groups take the place of sequences, and the result is [groups].
+    by less than the longest sequence. Sequences of more than ``chunk_tokens`` tokens
+    (default: those of a batch) are cut where a batch ends. Without ``sequence`` tokens
+    stand alone. Of a count-only source groups take the place of sequences, and the
+    result is [groups].
+
+    Mixed batches of decoded tokens have at most ``batch_tokens`` of them, at most one
+    of a sequence, and sizes that differ by one at most.
     """
-    sizes, order = _units(trace, kind)
+    if batch_tokens != POOLED and kind is BatchKind.MIXED and only_decodes(trace):
+        steps = _decode_steps(trace, batch_tokens)
+        if steps is not None:
+            return steps
+    sizes, order = _units(
+        trace, kind, batch_tokens if chunk_tokens is None else chunk_tokens
+    )
     if batch_tokens == POOLED or not sizes.sum():
         return np.zeros(order.size, np.int32)
     total = int(sizes.sum())
@@ -118,8 +135,33 @@ def num_batches(batches: NDArray[np.integer[Any]]) -> int:
     return int(batches.max(initial=0)) + 1
 
 
+def cuts_sequences(trace: Trace | CountTrace, batch_tokens: int) -> bool:
+    """Whether a batch of so many tokens is too short for a sequence of the trace."""
+    if isinstance(trace, CountTrace) or trace.sequence is None:
+        return False
+    longest = int(np.bincount(sequence_index(trace)).max(initial=0))
+    return batch_tokens != POOLED and longest > batch_tokens
+
+
+def _decode_steps(
+    trace: Trace | CountTrace, batch_tokens: int
+) -> NDArray[np.int32] | None:
+    """Steps of decoding; None where nobody says which sequence a token is of.
+
+    As with a full queue of requests, each step has tokens from all over the sequences:
+    in the order of sequences, every Q-th token is of the same step.
+    """
+    if isinstance(trace, CountTrace) or trace.sequence is None:
+        return None
+    index = sequence_index(trace)
+    num_steps = max(-(-trace.num_tokens // batch_tokens), int(np.bincount(index).max()))
+    steps = np.empty(trace.num_tokens, np.int32)
+    steps[np.argsort(index, kind="stable")] = np.arange(trace.num_tokens) % num_steps
+    return steps
+
+
 def _units(
-    trace: Trace | CountTrace, kind: BatchKind
+    trace: Trace | CountTrace, kind: BatchKind, chunk_tokens: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens of each unit that is never cut, in batch order, and each token's unit."""
     if isinstance(trace, CountTrace):
@@ -134,7 +176,23 @@ def _units(
     place = np.empty(first.size, np.int64)
     place[np.argsort(first)] = np.arange(first.size)
     unit = place[index]
-    return np.bincount(unit, minlength=first.size), unit
+    sizes = np.bincount(unit, minlength=first.size)
+    long = sizes > (chunk_tokens or trace.num_tokens)
+    if long.any():
+        unit = _cut(unit, long)
+        sizes = np.bincount(unit)
+    return sizes, unit
+
+
+def _cut(unit: NDArray[np.int64], long: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Unit of each token where each token of a long sequence is a unit of its own."""
+    order = np.argsort(unit, kind="stable")
+    in_order = unit[order]
+    begins = np.ones(unit.size, bool)
+    begins[1:] = (in_order[1:] != in_order[:-1]) | long[in_order[1:]]
+    cut = np.empty(unit.size, np.int64)
+    cut[order] = np.cumsum(begins) - 1
+    return cut
 
 
 def tally_batches(
@@ -153,6 +211,7 @@ def tally_batches(
         placement,
         wire=cost.wire,
         homes=cost.homes,
+        replica_rule=cost.replica_rule,
         groups=groups,
         num_threads=num_threads,
     )

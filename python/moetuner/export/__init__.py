@@ -6,7 +6,6 @@ not switched on: each export also says the command line that loads it and what i
 
 from __future__ import annotations
 
-import enum
 import json
 import re
 import shlex
@@ -18,8 +17,10 @@ from moetuner._files import atomic_write_bytes
 from moetuner.errors import InvalidPlacementError, InvalidTraceError
 from moetuner.export.base import ExportOptions, ReadOptions, read_json, to_placement
 from moetuner.export.deepep import write_deepep
+from moetuner.export.engine import Engine
 from moetuner.export.eplb import read_eplb, write_eplb
 from moetuner.export.padding import fill_slots
+from moetuner.export.replica_rules import other_rule_note
 from moetuner.export.sglang import KEY as SGLANG_KEY
 from moetuner.export.sglang import read_sglang, write_sglang
 from moetuner.export.trtllm import read_trtllm, write_trtllm
@@ -49,18 +50,6 @@ __all__ = [
     "fill_slots",
     "read_engine_placement",
 ]
-
-
-class Engine(enum.Enum):
-    """Whose file it is, by the name that ``--to`` takes."""
-
-    SGLANG = "sglang"
-    TRTLLM = "trtllm"
-    VLLM_ASCEND = "vllm-ascend"
-    VLLM = "vllm"
-    VLLM_START_MAP = "vllm-start-map"
-    EPLB = "eplb"
-    DEEPEP = "deepep"
 
 
 _WRITERS: dict[Engine, Callable[[Placement, ExportOptions], Written]] = {
@@ -128,7 +117,11 @@ def export_placement(
     return Exported(
         engine=engine,
         command=_with_path(written.command, str(out)),
-        notes=(*written.notes, *_filled(added, engine, options)),
+        notes=(
+            *other_rule_note(placement, engine),
+            *written.notes,
+            *_filled(added, engine, options),
+        ),
         num_replicas=added,
         extra_bytes=(
             None if options.expert_bytes is None else added * options.expert_bytes
@@ -140,15 +133,19 @@ def _filled(added: int, engine: Engine, options: ExportOptions) -> tuple[str, ..
     """Which rule filled the spare slots."""
     if not added:
         return ()
-    known = "" if options.load is not None else " (the first one: say `load`)"
+    if options.load is not None:
+        return (
+            "spare slots hold the coldest expert that their rank lacks: an engine "
+            "reads every expert that a token of the batch chose",
+        )
     if engine is Engine.VLLM_ASCEND:
         return (
-            f"spare slots hold the busiest expert{known} of another rank, with a share "
-            f"of its tokens: a device may not hold one twice",
+            "spare slots hold any expert of another rank, with a share of its tokens: "
+            "say `load`, for the coldest one costs least",
         )
     return (
-        f"spare slots repeat the coldest expert{known} of their own rank: engines that "
-        f"spread tokens over replicas read both in decode",
+        "spare slots repeat any expert of their own rank, which is then read twice: "
+        "say `load`, for the coldest one costs least",
     )
 
 

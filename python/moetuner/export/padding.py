@@ -1,12 +1,15 @@
 """Spare slots filled with replicas: engines know no empty ones.
 
-The rule: a spare slot repeats the *coldest* expert of its own rank that has no replica
-elsewhere. It computes nothing more, so it should cost nothing: engines that spread
-tokens over all replicas (vLLM by a hash) read the weights of both in decode, which is
-rare for an expert that few tokens choose, and happens in every step for the busiest.
+The rule: a spare slot takes the *coldest* expert that its rank lacks. Engines send a
+share of an expert's tokens to each replica, and a rank reads the weights of every
+expert that has a token: rare for an expert that few tokens choose, and in decode
+nothing else costs as much. The coldest expert of the rank's own, twice, would be read
+more often: it is warmer than the coldest of all.
 
-vllm-ascend cannot hold an expert twice on a device. There a spare slot takes the
-busiest expert (per replica) of another rank, and with it a share of its tokens.
+Where loads are unknown, the coldest is too, and any other expert may be a busy one. A
+spare slot then repeats an expert of its own rank that has no replica elsewhere: no
+token goes anywhere else. vllm-ascend cannot hold an expert twice on a device; there it
+takes one of those with the fewest replicas.
 
 Legend: L MoE layers, E experts, G ranks, S slots of a rank.
 """
@@ -54,12 +57,10 @@ def fill_slots(
     placement
         The plan.
     load
-        Integers or floats [L, E], tokens per expert. None takes the first expert that
-        may be taken, of those with the fewest replicas.
+        Integers or floats [L, E], tokens per expert; None where they are unknown.
     repeats
-        Whether a rank may hold an expert twice: see above. One without replicas
-        elsewhere sends no token anywhere else than the plan does; where a rank has
-        none, its coldest gets a larger share of its tokens there.
+        Whether a rank may hold an expert twice, where loads are unknown or it holds
+        all of them.
 
     Raises
     ------
@@ -67,15 +68,15 @@ def fill_slots(
         When `load` has another shape, or is not finite and >= 0.
     """
     shape = (placement.num_layers, placement.num_experts)
-    weights = np.ones(shape)
+    weights: list[NDArray[np.float64] | None] = [None] * placement.num_layers
     if load is not None:
         if load.shape != shape or load.dtype.kind not in "iuf":
             raise InvalidPlacementError(
                 f"fill_slots: load must be numbers {list(shape)}, got {kind_of(load)}"
             )
-        weights = load.astype(np.float64)
-        if not np.isfinite(weights).all() or (weights < 0).any():
+        if not np.isfinite(load).all() or (load < 0).any():
             raise InvalidPlacementError("fill_slots: load must be finite and >= 0")
+        weights = list(load.astype(np.float64))
     slots = np.array(placement.slot_experts)
     num_ranks = placement.topology.num_ranks
     for row, weight in zip(slots, weights, strict=True):
@@ -90,28 +91,28 @@ def fill_slots(
 def _fill_rank(
     held: NDArray[np.int32],
     replicas: NDArray[np.int64],
-    weight: NDArray[np.float64],
+    weight: NDArray[np.float64] | None,
     repeats: bool,
 ) -> None:
     """Fill one rank's slots in place; `replicas` counts on."""
     for slot in np.flatnonzero(held == EMPTY):
         own = np.unique(held[held != EMPTY])
-        if repeats and own.size:
+        lacking = np.setdiff1d(np.arange(len(replicas)), own)
+        if weight is not None and lacking.size:
+            expert = lacking[np.argmin(weight[lacking])]
+        elif repeats and own.size:
             here = np.bincount(held[held != EMPTY], minlength=len(replicas))
             alone = own[here[own] == replicas[own]]
             # A further replica of what other ranks hold too would draw tokens from
             # them.
             legal = alone if alone.size else own
+            expert = legal[0 if weight is None else np.argmin(weight[legal])]
+        elif lacking.size:
+            expert = lacking[np.argmin(replicas[lacking])]
         else:
-            legal = np.setdiff1d(np.arange(len(replicas)), own)
-        if not legal.size:
             raise InvalidPlacementError(
                 f"fill_slots: a rank of {len(held)} slots for {len(replicas)} experts "
                 f"would hold one twice"
             )
-        if repeats and own.size:
-            expert = legal[np.argmin(weight[legal])]
-        else:
-            expert = legal[np.argmax(weight[legal] / replicas[legal])]
         held[slot] = expert
         replicas[expert] += 1

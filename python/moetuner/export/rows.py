@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner.errors import InvalidPlacementError
+from moetuner.evaluation.replica_rule import in_order
 from moetuner.export.padding import fill_slots
-from moetuner.placement.model import EMPTY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,22 +87,15 @@ def complete(
     added = tuple(sorted(set(wanted) - set(planned)))
     if not added:
         return Completed(placement=placement)
-    in_order = _in_order(placement)
+    plain = in_order(placement)
     row_of = dict(zip(planned, placement.slot_experts, strict=True))
-    rows = np.stack([row_of.get(layer, in_order) for layer in wanted])
+    rows = np.stack([row_of.get(layer, plain) for layer in wanted])
     whole = replace(
         placement,
         slot_experts=np.ascontiguousarray(rows, np.int32),
         layer_ids=np.array(wanted, np.int32),
     )
     return Completed(placement=whole, added=added)
-
-
-def _in_order(placement: Placement) -> NDArray[np.int32]:
-    """Experts in order, then the first ones again; no rank holds one twice."""
-    slots = np.arange(placement.num_slots, dtype=np.int32) % placement.num_experts
-    place = np.arange(placement.num_slots) % placement.slots_per_rank
-    return np.where(place < placement.num_experts, slots, EMPTY).astype(np.int32)
 
 
 def filled_rows(

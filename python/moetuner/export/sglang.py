@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner.errors import InvalidPlacementError
+from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.export.base import (
     ExportOptions,
     SlotMap,
@@ -23,6 +24,7 @@ from moetuner.export.base import (
     rows_of_ids,
 )
 from moetuner.export.maps import map_of, read_torch
+from moetuner.export.replica_rules import planned_rule
 from moetuner.export.rows import complete, filled_rows
 from moetuner.trace.importers.torch_file import is_torch_file
 
@@ -48,6 +50,7 @@ def write_sglang(placement: Placement, options: ExportOptions) -> Written:
             f"python -m sglang.launch_server --model-path MODEL --tp-size {num_ranks} "
             f"--ep-size {num_ranks} --ep-num-redundant-experts {num_redundant} "
             f"--init-expert-location {{path}} --moe-a2a-backend deepep"
+            f"{_choice(placement)}"
         ),
         notes=(
             "with --moe-a2a-backend none every rank computes on all tokens: then only "
@@ -59,6 +62,12 @@ def write_sglang(placement: Placement, options: ExportOptions) -> Written:
             "a map and --moe-a2a-backend none, unless --enable-eplb is given",
         ),
     )
+
+
+def _choice(placement: Placement) -> str:
+    """How replicas are chosen; SGLang's own default is static."""
+    dynamic = planned_rule(placement) is ReplicaRule.SGLANG_DYNAMIC
+    return " --ep-dispatch-algorithm dynamic" if dynamic else ""
 
 
 def read_sglang(path: Path) -> SlotMap:

@@ -19,7 +19,7 @@ from moetuner.planning.recordings import Recording
 from moetuner.planning.scores import score_placements
 from moetuner.problem import PlacementProblem
 from moetuner.solver import SolverOptions
-from moetuner.trace import CountTrace, Trace, split_by_sequence
+from moetuner.trace.phases import of_phase, split_of_phase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from moetuner.evaluation.cost import CostModel
     from moetuner.placement.model import Placement
     from moetuner.planning.scores import Comparison
+    from moetuner.trace import CountTrace, Trace
+    from moetuner.trace.phases import Phase
 
 
 def compare_placements(
@@ -38,6 +40,7 @@ def compare_placements(
     seed: int = 0,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     batch_kind: BatchKind = BatchKind.SEQUENCES,
+    phase: Phase | None = None,
 ) -> Comparison:
     """Score placements and baselines on what none of them was planned on.
 
@@ -62,6 +65,8 @@ def compare_placements(
         Of the random baseline and the bootstrap.
     batch_tokens, batch_kind
         Batches that are scored beside all tokens at once, as `evaluate` takes them.
+    phase
+        Score tokens of this phase alone; all of them when None.
 
     Raises
     ------
@@ -71,7 +76,7 @@ def compare_placements(
     """
     result = next(iter(placements))
     _check_alike(trace, placements)
-    recording = _held_out(trace, placements)
+    recording = _held_out(trace, placements, phase)
     baselines = _baselines(recording, placements[result], cost, seed)
     solved = {n: each.placement for n, each in baselines.solutions.items()}
     everything = {**solved, **placements}
@@ -79,7 +84,9 @@ def compare_placements(
     return score_placements(
         recording,
         {name: everything[name] for name in order},
-        Pricing(cost=cost, batch_tokens=batch_tokens, batch_kind=batch_kind),
+        Pricing(
+            cost=cost, batch_tokens=batch_tokens, batch_kind=batch_kind, phase=phase
+        ),
         result=result,
         seed=seed,
         solutions={
@@ -111,7 +118,9 @@ def _check_alike(
 
 
 def _held_out(
-    trace: Trace | CountTrace, placements: Mapping[str, Placement]
+    trace: Trace | CountTrace,
+    placements: Mapping[str, Placement],
+    phase: Phase | None,
 ) -> Recording:
     """The trace, split as it was for the placements where they were planned on it."""
     sha256 = trace.sha256()
@@ -130,7 +139,7 @@ def _held_out(
         )
     about = trace.metadata.dataset or trace.metadata.source
     for part in found:
-        split = split_by_sequence(trace, *part)
+        split = split_of_phase(trace, *part, phase)
         return Recording(
             name=about,
             sha256=sha256,
@@ -138,7 +147,8 @@ def _held_out(
             score=split.score,
             in_sample=not split.held_out,
         )
-    return Recording(name=about, sha256=sha256, plan=None, score=trace)
+    scored = of_phase(trace, phase)
+    return Recording(name=about, sha256=sha256, plan=None, score=scored)
 
 
 def _baselines(

@@ -191,7 +191,8 @@ def measure_drift(
     part = part_of(in_use, trace.sha256())
     asked = _plan_options(in_use, options, part)
     planned = plan_trace(trace, in_use.topology, asked, progress=progress)
-    (parts,) = split_recordings([trace], asked.plan_fraction, asked.solver_options.seed)
+    seed = asked.solver_options.seed
+    (parts,) = split_recordings([trace], asked.plan_fraction, seed, asked.phase)
     others = {
         each.name: each for each in planned.candidates if each is not planned.result
     }
@@ -228,7 +229,8 @@ def _plan_options(
     hardware, shape = pricing.cost.hardware, pricing.cost.shape
     link = hardware.inside.slowest
     if topology.num_nodes > 1:
-        link = min(link, hardware.between(1).slowest)
+        per_node = topology.ranks_per_node
+        link = min(link, hardware.between(per_node).slowest / per_node)
     # Ranks fetch at the same time: one replica more is a G-th of that on each.
     each = shape.expert_bytes / link / topology.num_ranks
     fraction, solver_options = options.plan_fraction, options.solver_options
@@ -244,6 +246,7 @@ def _plan_options(
         plan_fraction=fraction,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
+        phase=pricing.phase,
     )
 
 
@@ -268,6 +271,7 @@ def _before(
         pricing.cost,
         batch_tokens=pricing.batch_tokens,
         batch_kind=pricing.batch_kind,
+        phase=pricing.phase,
     )
     own = found.result
     gain = own.gain

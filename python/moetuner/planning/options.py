@@ -16,6 +16,7 @@ from moetuner.evaluation.workload import (
 )
 from moetuner.planning.baselines import Baselines
 from moetuner.solver import SolverOptions
+from moetuner.trace.phases import Phase
 
 if TYPE_CHECKING:
     from moetuner.placement.model import Placement
@@ -28,14 +29,17 @@ class Pricing:
     Parameters
     ----------
     cost
-        Machine, model shape, wire and homes.
+        Machine, model shape, wire, homes and replica rule.
     batch_tokens, batch_kind
         Batches, see `moetuner.evaluation.workload.Workload`.
+    phase
+        Tokens of this phase alone; all of them when None.
     """
 
     cost: CostModel = field(default_factory=CostModel)
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     batch_kind: BatchKind = BatchKind.SEQUENCES
+    phase: Phase | None = None
 
     def words(self) -> tuple[str, ...]:
         """Part by part, for people."""
@@ -47,7 +51,10 @@ class Pricing:
             f"hardware {cost.hardware.name}",
             f"rank speeds {speeds}",
             *([f"network {cost.hardware.network}"] if cost.hardware.network else ()),
+            f"replica rule {cost.replica_rule.value}",
             f"experts of {cost.shape.hidden_size} x {cost.shape.expert_hidden_size}",
+            cost.shape.words(),
+            *([] if self.phase is None else [f"tokens of {self.phase.value}"]),
             f"batches of about {self.batch_tokens:,} tokens ({self.batch_kind.value})"
             if self.batch_tokens
             else "all tokens as one batch",
@@ -68,17 +75,22 @@ class PlanOptions:
     solver_options
         Time limit, seed, threads.
     cost
-        Machine, model shape, wire and homes that placements are scored with.
+        Machine, model shape, wire, homes and replica rule that placements are scored
+        with.
     slots_per_rank
         Slots per rank and layer; 0 means just enough, or those of the placement in
         use where that holds replicas.
     plan_fraction
         Share of the tokens to plan on; the rest scores. 1 holds nothing out.
     refit
-        After scoring make the plan anew, on all tokens, with the same options.
+        After scoring make the plan anew, on all tokens, with the same options and in
+        ``time_limit / plan_fraction`` seconds: as many for each token.
     batch_tokens, batch_kind
         Batches that are planned for and scored, see
         `moetuner.evaluation.workload.Workload`.
+    phase
+        Plan for and score on the tokens of this phase alone; all when None. The trace
+        is split first: plans for both phases are made on the same requests.
     weights, worst_case
         What several recordings count for, the first one first, or that the slowest
         alone counts, see `moetuner.evaluation.workload.Workload`.
@@ -104,6 +116,7 @@ class PlanOptions:
     refit: bool = False
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     batch_kind: BatchKind = BatchKind.SEQUENCES
+    phase: Phase | None = None
     weights: tuple[float, ...] = ()
     worst_case: bool = False
     baselines: Baselines = Baselines.QUICK
@@ -113,6 +126,9 @@ class PlanOptions:
         check_batch_tokens("PlanOptions", self.batch_tokens)
         kind = one_of(BatchKind, self.batch_kind, "PlanOptions: batch_kind")
         object.__setattr__(self, "batch_kind", kind)
+        if self.phase is not None:
+            phase = one_of(Phase, self.phase, "PlanOptions: phase")
+            object.__setattr__(self, "phase", phase)
         baselines = one_of(Baselines, self.baselines, "PlanOptions: baselines")
         object.__setattr__(self, "baselines", baselines)
         object.__setattr__(self, "weights", tuple(self.weights))
@@ -140,7 +156,10 @@ class PlanOptions:
     def pricing(self) -> Pricing:
         """What placements are scored with."""
         return Pricing(
-            cost=self.cost, batch_tokens=self.batch_tokens, batch_kind=self.batch_kind
+            cost=self.cost,
+            batch_tokens=self.batch_tokens,
+            batch_kind=self.batch_kind,
+            phase=self.phase,
         )
 
     @property

@@ -97,7 +97,9 @@ def plan_trace(
     _check_asked((trace, *others), topology, options)
     solver = get_solver(options.solver, options.config)
     seed = options.solver_options.seed
-    recordings = split_recordings((trace, *others), options.plan_fraction, seed)
+    recordings = split_recordings(
+        (trace, *others), options.plan_fraction, seed, options.phase
+    )
     problem = PlacementProblem.from_workload(
         workload_of(recordings, options),
         topology,

@@ -141,7 +141,7 @@ def _before_0_2(told: Mapping[str, Any]) -> dict[str, Any]:
     }
     cost = {
         "hardware": to_plain(hardware),
-        "shape": {**to_plain(DEFAULT_SHAPE), **sizes},
+        "shape": {**to_plain(DEFAULT_SHAPE), **sizes, "guessed": len(sizes) < 2},
         "wire": told["wire"],
         "homes": told["homes"],
     }

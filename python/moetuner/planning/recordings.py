@@ -13,13 +13,15 @@ import numpy as np
 from moetuner.errors import InvalidTraceError
 from moetuner.evaluation.workload import Workload
 from moetuner.planning.baselines import BASELINES
-from moetuner.trace import CountTrace, Trace, split_by_sequence
+from moetuner.trace import CountTrace, Trace
+from moetuner.trace.phases import split_of_phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moetuner.planning.options import PlanOptions
     from moetuner.planning.scores import Comparison
+    from moetuner.trace.phases import Phase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,18 +57,21 @@ class Overall:
 
 
 def split_recordings(
-    traces: Sequence[Trace | CountTrace], fraction: float, seed: int
+    traces: Sequence[Trace | CountTrace],
+    fraction: float,
+    seed: int,
+    phase: Phase | None = None,
 ) -> tuple[Recording, ...]:
-    """Each trace's planning and held-out part.
+    """Each trace's planning and held-out part, of one phase if so asked.
 
     Raises
     ------
     InvalidTraceError
-        When a part of one routes no token.
+        When a part of one routes no token, or has none of the phase.
     """
     found = []
     for number, trace in enumerate(traces, start=1):
-        split = split_by_sequence(trace, fraction, seed)
+        split = split_of_phase(trace, fraction, seed, phase)
         for part, tokens in (("planning", split.plan), ("held-out", split.score)):
             if not num_choices(tokens):
                 which = f" of trace {number}" if len(traces) > 1 else ""

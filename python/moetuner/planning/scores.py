@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from moetuner.evaluation.cost import CostModel
     from moetuner.evaluation.evaluate import Evaluation, GainInterval
+    from moetuner.evaluation.workload import BatchKind
     from moetuner.placement.model import Placement
     from moetuner.placement.topology import Topology
     from moetuner.planning.baselines import Rival
@@ -49,6 +50,8 @@ class Comparison:
     """The first is the baseline of every gain."""
     result: Scored
     cost: CostModel
+    batch_kind: BatchKind
+    """How tokens of a batch belong together."""
     scored: Trace | CountTrace
     """The tokens that are scored."""
     trace_sha256: str
@@ -170,6 +173,7 @@ def score_placements(
         candidates=tuple(scored.values()),
         result=scored[result],
         cost=cost,
+        batch_kind=pricing.batch_kind,
         scored=trace,
         trace_sha256=recording.sha256,
         plan_tokens=recording.plan_tokens,

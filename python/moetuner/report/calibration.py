@@ -31,8 +31,8 @@ def figures_table(hardware: Hardware) -> Table:
     near = hardware.latency(in_node, between_nodes=False)
     far = hardware.latency(in_node, between_nodes=True)
     rows = {
-        "memory of a rank, at best": f"{hardware.memory_bandwidth / 1e9:.4g} GB/s",
-        "arithmetic of a rank, at best": f"{hardware.matmul_rate / 1e12:.4g} TFLOP/s",
+        "memory of a rank": f"{hardware.memory_bandwidth / 1e9:.4g} GB/s",
+        "arithmetic of a rank": f"{hardware.matmul_rate / 1e12:.4g} TFLOP/s",
         "link inside a node, out / in": _gigabytes(inside.egress, inside.ingress),
         "links of a node, out / in": _gigabytes(between.egress, between.ingress),
         f"latency of {in_node} ranks, inside": f"{near * 1e6:.4g} us",
@@ -86,7 +86,12 @@ def links_table(measured: Measurements) -> Table:
     """Plain messages and collectives: the smallest, and the rate of the largest."""
     table = plain_table("Communicator alone, not fitted")
     table.add_column("what")
-    for head in ("smallest\n(bytes)", "takes\n(us)", "largest\n(bytes)", "GB/s"):
+    for head in (
+        "smallest\n(bytes)",
+        "takes\n(us)",
+        "largest\n(bytes)",
+        "GB/s of\na rank",
+    ):
         table.add_column(head, justify="right", no_wrap=True)
     found: dict[str, list[tuple[int, float]]] = {}
     for link in measured.links:

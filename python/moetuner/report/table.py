@@ -72,6 +72,9 @@ def batch_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Tabl
     """
     size = evaluations[0].batch_tokens
     title = f"Batches of about {size:,} tokens" if size else "All tokens as one batch"
+    held = evaluations[0].num_tokens / evaluations[0].batch_seconds.size
+    if held < size / 2:  # decoding: no more sequences than these at once
+        title = f"Batches of about {held:,.0f} tokens, at most {size:,}"
     table = plain_table(f"{title}, modelled (ms)")
     table.add_column("placement", overflow="fold")
     first, per_gpu = evaluations[0], differ_in_gpus(evaluations)

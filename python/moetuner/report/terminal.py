@@ -27,12 +27,14 @@ def print_comparison(report: Comparison) -> None:
     scored = f"scored on {report.score_tokens:,} others (split by sequence)"
     if report.in_sample:
         scored = "scored on the same: nothing was held out"
+    replicas = any(each.placement.has_replicas for each in report.candidates)
+    rule = f", replica rule {report.cost.replica_rule.value}" if replicas else ""
     print_sentences(
         f"planned on {report.plan_tokens:,} {unit}, {scored}; "
         f"{report.topology.num_ranks} ranks, "
         f"{report.topology.ranks_per_node} per node; "
         f"wire {report.cost.wire.value}, "
-        f"homes {report.cost.homes.value}"
+        f"homes {report.cost.homes.value}{rule}"
     )
     if report.result.solution is not None:
         print_content(stage_table(report.result.name, report.result.solution))

@@ -11,6 +11,7 @@ from moetuner.placement.topology import Topology
 from moetuner.planning.comparison import compare_placements
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.plan import plan_trace
+from moetuner.planning.skew import measure_skew
 from moetuner.report.html import render_page, write_report
 from moetuner.report.quantities import (
     flow_levels,
@@ -19,6 +20,7 @@ from moetuner.report.quantities import (
     together,
     traffic_per_token,
 )
+from moetuner.report.skew import skew_words
 from moetuner.report.verdict import verdict
 from moetuner.report.words import gain_cell
 from moetuner.trace import CountTrace, read_trace
@@ -246,3 +248,16 @@ def test_recordings_of_large_models_are_reported(traces_dir, parse, name):
     shown = page.column("load", "chain")
     wanted = relative_load(plan.result.evaluation)
     np.testing.assert_allclose(shown, wanted.ravel(), rtol=1e-5)
+
+
+def test_skew_by_layer_is_that_of_the_scored_tokens(make_comparison, parse):
+    comparison = make_comparison(batch_tokens=100, batch_kind="mixed")
+    found = measure_skew(comparison.scored, 4, batch_tokens=100, batch_kind="mixed")
+    page = parse(render_page(comparison))
+    assert skew_words(found) in page.text
+    for name, values in (
+        ("contiguous blocks, all tokens", found.persistent),
+        ("best static balance, mean batch", found.transient),
+        ("by chance alone, mean batch", found.transient_chance),
+    ):
+        np.testing.assert_allclose(page.column("skew", name), values, rtol=1e-5)

@@ -10,6 +10,7 @@ from moetuner.bounds import certify
 from moetuner.errors import SolverError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.rates import Bandwidth
 from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
@@ -49,7 +50,7 @@ def test_it_finds_what_the_oracle_finds(case):
     holes = any((trace.topk_ids < 0).any() for trace in workload.traces)
     if (
         workload.worst_case
-        or workload.cost.rank_speeds
+        or not workload.cost.alike(problem.topology)
         or (holes and workload.cost.homes is Homes.FOLLOW)
     ):
         return  # refused, see below
@@ -123,6 +124,30 @@ def test_names_inside_a_node_matter_where_rows_come_back_through_gateways(wire):
     assert EXACT.solve(problem).value == pytest.approx(truth.value, rel=1e-9)
 
 
+@pytest.mark.parametrize("homes", Homes)
+@pytest.mark.parametrize("wire", Wire)
+def test_links_that_are_slower_one_way(rng, homes, wire):
+    """Ranks can still be renamed, but what goes out takes longer than what returns."""
+    trace = make_trace(
+        random_ids(rng, 40, 2, 4, 2),
+        4,
+        ranked=True,
+        home_rank=rng.integers(0, 4, 40).astype(np.int16),
+    )
+    slow_out = replace(
+        TOY_COST.hardware,
+        rank_bandwidth=Bandwidth(egress=(5e9,), ingress=(50e9,)),
+        nic_bandwidth=Bandwidth(egress=(9e9,), ingress=(2e9,)),
+    )
+    cost = replace(TOY_COST, homes=homes, wire=wire, hardware=slow_out)
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(trace,), cost=cost, batch_tokens=20),
+        Topology(num_ranks=4, ranks_per_node=2),
+    )
+    truth = oracle(problem)
+    assert EXACT.solve(problem).value == pytest.approx(truth.value, rel=1e-9)
+
+
 def test_time_is_kept_and_then_no_bound_is_claimed():
     problem = mixtral_like(4, 4, homes=Homes.FOLLOW)
     solution = EXACT.solve(problem, SolverOptions(time_limit=0.05))
@@ -170,6 +195,16 @@ def test_what_is_no_sum_over_layers_is_refused(rng):
         workload = Workload(traces=traces, cost=replace(TOY_COST, **cost), **options)
         problem = PlacementProblem.from_workload(workload, topology)
         with pytest.raises(SolverError, match=message):
+            EXACT.solve(problem)
+    narrow = replace(
+        TOY_COST.hardware, rank_bandwidth=Bandwidth(egress=(1e9, 2e9), ingress=(2e9,))
+    )
+    for objective in (Objective.MODELLED_TIME, Objective.LINK_TRAFFIC):
+        unlike = replace(TOY_COST, hardware=narrow)
+        problem = PlacementProblem.from_workload(
+            Workload(traces=(trace,), cost=unlike), topology, objective=objective
+        )
+        with pytest.raises(SolverError, match="links cannot be renamed"):
             EXACT.solve(problem)
     wide = make_trace(random_ids(rng, 5, 1, 16, 2), 16)
     problem = PlacementProblem.from_workload(Workload(traces=(wide,)), topology)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moetuner.evaluation.rates import Bandwidth
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective
 from moetuner.solver import SolveStatus, get_solver
@@ -53,6 +54,20 @@ def test_total_traffic_is_exact_with_two_link_speeds_too(rng):
     slowest = replace(problem, objective=Objective.LINK_TRAFFIC)
     (stage,) = get_solver("chain").solve(slowest).stages
     assert (stage.status, stage.lower_bound) == (SolveStatus.HEURISTIC, None)
+
+
+def test_where_links_differ_nothing_is_claimed_to_be_optimal(rng):
+    one_node = Topology(num_ranks=4, ranks_per_node=4)
+    problem = random_problem(rng, 2, 8, one_node, objective=Objective.LINK_TRAFFIC)
+    workload = problem.workload
+    assert get_solver("chain").solve(problem).stages[0].lower_bound is not None
+    narrow = replace(
+        workload.cost.hardware,
+        rank_bandwidth=Bandwidth(egress=(2e9,), ingress=(1e9, 2e9, 2e9, 2e9)),
+    )
+    cost = replace(workload.cost, hardware=narrow)
+    problem = replace(problem, workload=replace(workload, cost=cost))
+    assert get_solver("chain").solve(problem).stages[0].lower_bound is None
 
 
 def test_a_permuted_layer_is_put_back(rng):

@@ -15,6 +15,7 @@ from moetuner.solver.heuristics.starts import start_ranks
 from moetuner.solver.joint.follow import FollowRounds
 from moetuner.solver.joint.interruptible import Interruptible
 from moetuner.solver.joint.scenarios import members
+from strategies import TOY_COST
 from test_joint import NOTHING_MORE, anneal, problems, rounds_of
 
 
@@ -29,7 +30,9 @@ def follow_of(problem, profile=NOTHING_MORE):
 
 
 def dedup(problem):
-    cost = replace(problem.workload.cost, wire=Wire.DEDUP)
+    """With links of one speed, too."""
+    hardware = TOY_COST.hardware
+    cost = replace(problem.workload.cost, wire=Wire.DEDUP, hardware=hardware)
     return replace(problem, workload=replace(problem.workload, cost=cost))
 
 

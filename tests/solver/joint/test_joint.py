@@ -36,6 +36,7 @@ from moetuner.solver.joint.tokens import TokenRounds
 from oracle import oracle
 from strategies import (
     TOY_COST,
+    links_of,
     make_trace,
     random_ids,
     random_problem,
@@ -76,6 +77,7 @@ def problems(
     speeds = draw(st.sampled_from([(), tuple(rng.uniform(0.5, 1, topology.num_ranks))]))
     cost = replace(
         TOY_COST,
+        hardware=draw(links_of(TOY_COST.hardware, topology)),
         wire=draw(st.sampled_from(Wire)),
         homes=draw(st.sampled_from(homes)),
         rank_speeds=speeds,

@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from moetuner.errors import SolverError
 from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.rates import Bandwidth
 from moetuner.evaluation.shapes import shape_for_model
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
@@ -89,6 +91,20 @@ def test_pair_bounds_hold_for_every_naming(case):
     clusters = rng.permuted(np.tile(row, (problem.num_layers, 1)), axis=1)
     bound = pair_bounds(problem, problem.rank_flows(clusters)).sum()
     assert bound <= best_naming(problem, clusters) * (1 + 1e-12)
+
+
+def test_links_that_differ_within_a_level_are_refused(rng):
+    problem = random_problem(rng, 2, 8, TWO_NODES, objective=Objective.LINK_TRAFFIC)
+    workload = problem.workload
+    narrow = replace(
+        workload.cost.hardware,
+        rank_bandwidth=Bandwidth(egress=(2e9,), ingress=(1e9, 2e9)),
+    )
+    cost = replace(workload.cost, hardware=narrow)
+    problem = replace(problem, workload=replace(workload, cost=cost))
+    assert not problem.alike_links
+    with pytest.raises(SolverError, match="links of one speed"):
+        Ilp2Solver().solve(problem)
 
 
 def test_both_stages_are_told(rng):

@@ -34,9 +34,11 @@ struct ArcArgs {
   std::int64_t ranks_per_node;
   std::int64_t num_renames;
   ArcCost cost;
-  Crossing crossing;   // for kExchange
-  LinkRates dispatch;  // for kExchange
-  int num_threads;     // 0: all cores
+  Crossing crossing;       // for kExchange
+  LinkRates dispatch;      // for kExchange
+  LinkFactors rank_links;  // for kExchange, [G]; renamings must leave them as they are
+  LinkFactors node_links;  // for kExchange, [N]
+  int num_threads;         // 0: all cores
 
   double* best;           // [P, P], weighted sum over batches
   std::int32_t* renamed;  // [P, P], the renaming that reaches it, the first of several

@@ -2,6 +2,7 @@
 
 #include "moetuner/planning/inlined.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -25,6 +26,20 @@ struct LinkRates {
   double node_latency;  // once, where any row crosses a node's link
 };
 
+/// How slow the links of places (ranks or nodes) are: 1 is as `LinkRates` say, less is faster.
+/// Empty where all links are alike.
+struct LinkFactors {
+  std::vector<double> egress;   // of each place
+  std::vector<double> ingress;  // the same
+
+  bool alike() const { return egress.empty(); }
+  bool fits(std::int64_t places) const {
+    return alike() || static_cast<std::int64_t>(egress.size()) == places;
+  }
+  double out(std::int64_t place) const { return alike() ? 1.0 : egress[place]; }
+  double in(std::int64_t place) const { return alike() ? 1.0 : ingress[place]; }
+};
+
 /// All that turns the rows of a layer into seconds: `CostModel.rates` makes it.
 struct Rates {
   ComputeRates compute;
@@ -33,9 +48,11 @@ struct Rates {
   LinkRates both_ways;              // a row, and a latency, of both directions
   double dispatch_share;            // of what a row takes both ways, the way out
   std::vector<double> rank_speeds;  // [G], relative to `compute`
+  LinkFactors rank_links = {};      // [G]
+  LinkFactors node_links = {};      // [N]
 
   /// The same for whole nodes in the place of ranks: a node computes as many times faster as it has
-  /// ranks, `speeds` [N] beside, and nothing moves inside it.
+  /// ranks, `speeds` [N] beside, and nothing moves inside it. Links of nodes stay as they are.
   Rates of_nodes(std::vector<double> speeds) const;
 };
 
@@ -49,6 +66,24 @@ MOETUNER_INLINE inline double busy_seconds(const ComputeRates& rates, double row
 /// `busy_seconds` as the largest of linear functions, each seconds per row and per active expert.
 inline std::vector<ComputeRates> busy_planes(const ComputeRates& rates) {
   return {{rates.row, 0.0}, {0.0, rates.expert}};
+}
+
+/// Rows on the busiest of the links of `count` places; those on faster links count for less.
+template <typename Count>
+double busiest_link(const LinkFactors& links,
+                    const Count* egress,
+                    const Count* ingress,
+                    std::int64_t count) {
+  if (links.alike()) {
+    const Count out = *std::max_element(egress, egress + count);
+    return static_cast<double>(std::max(out, *std::max_element(ingress, ingress + count)));
+  }
+  double most = 0.0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    most = larger(most, static_cast<double>(egress[i]) * links.egress[i]);
+    most = larger(most, static_cast<double>(ingress[i]) * links.ingress[i]);
+  }
+  return most;
 }
 
 /// What one direction takes beside its latency, from rows on the busiest link of each kind.

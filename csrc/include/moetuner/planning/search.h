@@ -1,6 +1,7 @@
 #pragma once
 
 #include "moetuner/planning/price.h"
+#include "moetuner/planning/replica_rule.h"
 #include "moetuner/planning/wire.h"
 
 #include <cmath>
@@ -36,7 +37,7 @@ struct SearchProblem {
   const std::uint8_t* active;          // [S, L, E], 1: the expert has rows in such a batch
   const double* row_scale;             // [S]
   const double* weight;                // [S]
-  const std::int64_t* token;           // [T], number by which replicas are picked
+  const std::int64_t* token;           // [T], index of each token in its trace
   const std::int32_t* home;            // [T], rank at the first layer; null: uniform
   std::int64_t num_tokens;
   std::int64_t num_layers;
@@ -53,6 +54,7 @@ struct SearchProblem {
   const std::int32_t* stay_rank;  // [L, E], where experts are now; null: nowhere
   double move_seconds;            // what every expert that is elsewhere then adds
   // What `search_tokens` alone knows:
+  ReplicaRule replica_rule;
   bool replicas;  // slots that can be spared may take copies
 };
 

@@ -8,12 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 
 from moetuner.calibration.loads import KnownLoad, known_load, loads_of
 from moetuner.calibration.measure.graphs import captured
 from moetuner.calibration.measure.memory import need_memory
+from moetuner.calibration.measure.timed_layer import (
+    DTYPE,
+    Path,
+    TimedLayer,
+    make_experts,
+)
 from moetuner.calibration.samples import (
     Case,
     ExchangeSample,
@@ -24,16 +29,7 @@ from moetuner.calibration.samples import (
     Timing,
     Way,
 )
-from moetuner.nn.experts import Experts
-from moetuner.ops import (
-    Dispatched,
-    buffer_nbytes,
-    check_overflow,
-    combine,
-    dispatch,
-    node_groups,
-)
-from moetuner.placement.tables import PlacementTables
+from moetuner.ops import buffer_nbytes, node_groups
 from moetuner.placement.topology import Topology
 
 if TYPE_CHECKING:
@@ -42,11 +38,10 @@ if TYPE_CHECKING:
     from moetuner.calibration.budget import Allowance
     from moetuner.calibration.measure.clock import Clock, Step
     from moetuner.calibration.measure.ranks import Ranks
-    from moetuner.ops import NodeGroups
+    from moetuner.nn.experts import Experts
 
     Sample = ExchangeSample | LayerSample
 
-DTYPE = torch.bfloat16
 FIXED_LOADS = (Load.LOCAL, Load.NEXT, Load.NEXT_NODE, Load.UNIFORM)
 
 
@@ -55,7 +50,8 @@ def cases_of(
 ) -> list[Case]:
     """What is measured, few tokens first.
 
-    The smallest batch is measured among fewer ranks too: how a latency grows with them.
+    Uniform loads come in every size, all others in every second one. The smallest batch
+    is measured among fewer ranks too: how a latency grows with them.
     """
     found = [
         Case(
@@ -65,9 +61,10 @@ def cases_of(
             num_tokens=num_tokens,
             num_ranks=topology.num_ranks,
         )
-        for num_tokens in tokens
+        for number, num_tokens in enumerate(tokens)
         for shape in shapes
         for load in loads_of(topology)
+        if number % 2 == 0 or load is Load.UNIFORM or topology.num_ranks == 1
         for form in Form
         if form is Form.EXACT or load in FIXED_LOADS
     ]
@@ -110,7 +107,14 @@ def measure_layers(
         layer = None
         if ranks.rank < case.num_ranks:
             own = experts[case.shape] if everywhere else None
-            layer = _Layer(case, known, own, ranks, *groups.of(case.num_ranks))
+            layer = TimedLayer(
+                known,
+                case.form,
+                case.shape.hidden_size,
+                own,
+                ranks,
+                groups.path(case.num_ranks),
+            )
         seconds = 0.0
         for sample in _measure(case, layer, ranks, clock, allowance.case_seconds):
             seconds = max(sample.timing.seconds, seconds)
@@ -121,7 +125,7 @@ def measure_layers(
 
 
 def _measure(
-    case: Case, layer: _Layer | None, ranks: Ranks, clock: Clock, seconds: float
+    case: Case, layer: TimedLayer | None, ranks: Ranks, clock: Clock, seconds: float
 ) -> Iterator[Sample]:
     """One case: replayed where a graph can hold it, else called."""
 
@@ -170,93 +174,19 @@ class _Groups:
             self._made[num_ranks] = str(group.group_name) if inside else ""
         return Topology(num_ranks=num_ranks, ranks_per_node=num_ranks)
 
-    def of(self, num_ranks: int) -> tuple[str, NodeGroups | None]:
-        """Its name, and the groups of two levels where rows take them."""
-        topology = self.ranks.topology
-        if num_ranks < topology.num_ranks:
-            return self._made[num_ranks], None
-        name = self.ranks.group_name
-        if 1 < topology.ranks_per_node < topology.num_ranks:
-            return name, node_groups(name, topology.ranks_per_node)
-        return name, None
+    def path(self, num_ranks: int) -> Path:
+        """How rows travel among the first so many ranks."""
+        if num_ranks < self.ranks.topology.num_ranks:
+            return Path(group_name=self._made[num_ranks], nodes=None)
+        return path_of(self.ranks)
 
 
-class _Layer:
-    """One layer on this rank, and the tokens that it is given."""
-
-    def __init__(
-        self,
-        case: Case,
-        known: KnownLoad,
-        experts: Experts | None,
-        ranks: Ranks,
-        group_name: str,
-        nodes: NodeGroups | None,
-    ) -> None:
-        rng = torch.Generator().manual_seed(ranks.rank)
-        ids = torch.from_numpy(known.ids(ranks.rank))
-        x = torch.randn(len(ids), case.shape.hidden_size, generator=rng)
-        tables = PlacementTables.of(known.placement, ranks.rank)
-        x, weights = x.to(DTYPE), torch.rand(ids.shape, generator=rng)
-        slots = tables.candidates[0], tables.num_candidates[0]
-        self._tokens = tuple(t.to(ranks.device) for t in (x, ids, weights))
-        self._slots = tuple(torch.from_numpy(t).to(ranks.device) for t in slots)
-        self._size, self._group_name = tables.slots_per_rank, group_name
-        self._options: dict[str, Any] = {"nodes": nodes}
-        if nodes is None:
-            self._options["ranks_per_node"] = tables.ranks_per_node
-        if case.form is Form.FIXED:
-            self._options |= fixed_sizes(case, known)
-        self._experts = experts
-
-    def dispatch(self, _: Any) -> Dispatched:
-        """The way out."""
-        x, ids, weights = self._tokens
-        candidates, num_candidates = self._slots
-        return dispatch(
-            x,
-            ids,
-            weights,
-            candidates,
-            num_candidates,
-            self._size,
-            self._group_name,
-            **self._options,
-        )
-
-    def experts(self, sent: Dispatched) -> tuple[torch.Tensor, Dispatched]:
-        """What they make of the rows."""
-        assert self._experts is not None
-        return self._experts(sent.rows, sent.end_offsets), sent
-
-    def combine(self, done: tuple[torch.Tensor, Dispatched]) -> torch.Tensor:
-        """The way back."""
-        return combine(done[0], done[1].handle)
-
-    def both(self, _: Any) -> torch.Tensor:
-        """The way out and back, without experts."""
-        sent = self.dispatch(None)
-        return combine(sent.rows, sent.handle)
-
-    def check(self) -> None:
-        """Sizes that are too small would make it look fast."""
-        handle = self.dispatch(None).handle
-        if handle.overflow is not None:
-            check_overflow(handle.overflow)
-
-
-def fixed_sizes(case: Case, known: KnownLoad) -> dict[str, int]:
-    """Just enough room for a load."""
-    rows = int(known.counts().rank_rows().max())
-    return {"capacity": case.num_tokens, "max_rows": max(rows, 1)}
-
-
-def make_experts(shape: LayerShape, num_slots: int, device: torch.device) -> Experts:
-    """Those of a rank, of random numbers; never trained."""
-    made = Experts(
-        num_slots, shape.hidden_size, shape.inner_size, device=device, dtype=DTYPE
-    )
-    return made.requires_grad_(False)
+def path_of(ranks: Ranks) -> Path:
+    """Two levels on several nodes of several ranks; every rank calls this."""
+    topology, name, nodes = ranks.topology, ranks.group_name, None
+    if 1 < topology.ranks_per_node < topology.num_ranks:
+        nodes = node_groups(name, topology.ranks_per_node)
+    return Path(group_name=name, nodes=nodes)
 
 
 def _need_memory(ranks: Ranks, case: Case, known: KnownLoad) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moetuner.calibration.measure.graphs import captured
-from moetuner.calibration.measure.layers import DTYPE, make_experts
 from moetuner.calibration.measure.memory import need_memory
+from moetuner.calibration.measure.timed_layer import DTYPE, make_experts
 from moetuner.calibration.samples import (
     ExpertsSample,
     LayerShape,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import moetuner._core as _core
-from moetuner._core import ArcCost, Crossing, LinkRates
+from moetuner._core import ArcCost, Crossing, LinkFactors, LinkRates
 from moetuner.errors import SolverError
 from moetuner.evaluation.cost import Homes
 from moetuner.problem import Objective, PlacementProblem
@@ -123,12 +123,14 @@ def _check(problem: PlacementProblem) -> None:
     if problem.num_experts > MAX_EXPERTS:
         refuse(f"at most {MAX_EXPERTS} experts, got {problem.num_experts}")
     workload = problem.workload
+    if problem.objective is Objective.LINK_TRAFFIC and not problem.alike_links:
+        refuse("ranks of different links cannot be renamed")
     if problem.objective is not Objective.MODELLED_TIME:
         return
     if workload.worst_case:
         refuse("the worst of several traces is no sum over layers")
-    if not workload.cost.equal_speeds:
-        refuse("ranks of different speeds cannot be renamed")
+    if not workload.cost.alike(problem.topology):
+        refuse("ranks of different speeds or links cannot be renamed")
     if any(isinstance(trace, CountTrace) for trace in workload.traces):
         refuse("needs the experts of each token; a source only counted loads")
     if workload.cost.homes is not Homes.FOLLOW:
@@ -275,6 +277,7 @@ class _Search:
         """Cheapest step into every state of `layer` from every state before it."""
         problem, topology = self.problem, self.problem.topology
         kind, crossing = ArcCost.REMOTE, Crossing.DIRECT
+        rank_links = node_links = LinkFactors()
         dispatch = LinkRates(
             rank_row=0.0, node_row=0.0, rank_latency=0.0, node_latency=0.0
         )
@@ -291,7 +294,9 @@ class _Search:
             to_ranks, to_nodes = self.costs.rows_from(layer)
             weight, cost = self.costs.batches.weight, self.costs.cost
             kind, crossing = ArcCost.EXCHANGE, cost.wire.rules.crossing
-            dispatch = self.costs.price.rates.dispatch
+            rates = self.costs.price.rates
+            dispatch = rates.dispatch
+            rank_links, node_links = rates.rank_links, rates.node_links
         return _core.cheapest_arcs(
             rank_of=self.states,
             rank_rows=np.ascontiguousarray(to_ranks),
@@ -303,5 +308,7 @@ class _Search:
             cost=kind,
             crossing=crossing,
             dispatch=dispatch,
+            rank_links=rank_links,
+            node_links=node_links,
             num_threads=self.options.threads,
         )

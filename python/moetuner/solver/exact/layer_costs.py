@@ -190,7 +190,7 @@ class LayerCosts:
         )
 
     def _exchange(self, to_ranks: Floats, to_nodes: Floats, *, combine: bool) -> Floats:
-        """Seconds of one direction, [B, P]: the busiest link either way round."""
+        """Seconds of one direction, [B, P]; `combine` goes the other way round."""
         topology, per_node = self.topology, self.topology.ranks_per_node
         ranks, nodes = np.arange(topology.num_ranks), topology.nodes()
         local, same = ranks % per_node, topology.same_node()
@@ -209,8 +209,12 @@ class LayerCosts:
         node_out = np.einsum("bphn,hn->bph", to_nodes, other)
         node_out = node_out.reshape(*node_out.shape[:2], -1, per_node).sum(axis=3)
         rates = self.price.rates
+
+        def ways(out: Floats, into: Floats) -> tuple[Floats, Floats]:
+            return (into, out) if combine else (out, into)
+
         return self.price.exchange(
             rates.combine if combine else rates.dispatch,
-            np.maximum(ingress.max(axis=2), egress.max(axis=2)),
-            np.maximum(node_in.max(axis=2), node_out.max(axis=2)),
+            self.price.busiest_rank(*ways(egress, ingress)),
+            self.price.busiest_node(*ways(node_out, node_in)),
         )

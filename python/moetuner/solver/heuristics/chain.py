@@ -73,6 +73,7 @@ class ChainSolver(Heuristic):
 def alignment_is_exact(problem: PlacementProblem) -> bool:
     """Whether `align_layers` is optimal for its clusters."""
     one_speed = problem.topology.num_nodes == 1 or problem.topology.ranks_per_node == 1
+    one_speed = one_speed and problem.alike_links
     return one_speed or problem.objective is Objective.TOTAL_TRAFFIC
 
 

@@ -89,7 +89,12 @@ def make_scenarios(
         whole = scenario_tokens == 0 or 0 < workload.batch_tokens <= scenario_tokens
         if not whole:
             tokens = max(scenario_tokens, 0)  # 0 pools
-            group = batch_index(trace, tokens, workload.batch_kind)
+            group = batch_index(
+                trace,
+                tokens,
+                workload.batch_kind,
+                chunk_tokens=workload.batch_tokens,
+            )
             size = int(np.sum(trace.num_tokens)) / num_batches(batches)
         parts.append(_scenarios_of(trace, group, size, share, max_tokens))
     if len(parts) == 1:
@@ -254,6 +259,7 @@ def search_problem(
         ranks_per_node=1 if nodes_alone else per_node,
         wire=cost.wire.rules,
         homes=cost.homes,
+        replica_rule=cost.replica_rule,
         rates=rates,
         smoothing=added,
         stay_rank=stay,

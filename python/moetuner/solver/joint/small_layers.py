@@ -92,7 +92,7 @@ def solve_small_layers(
 ) -> Solution:
     """The optimum, or the best that is found from `start` in the time that is left."""
     left = replace(options, time_limit=clock.left)
-    alike = problem.workload.cost.equal_speeds
+    alike = problem.workload.cost.alike(problem.topology)
     if problem.num_experts <= EXACT_EXPERTS and alike:
         solution = ExactSolver().solve(problem, left, warm_start=start)
         if solution.status is not SolveStatus.TIME_LIMIT or clock.left <= 0:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner.errors import SolverError
 from moetuner.problem import Objective
 from moetuner.solver.base import (
     Clock,
@@ -85,6 +86,11 @@ class Ilp2Solver:
         """See `moetuner.solver.Solver`."""
         check_objective(self, problem)
         problem.statistics.require_transitions("solver ilp2")
+        if not problem.alike_links:
+            raise SolverError(
+                "solver ilp2: wanted links of one speed inside nodes and of one "
+                "between them, got some that differ: take joint"
+            )
         clock = Clock(time_limit=options.time_limit)
         first = Ilp1Solver().solve(
             replace(problem, objective=Objective.LOAD_DEVIATION),

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner._core import Crossing, LayerPrice, Rows
+from moetuner._core import Crossing, LayerPrice, LinkRates, Rows
 from moetuner.evaluation.cost import Homes
 from moetuner.solver.programs.model import MilpBuilder, MilpModel
 
@@ -157,7 +157,7 @@ class _Program:
         i-th node.
         """
         topology, cost = self.problem.topology, self.problem.workload.cost
-        if cost.homes is not Homes.UNIFORM or not cost.equal_speeds:
+        if cost.homes is not Homes.UNIFORM or not cost.alike(topology):
             return start
         per_node = topology.ranks_per_node
         load = self.tokens.weight @ self.tokens.rows
@@ -201,38 +201,65 @@ class _Program:
     def _exchange(self) -> None:
         """What the busiest link takes, there and back."""
         tokens, topology = self.tokens, self.problem.topology
-        links = self.price.rates.both_ways
+        ways = [self._levels(way) for way in self._ways()]
+        busiest = [self._batch_columns() for _ in ways]
+        if self._sent() is Rows.TO_ALL:
+            everyone = np.zeros(len(tokens.batch), np.int64)
+            sent = tokens.count(np.arange(len(tokens.batch)), everyone, 1)[:, 0]
+            for levels, columns in zip(ways, busiest, strict=True):
+                floors = np.max([level.of_all(sent) for level in levels], axis=0)
+                for column, floor in zip(
+                    columns.tolist(), floors.tolist(), strict=True
+                ):
+                    self.builder.add_row([column], lower=floor)
+            return
+        rules = self.problem.workload.cost.wire.rules
+        by_rank = self._visits(topology.num_ranks)
+        visits = [by_rank]
+        if topology.num_nodes > 1:
+            once = rules.rows is Rows.PER_EXPERT or rules.crossing is Crossing.GATEWAY
+            visits.append(
+                self._visits(topology.num_nodes) if once else self._together(by_rank)
+            )
+        for levels, columns in zip(ways, busiest, strict=True):
+            for level, visited in zip(levels, visits, strict=True):
+                level.add_links(self.builder, columns, visited)
+
+    def _ways(self) -> list[_Way]:
+        """Both directions as one where links are alike: what goes out comes back."""
+        rates = self.price.rates
+        rank, node = rates.rank_links, rates.node_links
+        if not rank.egress and not node.egress:
+            return [_Way(rates=rates.both_ways, rank=([], []), node=([], []))]
+        out = [(link.egress, link.ingress) for link in (rank, node)]
+        back = [(link.ingress, link.egress) for link in (rank, node)]
+        return [
+            _Way(rates=rates.dispatch, rank=out[0], node=out[1]),
+            _Way(rates=rates.combine, rank=back[0], node=back[1]),
+        ]
+
+    def _levels(self, way: _Way) -> list[_Level]:
+        """Links of a direction: inside nodes, and between them where there are any."""
+        tokens, topology = self.tokens, self.problem.topology
         unlike = ~np.eye(topology.num_ranks, dtype=bool)
         levels = [
-            _Level(
-                seconds=links.rank_row / self.unit,
+            _Level.of(
+                seconds=way.rates.rank_row / self.unit,
+                factors=way.rank,
                 pairs=topology.same_node() & unlike,
                 out=tokens.rank_out,
             )
         ]
         if topology.num_nodes > 1:
             levels.append(
-                _Level(
-                    seconds=links.node_row / self.unit,
+                _Level.of(
+                    seconds=way.rates.node_row / self.unit,
+                    factors=way.node,
                     pairs=~np.eye(topology.num_nodes, dtype=bool),
                     out=tokens.node_out,
                 )
             )
-        busiest = self._batch_columns()
-        if self._sent() is Rows.TO_ALL:
-            everyone = np.zeros(len(tokens.batch), np.int64)
-            sent = tokens.count(np.arange(len(tokens.batch)), everyone, 1)[:, 0]
-            floors = np.max([level.of_all(sent) for level in levels], axis=0)
-            for column, floor in zip(busiest.tolist(), floors.tolist(), strict=True):
-                self.builder.add_row([column], lower=floor)
-            return
-        rules = self.problem.workload.cost.wire.rules
-        by_rank = self._visits(topology.num_ranks)
-        levels[0].add_links(self.builder, busiest, by_rank)
-        for level in levels[1:]:
-            once = rules.rows is Rows.PER_EXPERT or rules.crossing is Crossing.GATEWAY
-            visits = self._visits(len(level.pairs)) if once else self._together(by_rank)
-            level.add_links(self.builder, busiest, visits)
+        return levels
 
     def _together(
         self, by_rank: list[tuple[Ints, Floats]]
@@ -298,22 +325,53 @@ def _highest(planes: list[Floats]) -> list[Floats]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Way:
+    """A direction: its seconds, and factors of what leaves and what enters places."""
+
+    rates: LinkRates
+    rank: tuple[list[float], list[float]]
+    node: tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Level:
     """Links between ranks of a node, or between nodes: U of either.
 
     ``pairs`` [U, U] says between whom a row goes, ``out`` [H, U] the share of a home's
-    rows that leave through a unit.
+    rows that leave through a unit. ``egress`` and ``ingress`` [U] are how slow links
+    are beside ``seconds``.
     """
 
     seconds: float
     pairs: NDArray[np.bool_]
     out: Floats
+    egress: Floats
+    ingress: Floats
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        seconds: float,
+        factors: tuple[list[float], list[float]],
+        pairs: NDArray[np.bool_],
+        out: Floats,
+    ) -> _Level:
+        """Links with those factors of egress and ingress, or without any: alike."""
+        egress, ingress = (np.array(f or [1.0] * len(pairs)) for f in factors)
+        return cls(
+            seconds=seconds, pairs=pairs, out=out, egress=egress, ingress=ingress
+        )
 
     def of_all(self, sent: Floats) -> Floats:
         """Seconds of the busiest link, [B], when all get the rows `sent` [B, H]."""
         leaving = sent @ self.out  # [B, U]
         ways = np.concatenate(
-            [leaving @ self.pairs, leaving * self.pairs.sum(axis=0)], axis=1
+            [
+                leaving @ self.pairs * self.ingress,
+                leaving * self.pairs.sum(axis=0) * self.egress,
+            ],
+            axis=1,
         )
         busiest: Floats = self.seconds * ways.max(axis=1)
         return busiest
@@ -338,12 +396,14 @@ class _Level:
                     factor = float(len(senders)) if shared else 1.0
                     builder.add_row(
                         [column, *ways],
-                        [1.0, *np.full(len(ways), -factor)],
+                        [1.0, *np.full(len(ways), -factor * self.ingress[unit])],
                         lower=0.0,
                     )
-            for rows_out in leaving.values():
+            for sender, rows_out in leaving.items():
                 builder.add_row(
-                    [column, *rows_out], [1.0, *-np.ones(len(rows_out))], lower=0.0
+                    [column, *rows_out],
+                    [1.0, *np.full(len(rows_out), -self.egress[sender])],
+                    lower=0.0,
                 )
 
 

@@ -9,6 +9,7 @@ from moetuner.report.html.colors import scale_around
 from moetuner.report.html.content import Pair, figure, grid, section
 from moetuner.report.html.heatmap import Axis, color_bar, heatmap
 from moetuner.report.html.pooling import node_lines, pooled, rank_labels
+from moetuner.report.html.sections.skew import skew
 from moetuner.report.quantities import relative_load
 from moetuner.report.words import number
 
@@ -69,6 +70,7 @@ def load(comparison: Comparison, numbers: Numbers) -> Markup:
         color_bar(scale, *loads, words="white: 1, an even share"),
         grid(*maps, _busiest(comparison, pair), _per_rank(pair, ranks)),
         table,
+        skew(comparison, numbers),
     )
 
 

@@ -42,6 +42,7 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "machine": f"{cost.hardware.name}, {comparison.topology.num_ranks} ranks, "
         f"{comparison.topology.ranks_per_node} per node",
         "wire, homes": f"{cost.wire.value}, {cost.homes.value}",
+        "replica rule": cost.replica_rule.value,
         "expert": f"{cost.shape.hidden_size} x {cost.shape.expert_hidden_size}, "
         f"{cost.shape.num_projections} projections, "
         f"{cost.shape.expert_bytes / 1e6:.3g} MB",

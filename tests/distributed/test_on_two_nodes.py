@@ -1,0 +1,48 @@
+"""A program on the two nodes that one machine makes: what torchrun would tell it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "exchange"
+NOT_PERMITTED = 3
+PROGRAM = """
+import os, sys
+names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_ADDR")
+told = " ".join(os.environ[name] for name in names)
+open(f"{sys.argv[1]}/{os.environ['RANK']}", "w").write(told)
+sys.exit(int(os.environ["RANK"] == "3") * 7)
+"""
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, str(FOLDER / "on_two_nodes.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_ranks_are_told_what_torchrun_tells(tmp_path):
+    script, told = tmp_path / "program.py", tmp_path / "told"
+    script.write_text(PROGRAM)
+    told.mkdir()
+    done = run("--gbit", 0, "--ranks-per-node", 2, "--", script, told)
+    if done.returncode == NOT_PERMITTED:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 7, done.stderr
+    found = {path.name: path.read_text().split() for path in told.iterdir()}
+    assert found == {
+        str(rank): [str(rank), str(rank % 2), "2", "4", "10.77.0.1"]
+        for rank in range(4)
+    }
+
+
+def test_a_program_is_wanted():
+    done = run("--gbit", 1)
+    assert done.returncode == 2
+    assert "wanted -- and a program" in done.stderr

@@ -1,0 +1,92 @@
+"""What an engine's filling of empty slots costs is said with the plan."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.evaluate import evaluate
+from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.replica_rule import ReplicaRule
+from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.workload import BatchKind
+from moetuner.placement.topology import Topology
+from moetuner.planning.options import PlanOptions
+from moetuner.planning.plan import plan_trace
+from moetuner.planning.spare import spare_slots
+from moetuner.solver import SolverOptions
+from moetuner.solver.joint.config import JointConfig
+from moetuner.solver.joint.scenarios import SearchProfile
+from strategies import make_trace, random_ids
+
+FOUR = Topology(num_ranks=4, ranks_per_node=4)
+
+
+@pytest.fixture(scope="module")
+def trace():
+    ids = random_ids(np.random.default_rng(3), 800, 2, 16, 2)
+    return make_trace(ids, 16, sequence=(np.arange(800) // 20).astype(np.int32))
+
+
+def planned(trace, rule, slots, compute_bound=False):
+    """In decode, weights are all that counts; or arithmetic does."""
+    hardware = HARDWARE["h100"]
+    if compute_bound:
+        hardware = replace(hardware, matmul_rate=hardware.matmul_rate / 1e4)
+    options = PlanOptions(
+        config=JointConfig(rounds=1, profile=SearchProfile()),
+        solver_options=SolverOptions(time_limit=1000, threads=1),
+        cost=CostModel(
+            hardware=hardware,
+            shape=ModelShape(hidden_size=2048, expert_hidden_size=1408),
+            replica_rule=rule,
+        ),
+        slots_per_rank=slots,
+        batch_tokens=32,
+        batch_kind=BatchKind.MIXED,
+        baselines="none",
+        prove_seconds=0,
+    )
+    return plan_trace(trace, FOUR, options), options.pricing
+
+
+def test_what_filling_costs_is_the_price_of_the_filled_placement(trace):
+    comparison, pricing = planned(trace, ReplicaRule.VLLM, 5)
+    placement = comparison.result.placement
+    spare = spare_slots(comparison, pricing)
+    assert spare.num_empty == (placement.slot_experts < 0).sum() > 0
+    assert spare.seconds == comparison.result.evaluation.batch_seconds_mean
+    load = np.stack([np.bincount(i.ravel(), minlength=16) for i in _ids(comparison)])
+    slots = np.array(placement.slot_experts).reshape(2, 4, 5)
+    for layer, rows in zip(slots, load, strict=True):
+        for rank in layer:
+            for slot in np.flatnonzero(rank < 0):
+                lacking = np.setdiff1d(np.arange(16), rank)
+                rank[slot] = lacking[rows[lacking].argmin()]
+    filled = replace(placement, slot_experts=slots.reshape(2, -1))
+    value = evaluate(
+        comparison.scored,
+        filled,
+        pricing.cost,
+        batch_tokens=32,
+        batch_kind=BatchKind.MIXED,
+    )
+    assert spare.filled_seconds == value.batch_seconds_mean
+    assert spare.filled_seconds > spare.seconds
+    assert f"{spare.num_empty} slots are empty: no replica there pays" in spare.words()
+    assert "replica rule vllm" in spare.words()
+    assert spare.words().endswith("Fewer slots per rank are faster.")
+
+
+@pytest.mark.parametrize("rule", list(ReplicaRule))
+def test_plans_without_empty_slots_or_for_our_layer_say_nothing(trace, rule):
+    comparison, pricing = planned(trace, rule, 5, compute_bound=True)
+    full = (comparison.result.placement.slot_experts >= 0).all()
+    spare = spare_slots(comparison, pricing)
+    assert (spare is None) == (full or rule is ReplicaRule.MOETUNER)
+    tight, _ = planned(trace, rule, 4)
+    assert spare_slots(tight, pricing) is None
+
+
+def _ids(comparison):
+    return comparison.scored.topk_ids.swapaxes(0, 1)
