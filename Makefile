@@ -64,10 +64,10 @@ END_TO_END := $(BIN)/python benchmarks/end_to_end
 bench-models: $(VENV)/.dev  ## Whole models, 8 ranks on 2 nodes that it makes here; needs namespaces
 	mkdir -p $(MODELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 8 -m moetuner calibrate \
-	  --device cpu --hidden 256 --inner 128 --experts 64 --top-k 4 --seconds 15 --quiet --out $(MODELS)/cpu.toml
-	$(END_TO_END)/plan.py --layers 4 --narrow 2 --dtype float32 --gbit 0.25 --hardware $(MODELS)/cpu.toml \
+	  --device cpu --values float32 --hidden 256 --inner 128 --experts 64 --top-k 4 --seconds 15 --quiet --out $(MODELS)/cpu.toml
+	$(END_TO_END)/plan.py --layers 4 --narrow 2 --dtype float32 --gbit 0.1 --hardware $(MODELS)/cpu.toml \
 	  --ranks 8 --ranks-per-node 4 --sequences 4 --prompt 64 --decode 4 --seconds 5 --out $(MODELS)/case
-	$(END_TO_END)/two_nodes.py $(MODELS)/case --device cpu --backend gloo --seconds 120 --parts 1 \
+	$(END_TO_END)/two_nodes.py $(MODELS)/case --device cpu --backend gloo --seconds 130 --parts 1 \
 	  --out benchmarks/results/end-to-end-cpu.json
 	$(END_TO_END)/table.py benchmarks/results/end-to-end-cpu.json > benchmarks/results/end-to-end-cpu.md
 

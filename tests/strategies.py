@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.curves import GemmPoint, GroupedGemm, Permutation
 from moetuner.evaluation.hardware import HARDWARE
 from moetuner.evaluation.rates import Bandwidth
 from moetuner.evaluation.shapes import ModelShape
@@ -148,6 +149,47 @@ TOY_COST = CostModel(
     hardware=replace(HARDWARE["h100"], rank_latency=1e-9, node_latency=2e-9),
     shape=ModelShape(hidden_size=64, expert_hidden_size=8),
 )
+
+
+def measured(hardware, start=3e-9):
+    """`hardware` with times of experts as measured on it: two slopes, and launches.
+
+    They are about as long as those of `hardware` for toy shapes.
+    """
+    hidden, inner = 64, 8
+    operations, weights = 6.0 * hidden * inner, 6.0 * hidden * inner  # bytes, bf16
+    read, compute = weights / hardware.memory_bandwidth, operations / 4e14
+    points = tuple(
+        GemmPoint(
+            rows=each * active,
+            active=active,
+            seconds=start
+            + max(
+                active * read,
+                0.7 * active * read + 0.5 * each * active * compute,
+                each * active * compute,
+            ),
+        )
+        for active in (1, 2, 5)
+        for each in (1, 30, 150, 800, 4000)
+    )
+    curve = GroupedGemm(
+        dtype="bf16", hidden_size=hidden, expert_hidden_size=inner, points=points
+    )
+    return replace(
+        hardware,
+        grouped_gemm=(curve,),
+        permutation=Permutation(per_row=1e-12, per_byte=1e-14),
+        layer_overhead=1e-9,
+    )
+
+
+@st.composite
+def machines(draw, hardware, topology):
+    """`hardware` as it is or measured, with links as they are or that differ."""
+    if draw(st.booleans()):
+        hardware = measured(hardware)
+    return draw(links_of(hardware, topology))
 
 
 @st.composite

@@ -10,7 +10,7 @@ from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import BatchKind, Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import PlacementProblem
-from strategies import links_of, make_trace, random_ids
+from strategies import machines, make_trace, random_ids
 
 # Latency, links, arithmetic and weights that weigh about the same on toy traces.
 SHAPES = [
@@ -52,7 +52,7 @@ def tiny_problems(draw, spare=0):
         nic_bandwidth=draw(st.sampled_from([50e9, 1e12])),
     )
     topology = Topology(num_ranks=num_ranks, ranks_per_node=per_node)
-    hardware = draw(links_of(hardware, topology))
+    hardware = draw(machines(hardware, topology))
     speeds = draw(st.sampled_from([(), tuple(rng.uniform(0.5, 2, num_ranks))]))
     workload = Workload(
         traces=tuple(traces),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from variants import BASELINE, CONTIGUOUS
+from variants import BASELINE, CONTIGUOUS, OUR_PLANS, OURS, WITH_REPLICAS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +82,34 @@ class Figures:
             for each in (self, other)
         )
         return Spread.of(100 * (mine / its - 1))
+
+
+def rivals(found: dict[str, Figures], phase: str) -> dict[str, Figures]:
+    """By each plan of ours on our exchange: the fastest other with as many slots."""
+    on_ours = {
+        one.result["placement"]: one
+        for one in found.values()
+        if one.result["exchange"] == OURS
+    }
+    best = {}
+    for name in OUR_PLANS & on_ours.keys():
+        others = [
+            one
+            for other, one in on_ours.items()
+            if other not in OUR_PLANS
+            and (other in WITH_REPLICAS) <= (name in WITH_REPLICAS)
+        ]
+        if others:
+            best[name] = min(others, key=lambda one: one.step(phase).median)
+    return best
+
+
+def link_of(content: dict[str, Any]) -> str:
+    """The rate between nodes, if the run shaped it; else it is only what plans knew."""
+    gbit = content["case"]["gbit"]
+    if not gbit:
+        return ""
+    return f", {'' if content['shaped'] else 'planned for '}{gbit:g} Gbit/s"
 
 
 def figures_of(case: dict[str, Any]) -> dict[str, Figures]:

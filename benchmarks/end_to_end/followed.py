@@ -1,18 +1,19 @@
 """A step in which tokens stay where their first expert is: what attention then takes.
 
 A token attends to others of its sequence, which are anywhere. So every rank keeps keys
-and values of all sequences; each layer's new ones are gathered on all ranks, and a rank
-attends for the tokens that are there now. Only for the head they go home. ExFlow (arXiv
-2401.08383) keeps such a context on every GPU.
+and values of all sequences, as in ExFlow (arXiv 2401.08383). Of prompts each layer's
+new ones are gathered on all ranks before they are attended to; a decoded token attends
+to older ones and itself, so those of all layers are gathered once, after the step. Only
+for the head tokens go home.
 
 Legend: T tokens of a rank at home, U here now, G ranks, B sequences of a rank, S their
-new tokens, A sequences with tokens here, M most tokens of one here, H hidden, n heads,
-d width of a head.
+new tokens, A sequences with tokens here, M most tokens of one here, L layers, H hidden,
+n heads, d width of a head.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -33,9 +34,16 @@ def forward(decoder: Decoder, tokens: torch.Tensor, cache: Cache, ids) -> torch.
     x = decoder.embedding(tokens).flatten(0, 1)
     number = torch.arange(len(x), device=x.device)
     keys = torch.stack([torch.full_like(number, dist.get_rank()), number], dim=1)
+    fresh: list[Fresh] = []
     for layer, block in enumerate(decoder.blocks):
         where = Where(keys, sequences, new)
-        x = x + attend(block.attention, block.attention_norm(x), where, layer, cache)
+        normed = block.attention_norm(x)
+        if new > 1:
+            x = x + attend(block.attention, normed, where, layer, cache)
+        else:
+            out, made = attend_one(block.attention, normed, where, layer, cache)
+            x = x + out
+            fresh.append(made)
         if ids is not None:
             chosen = ids[layer][keys[:, 0], keys[:, 1]]
             block.moe.given = GivenRouting(topk_ids=chosen)
@@ -44,6 +52,8 @@ def forward(decoder: Decoder, tokens: torch.Tensor, cache: Cache, ids) -> torch.
         x, keys = here.tokens + here.sums, here.keys
         if block.shared is not None:
             x = x + block.shared(block.expert_norm(here.tokens))
+    if fresh:
+        keep(fresh, cache)
     home = return_home(x, keys, sequences * new, dist.group.WORLD.group_name)
     return decoder.finish(home.view(sequences, new, -1), cache)
 
@@ -58,12 +68,55 @@ class Where:
         self.new = new
 
 
+class Fresh(NamedTuple):
+    """What a layer made of the tokens that are here, and nobody else has yet."""
+
+    pairs: torch.Tensor
+    """[U, 2, n, d], keys and values."""
+    number: torch.Tensor
+    """[U], layer x (G B) + sequence."""
+
+
+def attend_one(
+    attention: Attention, x: torch.Tensor, where: Where, layer: int, cache: Cache
+) -> tuple[torch.Tensor, Fresh]:
+    """[U, H] for one new token of each sequence here; and what the others must get."""
+    q, k, v = attention.project(x, where.place + cache.length)
+    mixed = q
+    if len(x):
+        kept = cache.keys, cache.values
+        past = [t[layer, where.sequence, :, : cache.length] for t in kept]
+        k_all, v_all = (
+            torch.cat([old, own[:, :, None]], dim=2)
+            for old, own in zip(past, (k, v), strict=True)
+        )
+        grouped = attention.heads != attention.kv_heads
+        mixed = F.scaled_dot_product_attention(
+            q[:, :, None], k_all, v_all, enable_gqa=grouped
+        )
+    number = layer * where.every + where.sequence
+    out = attention.out(mixed.flatten(1))
+    return out, Fresh(torch.stack([k, v], dim=1), number)
+
+
+def keep(fresh: list[Fresh], cache: Cache) -> None:
+    """Every rank's new keys and values of all layers into every rank's cache."""
+    layers, every = cache.keys.shape[:2]
+    pairs = torch.cat([one.pairs for one in fresh])
+    number = torch.cat([one.number for one in fresh])
+    found = gathered(pairs, number, layers * every).unflatten(0, (layers, every))
+    cache.keys[:, :, :, cache.length] = found[:, :, 0]
+    cache.values[:, :, :, cache.length] = found[:, :, 1]
+
+
 def attend(
     attention: Attention, x: torch.Tensor, where: Where, layer: int, cache: Cache
 ) -> torch.Tensor:
     """[U, H] for tokens anywhere, in order of their keys: by sequence and place."""
     q, k, v = attention.project(x, where.place + cache.length)
-    k, v = gathered(torch.stack([k, v], dim=1), where)
+    number = where.sequence * where.new + where.place
+    every = gathered(torch.stack([k, v], dim=1), number, where.every * where.new)
+    k, v = every.unflatten(0, (where.every, where.new)).unbind(2)
     k, v = cache.put(layer, k.transpose(1, 2), v.transpose(1, 2))
     if not len(x):
         return x
@@ -84,24 +137,22 @@ def attend(
     return attention.out(mixed.transpose(1, 2)[row, column].flatten(1))
 
 
-def gathered(mine: torch.Tensor, where: Where) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of all new tokens, [G B, S, n, d] each, from [U, 2, n, d].
+def gathered(mine: torch.Tensor, number: torch.Tensor, total: int) -> torch.Tensor:
+    """All ranks' rows [U, ...], each at its number: [total, ...].
 
-    **The host waits**: ranks hold different numbers of tokens.
+    **The host waits**: ranks have different numbers of rows.
     """
     num_ranks = dist.get_world_size()
     count = torch.tensor([len(mine)], device=mine.device)
     counts = count.new_empty(num_ranks)
     dist.all_gather_into_tensor(counts, count)
     most = int(counts.max())
-    place = where.sequence * where.new + where.place
-    padded = F.pad(mine, (0, 0) * 3 + (0, most - len(mine)))
-    places = F.pad(place, (0, most - len(mine)), value=where.every * where.new)
+    padded = F.pad(mine, (0, 0) * (mine.dim() - 1) + (0, most - len(mine)))
+    numbers = F.pad(number, (0, most - len(mine)), value=total)
     every = padded.new_empty(num_ranks * most, *padded.shape[1:])
-    where_to = places.new_empty(num_ranks * most)
+    places = numbers.new_empty(num_ranks * most)
     dist.all_gather_into_tensor(every, padded)
-    dist.all_gather_into_tensor(where_to, places)
-    out = every.new_empty(where.every * where.new + 1, *every.shape[1:])
-    out[where_to] = every  # padding falls into the last row
-    out = out[:-1].unflatten(0, (where.every, where.new))
-    return out[:, :, 0], out[:, :, 1]
+    dist.all_gather_into_tensor(places, numbers)
+    out = every.new_empty(total + 1, *every.shape[1:])
+    out[places] = every  # padding falls into the last row
+    return out[:-1]

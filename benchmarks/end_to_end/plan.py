@@ -16,7 +16,7 @@ from pathlib import Path
 
 from case import Case, Sizes, link_of, write_case
 from families import FAMILIES
-from moetuner import CostModel, Topology
+from moetuner import BatchKind, CostModel, Topology
 from moetuner.evaluation.hardware_file import find_hardware
 from plans import PLANNERS, Asked, plan
 from recorded import first_tokens, read_source
@@ -63,11 +63,13 @@ def make_case(options: argparse.Namespace) -> Case:
         placements={},
         told={},
     )
+    decode = options.plan_for == "decode"
     asked = Asked(
         trace=source.plan,
         cost=CostModel(hardware=case.hardware, shape=case.shape),
         topology=case.topology,
-        batch_tokens=options.ranks * sizes.tokens,
+        batch_tokens=options.ranks * (sizes.sequences if decode else sizes.tokens),
+        batch_kind=BatchKind.MIXED if decode else BatchKind.SEQUENCES,
         seconds=options.seconds,
         seed=options.seed,
     )
@@ -98,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt", type=int, default=512, help="tokens of a sequence")
     made.add_argument("--decode", type=int, default=16, help="steps after the prompt")
     made.add_argument("--batches", type=int, default=4, help="different ones")
+    made.add_argument("--plan-for", choices=["prefill", "decode"], default="prefill")
     made.add_argument("--placement", action="append", choices=PLANNERS)
     made.add_argument("--seconds", type=float, default=60, help="joint; CBC as well")
     made.add_argument("--seed", type=int, default=0)

@@ -18,7 +18,7 @@ from moetuner import (
 from moetuner.errors import MissingDependencyError, MoetunerError
 
 if TYPE_CHECKING:
-    from moetuner import CostModel, Placement, Topology
+    from moetuner import BatchKind, CostModel, Placement, Topology
     from moetuner.trace import Trace
 
 SECONDS_OF_QUICK = 10.0
@@ -63,6 +63,7 @@ class Asked:
     cost: CostModel
     topology: Topology
     batch_tokens: int
+    batch_kind: BatchKind
     seconds: float
     seed: int
 
@@ -74,7 +75,10 @@ def plan(name: str, asked: Asked) -> tuple[Placement | None, str]:
         return None, "the recording does not say which expert of a token is its first"
     cost = replace(asked.cost, wire=planner.wire, homes=planner.homes)
     workload = Workload(
-        traces=(asked.trace,), cost=cost, batch_tokens=asked.batch_tokens
+        traces=(asked.trace,),
+        cost=cost,
+        batch_tokens=asked.batch_tokens,
+        batch_kind=asked.batch_kind,
     )
     begun = time.perf_counter()
     try:

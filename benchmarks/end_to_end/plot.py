@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import beside  # noqa: F401
-from figures import Figures, figures_of, reference
+from figures import Figures, figures_of, link_of, reference
 from moetuner.report.plot import new_figure
 from variants import ABLATION, CONTIGUOUS, OURS
 
@@ -71,9 +71,8 @@ def draw(cases: list[dict[str, Any]]) -> Any:
     rows = figure.subplots(len(cases), 2, squeeze=False)
     for (left, right), case in zip(rows, cases, strict=True):
         found, about = figures_of(case), case["case"]
-        link = f", {about['gbit']:g} Gbit/s" if about["gbit"] else ""
         ranks = about["topology"]["num_ranks"]
-        name = f"{about['family']['name']}, {ranks} ranks{link}"
+        name = f"{about['family']['name']}, {ranks} ranks{link_of(case)}"
         if reference(found):
             bars(left, placements(found), f"{name}: placements, against contiguous")
         if reference(found, stack=True):

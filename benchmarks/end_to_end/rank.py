@@ -64,7 +64,7 @@ def run_case(case: Case, options: argparse.Namespace, place: Place) -> dict[str,
             | {"decode_ms": [turn.decode for turn in turns[number]]}
             | {"parts": parts[number], "said": said(bench, number, one)}
         )
-    return {"case": case.about(), "results": results}
+    return {"case": case.about(), "shaped": bool(place.node), "results": results}
 
 
 def make_bench(
@@ -108,6 +108,13 @@ def attention_of(device: str):
     return sdpa_kernel([flash, memory, SDPBackend.MATH])
 
 
+def look_around() -> dict[str, str]:
+    """The machine; leaves its GPU empty."""
+    found = environment()
+    torch.cuda.empty_cache()
+    return found
+
+
 def options_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -124,7 +131,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--backend", choices=["nccl", "gloo"], default="nccl")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=60, help="of a case, at most")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60,
+        help="after which no repetition of a case begins",
+    )
     parser.add_argument("--parts", type=int, default=2, help="repetitions by parts")
     parser.add_argument("--weights", type=Path, help="of train.py: routes by itself")
     parser.add_argument("--text", type=Path, help="of corpus.py, for it to read")
@@ -135,8 +147,11 @@ def main() -> None:
     options = options_of()
     # Newer torch calls some collectives by other names; older knows only these.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    first = (options.task or {"rank": int(os.environ.get("RANK", "0"))})["rank"] == 0
-    machine = environment() if first else {}  # before others have work on its GPU
+    if options.task is None:
+        first = os.environ["RANK"] == "0"
+        machine = look_around() if first else {}  # before there is work on its GPU
+    else:
+        first, machine = options.task["rank"] == 0, options.task["machine"]
     place = join(options.task, device=options.device, backend=options.backend)
     found = []
     with torch.no_grad(), attention_of(options.device):

@@ -33,6 +33,7 @@ class Rehearsed:
     traces: dict[str, Trace] = field(default_factory=dict)
     """Routing of these steps."""
     outputs: list[torch.Tensor] = field(default_factory=list)
+    """Logits of each step; kept of the first variant alone."""
     difference: float = 0.0
     """Of the logits to the first variant's, of their norm."""
 
@@ -52,6 +53,8 @@ def rehearse(bench: Bench) -> list[Rehearsed]:
         found.append(one)
         one.difference = _difference(bench, one, found[0])
         _check_same(bench, stack, one.difference)
+        if one is not found[0]:
+            one.outputs.clear()  # logits are many
     return found
 
 

@@ -128,8 +128,8 @@ class SlotWeights:
 class DrawnExperts:
     """Weights of any expert of any layer, the same on every rank and quickly made.
 
-    An expert is one matrix of random numbers, its rows turned by a number of its own:
-    no two are alike.
+    An expert is one matrix of random numbers, its rows turned by a number of its own.
+    In a layer no two are alike, if there are no more experts than rows.
     """
 
     def __init__(self, family: Family, like: torch.Tensor, seed: int = 0) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import beside  # noqa: F401
-from figures import PHASES, Figures, figures_of, reference
+from figures import PHASES, Figures, figures_of, link_of, reference, rivals
 from variants import ABLATION, BASELINE, Variant
 
 HOW = """
@@ -19,10 +19,11 @@ Milliseconds on the slowest rank. *Step*: the median, and in brackets what lies 
 the quartiles; a prefill step ends with the first token on the host. *Change*: against
 the row that it names, repetition by repetition, the median and the quartiles.
 *Experts* and *exchange* are the tails of the paper: layer by layer the slowest rank,
-all ranks beginning each exchange together. *Predicted* is what the evaluator says of
-experts and exchanges together, on the hardware that is named. Rows were counted, and
-are equal to the evaluator's. MB leave a node in one step: rows that were counted times
-their bytes, and what the kernel read on the link, where the run made the network."""
+all ranks beginning each exchange together; *other* is the rest. *Predicted* is what the
+evaluator says of experts and exchanges together, on the hardware that is named. Rows
+were counted, and are equal to the evaluator's. MB leave a node in one step: rows that
+were counted times their bytes, and what the kernel read on the link, where the run made
+the network."""
 PAPER = {  # arXiv 2502.06643, Mixtral-8x7B against contiguous blocks
     "one node": (-36.0, -36.3, -9.3),
     "two nodes": (-27.0, -30.5, -17.5),
@@ -37,13 +38,14 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
     return ["", row(heads), "|---" * len(heads) + "|", *map(row, rows)]
 
 
-def about(case: dict[str, Any]) -> list[str]:
+def about(content: dict[str, Any]) -> list[str]:
     """A heading, and what was run."""
+    case = content["case"]
     family, sizes, topology = (case[name] for name in ("family", "sizes", "topology"))
     nodes = topology["num_ranks"] // topology["ranks_per_node"]
-    link = f", {case['gbit']:g} Gbit/s between nodes" if case["gbit"] else ""
     lines = [
-        f"\n## {family['name']}, {nodes} x {topology['ranks_per_node']} ranks{link}\n",
+        f"\n## {family['name']}, {nodes} x {topology['ranks_per_node']} ranks"
+        f"{link_of(content)}\n",
         f"- model: {case['layers']} layers, hidden {family['hidden']}, "
         f"{family['experts']} experts of {family['inner']}, top {family['top_k']}, "
         f"{case['dtype']}",
@@ -65,8 +67,9 @@ def repeated(results: list[dict[str, Any]]) -> str:
 
 def steps(found: dict[str, Figures], phase: str) -> list[str]:
     """All variants."""
-    heads = [phase, "step", "p90", "p99", "tokens/s", "change", "experts", "exchange"]
-    heads += ["predicted", "rows out of ranks", "out of nodes", "MB", "MB, link"]
+    heads = [phase, "step", "p90", "p99", "tokens/s", "change", "other", "experts"]
+    heads += ["exchange", "predicted", "rows out of ranks", "out of nodes"]
+    heads += ["MB", "MB, link"]
     against = reference(found)
     rows = []
     for name, one in found.items():
@@ -79,6 +82,7 @@ def steps(found: dict[str, Figures], phase: str) -> list[str]:
                 *(f"{one.tail(phase, percent):.1f}" for percent in (90, 99)),
                 f"{one.tokens_per_second(phase):,.0f}",
                 change(one, against, phase),
+                f"{one.part(phase, 'other'):.2f}",
                 f"{one.token_tail(phase):.2f}",
                 f"{one.exchange_tail(phase):.2f}",
                 f"{said['step']:.2f}" if said else "-",
@@ -89,6 +93,17 @@ def steps(found: dict[str, Figures], phase: str) -> list[str]:
             ]
         )
     return table(heads, rows)
+
+
+def verdicts(found: dict[str, Figures]) -> list[str]:
+    """Our plans against the fastest of the others, whichever that is."""
+    lines = [""]
+    for phase in PHASES:
+        for name, other in sorted(rivals(found, phase).items()):
+            mine = found[Variant(placement=name).name]
+            said = change(mine, other, phase)
+            lines.append(f"- {phase}, {mine.name} against {other.name}: {said}")
+    return lines
 
 
 def megabytes(number: int | None) -> str:
@@ -164,9 +179,10 @@ def page(content: dict[str, Any]) -> str:
     lines.append(HOW)
     for case in content["cases"]:
         found = figures_of(case)
-        lines += [*about(case["case"]), repeated(case["results"])]
+        lines += [*about(case), repeated(case["results"])]
         for phase in PHASES:
             lines += steps(found, phase)
+        lines += verdicts(found)
         lines += ablation(found) + tails(case["case"], found)
         ways = {one.result["how"]: None for one in found.values()}
         lines += ["", *(f"- {way}" for way in ways)]

@@ -21,19 +21,20 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import beside  # noqa: F401
 from case import SAYS
 from network import NUM_NODES, Node, NotPermitted, two_nodes
-from rank import COMMAND, add_options
+from rank import COMMAND, add_options, look_around
 
 RANK_PROGRAM = Path(__file__).with_name("rank.py")
 NOT_PERMITTED = 3
 
 
-def start_rank(rank: int, number: int, node: Node, folder: str) -> subprocess.Popen:
+def start_rank(task: dict[str, Any], node: Node) -> subprocess.Popen:
     """A process that will be one rank, on that node; options go along."""
-    task = {"rank": rank, "ranks": number, "node": asdict(node), "folder": folder}
+    task = task | {"node": asdict(node)}
     own = {
         "GLOO_SOCKET_IFNAME": node.interface,
         "NCCL_SOCKET_IFNAME": node.interface,
@@ -49,8 +50,9 @@ def start_rank(rank: int, number: int, node: Node, folder: str) -> subprocess.Po
 def run(gbit: float, number: int) -> None:
     """All ranks, to their end."""
     with two_nodes(gbit) as nodes, tempfile.TemporaryDirectory() as folder:
+        common = {"ranks": number, "folder": folder, "machine": look_around()}
         ranks = [
-            start_rank(rank, number, nodes[rank * NUM_NODES // number], folder)
+            start_rank(common | {"rank": rank}, nodes[rank * NUM_NODES // number])
             for rank in range(number)
         ]
         try:

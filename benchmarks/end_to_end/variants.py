@@ -42,6 +42,8 @@ PLACEMENTS = (
     *("contiguous", "random", "lpt", "lpt, chain", "eplb", "eplb + replicas"),
     *("paper", "affinity", "joint", "joint + replicas"),
 )
+OUR_PLANS = {"joint", "joint + replicas"}
+WITH_REPLICAS = {"eplb + replicas", "joint + replicas"}
 FOLLOWED = ("contiguous", "paper", "joint for follow")
 ABLATION = {
     "the paper's baseline": BASELINE,

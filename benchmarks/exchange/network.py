@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 NUM_NODES = 2
 _MTU = 9000
-_SETTLE = "20ms"  # the longest that a packet waits in the shaper
+_SETTLE = 0.02  # s, the longest that a packet waits in the shaper
+_QUEUE = 1 << 20  # bytes that may wait there at least, however slow: else all are lost
+_BURST = 1 << 17  # bytes that may pass at once at least: two of the largest packets
 
 
 class NotPermitted(Exception):
@@ -88,8 +90,9 @@ def _bring_up(inside, node: Node, gbit: float) -> None:
     inside.link("set", index=inside.link_lookup(ifname="lo")[0], state="up")
     if gbit > 0:
         rate = int(gbit * 1e9 / 8)  # bytes a second
-        burst = max(rate // 500, 1 << 20)
-        inside.tc("add", "tbf", index, 0x10000, rate=rate, burst=burst, latency=_SETTLE)
+        burst = max(rate // 500, _BURST)
+        wait = f"{round(max(_SETTLE, _QUEUE / rate) * 1000)}ms"
+        inside.tc("add", "tbf", index, 0x10000, rate=rate, burst=burst, latency=wait)
 
 
 def enter(node: Node) -> None:

@@ -40,8 +40,9 @@ from moetuner.calibration.samples import Form, LayerShape
 from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.hardware_file import find_hardware, hardware_text
 from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.step_times import part_seconds
 from moetuner.evaluation.tally import tally
-from moetuner.evaluation.workload import Workload, price
+from moetuner.evaluation.workload import Workload
 from moetuner.placement.model import Placement
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, get_solver
@@ -70,21 +71,20 @@ PLANNERS = {
     "lpt": Objective.MAX_LOAD,
     "joint": Objective.MODELLED_TIME,
 }
+ALONE = {"contiguous": Objective.MAX_LOAD}  # one rank has no choice
 WITHIN, CERTAIN_GAIN = 0.15, 0.02
 MEASURED_SEED, PLANNED_SEED = 1, 2
 
 
-def made_up(model: str, num_layers: int, num_tokens: int, num_ranks: int, seed: int):
-    """L layers of a model's routing; `num_tokens` begin on each rank."""
-    routing = replace(TOPIC_PRESETS[model], num_layers=num_layers)
-    whole = topic_trace(routing, num_tokens=num_tokens * num_ranks, seed=seed)
-    home = np.arange(whole.num_tokens) * num_ranks // whole.num_tokens
+def first_tokens(whole: Trace, num_tokens: int, num_ranks: int) -> Trace:
+    """The first of a trace, `num_tokens` on each rank in turn."""
+    number = np.arange(num_tokens * num_ranks)
     return Trace(
-        topk_ids=whole.topk_ids,
+        topk_ids=whole.topk_ids[number],
         num_experts=whole.num_experts,
         layer_ids=whole.layer_ids,
-        sequence=whole.sequence,
-        home_rank=home.astype(np.int16),
+        sequence=whole.sequence[number],
+        home_rank=(number // num_tokens).astype(np.int16),
         ranked=whole.ranked,
     )
 
@@ -96,11 +96,12 @@ def planned(trace: Trace, cost: CostModel, ranks, seconds: float):
         workload = Workload(traces=(trace,), cost=cost, batch_tokens=0)
         problem = PlacementProblem.from_workload(workload, ranks.topology)
         options = SolverOptions(time_limit=seconds, seed=0)
+        planners = PLANNERS if ranks.topology.num_ranks > 1 else ALONE
         found = {
             name: get_solver(name)
             .solve(replace(problem, objective=objective), options)
             .placement.slot_experts
-            for name, objective in PLANNERS.items()
+            for name, objective in planners.items()
         }
     slots = ranks.every(found)[0]
     return {
@@ -133,13 +134,8 @@ def one_layer(trace: Trace, placement: Placement, layer: int) -> KnownLoad:
 
 def predicted(trace, placement, cost) -> dict[str, float]:
     """Seconds of all layers, part by part."""
-    told = price(tally(trace, placement, homes=Homes.RECORDED), cost)
-    return {
-        "dispatch": float(told.dispatch.sum()),
-        "experts": float(told.compute.sum()),
-        "combine": float(told.combine.sum()),
-        "total": float(told.total[0]),
-    }
+    told = part_seconds(tally(trace, placement, homes=Homes.RECORDED), cost)
+    return {part.value: float(seconds.sum()) for part, seconds in told.items()}
 
 
 def timed(layers: list[TimedLayer], form: Form, ranks, seconds: float):
@@ -174,6 +170,12 @@ def score_model(model, machines, options, ranks) -> list[dict]:
         ranks, 6 * options.layers * size * hidden * inner, f"experts of {model}"
     )
     experts = [make_experts(shape, size, ranks.device) for _ in range(options.layers)]
+    routing = replace(routing, num_layers=options.layers)
+    most = num_ranks * max(max(sizes) for sizes in TOKENS[kind].values())
+    traces = [
+        topic_trace(routing, num_tokens=most, seed=seed)
+        for seed in (MEASURED_SEED, PLANNED_SEED)
+    ]
     path, cells = path_of(ranks), []
     for form, sizes in TOKENS[kind].items():
         for num_tokens in sizes:
@@ -182,15 +184,12 @@ def score_model(model, machines, options, ranks) -> list[dict]:
                 shape=ModelShape(hidden_size=hidden, expert_hidden_size=inner),
                 homes=Homes.RECORDED,
             )
-            run, seen = (
-                made_up(model, options.layers, num_tokens, num_ranks, seed)
-                for seed in (MEASURED_SEED, PLANNED_SEED)
-            )
+            run, seen = (first_tokens(t, num_tokens, num_ranks) for t in traces)
             placements = planned(seen, cost, ranks, options.plan_seconds)
             for name, placement in placements.items():
                 layers = [
                     TimedLayer(
-                        one_layer(run, placement, i), form, hidden, own, ranks, path
+                        one_layer(run, placement, i), form, shape, own, ranks, path
                     )
                     for i, own in enumerate(experts)
                 ]

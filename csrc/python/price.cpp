@@ -36,7 +36,7 @@ ComputeRates compute_rates(double row, double expert) {
 WireRules wire_rules(Rows rows, Crossing crossing) {
   const WireRules rules{rows, crossing};
   check(rules.known(),
-        "WireRules: rows of experts cross directly, and rows to all through gateways");
+        "WireRules: rows to all go around a ring and no others do; rows of experts cross directly");
   return rules;
 }
 
@@ -67,7 +67,10 @@ Rates make_rates(const ComputeRates& compute,
                  double dispatch_share,
                  std::vector<double> rank_speeds,
                  LinkFactors rank_links,
-                 LinkFactors node_links) {
+                 LinkFactors node_links,
+                 std::vector<ComputeRates> planes,
+                 double layer) {
+  check_rate("Rates: layer", layer);
   check(dispatch_share >= 0 && dispatch_share <= 1,
         "Rates: dispatch_share must be in [0, 1], got " + std::to_string(dispatch_share));
   check_speeds("Rates: rank_speeds", rank_speeds);
@@ -82,7 +85,9 @@ Rates make_rates(const ComputeRates& compute,
           dispatch_share,
           std::move(rank_speeds),
           std::move(rank_links),
-          std::move(node_links)};
+          std::move(node_links),
+          std::move(planes),
+          layer};
 }
 
 Rates of_nodes(const Rates& rates, std::vector<double> speeds) {
@@ -124,7 +129,7 @@ Array<double> compute(const LayerPrice& price, const Numbers& rows, const Number
 
 Array<double> busy(const LayerPrice& price, const Numbers& rows, const Numbers& active) {
   check_alike("LayerPrice.busy: rows and active_experts", rows, active);
-  const ComputeRates& rates = price.rates().compute;
+  const Rates& rates = price.rates();
   return each(rows, [&](auto i) { return busy_seconds(rates, rows.data()[i], active.data()[i]); });
 }
 
@@ -211,7 +216,9 @@ void bind_rates(py::module_& module) {
            py::arg("dispatch_share"),
            py::arg("rank_speeds"),
            py::arg("rank_links"),
-           py::arg("node_links"))
+           py::arg("node_links"),
+           py::arg("planes") = std::vector<ComputeRates>(),
+           py::arg("layer") = 0.0)
       .def_readonly("compute", &Rates::compute)
       .def_readonly("dispatch", &Rates::dispatch)
       .def_readonly("combine", &Rates::combine)
@@ -220,6 +227,8 @@ void bind_rates(py::module_& module) {
       .def_readonly("rank_speeds", &Rates::rank_speeds, "[G], relative to `compute`.")
       .def_readonly("rank_links", &Rates::rank_links, "Of ranks inside their node.")
       .def_readonly("node_links", &Rates::node_links, "Of nodes.")
+      .def_readonly("planes", &Rates::planes, "Of computing, where larger than `compute`.")
+      .def_readonly("layer", &Rates::layer, "Once, where any rank has a row: launches.")
       .def("of_nodes",
            &of_nodes,
            py::arg("speeds"),
@@ -237,6 +246,7 @@ void bind_price(py::module_& module) {
   py::native_enum<Crossing>(module, "Crossing", "enum.Enum", "How rows reach another node.")
       .value("GATEWAY", Crossing::kGateway)
       .value("DIRECT", Crossing::kDirect)
+      .value("RING", Crossing::kRing)
       .finalize();
   py::class_<WireRules>(module, "WireRules", "All that the planner must know of a wire.")
       .def(py::init(&wire_rules), py::kw_only(), py::arg("rows"), py::arg("crossing"))
@@ -254,7 +264,8 @@ void bind_price(py::module_& module) {
            &compute,
            py::arg("rank_rows"),
            py::arg("active_experts"),
-           "Seconds [...] of the slowest rank, from [..., G] rows and experts that have some.")
+           "Seconds [...] of the slowest rank and of launches, from [..., G] rows and experts that "
+           "have some.")
       .def("busy",
            &busy,
            py::arg("rows"),
@@ -262,7 +273,7 @@ void bind_price(py::module_& module) {
            "Seconds of a rank of speed 1: never falls, and is convex, in rows and experts.")
       .def_property_readonly(
           "busy_planes",
-          [](const LayerPrice& price) { return busy_planes(price.rates().compute); },
+          [](const LayerPrice& price) { return busy_planes(price.rates()); },
           "`busy` as the largest of linear functions.")
       .def("busiest_rank",
            &busiest_rank,

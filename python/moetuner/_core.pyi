@@ -47,6 +47,7 @@ class Crossing(enum.Enum):
 
     DIRECT = ...
     GATEWAY = ...
+    RING = ...
 
 class WireRules:
     """All that the planner must know of a wire."""
@@ -131,6 +132,8 @@ class Rates:
         ],
         rank_links: LinkFactors,
         node_links: LinkFactors,
+        planes: collections.abc.Sequence[ComputeRates] = [],
+        layer: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     ) -> None: ...
     def of_nodes(
         self,
@@ -150,8 +153,14 @@ class Rates:
     def dispatch_share(self) -> float:
         """Of a row's bytes both ways."""
     @property
+    def layer(self) -> float:
+        """Once, where any rank has a row: launches."""
+    @property
     def node_links(self) -> LinkFactors:
         """Of nodes."""
+    @property
+    def planes(self) -> list[ComputeRates]:
+        """Of computing, where larger than `compute`."""
     @property
     def rank_links(self) -> LinkFactors:
         """Of ranks inside their node."""
@@ -185,7 +194,7 @@ class LayerPrice:
         rank_rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
         active_experts: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
     ) -> numpy.typing.NDArray[numpy.float64]:
-        """Seconds [...] of the slowest rank, from [..., G] rows and experts that have some."""
+        """Seconds [...] of the slowest rank and of launches, from [..., G] rows and experts that have some."""
     def exchange(
         self,
         direction: LinkRates,

@@ -2,7 +2,7 @@
 
 import numpy as np
 from moetuner.calibration.exchange_fit import one_way
-from moetuner.calibration.loads import loads_of
+from moetuner.calibration.loads import case_counts, loads_of
 from moetuner.calibration.machine import Machine
 from moetuner.calibration.samples import (
     Case,
@@ -106,10 +106,24 @@ class Made:
                     )
 
     def layers(self):
+        """Whole layers: the slowest rank's experts between both ways, and launches."""
         for case in self.cases():
             if case.num_ranks == self.topology.num_ranks:
-                both = sum(self.way(case, way) for way in (Way.DISPATCH, Way.COMBINE))
-                yield LayerSample(case=case, replayed=False, timing=self.timing(both))
+                counts = case_counts(case, self.topology.ranks_per_node, SEED)
+                ranks = zip(
+                    counts.rank_rows()[0, 0],
+                    counts.active_experts()[0, 0],
+                    strict=True,
+                )
+                seconds = self.overhead + sum(
+                    self.way(case, way) for way in (Way.DISPATCH, Way.COMBINE)
+                )
+                seconds += max(
+                    self.experts(case.shape, rows, active) for rows, active in ranks
+                )
+                yield LayerSample(
+                    case=case, replayed=False, timing=self.timing(seconds)
+                )
 
     def measurements(self):
         return Measurements(
@@ -125,6 +139,7 @@ class Made:
             ),
             topology=self.topology,
             exchanges=tuple(self.exchanges()),
+            layers=tuple(self.layers()),
             experts=tuple(self.expert_samples()),
         )
 

@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 from made_machine import ONE_NODE, SEED, SHAPES, TWO_NODES, Made
 from moetuner.calibration.fit import Comparison, Origin, fit_hardware, residuals
-from moetuner.calibration.samples import Form, Load
+from moetuner.calibration.loads import case_counts
+from moetuner.calibration.prediction import predict
+from moetuner.calibration.samples import Case, Form, LayerShape, Load, Way
 from moetuner.errors import CalibrationError
 from moetuner.evaluation.hardware import HARDWARE, LinkOf
 from moetuner.evaluation.hardware_file import read_hardware, write_hardware
+from moetuner.evaluation.times_file import LayerPart
 from moetuner.placement.topology import Topology
 
 ORIGIN = Origin(name="made-up", date="2026-11-30", command="moetuner calibrate")
@@ -37,6 +40,16 @@ def test_the_machine_has_the_figures_of_the_fit_and_the_file_holds_them(tmp_path
     assert "made up" in again.calibration.machine
 
 
+def test_values_of_four_bytes_are_curves_of_such_weights():
+    wide = replace(SHAPES[0], values="float32")
+    made = Made(ONE_NODE)
+    samples = tuple(replace(s, shape=wide) for s in made.expert_samples())
+    measured = replace(made.measurements(), experts=samples, layers=())
+    found = fit_hardware(measured, ORIGIN, LIKE, Form.EXACT, SEED).hardware
+    assert [gemm.weight_bytes for gemm in found.grouped_gemm] == [4.0]
+    assert found.memory_bandwidth == pytest.approx(2 * Made.memory, rel=0.5)
+
+
 def test_what_one_node_cannot_tell_is_taken_over_and_said():
     found = calibrated(Made(ONE_NODE))
     assert found.hardware.nic_bandwidth == LIKE.nic_bandwidth
@@ -56,11 +69,13 @@ def test_one_rank_tells_no_link_at_all():
     found = calibrated(Made(Topology(num_ranks=1, ranks_per_node=1)))
     assert found.hardware.rank_bandwidth == LIKE.rank_bandwidth
     assert len(found.notes) == 2
+    assert {one.part for one in found.comparisons} == {"experts", "layer"}
+    both_starts = Made.overhead + 2 * Made.local
+    assert found.hardware.layer_overhead == pytest.approx(both_starts, rel=0.2)
 
 
 def test_every_time_is_beside_the_price_of_the_machine():
-    made = Made(ONE_NODE)
-    measured = replace(made.measurements(), layers=tuple(made.layers()))
+    measured = Made(ONE_NODE).measurements()
     found = fit_hardware(measured, ORIGIN, LIKE, Form.EXACT, SEED)
     parts = [one.part for one in found.comparisons]
     assert parts.count("dispatch") == parts.count("combine") > 20
@@ -70,6 +85,44 @@ def test_every_time_is_beside_the_price_of_the_machine():
     told = {each.part: each for each in found.hardware.calibration.residuals}
     assert list(told) == ["dispatch", "combine", "experts", "layer", "all"]
     assert told["all"].points == len(found.comparisons)
+
+
+@pytest.mark.parametrize("topology", [ONE_NODE, TWO_NODES])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_the_prices_of_the_machine_are_the_times_it_was_made_of(topology, noise):
+    """Of all parts and of whole layers, as near as the noise lets them be."""
+    found = calibrated(Made(topology, noise=noise))
+    for each in found.hardware.calibration.residuals:
+        assert each.median < 0.02 + 0.7 * noise, each
+        assert each.worst < 0.1 + 1.5 * noise, each
+    assert found.hardware.layer_overhead == pytest.approx(30e-6, abs=10e-6)
+
+
+def test_other_shapes_and_loads_are_predicted_too():
+    """Calibrated on two shapes, asked about a third one in sizes between theirs."""
+    made = Made(ONE_NODE)
+    machine = calibrated(made).hardware
+    other = LayerShape(hidden_size=768, inner_size=640, num_experts=24, top_k=3)
+    for load in (Load.UNIFORM, Load.TO_ONE, Load.NEXT):
+        for tokens in (32, 128, 512):
+            case = Case(
+                shape=other,
+                form=Form.EXACT,
+                load=load,
+                num_tokens=tokens,
+                num_ranks=4,
+            )
+            told = predict(case, machine, 4, SEED)
+            for way in (Way.DISPATCH, Way.COMBINE):
+                exact = made.way(case, way)
+                assert told[LayerPart(way.value)] == pytest.approx(exact, rel=0.05)
+            counts = case_counts(case, 4, SEED)
+            ranks = zip(
+                counts.rank_rows()[0, 0], counts.active_experts()[0, 0], strict=True
+            )
+            experts = max(made.experts(other, *each) for each in ranks)
+            own = told[LayerPart.EXPERTS] - machine.layer_overhead
+            assert own == pytest.approx(experts, rel=0.1)
 
 
 def test_residuals_are_relative_and_have_no_sign():
@@ -90,20 +143,3 @@ def test_a_form_that_was_not_measured_is_refused():
         CalibrationError, match="nothing was measured of the form fixed"
     ):
         calibrated(Made(ONE_NODE), Form.FIXED)
-
-
-def test_what_a_layer_takes_besides_is_found():
-    """The whole layer takes 30 us more than its parts, on one rank too."""
-    made = Made(Topology(num_ranks=1, ranks_per_node=1))
-    measured = made.measurements()
-    bare = fit_hardware(measured, ORIGIN, LIKE, Form.EXACT, SEED)
-    layers = [layer for layer in made.layers() if layer.case.num_tokens == 1024]
-    from moetuner.calibration.prediction import predict
-
-    for layer in layers:
-        own = float(predict(layer.case, bare.hardware, 1, SEED).total[0])
-        object.__setattr__(layer.timing, "seconds", own + 30e-6)
-    found = fit_hardware(
-        replace(measured, layers=tuple(layers)), ORIGIN, LIKE, Form.EXACT, SEED
-    )
-    assert found.hardware.layer_overhead == pytest.approx(30e-6, rel=1e-6)

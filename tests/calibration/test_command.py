@@ -118,8 +118,11 @@ def test_the_file_plans(calibrated):
 
 
 def test_one_rank_measures_what_it_can_and_says_how_to_measure_more(tmp_path):
-    done = run("--out", "one.toml", "--like", "h200", cwd=tmp_path)
+    done = run(
+        *("--out", "one.toml", "--like", "h200", "--values", "float32"), cwd=tmp_path
+    )
     found = read_hardware(tmp_path / "one.toml")
+    assert found.grouped_gemm[0].weight_bytes == 4
     assert "torchrun --nproc-per-node" in done.stderr
     assert "links inside a node: not measured, as h200" in found.sources
     assert found.calibration.command.startswith("moetuner calibrate")
@@ -197,7 +200,7 @@ def test_a_layer_that_is_too_large_is_named_before_it_is_made(tmp_path):
         (["--out", "x.toml", "--out-fixed", "x.toml"], "two of the files to write"),
         (["--out", "x.toml", "--plot", "x.pdf"], "wanted a name with .svg or .png"),
         (["--out", "x.toml", "--like", "abacus"], "abacus"),
-        (["--out", "x.toml", "--model", "abacus"], "--model 'abacus' is not in"),
+        (["--out", "x.toml", "--model", "abacus"], "--model abacus: not in the table"),
         (["--out", "x.toml", "--top-k", "9"], "--top-k 9 is more than"),
         (["--out", "x.toml", "--seconds", "0"], "--seconds must be positive"),
     ],
@@ -215,6 +218,18 @@ def test_wrong_usage_is_refused_before_anything_is_measured(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_tells_its_layer():
+    from moetuner.calibration.samples import LayerShape, ValueKind
+    from moetuner.cli.calibrate import _shapes
+
+    (found,) = _shapes("gpt-oss-20b", None, None, None, None, ValueKind.BFLOAT16)
+    assert found == LayerShape(
+        hidden_size=2880, inner_size=2880, num_experts=32, top_k=4
+    )
+    (other,) = _shapes("gpt-oss-20b", None, 64, None, 2, ValueKind.FLOAT16)
+    assert (other.inner_size, other.top_k, other.values) == (64, 2, ValueKind.FLOAT16)
+
+
 def test_half_a_layer_is_refused(tmp_path, monkeypatch):
     from moetuner.cli import app
     from typer.testing import CliRunner
@@ -223,3 +238,21 @@ def test_half_a_layer_is_refused(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["calibrate", "--out", "x", "--top-k", "2"])
     assert result.exit_code == 2
     assert "--hidden-size" in result.stderr
+
+
+def test_without_torch_it_says_how_to_get_it(tmp_path):
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from moetuner.cli import app\n"
+        "app(['calibrate', '--out', 'x.toml'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "error: calibrate needs torch: pip install 'moetuner[torch]'" in done.stderr
+    assert not list(tmp_path.iterdir())

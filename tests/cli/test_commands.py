@@ -70,6 +70,18 @@ def test_what_is_in_use_may_hold_replicas(folder, ids):
     assert len(steps) <= fetched_replicas(before, after).size
 
 
+def test_redundant_experts_are_those_that_engines_count(folder, ids):
+    trace = folder.trace(ids)
+    report = folder.plan_json(trace, "--redundant", 4, solver="eplb")
+    assert report["options"]["slots_per_rank"] == 5  # 16 experts on 4 ranks
+    both = folder.plan(trace, "--redundant", 4, "--slots-per-rank", 5, solver="eplb")
+    assert both.exit_code != 0
+    assert "give --redundant or --slots-per-rank, not both" in both.stderr
+    odd = folder.plan(trace, "--redundant", 5, solver="eplb")
+    assert odd.exit_code != 0
+    assert "--redundant must" in odd.stderr
+
+
 def test_eplb_fills_spare_slots_with_replicas(folder, ids):
     folder.plan(folder.trace(ids), "--slots-per-rank", 5, solver="eplb")
     placement = read_placement(folder.out)

@@ -39,3 +39,17 @@ def test_a_trace_without_a_token_is_described(folder):
     result = folder.run("describe", trace, "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["skew"]["blocks"] == [1.0, 1.0]
+
+
+def test_decoded_tokens_are_mixed_unless_told(folder, ids):
+    phase = (np.arange(600) % 20 >= 10).astype(np.uint8)
+    trace = folder.trace(ids, phase=phase)
+    for options, kind, batches in (
+        ((), "sequences", 12),
+        (("--phase", "prefill"), "sequences", 6),
+        (("--phase", "decode"), "mixed", 10),  # one token of a sequence in each
+        (("--phase", "decode", "--batch-kind", "sequences"), "sequences", 6),
+    ):
+        asked = ("describe", trace, "--batch-tokens", 50, *options, "--json")
+        told = json.loads(folder.run(*asked).stdout)["skew"]
+        assert (told["batch_kind"], told["num_batches"]) == (kind, batches)

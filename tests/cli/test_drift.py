@@ -15,9 +15,17 @@ REPLAN = 3
 
 @pytest.fixture
 def in_use(folder, ids):
-    """Planned for yesterday's tokens; today others are popular."""
+    """Planned for yesterday's tokens; today all choose experts of the first rank.
+
+    Whatever a search finds, to spread these four over four ranks is much faster.
+    """
     assert folder.plan(folder.trace(ids)).exit_code == 0
-    today = random_ids(np.random.default_rng(99), 600, 3, 16, 2, skew=2.0)
+    busy = read_placement(folder.out).slot_experts[:, :4]
+    today = np.empty((600, 3, 2), np.int16)
+    first = np.arange(600) % 4
+    for layer, experts in enumerate(busy):
+        today[:, layer, 0] = experts[first]
+        today[:, layer, 1] = experts[(first + 1) % 4]
     return folder.out, folder.trace(today, name="today.safetensors")
 
 
@@ -40,10 +48,13 @@ def test_json_tells_all_and_the_new_plan_is_written(folder, in_use):
     old = folder.path / "trace.safetensors"
     result = drift(
         *(folder, *in_use, "--threshold", 0, "--out", new, "--recording", old),
-        *("--json", "--quiet"),
+        *("--json", "--quiet", "--hidden-size", 4096, "--expert-hidden-size", 2048),
     )
     assert result.exit_code == REPLAN
-    assert result.stderr == ""
+    said = [
+        each for each in result.stderr.splitlines() if "assuming hidden" not in each
+    ]
+    assert said == []
     found = json.loads(result.stdout)
     assert found["replan"]
     assert found["gain"]["low"] > 0

@@ -79,7 +79,7 @@ def test_a_config_is_priced_as_its_checkpoint_is_stored(folder, ids, config):
     shape, said = priced(folder, folder.trace(ids), "--model", file)
     assert (shape["hidden_size"], shape["expert_hidden_size"]) == (640, 96)
     assert (shape["weight_type"], shape["weight_bytes"]) == ("fp8", 1 + 4 / 16384)
-    assert said == ""
+    assert "note:" not in said
 
 
 def test_types_that_are_said_count_before_the_checkpoints(folder, ids, config):
@@ -126,7 +126,7 @@ def test_a_name_of_the_table_is_priced_in_bf16_and_says_so(folder):
         folder, trace, "--model", "openai/gpt-oss-20b", "--weights", "mxfp4"
     )
     assert shape["weight_bytes"] == 0.53125
-    assert said == ""
+    assert "note:" not in said
 
 
 def test_another_number_of_experts_is_an_error(folder, ids):
@@ -145,7 +145,7 @@ def test_other_differences_are_notes(folder, ids, config):
     assert "a token of the recording has 2 experts" in said
     assert "3 of the 12 layers with experts" in said
     _, said = priced(folder, folder.trace(ids), "--model", file, "-q")
-    assert said == ""
+    assert "note:" not in said
 
 
 def test_a_recorded_name_that_does_not_fit_is_a_note(folder, ids):

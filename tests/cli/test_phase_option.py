@@ -67,9 +67,23 @@ def test_reports_and_certificates_take_the_plans_phase(folder, recording):
     assert json.loads(certified.stdout)["pricing"]["phase"] == "decode"
 
 
+def test_drift_weighs_a_plan_on_tokens_of_its_phase(folder, recording):
+    folder.plan(recording, "--phase", "decode", *SIZES, solver="joint")
+    result = folder.run(
+        *("drift", folder.out, recording, "--time-limit", 1, "--json", "--quiet")
+    )
+    assert result.exit_code in (0, 3), result.stderr
+    told = json.loads(result.stdout)
+    tokens = {each["num_tokens"] for each in told["placements"]}
+    assert len(tokens) == 1
+    assert tokens.pop() % 6 == 0  # answers of 6 tokens, held out with their prompts
+
+
 def test_describe_tells_of_one_phase(folder, recording):
     result = folder.run("describe", recording, "--phase", "decode", "--json")
     assert json.loads(result.stdout)["num_tokens"] == 180
+    shown = folder.run("describe", recording).stdout
+    assert "420 prefill, 180 decode" in shown
 
 
 @pytest.mark.parametrize("command", ["plan", "describe"])

@@ -130,7 +130,7 @@ def test_ctrl_c_keeps_what_the_joint_search_has(folder, rng, homes):
     assert read_placement(folder.out).provenance.status == "interrupted"
 
 
-def test_ctrl_c_waits_for_no_proof_and_no_baseline(folder, hard):
+def test_ctrl_c_waits_for_no_proof_and_no_slow_baseline(folder, hard):
     command = plan_command(hard, folder.out, "--json", solver="joint")
     more = ("--baselines", "all", "--prove", str(LONG))
     process = start([*command, *more])
@@ -141,9 +141,8 @@ def test_ctrl_c_waits_for_no_proof_and_no_baseline(folder, hard):
     heard, kept = errors.index("interrupted: stopping"), errors.index("note: inter")
     assert heard < kept
     found = json.loads(output)
-    assert [each["name"] for each in found["placements"]] == ["contiguous", "joint"]
-    assert set(found["left_out"].values()) == {"the plan was interrupted"}
-    assert "best baseline" not in found["verdict"]
+    assert found["left_out"]["ilp2"] == "the plan was interrupted"
+    assert "best baseline computed, " in found["verdict"]
 
 
 @pytest.mark.parametrize(
@@ -211,8 +210,10 @@ def test_closed_pipe_is_no_error_message(folder, ids):
     process = start(command)
     process.stdout.close()  # nobody reads, as after `| head -0`
     with process.stderr as errors:
-        assert errors.read() == ""
+        said = errors.read()
     process.wait(timeout=WAIT)
+    assert said.startswith("note: model 'unknown' is not in the table")
+    assert said.count("\n") == 1
     assert folder.out.exists()
 
 

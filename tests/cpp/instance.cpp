@@ -100,7 +100,7 @@ Rates Instance::rates() const {
   const LinkRates dispatch{3.0, 5.0, 0.5, 2.0};
   const LinkRates combine{6.0, 10.0, 0.5, 2.0};
   Rates found{{2.0, 7.0}, dispatch, combine, {9.0, 15.0, 1.0, 4.0}, 1.0 / 3.0, rank_speeds};
-  if (unlike_links) {
+  if (uneven) {
     const auto slow = [](std::int64_t places, double first) {
       std::vector<double> factors;
       for (std::int64_t i = 0; i < places; ++i) {
@@ -111,6 +111,8 @@ Rates Instance::rates() const {
     const std::int64_t nodes = num_ranks / ranks_per_node;
     found.rank_links = {slow(num_ranks, 0.8), slow(num_ranks, 1.0)};
     found.node_links = {slow(nodes, 1.0), slow(nodes, 0.6)};
+    found.planes = {{1.5, 3.0}, {0.5, 6.5}};
+    found.layer = 0.75;
   }
   return found;
 }
@@ -216,6 +218,7 @@ std::vector<double> Instance::priced(const std::vector<std::int32_t>& slots,
         }
         here = std::max(here, price.compute(rank, rows, experts));
       }
+      here = price.with_launches(here);
       for (int way = 0; way < 2 && moves; ++way) {
         const LinkRates& rates = way == 0 ? price.rates().dispatch : price.rates().combine;
         const double ranks =

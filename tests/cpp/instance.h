@@ -22,7 +22,8 @@ struct Instance {
   std::int64_t num_scenarios = 2;
   std::uint64_t seed = 1;
   std::vector<double> rank_speeds = {1.0, 0.7, 1.2, 0.9};
-  bool unlike_links = false;  // one way slower, and some places faster
+  // One way slower, and some places faster; computing as measured, with launches.
+  bool uneven = false;
   bool padding = true;
 
   std::vector<std::int16_t> topk_ids;
@@ -56,7 +57,7 @@ struct Instance {
 inline constexpr std::array kAllRules{WireRules{Rows::kPerRank, Crossing::kGateway},
                                       WireRules{Rows::kPerRank, Crossing::kDirect},
                                       WireRules{Rows::kPerExpert, Crossing::kDirect},
-                                      WireRules{Rows::kToAll, Crossing::kGateway}};
+                                      WireRules{Rows::kToAll, Crossing::kRing}};
 
 /// Options of a short search.
 SearchOptions short_search(std::int64_t proposals, std::int64_t sweeps, int num_threads);

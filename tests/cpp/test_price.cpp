@@ -44,7 +44,8 @@ TEST(rates_of_a_rank_are_its_price) {
 }
 
 TEST(planes_are_the_price_where_they_are_highest) {
-  const ComputeRates compute = rates().compute;
+  Rates compute = rates();
+  compute.planes = {{1.5, 1.0}, {0.5, 4.75}};
   for (const double rows : {0.0, 1.0, 7.0}) {
     for (const double active : {0.0, 1.0, 3.0}) {
       double highest = 0.0;

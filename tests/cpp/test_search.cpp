@@ -62,7 +62,7 @@ TEST(what_layers_cost_is_the_price_of_the_tally) {
     for (const std::int64_t per_node : {1, 2, 4}) {
       for (const std::int64_t spare : {0, 1}) {
         Instance instance = drawn(3 + spare, per_node);
-        instance.unlike_links = spare == 1;
+        instance.uneven = spare == 1;
         const auto problem = instance.problem(wire, Homes::kUniform, false);
         const auto start = instance.dealt(spare);
         const auto before = run(&search_layers, problem, short_search(0, 1, 1), start);
@@ -83,7 +83,7 @@ TEST(what_walks_cost_is_the_price_of_the_tally) {
     for (const std::int64_t per_node : {1, 2, 4}) {
       for (const bool replicas : {false, true}) {
         Instance instance = drawn(5, per_node);
-        instance.unlike_links = replicas;
+        instance.uneven = replicas;
         auto problem = instance.problem(wire, Homes::kRecorded, true);
         problem.replicas = replicas;
         const auto start = instance.slots_of(instance.dealt(replicas));

@@ -4,9 +4,11 @@ from datetime import date
 
 import pytest
 import torch
+from moetuner.calibration.budget import Allowance
 from moetuner.calibration.fit import Origin, fit_hardware
-from moetuner.calibration.measure import measure, memory, ranks_of
-from moetuner.calibration.options import CalibrationOptions
+from moetuner.calibration.measure import links, measure, memory, ranks_of
+from moetuner.calibration.measure.clock import Clock
+from moetuner.calibration.options import SIZES, CalibrationOptions
 from moetuner.calibration.samples import Form, LayerShape, Level, Load
 from moetuner.errors import CalibrationError, InvalidProblemError
 from moetuner.evaluation.hardware import HARDWARE, LinkOf
@@ -57,7 +59,8 @@ def _on_gpus(rank, num_ranks, backend):
     assert all(s.replayed for s in fixed)  # over mapped memory a graph holds them
     assert any(s.replayed for s in found.experts)
     assert bool(found.links) is (backend == "nccl" and num_ranks > 1)
-    assert "mapped memory" in found.machine.transport
+    if num_ranks > 1:
+        assert "mapped memory" in found.machine.transport
     for form in Form:
         fit_hardware(found, ORIGIN, HARDWARE["h100"], form, 0)
 
@@ -89,6 +92,23 @@ def _little_memory(rank, num_ranks):
     said = str(caught.value)
     assert said.startswith("calibrate: rank 1: too little memory on cpu for messages")
     assert "rank 0" not in said
+
+
+def _memory_for_small_sizes(rank, num_ranks):
+    """What is too large is left out, on all ranks, and said."""
+    ranks = _ranks("cpu", 2)
+    memory.free_bytes = lambda ranks: 1e12 if ranks.rank == 0 else 2e6
+    clock, own = Clock(ranks), Allowance(seconds=30, num_cases=99, clock=lambda: 0.0)
+    sizes = SIZES["cpu"].messages
+    found = list(links.measure_links(ranks, clock, own, sizes))
+    assert max(sample.num_bytes for sample in found) == max(
+        size for size in sizes if 2 * size < 0.8 * 2e6
+    )
+    assert own.left_out["messages"].endswith("for want of memory")
+
+
+def test_sizes_that_no_memory_holds_are_left_out():
+    run_on_ranks(2, _memory_for_small_sizes)
 
 
 def test_too_little_memory_on_one_rank_is_an_error_on_all():

@@ -32,3 +32,46 @@ def test_bytes_between_two_nodes_are_the_predicted_rows(tmp_path):
     one, two = (results[f"moetuner, contiguous{x}"] for x in ("", ", two levels"))
     assert two["rows"] < one["rows"]
     assert two["sent_bytes"] < one["sent_bytes"]
+
+
+SEND = """
+import os, socket, sys, time
+from network import NotPermitted, enter, two_nodes
+
+SIZE, GBIT = 1 << 20, 0.1
+try:
+    with two_nodes(GBIT) as (here, there):
+        listening, told = os.pipe()
+        if os.fork() == 0:
+            enter(there)
+            server = socket.create_server((there.address, 5000))
+            os.write(told, b"1")
+            came = server.accept()[0]
+            left = SIZE
+            while left:
+                left -= len(came.recv(left))
+            came.sendall(b"1")
+            os._exit(0)
+        os.read(listening, 1)
+        enter(here)
+        with socket.create_connection((there.address, 5000)) as out:
+            begun = time.perf_counter()
+            out.sendall(bytes(SIZE))
+            out.recv(1)
+            print(time.perf_counter() - begun, SIZE * 8 / (GBIT * 1e9))
+        os.wait()
+except NotPermitted as error:
+    sys.exit(f"{error}")
+"""
+
+
+def test_a_short_message_is_shaped_too():
+    """However fast the machine: no megabyte passes a slow link at once."""
+    done = subprocess.run(
+        [sys.executable, "-c", SEND], cwd=FOLDER, capture_output=True, text=True
+    )
+    if done.returncode == 1 and "Traceback" not in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    took, wanted = map(float, done.stdout.split())
+    assert took > 0.8 * wanted

@@ -89,9 +89,11 @@ BY_HAND = {
     (Wire.PER_EXPERT, Homes.RECORDED): ([2.5, 4.5], [4.5, 8.5], 8, 3, [2, 2]),
     (Wire.PER_EXPERT, Homes.UNIFORM): ([4.5, 4.5], [8.5, 8.5], 9, 4, [2.25, 1.5]),
     (Wire.PER_EXPERT, Homes.FOLLOW): ([4.5, 4.5], [8.5, 2.25], 9.5, 4.5, [2.25, 2]),
-    (Wire.ALLGATHER, Homes.RECORDED): ([4.5, 4.5], [8.5, 8.5], 8, 3, [3, 3]),
-    (Wire.ALLGATHER, Homes.UNIFORM): ([3.5, 3.5], [6.5, 6.5], 9, 4, [2.25, 2.25]),
-    (Wire.ALLGATHER, Homes.FOLLOW): ([3.5, 4.5], [8.5, 8.5], 9.5, 4.5, [2.25, 3]),
+    (Wire.DEDUP_RANKS, Homes.RECORDED): ([2.5, 4.5], [4.5, 8.5], 8, 3, [2, 2]),
+    # Around the ring 0 -> 1 => 2 -> 3 => 0: all but those of rank 2 cross => 2.
+    (Wire.ALLGATHER, Homes.RECORDED): ([6.5, 6.5], [12.5, 12.5], 8, 3, [3, 3]),
+    (Wire.ALLGATHER, Homes.UNIFORM): ([5, 5], [9.5, 9.5], 9, 4, [2.25, 2.25]),
+    (Wire.ALLGATHER, Homes.FOLLOW): ([5, 6.5], [12.5, 12.5], 9.5, 4.5, [2.25, 3]),
 }
 
 

@@ -16,7 +16,7 @@ from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.tally import tally
 from moetuner.evaluation.workload import price
 from moetuner.placement.topology import Topology
-from strategies import TOY_COST, links_of, random_placement, topologies, traces
+from strategies import TOY_COST, machines, random_placement, topologies, traces
 
 SIZES = {"hidden_size": 4, "expert_hidden_size": 1}
 positive = st.floats(1e-3, 1e3)
@@ -48,7 +48,7 @@ def costs(draw, topology):
     num_ranks = topology.num_ranks
     speeds = st.lists(st.floats(0.1, 2.0), min_size=num_ranks, max_size=num_ranks)
     return CostModel(
-        hardware=draw(links_of(hardware, topology)),
+        hardware=draw(machines(hardware, topology)),
         shape=shape,
         wire=draw(st.sampled_from(Wire)),
         homes=draw(st.sampled_from([Homes.UNIFORM, Homes.FOLLOW])),
@@ -194,8 +194,9 @@ def test_the_core_knows_every_wire_and_no_other():
     }
     assert rules == {
         "dedup": ("PER_RANK", "GATEWAY"),
+        "dedup_ranks": ("PER_RANK", "DIRECT"),
         "per_expert": ("PER_EXPERT", "DIRECT"),
-        "allgather": ("TO_ALL", "GATEWAY"),
+        "allgather": ("TO_ALL", "RING"),
     }
     with pytest.raises(ValueError, match=r"wanted one of dedup, .*got smoke"):
         _core.wire_rules("smoke")

@@ -92,10 +92,11 @@ def test_homes_of_wide_nodes_find_replicas_like_the_readable_twin(
 #
 #   dedup:      0 -> 1 inside node 0; one row to node 1, arriving at rank 2 (local index
 #               of 0), which keeps it and passes it on to rank 3.
-#   per_expert: 0 -> 1 inside; two rows between the nodes.
-#   allgather:  0 -> 1 inside; one row between, arriving at 2, passed on to 3.
+#   dedup_ranks, per_expert: 0 -> 1 inside; two rows between the nodes.
+#   allgather:  around the ring, 0 -> 1 inside, 1 -> 2 between, 2 -> 3 inside.
 HAND_COUNTED = {
     Wire.DEDUP: ([1, 0, 1, 0], [0, 1, 0, 1], [1, 0], [0, 1]),
+    Wire.DEDUP_RANKS: ([1, 0, 0, 0], [0, 1, 0, 0], [2, 0], [0, 2]),
     Wire.PER_EXPERT: ([1, 0, 0, 0], [0, 1, 0, 0], [2, 0], [0, 2]),
     Wire.ALLGATHER: ([1, 0, 1, 0], [0, 1, 0, 1], [1, 0], [0, 1]),
 }
@@ -153,8 +154,11 @@ def test_count_only_source_gives_loads_and_refuses_the_rest():
     placement = one_expert_per_rank()
     rows = tally(counts, placement, wire=Wire.ALLGATHER)
     assert rows.slot_rows[0, 0].tolist() == [4, 2, 1, 1]
-    assert rows.rank_ingress[0, 0].tolist() == [2.0] * 4  # T (m - 1) / m
-    assert rows.node_ingress[0, 0].tolist() == [2.0] * 2  # T (1 - 1 / N)
+    # T (G - 1) / G over each link of the ring 0 -> 1 => 2 -> 3 => 0.
+    assert rows.rank_ingress[0, 0].tolist() == [0, 3, 0, 3]
+    assert rows.rank_egress[0, 0].tolist() == [3, 0, 3, 0]
+    assert rows.node_ingress[0, 0].tolist() == [3, 3]
+    assert rows.return_rank_egress[0, 0].tolist() == [0, 3, 0, 3]
     with pytest.raises(MissingStatisticsError, match="wire=dedup needs the experts"):
         tally(counts, placement)
 

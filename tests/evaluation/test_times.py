@@ -1,13 +1,21 @@
 """Times from the files of several tools, and beside the prediction."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from moetuner.errors import InvalidTraceError
 from moetuner.evaluation.cost import CostModel, Homes
+from moetuner.evaluation.curves import Permutation
 from moetuner.evaluation.evaluate import evaluate
-from moetuner.evaluation.step_times import RECORDED_RUN, compare_times, steps_of
+from moetuner.evaluation.step_times import (
+    RECORDED_RUN,
+    compare_times,
+    part_seconds,
+    steps_of,
+)
+from moetuner.evaluation.tally import tally
 from moetuner.evaluation.times_file import LayerPart, MeasuredTime, read_times
 from moetuner.placement.topology import Topology
 from moetuner.trace import Trace, TraceMetadata
@@ -245,6 +253,22 @@ def test_times_of_each_layer_are_multiplied_and_parts_are_summed(run):
         ("combine", 6.0),
         ("total", 18.0),
     ]
+
+
+def test_bringing_rows_into_order_is_part_of_dispatch_and_combine(run):
+    trace, placement = run
+    order = Permutation(per_row=1e-6, per_byte=1e-9)
+    plain = replace(COST.hardware, permutation=None)
+    rows = tally(trace, placement, homes=Homes.RECORDED)
+    before, after = (
+        part_seconds(rows, replace(COST, hardware=machine))
+        for machine in (plain, replace(plain, permutation=order))
+    )
+    most = rows.rank_rows().max(axis=-1)
+    each = 1e-6 + COST.shape.hidden_size * 2 * 1e-9
+    for part in (LayerPart.DISPATCH, LayerPart.COMBINE):
+        assert after[part] - before[part] == pytest.approx(most * each)
+    assert np.array_equal(after[LayerPart.EXPERTS], before[LayerPart.EXPERTS])
 
 
 def test_ratios_and_errors(run):

@@ -62,10 +62,10 @@ def test_each_is_what_its_solver_finds_and_one_may_be_skipped(trace):
     )
 
 
-def test_nobody_waits_for_baselines_after_an_interruption(trace):
+def test_nobody_waits_for_cbc_after_an_interruption(trace):
     found = solve_baselines(problem_of(trace), Baselines.ALL, QUICK, hurry=True)
-    assert set(found.solutions) == {"contiguous"}
-    assert set(found.left_out.values()) == {"the plan was interrupted"}
+    assert found.left_out == {"ilp2": "the plan was interrupted"}
+    assert "chain" in found.solutions
 
 
 def test_without_cbc_the_programs_are_left_out_with_the_reason(

@@ -1,14 +1,12 @@
-"""A wire that no exchange has yet, made of rules that the planner knows.
+"""Wires between nodes: a row straight to each rank, and rows of all around a ring.
 
-One row per distinct rank, each straight to it, also between nodes. All that plans,
-prices and proves asks for the rules of a wire, so it must answer for this one too.
+All that plans, prices and proves asks for the rules of a wire, and must agree.
 """
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from moetuner._core import Crossing, Rows, WireRules
 from moetuner.bounds import certify
 from moetuner.evaluation.cost import Homes, Wire
 from moetuner.evaluation.tally import tally
@@ -23,15 +21,10 @@ from oracle import oracle
 from strategies import TOY_COST, make_trace, random_ids
 
 ONE = SolverOptions(time_limit=600, threads=1)
+WIRES = (Wire.DEDUP_RANKS, Wire.ALLGATHER)
 
 
-@pytest.fixture(autouse=True)
-def _rules(monkeypatch):
-    rules = WireRules(rows=Rows.PER_RANK, crossing=Crossing.DIRECT)
-    monkeypatch.setattr(Wire, "rules", property(lambda _: rules))
-
-
-def problem_of(rng, homes, num_experts, per_node, num_layers, slow_nodes=1.0):
+def problem_of(rng, wire, homes, num_experts, per_node, num_layers, slow_nodes=1.0):
     ids = random_ids(rng, 60, num_layers, num_experts, 3, 0.0, 1.5)
     trace = make_trace(
         ids,
@@ -42,7 +35,7 @@ def problem_of(rng, homes, num_experts, per_node, num_layers, slow_nodes=1.0):
     )
     hardware = TOY_COST.hardware
     hardware = replace(hardware, nic_bandwidth=hardware.nic_bandwidth / slow_nodes)
-    cost = replace(TOY_COST, homes=homes, hardware=hardware)
+    cost = replace(TOY_COST, wire=wire, homes=homes, hardware=hardware)
     workload = Workload(traces=(trace,), cost=cost, batch_tokens=30)
     topology = Topology(num_ranks=4, ranks_per_node=per_node)
     return PlacementProblem.from_workload(workload, topology)
@@ -59,12 +52,12 @@ def test_rows_on_links_by_hand():
         num_experts=4,
         topology=Topology(num_ranks=4, ranks_per_node=2),
     )
-    rows = tally(trace, placement, homes=Homes.RECORDED)
+    rows = tally(trace, placement, wire=WIRES[0], homes=Homes.RECORDED)
     assert rows.rank_egress.tolist() == [[[1, 0, 0, 0]]]
     assert rows.rank_ingress.tolist() == [[[0, 1, 0, 0]]]
     assert rows.node_egress.tolist() == [[[2, 0]]]
     assert rows.node_ingress.tolist() == [[[0, 2]]]
-    rows = tally(trace, placement, homes=Homes.UNIFORM)
+    rows = tally(trace, placement, wire=WIRES[0], homes=Homes.UNIFORM)
     # Of four homes, 0 and 1 send two rows to node 1, 2 and 3 one to node 0.
     assert rows.node_ingress.tolist() == [[[0.5, 1]]]
     assert rows.rank_ingress.tolist() == [[[0, 0.25, 0.25, 0.25]]]
@@ -73,9 +66,10 @@ def test_rows_on_links_by_hand():
 @pytest.mark.parametrize("slow_nodes", [0.01, 50.0])
 @pytest.mark.parametrize("per_node", [1, 2, 4])
 @pytest.mark.parametrize("homes", Homes)
-def test_optima_bounds_and_plans_agree(rng, homes, per_node, slow_nodes):
+@pytest.mark.parametrize("wire", WIRES)
+def test_optima_bounds_and_plans_agree(rng, wire, homes, per_node, slow_nodes):
     layers = 1 if homes is Homes.FOLLOW else 2
-    problem = problem_of(rng, homes, 5, per_node, layers, slow_nodes)
+    problem = problem_of(rng, wire, homes, 5, per_node, layers, slow_nodes)
     truth = oracle(problem).value
     solution = get_solver("exact").solve(problem, ONE)
     assert solution.value == pytest.approx(truth, rel=1e-9)
@@ -90,8 +84,9 @@ def test_optima_bounds_and_plans_agree(rng, homes, per_node, slow_nodes):
 
 @pytest.mark.parametrize("slow_nodes", [0.01, 50.0])
 @pytest.mark.parametrize("per_node", [1, 2, 4])
-def test_a_program_proves_the_optimum(rng, per_node, slow_nodes):
-    problem = problem_of(rng, Homes.UNIFORM, 8, per_node, 1, slow_nodes)
+@pytest.mark.parametrize("wire", WIRES)
+def test_a_program_proves_the_optimum(rng, wire, per_node, slow_nodes):
+    problem = problem_of(rng, wire, Homes.UNIFORM, 8, per_node, 1, slow_nodes)
     exact = get_solver("exact").solve(problem, ONE)
     program = get_solver("ilp").solve(problem, ONE)
     assert program.status is SolveStatus.OPTIMAL

@@ -54,6 +54,7 @@ def test_unused_experts_padding_and_gaps():
     ids = np.array([[[0, -1], [1, 0]], [[0, 1], [1, -1]]], np.int16)
     trace = make_trace(ids, 3)
     assert describe(trace).unused_experts == 2
+    assert describe(trace).unused_ids == ((2,), (2,))
     assert values(describe(trace).load_skew) == (2.0, 2.0, 2.0)
     assert describe(trace).consecutive_layers
     gapped = type(trace)(
@@ -61,6 +62,14 @@ def test_unused_experts_padding_and_gaps():
     )
     assert not describe(gapped).consecutive_layers
     assert describe(gapped).layers == (1, 3)
+
+
+def test_phases_are_counted_where_they_are_told():
+    ids = np.zeros((5, 1, 1), np.int16)
+    told = describe(make_trace(ids, 2, phase=np.array([0, 0, 0, 1, 1], np.uint8)))
+    assert (told.prefill_tokens, told.decode_tokens) == (3, 2)
+    silent = describe(make_trace(ids, 2))
+    assert (silent.prefill_tokens, silent.decode_tokens) == (None, None)
 
 
 def test_no_tokens_and_one_layer():

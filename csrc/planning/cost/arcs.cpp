@@ -53,7 +53,7 @@ class Step {
 
   /// At most the cost of every renaming that sends nodes where `rename` does.
   double floor(const std::int32_t* rename) {
-    if (!uses_nodes()) return 0.0;
+    if (!uses_nodes() || args_.crossing == Crossing::kRing) return 0.0;
     between_nodes(rename);
     return LayerPrice::exchange(args_.dispatch, 0.0, busiest_node());
   }
@@ -72,7 +72,9 @@ class Step {
 
  private:
   double exchange(const std::int32_t* rename) {
-    if (num_nodes_ == 1) {
+    if (args_.crossing == Crossing::kRing) {
+      ring();
+    } else if (num_nodes_ == 1) {
       one_node(rename);
     } else {
       between_nodes(rename);
@@ -101,6 +103,24 @@ class Step {
       const double stays = rank_[rank * ranks + r];
       egress_[rank] = out_[rank] - stays;
       ingress_[rank] = in_[r] - stays;
+    }
+  }
+
+  /// From each rank to its next go the rows of all homes but that one; all ranks get each row.
+  void ring() {
+    const std::int64_t ranks = args_.num_ranks;
+    for (auto* links : {&egress_, &ingress_, &node_egress_, &node_ingress_}) {
+      std::fill(links->begin(), links->end(), 0.0);
+    }
+    double all = 0.0;
+    for (std::int64_t home = 0; home < ranks; ++home) all += rank_[home * ranks];
+    for (std::int64_t rank = 0; rank < ranks; ++rank) {
+      const std::int64_t next = rank + 1 < ranks ? rank + 1 : 0;
+      const double rows = all - rank_[next * ranks];
+      const std::int64_t from = node_of_[rank];
+      const std::int64_t to = node_of_[next];
+      (from == to ? egress_[rank] : node_egress_[from]) += rows;
+      (from == to ? ingress_[next] : node_ingress_[to]) += rows;
     }
   }
 

@@ -63,6 +63,18 @@ void find_maxima(const NodeRows& node) {
       for (std::int64_t s = 0; s < size; ++s) least[s] = smaller(hits[s], least[s]);
       for (std::int64_t s = 0; s < size; ++s) sum[s] += hits[s];
     });
+    for (const ComputeRates& plane : node.price->rates().planes) {
+      const ComputeRates here = plane.times(slow);
+      vectorized([&node, here, size, i]() MOETUNER_INLINE {
+        const std::int32_t* __restrict load = node.load + i * size;
+        const std::int32_t* __restrict active = node.active + i * size;
+        const double* __restrict scale = node.row_scale;
+        double* __restrict compute = node.compute;
+        for (std::int64_t s = 0; s < size; ++s) {
+          compute[s] = larger(compute[s], here.seconds(load[s] * scale[s], active[s]));
+        }
+      });
+    }
   }
 }
 
@@ -253,7 +265,8 @@ double ScenarioCosts::price() {
     // A rank's rows have the same mean whoever holds what.
     const double mean = mean_load_[s];
     const double variance = mean > 0 ? (squares[s] / num_ranks - mean * mean) / mean : 0.0;
-    double here = compute[s] + smoothing.peak * peak[s] + smoothing.variance * variance * scale;
+    double here = problem_.price.with_launches(compute[s]) + smoothing.peak * peak[s] +
+                  smoothing.variance * variance * scale;
     if (moves && unlike_) {
       here += exchange_unlike(s, node_hits[s], unit);
       here += link_scale *

@@ -151,7 +151,8 @@ double TokenLayer::price_scenario(std::int64_t s) const {
   const double mean = sum / static_cast<double>(problem_.num_ranks);
   const double variance =
       mean > 0 ? (squares / static_cast<double>(problem_.num_ranks) - mean * mean) / mean : 0.0;
-  double seconds = compute + smoothing.peak * peak + smoothing.variance * variance * scale;
+  double seconds =
+      price.with_launches(compute) + smoothing.peak * peak + smoothing.variance * variance * scale;
   double rank_copies = 0.0;
   double node_copies = 0.0;
   const Rates& rates = price.rates();

@@ -18,10 +18,8 @@ LayerTally::LayerTally(const TallyArgs& args,
       num_nodes_(args.num_ranks / args.ranks_per_node),
       rank_seen_(static_cast<std::size_t>(args.num_ranks), 0),
       node_seen_(static_cast<std::size_t>(num_nodes_), 0),
-      all_ranks_(static_cast<std::size_t>(args.num_ranks)),
-      all_nodes_(static_cast<std::size_t>(num_nodes_)) {
+      all_ranks_(static_cast<std::size_t>(args.num_ranks)) {
   std::iota(all_ranks_.begin(), all_ranks_.end(), 0);
-  std::iota(all_nodes_.begin(), all_nodes_.end(), 0);
 }
 
 std::int64_t LayerTally::offset(std::int64_t group, std::int64_t width) const {
@@ -99,11 +97,11 @@ const std::vector<std::int64_t>& LayerTally::targets() const {
   throw std::invalid_argument("tally_routing: no such rows");
 }
 
-const std::vector<std::int64_t>& LayerTally::target_nodes() const {
-  return args_.wire.rows == Rows::kToAll ? all_nodes_ : visit_.nodes;
-}
-
 void LayerTally::route(std::int64_t home, const Links& links, std::int64_t weight) const {
+  if (args_.wire.crossing == Crossing::kRing) {
+    route_ring(home, links, weight);
+    return;
+  }
   const std::int64_t home_node = node_of(home);
   const std::int64_t local = home % args_.ranks_per_node;
   if (args_.wire.crossing == Crossing::kDirect) {
@@ -120,7 +118,7 @@ void LayerTally::route(std::int64_t home, const Links& links, std::int64_t weigh
     }
     return;
   }
-  for (const std::int64_t node : target_nodes()) {
+  for (const std::int64_t node : visit_.nodes) {
     if (node == home_node) continue;
     links.node_egress[home_node] += weight;
     links.node_ingress[node] += weight;
@@ -130,6 +128,21 @@ void LayerTally::route(std::int64_t home, const Links& links, std::int64_t weigh
     if (rank == gateway) continue;  // on the home node the gateway is the home itself
     links.rank_egress[gateway] += weight;
     links.rank_ingress[rank] += weight;
+  }
+}
+
+/// From each rank to its next, but for the one whose next is the home.
+void LayerTally::route_ring(std::int64_t home, const Links& links, std::int64_t weight) const {
+  for (std::int64_t rank = 0; rank < args_.num_ranks; ++rank) {
+    const std::int64_t next = rank + 1 < args_.num_ranks ? rank + 1 : 0;
+    if (next == home) continue;
+    if (node_of(rank) == node_of(next)) {
+      links.rank_egress[rank] += weight;
+      links.rank_ingress[next] += weight;
+    } else {
+      links.node_egress[node_of(rank)] += weight;
+      links.node_ingress[node_of(next)] += weight;
+    }
   }
 }
 
@@ -181,8 +194,10 @@ void LayerTally::add_uniform_homes(const std::int32_t* dealt) {
     for (const std::int64_t rank : targets()) ++hits[rank];
     switch (args_.wire.crossing) {
       case Crossing::kGateway:
-        for (const std::int64_t node : target_nodes()) ++nodes_hit[node];
+        for (const std::int64_t node : visit_.nodes) ++nodes_hit[node];
         break;
+      case Crossing::kRing:
+        break;  // all ranks are hit alike
       case Crossing::kDirect:
         for (const std::int64_t rank : targets()) ++nodes_hit[node_of(rank)];
         break;
@@ -211,9 +226,14 @@ void LayerTally::add_expected(std::int64_t group,
   const std::int64_t senders = args_.wire.crossing == Crossing::kDirect ? 1 : num_nodes_;
   const Links out = dispatch_links(group);
   const Links back = return_links(group);
+  const bool ring = args_.wire.crossing == Crossing::kRing;
+  for (std::int64_t home = 0; ring && home < args_.num_ranks; ++home) {
+    route_ring(home, out, rank_hits[0]);
+    route_ring(home, back, rank_hits[0]);
+  }
   const std::int64_t all_nodes =
       std::accumulate(node_hits.begin(), node_hits.end(), std::int64_t{0});
-  for (std::int64_t node = 0; node < num_nodes_; ++node) {
+  for (std::int64_t node = 0; !ring && node < num_nodes_; ++node) {
     const std::int64_t first = node * per_node;
     std::int64_t node_sum = 0;
     for (std::int64_t i = 0; i < per_node; ++i) node_sum += rank_hits[first + i];

@@ -51,7 +51,6 @@ class LayerTally {
   Links dispatch_links(std::int64_t group) const;
   Links return_links(std::int64_t group) const;      // as seen from the return rank: reversed
   const std::vector<std::int64_t>& targets() const;  // of the last visit, ranks that rows go to
-  const std::vector<std::int64_t>& target_nodes() const;  // where rows cross once per node
   void use_slots(std::int64_t token, std::int64_t home) const;
   bool depends_on_home(std::int64_t expert) const {
     return replicas_.count(expert) > 1 && asks_home(args_.replica_rule);
@@ -60,6 +59,7 @@ class LayerTally {
   enum class Experts { kAll, kAlikeFromAll };
   void visit(std::int64_t token, std::int64_t home, std::int64_t weight, Experts experts);
   void route(std::int64_t home, const Links& links, std::int64_t weight) const;
+  void route_ring(std::int64_t home, const Links& links, std::int64_t weight) const;
   void add_expected(std::int64_t group,
                     const std::vector<std::int64_t>& rank_hits,
                     const std::vector<std::int64_t>& node_hits);
@@ -75,7 +75,6 @@ class LayerTally {
   std::vector<std::int64_t> rank_seen_;  // [G], stamp of the last token that visited
   std::vector<std::int64_t> node_seen_;  // [N]
   std::vector<std::int64_t> all_ranks_;  // [G]
-  std::vector<std::int64_t> all_nodes_;  // [N]
   std::int64_t stamp_ = 0;
 };
 

@@ -86,6 +86,7 @@ class Counting:
         self.level = LinkLevel.of(problem, replicas)
         self.price = self.cost.layer_price(problem.topology)
         speeds = self.cost.speeds(problem.topology.num_ranks)
+        self.overhead = self.price.rates.layer
         self.mean_speed, self.top_speed = float(speeds.mean()), float(speeds.max())
 
     def weights(self) -> list[float]:
@@ -132,8 +133,14 @@ class Counting:
             share.links = rows_of_own_rank(rows, seconds)
         return share
 
+    def launches(self, rows: Floats) -> float:
+        """Seconds of all batches [Q] in which any expert has rows."""
+        return self.overhead * float((rows > 0).any(axis=1).sum())
+
     def compute_floor(self, rows: Floats) -> Floats:
-        """Seconds of compute of each batch at least, by counting, [Q].
+        """Seconds of compute, without launches, of each batch at least, by counting.
+
+        Returns float64 [Q].
 
         The price is convex, so ranks take the price of their mean on average; and it
         never falls, so the rank with most rows, or experts, takes that at least.
@@ -161,13 +168,14 @@ class Counting:
         slots = level.slots // level.ranks_per_group
         mean = rows.sum(axis=1) / num_ranks * per_row / self.mean_speed
         counted = self.compute_floor(rows)
-        share.compute_least = weight * float(counted.sum())
+        launches = self.launches(rows)
+        share.compute_least = weight * (float(counted.sum()) + launches)
         searched = np.zeros(len(rows), bool)
         if self.mean_speed == self.top_speed and level.equal and num_ranks > 1:
             spread = spread_at_random(rows, num_ranks, slots) * per_row
             searched = spread / self.top_speed > counted * _PROMISING
             searched |= (mean > 0) & (counted <= mean * _NEAR)
-        share.compute_base = weight * float(counted[~searched].sum())
+        share.compute_base = weight * (float(counted[~searched].sum()) + launches)
         if searched.any():
             seconds = np.where(searched, weight * per_row / self.top_speed, 0.0)
             share.compute = rows_of_own_rank(rows, seconds)

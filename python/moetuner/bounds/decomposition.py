@@ -92,7 +92,7 @@ class Decomposition:
             (plane.row / counting.top_speed, plane.expert / counting.top_speed)
             for plane in counting.price.busy_planes
         )
-        maxima = []
+        maxima, launches = [], 0.0
         for trace, batches, weight in zip(
             self.workload.traces,
             self.workload.batches,
@@ -100,6 +100,7 @@ class Decomposition:
             strict=True,
         ):
             rows = expert_rows(trace, batches, layer)
+            launches += weight * counting.launches(rows)
             per_visit = level.leaves * (level.dispatch + level.combine)
             tokens: list[NDArray[Any]] = []
             link_floor = np.zeros(0)
@@ -126,7 +127,8 @@ class Decomposition:
         return PricedSets(
             name=f"{layer}",
             least=least,
-            constant=sum(share.dispatch_base + share.combine_base for share in shares),
+            constant=launches
+            + sum(share.dispatch_base + share.combine_base for share in shares),
             num_groups=level.num_groups,
             slots=level.slots,
             maxima=tuple(maxima),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 MIN_POINTS = 2
 """Of a series, whatever the time: fewer cannot tell a latency from a rate."""
+_OF_CASES = 0.5  # of a part's time
 MIN_CALLS = 4
 """Of a case: one that warms up, and three that count."""
 
@@ -48,13 +49,13 @@ class Allowance:
     num_cases: int
     clock: Callable[[], float]
     _known: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    left_out: dict[str, float] = field(default_factory=dict)
-    """Series, and the smallest size that was left out."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Series, and what was left out of it for want of what."""
 
     @property
     def case_seconds(self) -> float:
-        """For one case, where all take the same."""
-        return self.seconds / max(self.num_cases, 1)
+        """For the repetitions of one case, before the large ones, which need more."""
+        return _OF_CASES * self.seconds / max(self.num_cases, 1)
 
     def has_room(self, series: str, size: float) -> bool:
         """Whether the next case of a series, of that size, shall be measured."""
@@ -67,8 +68,22 @@ class Allowance:
         expected = MIN_CALLS * last_seconds * max(size / last_size, 1.0)
         if self.clock() + expected <= self.seconds:
             return True
-        self.left_out[series] = size
+        self.leave_out(series, size, "time")
         return False
+
+    def knows(self, series: str) -> bool:
+        """Whether anything of the series was measured."""
+        return series in self._known
+
+    def leave_out(self, series: str, size: float, want: str) -> None:
+        """Measure nothing of that size and above, for `want` of something."""
+        self.left_out[series] = (
+            f"nothing of size {size:g} and above, for want of {want}"
+        )
+
+    def give_up(self, series: str, why: str) -> None:
+        """Measure nothing of a series at all."""
+        self.left_out[series] = why
 
     def took(self, series: str, size: float, seconds: float) -> None:
         """Remember what a call of that size took."""

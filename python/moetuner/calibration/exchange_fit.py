@@ -9,14 +9,12 @@ not fit have less weight.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetuner.calibration.loads import known_load
+from moetuner.calibration.loads import case_counts
 from moetuner.calibration.samples import Case, ExchangeSample, Way
-from moetuner.placement.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-VALUE_BYTES = 2
-"""Of a value of a row: bfloat16."""
 ROUNDS = 30
 _FAR = 0.1  # relative errors beyond count less and less
 _LINKS = ("rank_egress", "rank_ingress", "node_egress", "node_ingress")
@@ -74,13 +70,10 @@ class OneWay:
         return "node" if node_out else "rank" if rank_out else "local"
 
 
-@lru_cache(maxsize=4096)
 def one_way(case: Case, way: Way, ranks_per_node: int, seed: int) -> OneWay:
     """By the evaluator's own counting."""
-    in_node = min(ranks_per_node, case.num_ranks)
-    topology = Topology(num_ranks=case.num_ranks, ranks_per_node=in_node)
-    counts = known_load(case, topology, seed).counts()
-    row_bytes = case.shape.hidden_size * VALUE_BYTES
+    counts = case_counts(case, ranks_per_node, seed)
+    row_bytes = case.shape.row_bytes
     prefix = "return_" if way is Way.COMBINE else ""
     most = [float(getattr(counts, prefix + name).max()) for name in _LINKS]
     return OneWay(

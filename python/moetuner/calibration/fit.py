@@ -30,6 +30,7 @@ from moetuner.evaluation.curves import (
 )
 from moetuner.evaluation.hardware import Hardware, LinkOf
 from moetuner.evaluation.rates import Bandwidth, Latency
+from moetuner.evaluation.times_file import LayerPart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +62,7 @@ class Calibrated:
     hardware: Hardware
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
-    """What was not measured, and where it is from."""
+    """What could not be measured at all, and where it is from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +126,7 @@ def fit_hardware(
     return Calibrated(
         hardware=replace(hardware, calibration=calibration),
         comparisons=comparisons,
-        notes=(*_taken_over(measured, like), *measured.notes),
+        notes=tuple(_taken_over(measured, like)),
     )
 
 
@@ -200,6 +201,7 @@ def _curves(experts: Sequence[ExpertsSample]) -> tuple[GroupedGemm, ...]:
             dtype="bf16",
             hidden_size=shape.hidden_size,
             expert_hidden_size=shape.inner_size,
+            weight_bytes=float(shape.values.num_bytes),
             points=tuple(
                 GemmPoint(rows=rows, active=active, seconds=seconds)
                 for rows, active, seconds in points
@@ -219,17 +221,18 @@ def _overhead(
         return 0.0
     took = np.array([s.timing.seconds for s in own])
     parts = np.array(
-        [float(predict(s.case, hardware, in_node, seed).total[0]) for s in own]
+        [predict(s.case, hardware, in_node, seed)[LayerPart.TOTAL] for s in own]
     )
     weights = took**-2.0  # relative errors count
     return max(float(weights @ (took - parts) / weights.sum()), 0.0)
 
 
 def _is_priced(case: Case) -> bool:
-    """Whether the objective is about such a case.
+    """Whether the objective is about whole layers of such a case.
 
-    Among several ranks an exchange that sends nothing starts all the same, but has no
-    latency in the objective. It is measured for the rows that it brings into order.
+    An exchange that sends nothing starts all the same, but has no latency in the
+    objective. It is measured for the rows that it brings into order. With one rank its
+    start is part of what a layer takes besides.
     """
     return case.num_ranks == 1 or case.load is not Load.LOCAL
 
@@ -238,17 +241,18 @@ def _of_exchanges(
     samples: Sequence[ExchangeSample], hardware: Hardware, in_node: int, seed: int
 ) -> list[Comparison]:
     found = []
-    for sample in (s for s in samples if _is_priced(s.case)):
+    for sample in (s for s in samples if s.case.load is not Load.LOCAL):
         told = predict(sample.case, hardware, in_node, seed)
-        parts = {Way.DISPATCH: told.dispatch, Way.COMBINE: told.combine}
-        parts[Way.BOTH] = told.dispatch + told.combine
+        parts = {Way.DISPATCH: told[LayerPart.DISPATCH]}
+        parts[Way.COMBINE] = told[LayerPart.COMBINE]
+        parts[Way.BOTH] = parts[Way.DISPATCH] + parts[Way.COMBINE]
         found.append(
             Comparison(
                 part=sample.way.value,
                 what=str(sample.case),
                 measured=sample.timing.seconds,
                 spread=sample.timing.spread,
-                fitted=float(parts[sample.way].sum()),
+                fitted=parts[sample.way],
             )
         )
     return found
@@ -278,7 +282,7 @@ def _of_layers(
             what=str(s.case),
             measured=s.timing.seconds,
             spread=s.timing.spread,
-            fitted=float(predict(s.case, hardware, in_node, seed).total[0]),
+            fitted=predict(s.case, hardware, in_node, seed)[LayerPart.TOTAL],
         )
         for s in samples
         if _is_priced(s.case)

@@ -6,6 +6,7 @@ Legend: T tokens of a rank, K top-k, E experts, G ranks, S slots of a rank.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,17 +15,17 @@ from moetuner.calibration.samples import Case, LayerShape, Load
 from moetuner.evaluation.cost import Homes
 from moetuner.evaluation.tally import RoutingTally, tally
 from moetuner.placement.model import Placement
+from moetuner.placement.topology import Topology
 from moetuner.trace import Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moetuner.placement.topology import Topology
-
 _LAYER = np.zeros(1, np.int32)
+_CIRCLES = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class KnownLoad:
     """Tokens of all ranks, and where they go."""
 
@@ -37,6 +38,7 @@ class KnownLoad:
         ids: NDArray[np.int64] = mine.astype(np.int64)
         return ids
 
+    @cached_property
     def counts(self) -> RoutingTally:
         """Rows on every link and rank, by the evaluator."""
         return tally(self.trace, self.placement, homes=Homes.RECORDED)
@@ -86,6 +88,14 @@ def known_load(case: Case, topology: Topology, seed: int) -> KnownLoad:
     )
 
 
+@lru_cache(maxsize=4096)
+def case_counts(case: Case, ranks_per_node: int, seed: int) -> RoutingTally:
+    """Rows on every link and rank in a case; `ranks_per_node` of all ranks."""
+    in_node = min(ranks_per_node, case.num_ranks)
+    topology = Topology(num_ranks=case.num_ranks, ranks_per_node=in_node)
+    return known_load(case, topology, seed).counts
+
+
 def _ids(
     load: Load,
     rank: int,
@@ -116,11 +126,17 @@ def _ids(
 def _choose(
     experts: NDArray[np.int16], top_k: int, num_tokens: int, rng: np.random.Generator
 ) -> NDArray[np.int16]:
-    """K different ones for each token, padding where there are fewer."""
+    """K different ones for each token, padding where there are fewer.
+
+    A token takes neighbours of one of some shuffled circles.
+    """
     ids = np.full((num_tokens, top_k), -1, np.int16)
     width = min(top_k, experts.size)
-    order = rng.random((num_tokens, experts.size)).argsort(axis=1)[:, :width]
-    ids[:, :width] = experts[order]
+    circles = np.stack([rng.permutation(experts) for _ in range(_CIRCLES)])
+    circle = rng.integers(_CIRCLES, size=num_tokens)
+    start = rng.integers(experts.size, size=num_tokens)
+    place = (start[:, None] + np.arange(width)) % experts.size
+    ids[:, :width] = circles[circle[:, None], place]
     return ids
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moetuner._checks import check_positive, is_whole, one_of
-from moetuner.calibration.samples import LayerShape
+from moetuner.calibration.samples import LayerShape, ValueKind
 from moetuner.errors import InvalidProblemError
 
 
@@ -33,6 +33,8 @@ class CalibrationOptions:
         None: as many as were started on this machine.
     device
         Where.
+    values
+        Of rows and weights of the shapes that are taken where there are none.
     seed
         Of rows and uniform routing.
     """
@@ -41,12 +43,15 @@ class CalibrationOptions:
     seconds: float = 40.0
     ranks_per_node: int | None = None
     device: Device = Device.AUTO
+    values: ValueKind = ValueKind.BFLOAT16
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_positive("CalibrationOptions", "seconds", self.seconds)
         device = one_of(Device, self.device, "CalibrationOptions: device")
         object.__setattr__(self, "device", device)
+        values = one_of(ValueKind, self.values, "CalibrationOptions: values")
+        object.__setattr__(self, "values", values)
         object.__setattr__(self, "shapes", tuple(self.shapes))
         per_node = self.ranks_per_node
         if per_node is not None and (not is_whole(per_node) or per_node < 1):
@@ -54,6 +59,11 @@ class CalibrationOptions:
                 f"CalibrationOptions: ranks_per_node must be a positive whole number, "
                 f"got {per_node!r}"
             )
+
+    def shapes_on(self, kind: str) -> tuple[LayerShape, ...]:
+        """Those to measure on a kind of device."""
+        usual = (replace(shape, values=self.values) for shape in SHAPES[kind])
+        return self.shapes or tuple(usual)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.calibration.loads import known_load
+from moetuner.calibration.loads import case_counts
+from moetuner.calibration.samples import ValueKind
 from moetuner.evaluation.cost import CostModel, Homes
-from moetuner.evaluation.shapes import ModelShape
-from moetuner.evaluation.workload import LayerSeconds, price
+from moetuner.evaluation.models import ModelShape, ValueType
+from moetuner.evaluation.step_times import part_seconds
 from moetuner.placement.topology import Topology
 
 if TYPE_CHECKING:
     from moetuner.calibration.samples import Case, LayerShape
     from moetuner.evaluation.hardware import Hardware
+    from moetuner.evaluation.times_file import LayerPart
+
+_TYPES = {
+    ValueKind.BFLOAT16: ValueType.BF16,
+    ValueKind.FLOAT16: ValueType.FP16,
+    ValueKind.FLOAT32: ValueType.FP32,
+}
 
 
 def model_shape(shape: LayerShape) -> ModelShape:
-    """The sizes that the price knows; rows and weights are bfloat16."""
+    """The sizes that the price knows."""
+    kind = _TYPES[shape.values]
     return ModelShape(
         hidden_size=shape.hidden_size, expert_hidden_size=shape.inner_size
-    )
+    ).with_types(weights=kind, rows_out=kind, rows_back=kind)
 
 
 def predict(
     case: Case, hardware: Hardware, ranks_per_node: int, seed: int
-) -> LayerSeconds:
-    """Seconds of one layer and of its parts, arrays [1, 1]."""
-    in_node = min(ranks_per_node, case.num_ranks)
-    topology = Topology(num_ranks=case.num_ranks, ranks_per_node=in_node)
-    counts = known_load(case, topology, seed).counts()
+) -> dict[LayerPart, float]:
+    """Seconds of one layer and of its parts."""
     cost = CostModel(
         hardware=hardware, shape=model_shape(case.shape), homes=Homes.RECORDED
     )
-    return price(counts, cost)
+    parts = part_seconds(case_counts(case, ranks_per_node, seed), cost)
+    return {part: float(seconds.sum()) for part, seconds in parts.items()}
 
 
 def predict_experts(
     shape: LayerShape, rows: int, active: int, hardware: Hardware
 ) -> float:
     """Seconds that one rank takes for rows spread evenly over active experts."""
-    cost = CostModel(hardware=hardware, shape=model_shape(shape))
+    alone = replace(hardware, permutation=None, layer_overhead=0.0)
+    cost = CostModel(hardware=alone, shape=model_shape(shape))
     layer_price = cost.layer_price(Topology(num_ranks=1, ranks_per_node=1))
     return float(layer_price.compute(np.array([rows]), np.array([active])))

@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moetuner._checks import is_whole
+from moetuner._checks import is_whole, one_of
 from moetuner.errors import InvalidProblemError
 
 if TYPE_CHECKING:
@@ -78,17 +78,33 @@ class Load(str, enum.Enum):
     """Every expert is as likely as any other."""
 
 
+class ValueKind(str, enum.Enum):
+    """What rows and weights of a measured layer are, by torch's names."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of a value."""
+        return 4 if self is ValueKind.FLOAT32 else 2
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerShape:
-    """Sizes of a layer that is measured."""
+    """Sizes of a layer that is measured, and what its values are."""
 
     hidden_size: int
     inner_size: int
     num_experts: int
     top_k: int
+    values: ValueKind = ValueKind.BFLOAT16
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
+        values = one_of(ValueKind, self.values, "LayerShape: values")
+        object.__setattr__(self, "values", values)
+        for name in ("hidden_size", "inner_size", "num_experts", "top_k"):
             value = getattr(self, name)
             if not is_whole(value) or value < 1:
                 raise InvalidProblemError(
@@ -100,10 +116,20 @@ class LayerShape:
                 f"{self.num_experts}"
             )
 
+    @property
+    def row_bytes(self) -> int:
+        """Of one row."""
+        return self.hidden_size * self.values.num_bytes
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of the weights of one expert: gate, up and down."""
+        return 3 * self.hidden_size * self.inner_size * self.values.num_bytes
+
     def __str__(self) -> str:
         return (
             f"H={self.hidden_size} I={self.inner_size} E={self.num_experts} "
-            f"K={self.top_k}"
+            f"K={self.top_k} {self.values.value}"
         )
 
 

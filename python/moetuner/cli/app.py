@@ -22,6 +22,7 @@ from moetuner.cli.hardware import hardware
 from moetuner.cli.interrupts import SIGNALS
 from moetuner.cli.messages import as_typed, fail
 from moetuner.cli.report import report
+from moetuner.cli.sweep import sweep
 from moetuner.cli.verify import verify
 from moetuner.errors import (
     InvalidPlacementError,
@@ -91,6 +92,7 @@ for _command in (
     certify,
     hardware,
     drift,
+    sweep,
     plan.demo,
 ):
     app.command()(spelt_out(_command))

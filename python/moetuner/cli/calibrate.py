@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moetuner.calibration.options import CalibrationOptions, Device
-from moetuner.calibration.samples import LayerShape
+from moetuner.calibration.samples import LayerShape, ValueKind
 from moetuner.cli.messages import note
+from moetuner.cli.model_options import named_model
 from moetuner.errors import InvalidProblemError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def calibrate(
     ] = 40.0,
     device: Annotated[Device, typer.Option(help="Where ranks compute")] = Device.AUTO,
     model: Annotated[
-        str, typer.Option(help="Of whose layers: a known model's name")
+        str, typer.Option(help="Of whose layers: a known name, or config.json")
     ] = "",
     hidden_size: Annotated[
         int | None, typer.Option("--hidden-size", "--hidden", help="H of the layer")
@@ -54,6 +55,9 @@ def calibrate(
     ] = None,
     experts: Annotated[int | None, typer.Option(help="Experts of the layer")] = None,
     top_k: Annotated[int | None, typer.Option(help="Experts per token")] = None,
+    values: Annotated[
+        ValueKind, typer.Option(help="What rows and weights are")
+    ] = ValueKind.BFLOAT16,
     like: Annotated[
         str,
         typer.Option(
@@ -77,20 +81,14 @@ def calibrate(
     Under torchrun every process is a rank; alone, one rank measures what it can.
     """
     from moetuner.evaluation.hardware_file import find_hardware
-    from moetuner.report.outputs import can_plot, check_writable
 
-    files = [path for path in (out, out_fixed, measurements, plot) if path is not None]
-    for path in files:
-        check_writable(path)
-    if len({path.resolve() for path in files}) < len(files):
-        raise InvalidProblemError("calibrate: two of the files to write are the same")
-    if plot is not None and not can_plot():
-        raise MissingDependencyError("--plot needs pip install 'moetuner[plot]'")
-    if plot is not None and plot.suffix not in (".svg", ".png"):
-        raise InvalidProblemError(f"--plot {plot}: wanted a name with .svg or .png")
+    if _is_first():  # the others may be on other machines, and write nothing
+        files = (out, out_fixed, measurements, plot)
+        _check_files([path for path in files if path is not None], plot)
     base = find_hardware(like)
     options = CalibrationOptions(
-        shapes=_shapes(model, hidden_size, expert_hidden_size, experts, top_k),
+        shapes=_shapes(model, hidden_size, expert_hidden_size, experts, top_k, values),
+        values=values,
         seconds=seconds,
         ranks_per_node=ranks_per_node,
         device=device,
@@ -101,27 +99,41 @@ def calibrate(
     _write(found, options, base, out, out_fixed, measurements, plot, quiet)
 
 
+def _is_first() -> bool:
+    """Whether this is rank 0, which writes and talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _check_files(files: list[Path], plot: Path | None) -> None:
+    """Find out before a minute of measuring that a result has nowhere to go."""
+    from moetuner.report.outputs import can_plot, check_writable
+
+    for path in files:
+        check_writable(path)
+    if len({path.resolve() for path in files}) < len(files):
+        raise InvalidProblemError("calibrate: two of the files to write are the same")
+    if plot is not None and not can_plot():
+        raise MissingDependencyError("--plot needs pip install 'moetuner[plot]'")
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise InvalidProblemError(f"--plot {plot}: wanted a name with .svg or .png")
+
+
 def _shapes(
     model: str,
     hidden_size: int | None,
     inner_size: int | None,
     experts: int | None,
     top_k: int | None,
+    values: ValueKind,
 ) -> tuple[LayerShape, ...]:
     """The one that was asked for; none: those that suit the device."""
-    from moetuner.evaluation.shapes import shape_for_model
-
     if not any((model, hidden_size, inner_size, experts, top_k)):
         return ()
-    known = shape_for_model(model) if model else None
-    if model and known is None:
-        raise InvalidProblemError(
-            f"--model {model!r} is not in the table: give --hidden-size, "
-            f"--expert-hidden-size, --experts and --top-k instead"
-        )
-    if known is not None:
-        hidden_size = hidden_size or known.hidden_size
-        inner_size = inner_size or known.expert_hidden_size
+    if model:
+        known = named_model(model)
+        hidden_size = hidden_size or known.shape.hidden_size
+        inner_size = inner_size or known.shape.expert_hidden_size
+        experts, top_k = experts or known.num_experts, top_k or known.top_k
     if not (hidden_size and inner_size and experts and top_k):
         raise InvalidProblemError(
             "calibrate: of a layer wanted --hidden-size, --expert-hidden-size (or "
@@ -133,6 +145,7 @@ def _shapes(
             inner_size=inner_size,
             num_experts=experts,
             top_k=top_k,
+            values=values,
         ),
     )
 
@@ -147,7 +160,7 @@ def _measure(options: CalibrationOptions, quiet: bool) -> Measurements | None:
         raise MissingDependencyError(
             "calibrate needs torch: pip install 'moetuner[torch]'"
         ) from error
-    first = os.environ.get("RANK", "0") == "0"
+    first = _is_first()
 
     def say(what: str) -> None:
         note(what, quiet or not first)
@@ -195,7 +208,7 @@ def _write(
             own = replace(origin, name=path.stem)
             results[form.value] = fit_hardware(measured, own, base, form, options.seed)
     first = results[Form.EXACT.value]
-    for said in first.notes:
+    for said in (*first.notes, *_cut_short(measured)):
         note(said, quiet)
     if measured.links or measured.collectives:
         print_content(links_table(measured))
@@ -214,6 +227,16 @@ def _write(
     for path in (plot, measurements, out, out_fixed):
         if path is not None:
             print_content(f"wrote {path}")
+
+
+def _cut_short(measured: Measurements) -> list[str]:
+    """What was left out, in a line for each part."""
+    parts = [each.partition(":")[0] for each in measured.notes]
+    return [
+        f"{part}: {parts.count(part)} series were cut short, for want of time or "
+        f"memory; --seconds gives more time, --measurements FILE names them"
+        for part in dict.fromkeys(parts)
+    ]
 
 
 def _command(num_ranks: int) -> str:

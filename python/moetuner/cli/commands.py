@@ -20,6 +20,7 @@ from moetuner.cli.options import (
 )
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind
+from moetuner.trace.phases import Phase
 
 
 def describe(
@@ -31,9 +32,12 @@ def describe(
         int, typer.Option(help="Tokens of a batch, about; 0: all in one", min=0)
     ] = DEFAULT_BATCH_TOKENS,
     batch_kind: Annotated[
-        BatchKind,
-        typer.Option(help="Whole sequences (prefill) or tokens of all (decode)"),
-    ] = BatchKind.SEQUENCES,
+        BatchKind | None,
+        typer.Option(
+            help="Whole sequences (prefill) or tokens of all (decode)  "
+            "[default: sequences; mixed with --phase decode]"
+        ),
+    ] = None,
     top_k: TopK = None,
     phase: OfPhase = None,
     as_json: Json = False,
@@ -48,9 +52,9 @@ def describe(
 
     routing = of_named_phase(read_trace(trace, top_k=top_k), phase)
     description = describe_trace(routing)
-    skew = measure_skew(
-        routing, ranks, batch_tokens=batch_tokens, batch_kind=batch_kind
-    )
+    decodes = phase is not None and phase.value == Phase.DECODE.value
+    kind = batch_kind or (BatchKind.MIXED if decodes else BatchKind.SEQUENCES)
+    skew = measure_skew(routing, ranks, batch_tokens=batch_tokens, batch_kind=kind)
     if as_json:
         print_json({**description.to_json(), "skew": skew.to_json()})
         return

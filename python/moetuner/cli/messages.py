@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _ABOUT_OPTIONS = re.compile(
-    r"(?:[A-Z][a-z]+[A-Za-z]*|plan|split|evaluate|tally|import|certify|skew): "
+    r"(?:[A-Z][a-z]+[A-Za-z]*|plan|split|evaluate|tally|import|certify|skew|sweep): "
 )
 """How messages begin that are about an argument, not about a file."""
 _NAMES = re.compile(r"(?<![-\w])([a-z]+(?:_[a-z]+)*)(=?)")

@@ -65,6 +65,20 @@ def priced_shape(
     return shape
 
 
+def named_model(named: str) -> Model:
+    """The model of a config.json, or of the table.
+
+    Raises
+    ------
+    InvalidProblemError
+        When there is no such file, and no such name in the table.
+    """
+    path = Path(named)
+    if path.suffix == ".json" or path.exists():
+        return read_model(path)
+    return _model_of_table(named)
+
+
 def row_types(rows: str | None) -> tuple[ValueType | None, ValueType | None]:
     """Types of rows out and back, as ``--rows`` says them; back is bf16 if not said.
 

@@ -12,6 +12,7 @@ import typer
 from moetuner.cli.messages import note
 from moetuner.cli.model_options import priced_shape, row_types
 from moetuner.errors import InvalidProblemError
+from moetuner.evaluation.backends import wire_named
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import Hardware, with_network
 from moetuner.evaluation.models import ValueType  # noqa: TC001 - typer reads it
@@ -65,10 +66,13 @@ class CostOptions:
     """
 
     wire: Annotated[
-        Wire | None,
+        str | None,
         typer.Option(
-            help="What crosses the network for one token  "
-            "[default: dedup; allgather for sources that only counted]"
+            metavar="WIRE|BACKEND",
+            help=f"What crosses the network for one token: "
+            f"{', '.join(each.value for each in Wire)}; or who sends: deepep, "
+            f"deepep_low_latency, ... (docs/engines.md)  "
+            f"[default: dedup; allgather for sources that only counted]",
         ),
     ] = None
     homes: Annotated[
@@ -156,7 +160,9 @@ class CostOptions:
         cost = CostModel(
             hardware=self.machine(base.cost.hardware),
             shape=shape,
-            wire=self.wire or _possible_wire(traces, base.cost.wire, quiet),
+            wire=wire_named(self.wire)
+            if self.wire is not None
+            else _possible_wire(traces, base.cost.wire, quiet),
             homes=self.homes or base.cost.homes,
             replica_rule=self.replica_rule or base.cost.replica_rule,
             rank_speeds=speeds

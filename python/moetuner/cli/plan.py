@@ -102,10 +102,16 @@ def plan(
     slots_per_rank: Annotated[
         int, typer.Option(help="0: just enough; joint fills more with replicas", min=0)
     ] = 0,
+    redundant: Annotated[
+        int | None,
+        typer.Option(help="Redundant experts of a layer, as engines count", min=0),
+    ] = None,
     solver: Annotated[
         SolverName, typer.Option(metavar="<name>", help=", ".join(SOLVERS))
     ] = SolverName["joint"],
-    time_limit: Annotated[float, typer.Option(help="Seconds for the solver")] = 60.0,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for baselines, solver and scores together")
+    ] = 60.0,
     seed: Annotated[
         int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
     ] = 0,
@@ -127,17 +133,19 @@ def plan(
     ] = False,
     joint: JointOptions,
     prove: Annotated[
-        float, typer.Option(help="Seconds for a lower bound of the result; 0: none")
+        float,
+        typer.Option(help="Seconds more for a lower bound; 0: none"),
     ] = 10.0,
     baselines: Annotated[
         Baselines,
-        typer.Option(help="What stands beside the plan; all: also ilp2, in its time"),
+        typer.Option(help="What stands beside the plan; all: ilp2 too, half the time"),
     ] = Baselines.QUICK,
     cost: CostOptions,
     top_k: TopK = None,
     outputs: Outputs,
 ) -> None:
     """Plan on one part of a trace, score on the other, write the placement."""
+    from moetuner.planning.redundancy import slots_with_redundant
     from moetuner.planning.refit import refit_seconds
     from moetuner.report.outputs import check_outputs
     from moetuner.trace import read_trace
@@ -148,10 +156,15 @@ def plan(
         raise InvalidProblemError("--worst-case needs --also")
     if outputs.moves is not None and joint.from_placement is None:
         raise InvalidProblemError("--moves needs --from")
+    if redundant is not None and slots_per_rank:
+        raise InvalidProblemError("give --redundant or --slots-per-rank, not both")
     machine = cost.machine(CostModel().hardware)
     topology = topology_of(ranks, ranks_per_node, outputs.quiet, machine)
     traces = [read_trace(path, top_k=top_k) for path in files]
     pricing = cost.pricing(traces, outputs.quiet)
+    if redundant is not None:
+        experts = traces[0].num_experts
+        slots_per_rank = slots_with_redundant(experts, ranks, redundant)
     options = PlanOptions(
         solver=solver.value,
         config=joint.config(solver.value),
@@ -180,7 +193,9 @@ def demo(
     out_dir: Annotated[Path, typer.Option(help="Folder for the results")] = Path(
         "moetuner-demo"
     ),
-    time_limit: Annotated[float, typer.Option(help="Seconds for the solver")] = 40.0,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for baselines, solver and scores together")
+    ] = 40.0,
     threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
     quiet: Quiet = False,
 ) -> None:

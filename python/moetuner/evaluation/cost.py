@@ -7,7 +7,7 @@ makes seconds of it: csrc/include/moetuner/planning/price.h, in words docs/objec
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,8 @@ from moetuner._core import (
     wire_rules,
 )
 from moetuner.errors import InvalidProblemError
-from moetuner.evaluation.hardware import HARDWARE, Hardware
+from moetuner.evaluation.compute_curve import ComputeCurve, Plane, curve_for
+from moetuner.evaluation.hardware import HARDWARE, Dtype, Hardware
 from moetuner.evaluation.rates import Bandwidth
 from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape
@@ -41,10 +42,12 @@ class Wire(str, enum.Enum):
 
     DEDUP = "dedup"
     """One row per distinct remote rank; between nodes one per distinct remote node."""
+    DEDUP_RANKS = "dedup_ranks"
+    """One row per distinct remote rank, also between nodes."""
     PER_EXPERT = "per_expert"
     """One row per (token, expert) on a remote rank."""
     ALLGATHER = "allgather"
-    """Every row goes to every rank; placement changes only load."""
+    """Every row goes to every rank, around a ring; placement changes only load."""
 
     @property
     def rules(self) -> WireRules:
@@ -133,12 +136,18 @@ class CostModel:
         All that the core needs to price a layer; docs/objective.md has the formulas.
         """
         self.check_topology(topology)
-        hardware, shape = self.hardware, self.shape
+        hardware, shape, curve = self.hardware, self.shape, self.compute_curve()
         return Rates(
             compute=ComputeRates(
-                row=shape.flops_per_row / hardware.matmul_rate,
-                expert=shape.expert_bytes / hardware.memory_bandwidth,
+                row=max(plane.row for plane in curve.planes),
+                expert=max(plane.expert for plane in curve.planes),
             ),
+            planes=[
+                ComputeRates(row=plane.row, expert=plane.expert)
+                for plane in curve.planes
+                if plane.row and plane.expert  # others are those of `compute`
+            ],
+            layer=curve.start + hardware.layer_overhead,
             dispatch=self._link_rates(shape.dispatch_bytes, 1, topology),
             combine=self._link_rates(shape.combine_bytes, 1, topology),
             both_ways=self._link_rates(
@@ -151,6 +160,36 @@ class CostModel:
                 hardware.between(topology.ranks_per_node), topology.num_nodes
             ),
         )
+
+    def compute_curve(self) -> ComputeCurve:
+        """What a rank's experts take with the permutation of their rows, by its planes.
+
+        As measured where the hardware has times in the type that the experts multiply
+        in; else arithmetic and reading weights side by side.
+        """
+        hardware, shape = self.hardware, self.shape
+        dtype = _matmul_type(shape)
+        measured = [each for each in hardware.grouped_gemm if each.dtype == dtype.value]
+        curve = (
+            curve_for(shape, measured)
+            if measured
+            else ComputeCurve(
+                start=0.0,
+                planes=(
+                    Plane(row=shape.flops_per_row / hardware.rate(dtype), expert=0.0),
+                    Plane(
+                        row=0.0, expert=shape.expert_bytes / hardware.memory_bandwidth
+                    ),
+                ),
+            )
+        )
+        if hardware.permutation is None:
+            return curve
+        moved = shape.hidden_size * (shape.dispatch_bytes + shape.combine_bytes)
+        each = hardware.permutation
+        row = 2 * each.per_row + moved * each.per_byte
+        planes = tuple(replace(plane, row=plane.row + row) for plane in curve.planes)
+        return replace(curve, planes=planes)
 
     def link_bandwidths(self, topology: Topology) -> tuple[Floats, Floats]:
         """What a row from rank to rank travels at, bytes/s, [G, G] each.
@@ -187,6 +226,14 @@ class CostModel:
             rank_latency=messages * near,
             node_latency=messages * far,
         )
+
+
+def _matmul_type(shape: ModelShape) -> Dtype:
+    """What experts multiply in: the wider of what rows and weights come in."""
+    widest = max(shape.dispatch_bytes, shape.weight_bytes)
+    if widest < 0.75:  # 4 bits and their scales
+        return Dtype.FP4
+    return Dtype.FP8 if widest < 1.5 else Dtype.BF16
 
 
 def _factors(bandwidth: Bandwidth, places: int) -> LinkFactors:

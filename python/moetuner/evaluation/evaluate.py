@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
+from moetuner.evaluation.jackknife import jackknife_seconds
 from moetuner.evaluation.tally import RoutingTally, tally
 from moetuner.evaluation.workload import (
     DEFAULT_BATCH_TOKENS,
@@ -24,6 +25,7 @@ from moetuner.evaluation.workload import (
     tally_batches,
 )
 from moetuner.trace import CountTrace, Trace
+from moetuner.trace.phases import only_decodes
 from moetuner.trace.split import sequence_index
 
 if TYPE_CHECKING:
@@ -254,17 +256,29 @@ def draw_batches(
 ) -> Draws:
     """The mean batch of ``evaluation``, and how it varies from draw to draw.
 
-    Batches of whole sequences are drawn with replacement. Where they are fewer than
-    `MIN_BATCHES`, or batches share sequences, sequences are drawn instead, see
-    `bootstrap_seconds`, and their spread is put around the mean batch. The same seed
-    draws the same for every placement. NaN without at least two sequences.
+    Batches of whole sequences are drawn with replacement. Of steps of decoding and of
+    chunks, which share sequences, groups of sequences are left out in turn, see
+    `moetuner.evaluation.jackknife`. Where batches are fewer than `MIN_BATCHES`, or each
+    mixes all sequences, sequences are drawn instead, see `bootstrap_seconds`, and their
+    spread is put around the mean batch. The same seed draws the same for every
+    placement. NaN without at least two sequences.
     """
     times = evaluation.batch_seconds
     num_groups = _num_units(trace)
     if num_groups < 2:
         return Draws(seconds=np.full(1 + samples, np.nan), units=num_groups)
-    shared = kind is BatchKind.MIXED or cuts_sequences(trace, evaluation.batch_tokens)
-    if times.size < MIN_BATCHES or shared:
+    few = times.size < MIN_BATCHES
+    if not few and _share_sequences(trace, kind, evaluation.batch_tokens):
+        assert isinstance(trace, Trace)
+        off = jackknife_seconds(
+            *(trace, placement, cost),
+            batch_tokens=evaluation.batch_tokens,
+            kind=kind,
+            seed=seed,
+        )
+        mean = evaluation.batch_seconds_mean
+        return Draws(seconds=np.concatenate([[mean], mean + off]), units=off.size)
+    if few or kind is BatchKind.MIXED:
         pooled = bootstrap_seconds(trace, placement, cost, seed=seed)
         known = pooled[1:][pooled[1:] > 0]
         centre = float(np.median(known)) if known.size else np.nan
@@ -301,6 +315,15 @@ def paired_gain(
     return GainInterval(
         gain=gain, low=gain - half, high=gain + half, confidence=confidence
     )
+
+
+def _share_sequences(
+    trace: Trace | CountTrace, kind: BatchKind, batch_tokens: int
+) -> bool:
+    """Whether batches are steps of decoding, or chunks."""
+    if kind is BatchKind.MIXED:
+        return only_decodes(trace)
+    return cuts_sequences(trace, batch_tokens)
 
 
 def _num_units(trace: Trace | CountTrace) -> int:

@@ -93,7 +93,7 @@ def layer_seconds(rows: RoutingTally, cost: CostModel) -> Any:
 def _slowest_rank(rows: RoutingTally, cost: CostModel, at: tuple[int, int]) -> float:
     """Arithmetic and reading weights overlap; ranks wait for each other."""
     ranks = rows.topology.num_ranks
-    slowest = 0.0
+    slowest, curve = 0.0, cost.compute_curve()
     used = rows.slot_rows if rows.slot_used is None else rows.slot_used
     for slots, with_rows, speed in zip(
         rows.slot_rows[at].reshape(ranks, -1),
@@ -101,12 +101,14 @@ def _slowest_rank(rows: RoutingTally, cost: CostModel, at: tuple[int, int]) -> f
         cost.speeds(ranks),
         strict=True,
     ):
-        flops = slots.sum() * cost.shape.flops_per_row
-        read = with_rows.sum() * cost.shape.expert_bytes
-        hardware = cost.hardware
-        seconds = max(flops / hardware.matmul_rate, read / hardware.memory_bandwidth)
+        seconds = max(
+            slots.sum() * plane.row + with_rows.sum() * plane.expert
+            for plane in curve.planes
+        )
         slowest = max(slowest, seconds / speed)
-    return float(slowest)
+    if not used[at].any():
+        return 0.0
+    return float(slowest + curve.start + cost.hardware.layer_overhead)
 
 
 def _slowest_link(
@@ -236,10 +238,21 @@ class _Walk:
             self.out[f"{way}rank_{leave}"][group, layer, source] += 1
             self.out[f"{way}rank_{enter}"][group, layer, target] += 1
 
-        def node_link(target: int) -> None:
-            self.out[f"{way}node_{leave}"][group, layer, self.node(home)] += 1
+        def node_link(target: int, source: int | None = None) -> None:
+            source = self.node(home) if source is None else source
+            self.out[f"{way}node_{leave}"][group, layer, source] += 1
             self.out[f"{way}node_{enter}"][group, layer, target] += 1
 
+        if self.wire is Wire.ALLGATHER:  # from rank to next rank, until all have it
+            for rank in range(self.num_ranks):
+                following = (rank + 1) % self.num_ranks
+                if following == home:
+                    continue
+                if self.node(rank) == self.node(following):
+                    rank_link(rank, following)
+                else:
+                    node_link(self.node(following), self.node(rank))
+            return
         targets = self.targets(ranks)
         if not self.has_gateway():
             for rank in targets:
@@ -267,7 +280,7 @@ class _Walk:
 
     def targets(self, ranks: list[int]) -> list[int]:
         """Ranks that rows of a token go to, whose experts are on `ranks`."""
-        if self.wire is Wire.DEDUP:
+        if self.wire is Wire.DEDUP or self.wire is Wire.DEDUP_RANKS:
             return sorted(set(ranks))
         if self.wire is Wire.PER_EXPERT:
             return ranks
@@ -277,11 +290,11 @@ class _Walk:
 
     def has_gateway(self) -> bool:
         """Whether rows enter a node once, at the rank with their home's place."""
-        if self.wire is Wire.DEDUP or self.wire is Wire.ALLGATHER:
+        if self.wire is Wire.DEDUP:
             return True
-        if self.wire is Wire.PER_EXPERT:
+        if self.wire is Wire.DEDUP_RANKS or self.wire is Wire.PER_EXPERT:
             return False
-        return assert_never(self.wire)
+        raise AssertionError(f"rows of {self.wire.value} go around a ring")
 
     def rank(self, slot: int) -> int:
         return slot // self.placement.slots_per_rank

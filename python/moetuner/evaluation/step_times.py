@@ -5,7 +5,7 @@ Legend: L layers, Q steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moetuner.evaluation.cost import CostModel
+    from moetuner.evaluation.tally import RoutingTally
     from moetuner.placement.model import Placement
     from moetuner.trace import Trace
+
+    Floats = NDArray[np.float64]
 
 RECORDED_RUN = "moetuner.nn.record_run"
 """What `TraceMetadata.source` says of a run whose steps are known."""
@@ -124,16 +127,37 @@ def predicted_parts(
     placement: Placement,
     cost: CostModel,
     batches: NDArray[np.int32],
-) -> dict[LayerPart, NDArray[np.float64]]:
+) -> dict[LayerPart, Floats]:
     """Seconds of each part of each layer, means over steps, [L]."""
-    seconds = price(tally_batches(trace, placement, cost, batches), cost)
-    parts = {
-        LayerPart.DISPATCH: seconds.dispatch,
-        LayerPart.EXPERTS: seconds.compute,
-        LayerPart.COMBINE: seconds.combine,
-        LayerPart.TOTAL: seconds.layer,
-    }
+    parts = part_seconds(tally_batches(trace, placement, cost, batches), cost)
     return {part: of_steps.mean(axis=0) for part, of_steps in parts.items()}
+
+
+def part_seconds(rows: RoutingTally, cost: CostModel) -> dict[LayerPart, Floats]:
+    """Modelled time of each part of each layer, [Q, L], for each group of a tally.
+
+    Parts are what a clock around them sees: bringing rows into order is half of what
+    dispatch and combine do, while the price has it beside the experts, as both are the
+    busiest rank's. So the total can be less than the sum of the parts.
+    """
+    whole, order = price(rows, cost), cost.hardware.permutation
+    bare = replace(cost, hardware=replace(cost.hardware, permutation=None))
+    most = rows.rank_rows().max(axis=-1)
+    parts = {
+        LayerPart.DISPATCH: whole.dispatch,
+        LayerPart.EXPERTS: price(rows, bare).compute,
+        LayerPart.COMBINE: whole.combine,
+        LayerPart.TOTAL: whole.layer,
+    }
+    if order is not None:
+        shape = cost.shape
+        for part, value_bytes in (
+            (LayerPart.DISPATCH, shape.dispatch_bytes),
+            (LayerPart.COMBINE, shape.combine_bytes),
+        ):
+            row = order.per_row + shape.hidden_size * value_bytes * order.per_byte
+            parts[part] = parts[part] + most * row
+    return parts
 
 
 def steps_of(

@@ -19,6 +19,7 @@ from moetuner.errors import (
 )
 from moetuner.evaluation.cost import Homes, Wire
 from moetuner.evaluation.replica_rule import ReplicaRule, rank_slots, slot_shares
+from moetuner.evaluation.ring import RingRows
 from moetuner.trace import CountTrace, Trace
 
 if TYPE_CHECKING:
@@ -207,10 +208,9 @@ def _tally_counts(
     rows = trace.counts[:, layers, experts] * slot_shares(placement, rule)
     tokens = trace.num_tokens.astype(np.float64)
     num_groups, num_layers = trace.counts.shape[:2]
-    rank = np.empty((num_groups, num_layers, topology.num_ranks))
-    node = np.empty((num_groups, num_layers, topology.num_nodes))
-    rank[:] = (tokens * (1 - 1 / topology.ranks_per_node))[:, None, None]
-    node[:] = (tokens * (1 - 1 / topology.num_nodes))[:, None, None]
+    sent = np.empty((num_groups, num_layers, topology.num_ranks))
+    sent[:] = (tokens / topology.num_ranks)[:, None, None]
+    ring = RingRows.of(sent, topology)
     unknown = np.full((num_groups, num_layers), np.nan)
     traffic = np.full(
         (num_layers, topology.num_ranks, topology.num_ranks),
@@ -220,20 +220,19 @@ def _tally_counts(
         topology=topology,
         tokens=tokens,
         slot_rows=rows.astype(np.float64),
-        **dict.fromkeys(_RANK_LINKS, rank),
-        **dict.fromkeys(_NODE_LINKS, node),
+        rank_egress=ring.rank_egress,
+        rank_ingress=ring.rank_ingress,
+        node_egress=ring.node_egress,
+        node_ingress=ring.node_ingress,
+        return_rank_egress=ring.rank_ingress,
+        return_rank_ingress=ring.rank_egress,
+        return_node_egress=ring.node_ingress,
+        return_node_ingress=ring.node_egress,
         **dict.fromkeys(_PER_TOKEN, unknown),
         traffic=traffic,
     )
 
 
-_RANK_LINKS = (
-    "rank_egress",
-    "rank_ingress",
-    "return_rank_egress",
-    "return_rank_ingress",
-)
-_NODE_LINKS = tuple(name.replace("rank", "node") for name in _RANK_LINKS)
 _PER_TOKEN = ("distinct_ranks", "distinct_nodes", "remote_ranks", "remote_nodes")
 
 

@@ -29,7 +29,8 @@ class PlacementTables:
 
     Token t takes number ``t % num_candidates[l, e]`` of ``candidates[l, e]``: a slot of
     its own rank where there is one (then the only candidate), else those of the same
-    node, else all, in slot order. That is how the evaluator chooses among replicas.
+    node, else all, in slot order. That is the evaluator's replica rule ``moetuner``;
+    the ops know no other, whatever engine a placement was planned for.
     """
 
     rank: int

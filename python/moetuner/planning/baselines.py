@@ -16,10 +16,11 @@ from moetuner.problem import Objective
 from moetuner.solver import Solution, SolverOptions, get_solver
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from moetuner.evaluation.evaluate import Draws
     from moetuner.problem import PlacementProblem
+    from moetuner.solver.base import Clock
 
 REFERENCE = "contiguous"
 """What gains are measured against where nobody says otherwise."""
@@ -28,17 +29,24 @@ IN_USE = "in use"
 it."""
 PLANNED_ON_NOTHING = (REFERENCE, "random")
 WITH_REPLICAS = "eplb+replica"
-_QUICK = (
+QUICK = (
     *PLANNED_ON_NOTHING,
     *("lpt", "eplb", WITH_REPLICAS, "affinity", "coactivation", "chain"),
 )
-_SLOW = ("ilp2",)
+SLOW = ("ilp2",)
+NO_TIME = "no time was left for it; a longer time limit gives more"
+INTERRUPTED = "the plan was interrupted"
+"""Why baselines are missing."""
 _LEFT_OUT = (MissingDependencyError, MissingStatisticsError, SolverError)
-BASELINES = (*_QUICK, *_SLOW)
+BASELINES = (*QUICK, *SLOW)
 """Names of all; those of solvers, but for `WITH_REPLICAS`."""
 QUICK_SECONDS = 10.0
 """Time limit of each quick one; all that do without CBC end long before on 64 experts.
 """
+BASELINE_SHARE = 1 / 3
+"""Of a plan's time, what the quick ones may take together with their scores."""
+LEAST_SECONDS = 2.0
+"""What they may take of a short one."""
 
 
 class Baselines(str, enum.Enum):
@@ -51,8 +59,8 @@ class Baselines(str, enum.Enum):
     QUICK = "quick"
     """Those that take seconds."""
     ALL = "all"
-    """And the paper's two integer programs, ``ilp2``, with the time that the plan's
-    solver has."""
+    """And the paper's two integer programs, ``ilp2``: the plan's solver and they have
+    half of what is left of the time each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +69,8 @@ class SolvedBaselines:
 
     solutions: dict[str, Solution]
     left_out: dict[str, str]
+    interrupted: bool = False
+    """Whether the user stopped them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,28 +93,50 @@ def solve_baselines(
     options: SolverOptions,
     *,
     skip: str = "",
+    among: tuple[str, ...] = BASELINES,
     hurry: bool = False,
+    clock: Clock | None = None,
+    on_solved: Callable[[str, Solution], None] | None = None,
 ) -> SolvedBaselines:
     """Answers of all `wanted` to a problem, with equal slots on every rank.
 
     Each minimises what it is for, whatever the problem's objective; only
     `WITH_REPLICAS` uses slots to spare for replicas. Left out are those of the solver
-    `skip`, and, with the reason, those that this problem has not enough for, those
-    whose CBC is not installed and, in a `hurry`, all but contiguous blocks.
+    `skip`, those not `among` the given, and, with the reason, those that this problem
+    has not enough for, those whose CBC is not installed and, in a `hurry`, the slow
+    ones.
+
+    With a `clock`, no quick one is begun but the first after that has run out, and each
+    gets at most half of what is left. `on_solved` gets each as soon as it is there;
+    after a Ctrl-C, the first one there, no other is begun.
     """
     solutions: dict[str, Solution] = {}
     left_out: dict[str, str] = {}
-    for name in _names(problem, wanted):
-        if solver_of(name) == skip:
+    interrupted = False
+    for name in baseline_names(problem, wanted):
+        if solver_of(name) == skip or name not in among:
             continue
-        if hurry and name != REFERENCE:
-            left_out[name] = "the plan was interrupted"
+        if interrupted or (hurry and name in SLOW):
+            left_out[name] = INTERRUPTED
+            continue
+        if clock is not None and not clock.left and solutions:
+            left_out[name] = NO_TIME
             continue
         try:
-            solutions[name] = _solve(problem, name, options)
+            solution = _solve(problem, name, _limited(name, options, clock))
+            if on_solved is not None:
+                on_solved(name, solution)
+            solutions[name] = solution
         except _LEFT_OUT as error:
             left_out[name] = str(error)
-    return SolvedBaselines(solutions=solutions, left_out=left_out)
+        except KeyboardInterrupt:
+            if not solutions:
+                raise
+            interrupted = True
+            left_out[name] = INTERRUPTED
+    return SolvedBaselines(
+        solutions=solutions, left_out=left_out, interrupted=interrupted
+    )
 
 
 def best_rival(
@@ -124,14 +156,25 @@ def best_rival(
     return Rival(name=best, gain=paired_gain(draws[best], draws[result]))
 
 
-def _names(problem: PlacementProblem, wanted: Baselines) -> tuple[str, ...]:
+def baseline_names(problem: PlacementProblem, wanted: Baselines) -> tuple[str, ...]:
+    """Those that stand beside a plan, in order."""
     if wanted is Baselines.NONE:
         return (REFERENCE,)
     if wanted is Baselines.UNPLANNED:
         return PLANNED_ON_NOTHING
     spare = problem.wants_replicas
-    names = BASELINES if wanted is Baselines.ALL else _QUICK
+    names = BASELINES if wanted is Baselines.ALL else QUICK
     return tuple(name for name in names if spare or name != WITH_REPLICAS)
+
+
+def _limited(name: str, options: SolverOptions, clock: Clock | None) -> SolverOptions:
+    """The options with the time that one baseline gets."""
+    limit = options.time_limit
+    if name not in SLOW:
+        limit = min(limit, QUICK_SECONDS)
+        if clock is not None:
+            limit = min(limit, max(clock.left / 2, 1e-3))
+    return replace(options, time_limit=limit)
 
 
 def _solve(problem: PlacementProblem, name: str, options: SolverOptions) -> Solution:
@@ -139,8 +182,4 @@ def _solve(problem: PlacementProblem, name: str, options: SolverOptions) -> Solu
     objective = solver.objectives[0]
     if name == "eplb":
         objective = Objective.MAX_LOAD  # of an expert that has one place
-    if name not in _SLOW:
-        limit = min(options.time_limit, QUICK_SECONDS)
-        options = replace(options, time_limit=limit)
-    asked = replace(problem, objective=objective)
-    return solver.solve(asked, options)
+    return solver.solve(replace(problem, objective=objective), options)

@@ -12,20 +12,25 @@ from moetuner.evaluation.moving import fetch_seconds
 from moetuner.evaluation.tally import check_same_model
 from moetuner.placement.changes import changes
 from moetuner.planning.baselines import IN_USE
+from moetuner.planning.beside import Beside
 from moetuner.planning.comparison import compare_placements
 from moetuner.planning.options import PlanOptions, Pricing
-from moetuner.planning.plan import plan_trace
-from moetuner.planning.provenance import part_of, pricing_of
-from moetuner.planning.recordings import split_recordings
+from moetuner.planning.progress import History
+from moetuner.planning.provenance import part_of, pricing_of, with_source
+from moetuner.planning.recordings import split_recordings, workload_of
 from moetuner.planning.scores import score_placements
-from moetuner.problem import Objective
-from moetuner.solver import SolverOptions
+from moetuner.problem import Objective, PlacementProblem
+from moetuner.solver import SolverOptions, get_solver
+from moetuner.solver.base import Clock, interrupted
 from moetuner.solver.joint.config import JointConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moetuner.evaluation.evaluate import GainInterval
     from moetuner.placement.changes import Changes
     from moetuner.placement.model import Placement
+    from moetuner.planning.recordings import Recording
     from moetuner.planning.scores import Comparison, Scored
     from moetuner.solver import ProgressCallback
     from moetuner.trace import CountTrace, Trace
@@ -51,7 +56,8 @@ class DriftOptions:
     plan_fraction
         Share of the new tokens to plan on; the rest scores.
     solver_options
-        Time limit, seed and threads of the new plan.
+        Time limit, seed and threads of the new plan; the limit is also for the
+        baselines beside it and their scores.
 
     Raises
     ------
@@ -190,24 +196,18 @@ def measure_drift(
     before = _before(in_use, options.pricing, recording)
     part = part_of(in_use, trace.sha256())
     asked = _plan_options(in_use, options, part)
-    planned = plan_trace(trace, in_use.topology, asked, progress=progress)
     seed = asked.solver_options.seed
-    (parts,) = split_recordings([trace], asked.plan_fraction, seed, asked.phase)
-    others = {
-        each.name: each for each in planned.candidates if each is not planned.result
-    }
-    new = planned.result.placement
+    recordings = split_recordings([trace], asked.plan_fraction, seed, asked.phase)
+    beside, new = _new_plan(recordings, in_use, asked, progress)
+    others = {name: each.placement for name, each in beside.solutions.items()}
     comparison = score_placements(
-        parts,
-        {
-            IN_USE: in_use,
-            **{name: each.placement for name, each in others.items() if name != IN_USE},
-            NEW: new,
-        },
+        recordings[0],
+        {IN_USE: in_use, **others, NEW: new},
         options.pricing,
         result=NEW,
-        seed=asked.solver_options.seed,
-        left_out=planned.left_out,
+        seed=seed,
+        left_out=beside.left_out,
+        measured=beside.measured[0],
     )
     cost = options.pricing.cost
     moved = changes(in_use, new, cost.shape.expert_bytes)
@@ -219,6 +219,36 @@ def measure_drift(
         same_recording=part is not None,
         options=options,
     )
+
+
+def _new_plan(
+    recordings: Sequence[Recording],
+    in_use: Placement,
+    asked: PlanOptions,
+    progress: ProgressCallback | None,
+) -> tuple[Beside, Placement]:
+    """Baselines with their scores, and what the solver makes of the plan in use."""
+    solver = get_solver(asked.solver, asked.config)
+    problem = PlacementProblem.from_workload(
+        workload_of(recordings, asked),
+        in_use.topology,
+        objective=solver.objectives[0],
+        slots_per_rank=asked.slots_per_rank,
+    )
+    beside = Beside(
+        problem=problem,
+        recordings=recordings,
+        options=asked,
+        clock=Clock(time_limit=asked.solver_options.time_limit),
+        progress=progress,
+    )
+    beside.solve_quick(asked.baselines)
+    history = History(forward=progress)
+    found = solver.solve(problem, beside.limited(1), progress=history)
+    if beside.interrupted:
+        found = interrupted(found)
+    found = with_source(found, recordings, asked, history.points())
+    return beside, found.placement
 
 
 def _plan_options(

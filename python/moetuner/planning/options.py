@@ -73,7 +73,7 @@ class PlanOptions:
         The solver's own options, `moetuner.solver.joint.config.JointConfig` say; None
         means its defaults.
     solver_options
-        Time limit, seed, threads.
+        Seed, threads, and the seconds for baselines, solver and scores together.
     cost
         Machine, model shape, wire, homes and replica rule that placements are scored
         with.
@@ -97,8 +97,9 @@ class PlanOptions:
     baselines
         What stands beside the result, see `moetuner.planning.baselines.Baselines`.
     prove_seconds
-        For a lower bound of the modelled time, see `moetuner.bounds.certify`, where the
-        solver minimises that and has no bound of its own; 0 leaves it out.
+        Seconds more, for a lower bound of the modelled time, see
+        `moetuner.bounds.certify`, where the solver minimises that and has no bound of
+        its own; 0 leaves it out.
 
     Raises
     ------

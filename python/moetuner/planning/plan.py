@@ -13,14 +13,8 @@ from moetuner.errors import (
     InvalidProblemError,
     MissingStatisticsError,
 )
-from moetuner.evaluation.evaluate import evaluate
-from moetuner.planning.baselines import (
-    IN_USE,
-    REFERENCE,
-    Baselines,
-    solve_baselines,
-    solver_of,
-)
+from moetuner.planning.baselines import IN_USE, REFERENCE, Baselines, solver_of
+from moetuner.planning.beside import Beside
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.progress import History
 from moetuner.planning.provenance import with_source
@@ -39,6 +33,7 @@ from moetuner.solver import (
     Stage,
     get_solver,
 )
+from moetuner.solver.base import Clock, interrupted
 from moetuner.trace import CountTrace, Trace, read_trace
 
 if TYPE_CHECKING:
@@ -46,7 +41,6 @@ if TYPE_CHECKING:
 
     from moetuner.placement.model import Placement
     from moetuner.placement.topology import Topology
-    from moetuner.planning.recordings import Recording
     from moetuner.planning.scores import Comparison
     from moetuner.solver import ProgressCallback
 
@@ -94,6 +88,7 @@ def plan_trace(
     MissingStatisticsError
         When the solver or the wire needs more than a count-only source has.
     """
+    clock = Clock(time_limit=options.solver_options.time_limit)
     _check_asked((trace, *others), topology, options)
     solver = get_solver(options.solver, options.config)
     seed = options.solver_options.seed
@@ -109,37 +104,46 @@ def plan_trace(
     options = replace(options, slots_per_rank=problem.slots_per_rank)
     if options.stay is not None:
         _check_stay(problem, options.stay)
-    # What cannot be scored (no recorded homes, say) shows before a long solve.
-    blocks = solve_baselines(problem, Baselines.NONE, options.solver_options)
-    for each in recordings:
-        evaluate(each.score, blocks.solutions[REFERENCE].placement, options.cost)
-    # Then the asked-for solver: it may refuse, and nothing else is worth waiting.
+    # Baselines first: what cannot be scored shows before a long solve, and no plan
+    # shall be slower than one of them.
+    beside = Beside(
+        problem=problem,
+        recordings=recordings,
+        options=options,
+        clock=clock,
+        progress=progress,
+    )
+    beside.score_in_use()
+    beside.solve_quick(options.baselines)
     history = History(forward=progress)
-    result = solver.solve(problem, options.solver_options, progress=history)
+    solvers = 2 if options.baselines is Baselines.ALL else 1
+    result = solver.solve(
+        problem, beside.limited(solvers), warm_start=beside.start(), progress=history
+    )
+    if beside.interrupted:
+        result = interrupted(result)
     of_part = replace(options, refit=False)
     result = with_source(result, recordings, of_part, history.points())
     if on_solved is not None:
         on_solved(result.placement)
-    interrupted = result.status is SolveStatus.INTERRUPTED
-    if not interrupted:
+    if options.baselines is Baselines.ALL:
+        hurry = result.status is SolveStatus.INTERRUPTED
+        beside.solve_slow(options.baselines, hurry=hurry)
+        before, result = result, beside.improved(result)
+        if on_solved is not None and result is not before:
+            on_solved(result.placement)
+    if result.status is not SolveStatus.INTERRUPTED:
         result = _proven(problem, result, options, progress)
-    baselines = solve_baselines(
-        problem,
-        options.baselines,
-        options.solver_options,
-        skip=options.solver,
-        hurry=interrupted,
-    )
     solutions = {
         name: with_source(
             solution, recordings, replace(of_part, solver=solver_of(name), config=None)
         )
-        for name, solution in baselines.solutions.items()
+        for name, solution in beside.solutions.items()
     }
     solutions[options.solver] = result
     if options.solver == REFERENCE:  # gains are measured against the first
         solutions = {REFERENCE: result, **solutions}
-    comparison = _score(recordings, solutions, baselines.left_out, options)
+    comparison = _score(beside, solutions, options)
     if not options.refit:
         return comparison
     again = refit(*(comparison, (trace, *others), topology, options), progress=progress)
@@ -149,10 +153,7 @@ def plan_trace(
 
 
 def _score(
-    recordings: Sequence[Recording],
-    solutions: Mapping[str, Solution],
-    left_out: Mapping[str, str],
-    options: PlanOptions,
+    beside: Beside, solutions: Mapping[str, Solution], options: PlanOptions
 ) -> Comparison:
     """Score all solutions on what is held out of each recording.
 
@@ -169,9 +170,10 @@ def _score(
             result=options.solver,
             seed=options.solver_options.seed,
             solutions=solutions,
-            left_out=left_out,
+            left_out=beside.left_out,
+            measured=measured,
         )
-        for recording in recordings
+        for recording, measured in zip(beside.recordings, beside.measured, strict=True)
     )
     if not others:
         return first

@@ -6,11 +6,13 @@ import dataclasses
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from moetuner.planning.beside import Beside
 from moetuner.planning.progress import History
 from moetuner.planning.provenance import with_source
 from moetuner.planning.recordings import split_recordings, workload_of
 from moetuner.problem import PlacementProblem
 from moetuner.solver import SolveStatus, get_solver
+from moetuner.solver.base import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,10 +61,19 @@ def refit(
         objective=solver.objectives[0],
         slots_per_rank=options.slots_per_rank,
     )
+    beside = Beside(
+        problem=problem,
+        recordings=recordings,
+        options=options,
+        clock=Clock(time_limit=refit_seconds(options)),
+        progress=progress,
+    )
+    beside.solve_quick(options.baselines)  # no plan shall be slower than one of them
     history = History(forward=progress)
-    limits = replace(options.solver_options, time_limit=refit_seconds(options))
-    found = solver.solve(problem, limits, progress=history)
-    if _interrupted(found):
+    found = solver.solve(
+        problem, beside.limited(1), warm_start=beside.start(), progress=history
+    )
+    if beside.interrupted or _interrupted(found):
         return None
     found = with_source(found, recordings, options, history.points())
     told = replace(found.placement.provenance, validation=validation_of(comparison))

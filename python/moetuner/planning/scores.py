@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moetuner.evaluation.cost import CostModel
-    from moetuner.evaluation.evaluate import Evaluation, GainInterval
+    from moetuner.evaluation.evaluate import Draws, Evaluation, GainInterval
     from moetuner.evaluation.workload import BatchKind
     from moetuner.placement.model import Placement
     from moetuner.placement.topology import Topology
@@ -108,6 +108,26 @@ class Comparison:
         return RoutingStatistics.from_trace(self.scored)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Measured:
+    """What a placement does on tokens, and how it varies."""
+
+    evaluation: Evaluation
+    draws: Draws
+
+
+def measure(
+    recording: Recording, placement: Placement, pricing: Pricing, seed: int
+) -> Measured:
+    """Score a placement on what `recording` holds out; `seed` is of the bootstrap."""
+    trace, cost, kind = recording.score, pricing.cost, pricing.batch_kind
+    evaluation = evaluate(
+        *(trace, placement, cost), batch_tokens=pricing.batch_tokens, batch_kind=kind
+    )
+    draws = draw_batches(*(trace, placement, cost, evaluation, kind), seed=seed)
+    return Measured(evaluation=evaluation, draws=draws)
+
+
 def score_placements(
     recording: Recording,
     placements: Mapping[str, Placement],
@@ -117,6 +137,7 @@ def score_placements(
     seed: int,
     solutions: Mapping[str, Solution] | None = None,
     left_out: Mapping[str, str] | None = None,
+    measured: Mapping[str, Measured] | None = None,
 ) -> Comparison:
     """Score `placements` on what `recording` holds out, with paired intervals.
 
@@ -132,35 +153,26 @@ def score_placements(
         Of those that were solved for, by name.
     left_out
         Baselines that could not be planned, and why.
+    measured
+        Those that `measure` was told of already, with this seed.
 
     Raises
     ------
     InvalidTraceError, InvalidPlacementError, InvalidProblemError
         As `moetuner.evaluation.evaluate`.
     """
-    trace, cost = recording.score, pricing.cost
-    evaluations = {
-        name: evaluate(
-            trace,
-            placement,
-            cost,
-            batch_tokens=pricing.batch_tokens,
-            batch_kind=pricing.batch_kind,
-        )
+    known = measured or {}
+    scores = {
+        name: known.get(name) or measure(recording, placement, pricing, seed)
         for name, placement in placements.items()
     }
-    draws = {
-        name: draw_batches(
-            *(trace, placement, cost, evaluations[name], pricing.batch_kind), seed=seed
-        )
-        for name, placement in placements.items()
-    }
+    draws = {name: score.draws for name, score in scores.items()}
     reference = next(iter(placements))
     scored = {
         name: Scored(
             name=name,
             placement=placement,
-            evaluation=evaluations[name],
+            evaluation=scores[name].evaluation,
             gain=None
             if name == reference
             else paired_gain(draws[reference], draws[name]),
@@ -172,9 +184,9 @@ def score_placements(
         name=recording.name,
         candidates=tuple(scored.values()),
         result=scored[result],
-        cost=cost,
+        cost=pricing.cost,
         batch_kind=pricing.batch_kind,
-        scored=trace,
+        scored=recording.score,
         trace_sha256=recording.sha256,
         plan_tokens=recording.plan_tokens,
         in_sample=recording.in_sample,

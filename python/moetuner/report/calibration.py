@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from moetuner._files import atomic_path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from moetuner.calibration.samples import Measurements
     from moetuner.evaluation.hardware import Hardware
 
+_STYLES = ((BEFORE, "o"), (AFTER, "s"), (PARTS[1], "D"), (PARTS[2], "^"), (OTHER, "v"))
+"""Of parts, in the order in which they come."""
 _MAX_WORST = 5  # cases listed; the measurements file has all
 
 
@@ -131,15 +134,15 @@ def write_plot(found: Calibrated, path: Path) -> None:
 
 
 def _plot_times(axis: Any, found: Calibrated) -> None:
-    colors = (BEFORE, AFTER, *PARTS, OTHER)
-    for part, color in zip(dict.fromkeys(c.part for c in found.comparisons), colors):  # noqa: B905
+    parts = dict.fromkeys(c.part for c in found.comparisons)
+    for part, (color, mark) in zip(parts, _STYLES, strict=False):
         own = [c for c in found.comparisons if c.part == part]
         axis.errorbar(
             [c.measured * 1e3 for c in own],
             [max(c.fitted, 1e-9) * 1e3 for c in own],
             xerr=[c.spread * 5e2 for c in own],
-            fmt="o",
-            markersize=3,
+            fmt=mark,
+            markersize=3.5,
             linewidth=0.5,
             color=color,
             label=part,
@@ -157,7 +160,9 @@ def _plot_times(axis: Any, found: Calibrated) -> None:
 
 
 def _plot_experts(axis: Any, hardware: Hardware) -> None:
-    for gemm, dash in zip(hardware.grouped_gemm, ("-", "--", ":", "-.") * 8):  # noqa: B905
+    for gemm, dash in zip(
+        hardware.grouped_gemm, cycle(("-", "--", ":", "-.")), strict=False
+    ):
         size = f"{gemm.hidden_size} x {gemm.expert_hidden_size}"
         counts = sorted({point.active for point in gemm.points})
         for number, active in enumerate(counts):

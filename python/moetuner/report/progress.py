@@ -18,12 +18,12 @@ _PLAIN_EVERY = 5.0  # seconds between lines when nobody watches a terminal
 
 
 class ProgressLine:
-    """A live line on a terminal, a plain line every few seconds elsewhere."""
+    """A live line on a terminal; elsewhere a plain one a stage, and every few seconds."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, markup=False)
         self._status: Status | None = None
-        self._last = -_PLAIN_EVERY
+        self._stage, self._last = "", -_PLAIN_EVERY
 
     def __enter__(self) -> ProgressLine:
         return self
@@ -40,8 +40,10 @@ class ProgressLine:
                 self._status = self._console.status(text)
                 self._status.start()
             self._status.update(text)
-        elif time.monotonic() - self._last >= _PLAIN_EVERY:
-            self._last = time.monotonic()
+        elif (
+            event.stage != self._stage or time.monotonic() - self._last >= _PLAIN_EVERY
+        ):
+            self._stage, self._last = event.stage, time.monotonic()
             self._console.print(text, soft_wrap=True)
 
 

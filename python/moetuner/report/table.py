@@ -158,6 +158,7 @@ def description_table(description: TraceDescription) -> Table:
         "model": description.model or "unknown",
         "source": f"{description.source} / {description.dataset}",
         "tokens": _tokens(description),
+        "phases": _phases(description),
         "layers": f"{len(layers)}: {layers[0]}..{layers[-1]}{gaps}",
         "experts": f"{description.num_experts}, "
         + (f"top-{description.top_k}" if description.top_k else "top-k unknown"),
@@ -184,6 +185,15 @@ def _tokens(description: TraceDescription) -> str:
     return (
         f"unknown: {description.num_tokens:,} choices of experts a layer {groups}; "
         f"--top-k says how many a token has"
+    )
+
+
+def _phases(description: TraceDescription) -> str:
+    """How many tokens were prefilled and decoded."""
+    if description.decode_tokens is None:
+        return "not told"
+    return (
+        f"{description.prefill_tokens:,} prefill, {description.decode_tokens:,} decode"
     )
 
 

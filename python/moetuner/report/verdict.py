@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING
 from moetuner._core import Rows
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.cost import Homes
-from moetuner.planning.baselines import BASELINES, IN_USE, REFERENCE
+from moetuner.planning.baselines import (
+    BASELINES,
+    IN_USE,
+    INTERRUPTED,
+    NO_TIME,
+    REFERENCE,
+)
 from moetuner.planning.provenance import part_of
 from moetuner.problem import Objective
 from moetuner.report.changes import changes_in, words_of
 from moetuner.report.words import interval, number
-from moetuner.solver import SolveStatus
 
 if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import GainInterval
@@ -86,18 +91,12 @@ def _gains(comparison: Comparison) -> list[str]:
     reference = called(comparison.baseline.name)
     if rival is None or rival.gain is None:
         return [_headline(comparison, result.gain, reference)]
-    best = called(rival.name)
-    if not _interrupted(comparison):  # then it is not all of them that were computed
-        best = f"the best baseline, {best}"
+    short = {INTERRUPTED, NO_TIME} & set(comparison.left_out.values())
+    best = f"the best baseline{' computed' if short else ''}, {called(rival.name)}"
     first = _headline(comparison, rival.gain, best)
     if rival.name == comparison.baseline.name:
         return [first]
     return [first, f"Against {reference} it takes {_signed(result.gain)}."]
-
-
-def _interrupted(comparison: Comparison) -> bool:
-    solution = comparison.result.solution
-    return solution is not None and solution.status is SolveStatus.INTERRUPTED
 
 
 def _headline(comparison: Comparison, gain: GainInterval, over: str) -> str:

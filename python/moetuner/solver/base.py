@@ -172,7 +172,7 @@ class Clock:
     """Wall time since a solve began, and what is left of its limit."""
 
     time_limit: float
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def seconds(self) -> float:
@@ -308,6 +308,14 @@ class Heuristic(ABC):
             stages=answer.stages,
             warm_start=warm_start,
         )
+
+
+def interrupted(solution: Solution) -> Solution:
+    """The same, known to have been stopped by the user."""
+    status = SolveStatus.INTERRUPTED
+    told = replace(solution.placement.provenance, status=status.value)
+    placement = replace(solution.placement, provenance=told)
+    return replace(solution, placement=placement, status=status)
 
 
 def worst_status(states: Iterable[SolveStatus]) -> SolveStatus:

@@ -36,6 +36,10 @@ class TraceDescription:
     dataset: str
     num_tokens: int
     num_sequences: int
+    prefill_tokens: int | None
+    """Tokens of prompts; None where the recording does not tell phases."""
+    decode_tokens: int | None
+    """Tokens of answers; None where the recording does not tell phases."""
     layers: tuple[int, ...]
     consecutive_layers: bool
     num_experts: int
@@ -48,6 +52,8 @@ class TraceDescription:
     """(layer, expert) pairs that no token chose."""
     unused_per_layer: tuple[int, ...]
     """The same for each layer."""
+    unused_ids: tuple[tuple[int, ...], ...]
+    """Which experts those are, for each layer."""
     load_skew: Range
     """Load of the busiest expert over the mean load."""
     coactivation_lift: Range | None
@@ -70,6 +76,9 @@ def describe(trace: Trace | CountTrace) -> TraceDescription:
     mean = load.mean(axis=1)
     skew = load.max(axis=1) / np.where(mean > 0, mean, 1)
     steps = np.diff(trace.layer_ids)
+    unused = statistics.load == 0
+    phases = None if isinstance(trace, CountTrace) else trace.phase
+    decoded = None if phases is None else int(phases.sum())
     return TraceDescription(
         model=trace.metadata.model,
         source=trace.metadata.source,
@@ -78,6 +87,8 @@ def describe(trace: Trace | CountTrace) -> TraceDescription:
         num_sequences=(
             trace.num_groups if isinstance(trace, CountTrace) else trace.num_sequences
         ),
+        prefill_tokens=None if decoded is None else statistics.num_tokens - decoded,
+        decode_tokens=decoded,
         layers=tuple(trace.layer_ids.tolist()),
         consecutive_layers=bool((steps == 1).all()),
         num_experts=trace.num_experts,
@@ -85,8 +96,9 @@ def describe(trace: Trace | CountTrace) -> TraceDescription:
         tokens_known=isinstance(trace, Trace) or trace.tokens_known,
         ranked=isinstance(trace, Trace) and trace.ranked,
         missing=statistics.missing,
-        unused_experts=int((statistics.load == 0).sum()),
-        unused_per_layer=tuple((statistics.load == 0).sum(axis=1).tolist()),
+        unused_experts=int(unused.sum()),
+        unused_per_layer=tuple(unused.sum(axis=1).tolist()),
+        unused_ids=tuple(tuple(np.flatnonzero(layer).tolist()) for layer in unused),
         load_skew=_range(skew),
         coactivation_lift=_coactivation_lift(statistics),
         transition_lift=_transition_lift(statistics),

@@ -335,3 +335,34 @@ def test_other_files_are_refused(tmp_path, content, message):
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InvalidProblemError, match=message):
         read_model(file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": ["x"]},
+        {"moe_layers": [1, "2", None, [3]]},
+        {"moe_layers_enum": "1,x," + "9" * 40},
+        {"decoder_sparse_step": 1, "mlp_only_layers": 3},
+        {"quantization_config": {"quant_method": "fp8", "ignore": 7}},
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": ["a"]}},
+    ],
+    ids=str,
+)
+def test_values_that_no_family_has_are_passed_over(changes):
+    assert model(**changes).moe_layers[:2] in ((0, 1), (1,))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 10**12},
+        {"hidden_size": float("nan")},
+        {"quantization_config": {"config_groups": {"group_0": []}}},
+        {"quantization_config": {"quantized_layers": {"a.experts": 1}}},
+    ],
+    ids=str,
+)
+def test_values_that_would_be_needed_are_refused(changes):
+    with pytest.raises(InvalidProblemError, match=r"model mine/config\.json: "):
+        model(**changes)

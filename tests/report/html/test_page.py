@@ -25,6 +25,7 @@ from moetuner.report.verdict import verdict
 from moetuner.report.words import gain_cell
 from moetuner.trace import CountTrace, read_trace
 from moetuner.trace.model import TraceMetadata
+from moetuner.trace.split import select
 from strategies import make_trace, random_ids, random_placement
 
 SECTIONS = [
@@ -41,6 +42,21 @@ def test_every_section_is_there_and_every_link_leads_to_one(make_comparison, par
     assert links == [f"#{name}" for name in SECTIONS[1:]]
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(set(ids)) == len(ids)
+
+
+def test_experts_that_no_scored_token_chose_are_named(make_comparison, parse):
+    used = make_comparison()
+    assert "No scored token chose" not in render_page(used)
+    rare = dataclasses.replace(used, scored=select(used.scored, rows_without(used, 5)))
+    page = parse(render_page(rare))
+    assert "No scored token chose 3 of 48 experts, in 3 of 3 layers." in page.text
+    head, rows = page.table("unused")
+    assert head == ["layer", "experts", "ids"]
+    assert rows == [["0", "1", "5"], ["1", "1", "5"], ["2", "1", "5"]]
+
+
+def rows_without(comparison, expert):
+    return ~(comparison.scored.topk_ids == expert).any(axis=(1, 2))
 
 
 def test_the_page_needs_nothing_from_outside(make_comparison, parse):

@@ -36,7 +36,7 @@ from moetuner.solver.joint.tokens import TokenRounds
 from oracle import oracle
 from strategies import (
     TOY_COST,
-    links_of,
+    machines,
     make_trace,
     random_ids,
     random_problem,
@@ -77,7 +77,7 @@ def problems(
     speeds = draw(st.sampled_from([(), tuple(rng.uniform(0.5, 1, topology.num_ranks))]))
     cost = replace(
         TOY_COST,
-        hardware=draw(links_of(TOY_COST.hardware, topology)),
+        hardware=draw(machines(TOY_COST.hardware, topology)),
         wire=draw(st.sampled_from(Wire)),
         homes=draw(st.sampled_from(homes)),
         rank_speeds=speeds,
@@ -498,7 +498,7 @@ def test_ctrl_c_between_two_searches_keeps_what_was_found(rng, monkeypatch):
     plain = random_problem(rng, 3, 16, topology, slots_per_rank=5)
     problem = replace(plain, objective=Objective.MODELLED_TIME)
     config = JointConfig(rounds=3, profile=NOTHING_MORE)
-    monkeypatch.setattr("moetuner.solver.joint.solver.filled", press)
+    monkeypatch.setattr("moetuner.solver.joint.run.filled", press)
     found = JointSolver(config=config).solve(problem)
     assert found.status is SolveStatus.INTERRUPTED
     assert [stage.name for stage in found.stages][-1] == "layers"
@@ -529,12 +529,12 @@ def test_replicas_are_never_worse_than_none(rng, monkeypatch):
     roomy = replace(problem, slots_per_rank=problem.slots_per_rank + 1)
     quick = min(quick_placements(roomy), key=roomy.objective_value)
 
-    def begin(walk, placements):
+    def begin(walk, placements, clock):
         walk.placement, walk._least = quick, -np.inf
 
     monkeypatch.setattr(TokenRounds, "begin", begin)
     solver = JointSolver(config=JointConfig(rounds=2))
     found = solver.solve(roomy)
-    layers, tokens = found.stages[-2:]
+    layers, _, tokens = found.stages[-3:]
     assert (layers.name, tokens.name) == ("layers", "tokens")
     assert found.value <= layers.value < roomy.objective_value(quick)

@@ -14,6 +14,7 @@ struct ComputeRates {
   double row;     // arithmetic of one (token, expert) row
   double expert;  // reading the weights of one expert that has a row
 
+  double seconds(double rows, double active) const { return rows * row + active * expert; }
   ComputeRates times(double factor) const { return {factor * row, factor * expert}; }
   ComputeRates over(double divisor) const { return {row / divisor, expert / divisor}; }
 };
@@ -50,6 +51,10 @@ struct Rates {
   std::vector<double> rank_speeds;  // [G], relative to `compute`
   LinkFactors rank_links = {};      // [G]
   LinkFactors node_links = {};      // [N]
+  // Of computing beside `compute`: linear functions of rows and active experts, of which the
+  // largest counts where it is larger still. A measured curve is made of them.
+  std::vector<ComputeRates> planes = {};
+  double layer = 0.0;  // once, where any rank has a row: launches
 
   /// The same for whole nodes in the place of ranks: a node computes as many times faster as it has
   /// ranks, `speeds` [N] beside, and nothing moves inside it. Links of nodes stay as they are.
@@ -58,14 +63,25 @@ struct Rates {
 
 MOETUNER_INLINE inline double larger(double a, double b) { return a > b ? a : b; }
 
-/// Seconds that one rank computes: rows and weights are worked on side by side.
+/// Seconds that one rank computes, without planes: rows and weights are worked on side by side.
 MOETUNER_INLINE inline double busy_seconds(const ComputeRates& rates, double rows, double active) {
   return larger(rows * rates.row, active * rates.expert);
 }
 
+/// Seconds that one rank of speed 1 computes.
+inline double busy_seconds(const Rates& rates, double rows, double active) {
+  double seconds = busy_seconds(rates.compute, rows, active);
+  for (const ComputeRates& plane : rates.planes) {
+    seconds = larger(seconds, plane.seconds(rows, active));
+  }
+  return seconds;
+}
+
 /// `busy_seconds` as the largest of linear functions, each seconds per row and per active expert.
-inline std::vector<ComputeRates> busy_planes(const ComputeRates& rates) {
-  return {{rates.row, 0.0}, {0.0, rates.expert}};
+inline std::vector<ComputeRates> busy_planes(const Rates& rates) {
+  std::vector<ComputeRates> planes{{rates.compute.row, 0.0}, {0.0, rates.compute.expert}};
+  planes.insert(planes.end(), rates.planes.begin(), rates.planes.end());
+  return planes;
 }
 
 /// Rows on the busiest of the links of `count` places; those on faster links count for less.
@@ -107,10 +123,13 @@ class LayerPrice {
 
   /// Seconds that a rank takes for its rows and its experts that have some.
   double compute(std::int64_t rank, double rows, double active) const {
-    return busy_seconds(rates_.compute, rows, active) / speed(rank);
+    return busy_seconds(rates_, rows, active) / speed(rank);
   }
 
-  /// `compute` as rates of the rank: for loops that cannot afford a division.
+  /// What the slowest rank of a layer takes, and launches: `busy` is its `compute`.
+  double with_launches(double busy) const { return busy > 0.0 ? busy + rates_.layer : busy; }
+
+  /// `Rates::compute` of the rank: for loops that cannot afford a division.
   ComputeRates on_rank(std::int64_t rank) const { return rates_.compute.times(1.0 / speed(rank)); }
 
   /// Seconds of one direction, from rows on the busiest link of each kind.
@@ -124,7 +143,7 @@ class LayerPrice {
     return compute + dispatch + combine;
   }
 
-  /// Of the slowest rank, for `count` times [G] rows and active experts.
+  /// Of the slowest rank, with launches, for `count` times [G] rows and active experts.
   void slowest_rank(const double* rows,
                     const double* active,
                     std::int64_t count,

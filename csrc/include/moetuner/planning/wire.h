@@ -9,9 +9,10 @@ namespace moetuner {
 
 /// What crosses the network for one token. Python's `moetuner.Wire` has the same names.
 enum class Wire {
-  kDedup,      // one row per distinct remote rank; between nodes one per distinct remote node
-  kPerExpert,  // one row per (token, expert) on a remote rank
-  kAllGather,  // every row goes to every rank
+  kDedup,       // one row per distinct remote rank; between nodes one per distinct remote node
+  kDedupRanks,  // one row per distinct remote rank, also between nodes
+  kPerExpert,   // one row per (token, expert) on a remote rank
+  kAllGather,   // every row goes to every rank, around a ring
 };
 
 /// Where a token's hidden state lives when a layer begins. Python's `moetuner.Homes`.
@@ -32,6 +33,7 @@ enum class Rows {
 enum class Crossing {
   kGateway,  // once per node, to the rank with the home's local index; from there inside the node
   kDirect,   // each straight to its rank
+  kRing,     // from rank to next rank, the last one's next is the first, until all have it
 };
 
 /// All that the planner must know of a wire. Nothing else asks which wire it is.
@@ -45,9 +47,10 @@ struct WireRules {
     return rows == Rows::kPerRank && crossing == Crossing::kGateway;
   }
 
-  /// Rows of experts cross directly, and rows to all through gateways; rows of ranks do either.
+  /// Rows to all go around a ring and no others do; rows of experts cross directly.
   constexpr bool known() const {
-    return rows == Rows::kPerRank || (rows == Rows::kPerExpert) == (crossing == Crossing::kDirect);
+    if ((rows == Rows::kToAll) != (crossing == Crossing::kRing)) return false;
+    return rows != Rows::kPerExpert || crossing == Crossing::kDirect;
   }
 };
 
@@ -55,10 +58,12 @@ constexpr WireRules rules_of(Wire wire) {
   switch (wire) {
     case Wire::kDedup:
       return {Rows::kPerRank, Crossing::kGateway};
+    case Wire::kDedupRanks:
+      return {Rows::kPerRank, Crossing::kDirect};
     case Wire::kPerExpert:
       return {Rows::kPerExpert, Crossing::kDirect};
     case Wire::kAllGather:
-      return {Rows::kToAll, Crossing::kGateway};
+      return {Rows::kToAll, Crossing::kRing};
   }
   throw std::invalid_argument("rules_of: no such wire");
 }
@@ -67,6 +72,8 @@ constexpr std::string_view name_of(Wire wire) {
   switch (wire) {
     case Wire::kDedup:
       return "dedup";
+    case Wire::kDedupRanks:
+      return "dedup_ranks";
     case Wire::kPerExpert:
       return "per_expert";
     case Wire::kAllGather:
@@ -91,7 +98,8 @@ constexpr std::string_view name_of(Homes homes) {
 template <typename Choice>
 inline constexpr std::array<Choice, 0> kAll{};
 template <>
-inline constexpr std::array kAll<Wire>{Wire::kDedup, Wire::kPerExpert, Wire::kAllGather};
+inline constexpr std::array kAll<Wire>{
+    Wire::kDedup, Wire::kDedupRanks, Wire::kPerExpert, Wire::kAllGather};
 template <>
 inline constexpr std::array kAll<Homes>{Homes::kUniform, Homes::kRecorded, Homes::kFollow};
 

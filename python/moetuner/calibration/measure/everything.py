@@ -24,7 +24,7 @@ from moetuner.calibration.measure.local import (
     measure_permutes,
 )
 from moetuner.calibration.measure.ranks import num_cores
-from moetuner.calibration.options import SHAPES, SIZES
+from moetuner.calibration.options import SIZES
 from moetuner.calibration.samples import Collective, LayerSample, Measurements
 from moetuner.ops import describe_transport
 
@@ -56,7 +56,7 @@ def measure(ranks: Ranks, options: CalibrationOptions, say: Say) -> Measurements
         On every rank that is still there: too little memory on one, or one is gone.
     """
     kind = ranks.device.type
-    sizes, shapes = SIZES[kind], options.shapes or SHAPES[kind]
+    sizes, shapes = SIZES[kind], options.shapes_on(kind)
     topology = ranks.topology
     cases = cases_of(shapes, sizes.tokens, topology)
     experts = expert_cases(shapes, sizes, topology.num_ranks)
@@ -100,9 +100,7 @@ def measure(ranks: Ranks, options: CalibrationOptions, say: Say) -> Measurements
             say(f"{part.value}: {num_cases} cases in about {own.seconds:.1f} s")
             found[part] = tuple(run(Clock(ranks), own))
             notes += [
-                f"{part.value}: {name}: nothing of size {size:g} and above, for want "
-                f"of time"
-                for name, size in own.left_out.items()
+                f"{part.value}: {name}: {what}" for name, what in own.left_out.items()
             ]
             if ranks.on_cuda:
                 torch.cuda.empty_cache()

@@ -12,13 +12,8 @@ import torch.distributed as dist
 
 from moetuner.calibration.loads import KnownLoad, known_load, loads_of
 from moetuner.calibration.measure.graphs import captured
-from moetuner.calibration.measure.memory import need_memory
-from moetuner.calibration.measure.timed_layer import (
-    DTYPE,
-    Path,
-    TimedLayer,
-    make_experts,
-)
+from moetuner.calibration.measure.memory import has_memory
+from moetuner.calibration.measure.timed_layer import Path, TimedLayer, make_experts
 from moetuner.calibration.samples import (
     Case,
     ExchangeSample,
@@ -29,7 +24,7 @@ from moetuner.calibration.samples import (
     Timing,
     Way,
 )
-from moetuner.ops import buffer_nbytes, node_groups
+from moetuner.ops import node_groups
 from moetuner.placement.topology import Topology
 
 if TYPE_CHECKING:
@@ -100,7 +95,9 @@ def measure_layers(
             continue
         known = known_load(case, groups.topology(case.num_ranks), seed)
         everywhere = case.num_ranks == ranks.topology.num_ranks
-        _need_memory(ranks, case, known)
+        wanted, what = _bytes_of(case, known), f"a layer ({case})"
+        if not has_memory(ranks, allowance, series, case.num_tokens, wanted, what):
+            continue
         if everywhere and case.shape not in experts:
             size = known.placement.slots_per_rank
             experts[case.shape] = make_experts(case.shape, size, ranks.device)
@@ -110,7 +107,7 @@ def measure_layers(
             layer = TimedLayer(
                 known,
                 case.form,
-                case.shape.hidden_size,
+                case.shape,
                 own,
                 ranks,
                 groups.path(case.num_ranks),
@@ -189,14 +186,13 @@ def path_of(ranks: Ranks) -> Path:
     return Path(group_name=name, nodes=nodes)
 
 
-def _need_memory(ranks: Ranks, case: Case, known: KnownLoad) -> None:
-    """For weights, for what the exchange makes and for what experts do."""
-    shape, rows = case.shape, float(known.counts().rank_rows().max())
-    value = DTYPE.itemsize
-    slots = known.placement.slots_per_rank
-    weights = 3 * slots * shape.hidden_size * shape.inner_size * value
-    made = buffer_nbytes(
-        case.num_tokens, shape.top_k, shape.hidden_size, case.num_ranks, DTYPE
-    )
-    inner = rows * (3 * shape.inner_size + 2 * shape.hidden_size) * value
-    need_memory(ranks, weights + 2 * made + inner, f"a layer ({case})")
+def _bytes_of(case: Case, known: KnownLoad) -> float:
+    """Of weights, of the exchange, and of what experts make, on the busiest rank."""
+    shape, counts = case.shape, known.counts
+    rows = float(counts.rank_rows().max())
+    come = float(counts.traffic.sum(axis=1).max())
+    fixed = case.num_tokens * case.num_ranks if case.form is Form.FIXED else 0
+    travel = case.num_tokens * min(shape.top_k, case.num_ranks) + max(come, fixed)
+    weights = known.placement.slots_per_rank * shape.expert_bytes
+    made = (travel * 2 + rows * 3) * shape.hidden_size + rows * 4 * shape.inner_size
+    return weights + 2 * made * shape.values.num_bytes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from moetuner.calibration.measure.memory import need_memory
+from moetuner.calibration.measure.memory import has_memory
 from moetuner.calibration.samples import (
     Collective,
     CollectiveSample,
@@ -40,7 +40,9 @@ def measure_links(
 ) -> Iterator[LinkSample]:
     """Messages of every size over every kind of link."""
     for num_bytes in sizes:
-        need_memory(ranks, 2 * num_bytes, f"messages of {num_bytes} bytes")
+        wanted, what = 2 * num_bytes, f"messages of {num_bytes} bytes"
+        if not has_memory(ranks, allowance, "messages", num_bytes, wanted, what):
+            break
         sent = torch.zeros(num_bytes, dtype=torch.uint8, device=ranks.device)
         received = torch.empty_like(sent)
         for level, direction in link_series(ranks.topology):
@@ -51,6 +53,7 @@ def measure_links(
             step = _message(sent, received, to, source)
             timing, _ = clock.time([step], allowance.case_seconds)
             allowance.took(series, num_bytes, timing.seconds)
+            allowance.took("messages", num_bytes, timing.seconds)
             yield LinkSample(
                 level=level, direction=direction, num_bytes=num_bytes, timing=timing
             )
@@ -62,11 +65,10 @@ def measure_collectives(
     """Every collective with so many bytes for each other rank."""
     num_ranks = ranks.topology.num_ranks
     for num_bytes in sizes:
-        need_memory(
-            ranks,
-            2 * num_ranks * num_bytes,
-            f"collectives with {num_bytes} bytes for each of {num_ranks} ranks",
-        )
+        what = f"collectives with {num_bytes} bytes for each of {num_ranks} ranks"
+        wanted = 3 * num_ranks * num_bytes
+        if not has_memory(ranks, allowance, "collectives", num_bytes, wanted, what):
+            break
         part, whole, other = (
             torch.zeros(n * num_bytes // 4, device=ranks.device)
             for n in (1, num_ranks, num_ranks)
@@ -79,11 +81,26 @@ def measure_collectives(
         for collective, step in steps.items():
             if not allowance.has_room(collective.value, num_bytes):
                 continue
+            if not allowance.knows(collective.value) and not _works(ranks, step):
+                why = f"{ranks.backend} has none on {ranks.device.type}"
+                allowance.give_up(collective.value, why)
+                continue
             timing, _ = clock.time([step], allowance.case_seconds)
             allowance.took(collective.value, num_bytes, timing.seconds)
+            allowance.took("collectives", num_bytes, timing.seconds)
             yield CollectiveSample(
                 collective=collective, num_bytes=num_bytes, timing=timing
             )
+
+
+def _works(ranks: Ranks, step: Step) -> bool:
+    """Whether all ranks can call it: a backend refuses what it does not have."""
+    refused = 0.0
+    try:
+        step(None)
+    except (RuntimeError, ValueError):
+        refused = 1.0
+    return not ranks.largest([refused])[0]
 
 
 def can_send(ranks: Ranks) -> bool:

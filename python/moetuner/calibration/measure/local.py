@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moetuner.calibration.measure.graphs import captured
-from moetuner.calibration.measure.memory import need_memory
-from moetuner.calibration.measure.timed_layer import DTYPE, make_experts
+from moetuner.calibration.measure.memory import has_memory, need_memory
+from moetuner.calibration.measure.timed_layer import dtype_of, make_experts
 from moetuner.calibration.samples import (
     ExpertsSample,
     LayerShape,
@@ -74,8 +74,11 @@ def measure_experts(
         if shape not in made:
             made[shape] = _ColdExperts(shape, ranks, cold_bytes)
         own = made[shape]
-        inner = rows * (3 * shape.inner_size + 2 * shape.hidden_size)
-        need_memory(ranks, inner * DTYPE.itemsize, f"{rows} rows of experts of {shape}")
+        inner = rows * (4 * shape.inner_size + 3 * shape.hidden_size)
+        wanted = 2 * inner * shape.values.num_bytes
+        what = f"{rows} rows of experts of {shape}"
+        if not has_memory(ranks, allowance, series, rows, wanted, what):
+            continue
         step = own.step(rows, active)
         for timing, replayed in _both_ways(ranks, clock, step, allowance.case_seconds):
             if not replayed:
@@ -101,8 +104,10 @@ def measure_permutes(
             series = str(shape)
             if not allowance.has_room(series, num_tokens):
                 continue
-            row_bytes = shape.hidden_size * DTYPE.itemsize
-            need_memory(ranks, 3 * rows * row_bytes, f"{rows} rows of {shape}")
+            row_bytes = shape.row_bytes
+            wanted, what = 4 * rows * row_bytes, f"{rows} rows of {shape}"
+            if not has_memory(ranks, allowance, series, num_tokens, wanted, what):
+                continue
             for way, step in _there_and_back(ranks, shape, num_tokens).items():
                 for timing, replayed in _both_ways(
                     ranks, clock, step, allowance.case_seconds / 2
@@ -125,7 +130,7 @@ class _ColdExperts:
     def __init__(self, shape: LayerShape, ranks: Ranks, cold_bytes: int) -> None:
         self._shape, self._device = shape, ranks.device
         self._num_slots = slots_of_rank(shape, ranks.topology.num_ranks)
-        size = 3 * shape.hidden_size * shape.inner_size * DTYPE.itemsize
+        size = shape.expert_bytes
         layers = max(-(-cold_bytes // (size * self._num_slots)), 1)
         need_memory(
             ranks,
@@ -138,7 +143,8 @@ class _ColdExperts:
 
     def step(self, rows: int, active: int) -> Step:
         """A call on `rows`; each call has other experts active."""
-        x = torch.randn(rows, self._shape.hidden_size).to(DTYPE).to(self._device)
+        size = rows, self._shape.hidden_size
+        x = torch.randn(size, dtype=dtype_of(self._shape), device=self._device)
         starts = range(0, self._num_slots - active + 1, active)
         offsets = [self._ends(rows, active, start) for start in starts]
         number = count()
@@ -162,12 +168,11 @@ class _ColdExperts:
 def _there_and_back(
     ranks: Ranks, shape: LayerShape, num_tokens: int
 ) -> dict[Way, Step]:
-    rng = torch.Generator().manual_seed(0)
-    noise = torch.rand(num_tokens, shape.num_experts, generator=rng)
-    ids = noise.topk(shape.top_k, dim=1).indices.to(ranks.device)
-    x = torch.randn(num_tokens, shape.hidden_size, generator=rng)
-    x = x.to(DTYPE).to(ranks.device)
-    weights = torch.rand(ids.shape, generator=rng).to(ranks.device)
+    noise = torch.rand(num_tokens, shape.num_experts, device=ranks.device)
+    ids = noise.topk(shape.top_k, dim=1).indices.contiguous()
+    size = num_tokens, shape.hidden_size
+    x = torch.randn(size, dtype=dtype_of(shape), device=ranks.device)
+    weights = torch.rand(ids.shape, device=ranks.device)
     permuted = permute(x, ids, shape.num_experts)
     return {
         Way.DISPATCH: lambda _: permute(x, ids, shape.num_experts),

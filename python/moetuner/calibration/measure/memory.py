@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from moetuner.calibration.budget import Allowance
     from moetuner.calibration.measure.ranks import Ranks
 
 _OF_FREE = 0.8  # of it; allocators and communicators take some too
@@ -23,8 +24,7 @@ def need_memory(ranks: Ranks, num_bytes: float, what: str) -> None:
     CalibrationError
         On all ranks, naming those that cannot, and what it was for.
     """
-    free = free_bytes(ranks)
-    trouble = ""
+    free, trouble = free_bytes(ranks), ""
     if num_bytes > _OF_FREE * free:
         trouble = (
             f"too little memory on {ranks.device.type} for {what}: wanted "
@@ -32,6 +32,30 @@ def need_memory(ranks: Ranks, num_bytes: float, what: str) -> None:
             f"measure a smaller layer, or use more ranks"
         )
     ranks.check(trouble)
+
+
+def has_memory(
+    ranks: Ranks,
+    allowance: Allowance,
+    series: str,
+    size: float,
+    num_bytes: float,
+    what: str,
+) -> bool:
+    """Whether every rank can have so many bytes; what it is for is left out if not.
+
+    Raises
+    ------
+    CalibrationError
+        As `need_memory`, where the series has no smaller size that was measured.
+    """
+    if not allowance.knows(series):
+        need_memory(ranks, num_bytes, what)
+        return True
+    if ranks.largest([float(num_bytes > _OF_FREE * free_bytes(ranks))])[0]:
+        allowance.leave_out(series, size, "memory")
+        return False
+    return True
 
 
 def free_bytes(ranks: Ranks) -> float:
@@ -45,6 +69,15 @@ def free_bytes(ranks: Ranks) -> float:
 
 
 def _free_on_host() -> float:
+    """What the kernel could give, and what it would let a container have."""
     told = Path("/proc/meminfo").read_text()
     found = re.search(r"^MemAvailable:\s+(\d+) kB", told, re.MULTILINE)
-    return float(found[1]) * 1024 if found else float("inf")
+    free = float(found[1]) * 1024 if found else float("inf")
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if (
+        limit.exists()
+        and used.exists()
+        and (most := limit.read_text().strip()) != "max"
+    ):
+        free = min(free, float(most) - float(used.read_text()))
+    return free

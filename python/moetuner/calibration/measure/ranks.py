@@ -82,7 +82,8 @@ class Ranks:
         if self.on_cuda:
             torch.cuda.synchronize()
         if self.topology.num_ranks > 1:
-            dist.barrier()
+            own = [self.device.index] if self.backend == "nccl" else None
+            dist.barrier(device_ids=own)
             if self.on_cuda:
                 torch.cuda.synchronize()
 

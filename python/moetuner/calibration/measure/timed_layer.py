@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from moetuner.calibration.samples import Form, LayerShape
+from moetuner.calibration.samples import Form, LayerShape, ValueKind
 from moetuner.nn.experts import Experts
 from moetuner.ops import Dispatched, check_overflow, combine, dispatch
 from moetuner.placement.tables import PlacementTables
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from moetuner.calibration.loads import KnownLoad
     from moetuner.calibration.measure.ranks import Ranks
     from moetuner.ops import NodeGroups
-
-DTYPE = torch.bfloat16
-"""Of rows and weights: what the objective's sizes are about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +39,8 @@ class TimedLayer:
         Tokens of all ranks, one layer of them, and where the experts are.
     form
         Exact, or fixed with just enough room.
-    hidden_size
-        H.
+    shape
+        Of the layer.
     experts
         Those of this rank's slots; None where only `both` is run.
     ranks
@@ -56,18 +53,18 @@ class TimedLayer:
         self,
         known: KnownLoad,
         form: Form,
-        hidden_size: int,
+        shape: LayerShape,
         experts: Experts | None,
         ranks: Ranks,
         path: Path,
     ) -> None:
-        rng = torch.Generator().manual_seed(ranks.rank)
-        ids = torch.from_numpy(known.ids(ranks.rank))
-        x = torch.randn(len(ids), hidden_size, generator=rng).to(DTYPE)
-        weights = torch.rand(ids.shape, generator=rng)
+        ids = torch.from_numpy(known.ids(ranks.rank)).to(ranks.device)
+        size, kind = (len(ids), shape.hidden_size), dtype_of(shape)
+        x = torch.randn(size, dtype=kind, device=ranks.device)
+        weights = torch.rand(ids.shape, device=ranks.device)
         tables = PlacementTables.of(known.placement, ranks.rank)
         slots = tables.candidates[0], tables.num_candidates[0]
-        self._tokens = tuple(t.to(ranks.device) for t in (x, ids, weights))
+        self._tokens = x, ids, weights
         self._slots = tuple(torch.from_numpy(t).to(ranks.device) for t in slots)
         self._size, self._group_name = tables.slots_per_rank, path.group_name
         self._options: dict[str, Any] = {"nodes": path.nodes}
@@ -117,13 +114,27 @@ def fixed_sizes(known: KnownLoad) -> dict[str, int]:
     """Just enough room for a load."""
     assert known.trace.home_rank is not None
     tokens = np.bincount(known.trace.home_rank, minlength=1)
-    rows = int(known.counts().rank_rows().max())
+    rows = int(known.counts.rank_rows().max())
     return {"capacity": max(int(tokens.max()), 1), "max_rows": max(rows, 1)}
 
 
 def make_experts(shape: LayerShape, num_slots: int, device: torch.device) -> Experts:
     """Those of a rank, of random numbers; never trained."""
     made = Experts(
-        num_slots, shape.hidden_size, shape.inner_size, device=device, dtype=DTYPE
+        num_slots,
+        shape.hidden_size,
+        shape.inner_size,
+        device=device,
+        dtype=dtype_of(shape),
     )
     return made.requires_grad_(False)
+
+
+def dtype_of(shape: LayerShape) -> torch.dtype:
+    """What torch calls the values of a layer."""
+    kinds = {
+        ValueKind.BFLOAT16: torch.bfloat16,
+        ValueKind.FLOAT16: torch.float16,
+        ValueKind.FLOAT32: torch.float32,
+    }
+    return kinds[shape.values]

@@ -81,6 +81,7 @@ _NO_GATE = frozenset({"nemotron_h"})
 _BESIDE_MLP = ("llama4", "gemma4")
 """Families with an unconditional MLP of ``intermediate_size`` beside the experts."""
 _MAX_BYTES = 1 << 24
+_MAX_LAYERS = 10_000
 
 
 def read_model(path: str | os.PathLike[str]) -> Model:
@@ -119,11 +120,15 @@ def model_of(config: Config, *, name: str, source: str) -> Model:
         )
     inner = _needed(text, _INNER, where, "the inner width of an expert")
     hidden = _needed(text, _HIDDEN, where, "the hidden size")
-    projections = 2 if text.get("model_type") in _NO_GATE else 3
+    projections = 2 if str(text.get("model_type")) in _NO_GATE else 3
     blocks = blocks_of(text)
     num_layers = _one(text, _LAYERS, where) or (len(blocks) if blocks else None)
     if num_layers is None:
         raise _missing(where, "the number of layers", _LAYERS)
+    if num_layers > _MAX_LAYERS:
+        raise InvalidProblemError(
+            f"{where}: {num_layers} layers, wanted at most {_MAX_LAYERS}"
+        )
     layers = moe_layers(text, num_layers)
     if not layers:
         raise InvalidProblemError(f"{where}: none of its {num_layers} layers is MoE")

@@ -47,8 +47,10 @@ def _listed(config: Config) -> list[int] | None:
         return [i for i, each in enumerate(mask) if each]
     layers = config.get("moe_layers_enum", config.get("moe_layers"))
     if isinstance(layers, str):  # Step-3: "4,5,6"
-        layers = [int(each) for each in layers.split(",") if each.strip().isdigit()]
-    return sorted(layers) if isinstance(layers, list) and layers else None
+        parts = [part.strip() for part in layers.split(",")]
+        layers = [int(part) for part in parts if part.isdecimal() and len(part) < 6]
+    known = [int(i) for i in layers if is_whole(i)] if isinstance(layers, list) else []
+    return sorted(known) or None
 
 
 def _has(config: Config, keys: tuple[str, ...]) -> bool:
@@ -61,7 +63,8 @@ def _number(config: Config, key: str, default: int) -> int:
 
 
 def _every_step(config: Config) -> Callable[[int], bool]:  # Qwen
-    step, dense = config["decoder_sparse_step"], config.get("mlp_only_layers") or ()
+    step, dense = config["decoder_sparse_step"], config.get("mlp_only_layers")
+    dense = dense if isinstance(dense, list) else []
     return lambda i: step > 0 and (i + 1) % step == 0 and i not in dense
 
 

@@ -168,7 +168,8 @@ def _left_out(config: Config, told: Config, layer: int) -> bool:
     patterns = [
         pattern
         for key in ("ignore", "exclude_modules", "exclude", "modules_to_not_convert")
-        for pattern in told.get(key) or ()
+        if isinstance(told.get(key), list)
+        for pattern in told[key]
         if isinstance(pattern, str)
     ]
     apart = str(config.get("model_type")).startswith("gemma4")  # from the MLP's block

@@ -172,8 +172,10 @@ class _Search:
             self.states = self._named()
         elif homes is Homes.FOLLOW and self._has_gateways():
             self.states = self._named()
-            self.names = renamings(topology, MAX_RENAMINGS, alike=True)
-            self.states = one_of_each(self.states, self.names)
+            self.names = self.names[:1]  # of a ring no name can be changed
+            if problem.workload.cost.wire.rules.crossing is Crossing.GATEWAY:
+                self.names = renamings(topology, MAX_RENAMINGS, alike=True)
+                self.states = one_of_each(self.states, self.names)
         if problem.objective is Objective.MODELLED_TIME:
             batches = Batches.of(problem.workload)
             self.costs = LayerCosts(
@@ -182,14 +184,14 @@ class _Search:
         self._check_size()
 
     def _has_gateways(self) -> bool:
-        """Whether rows enter a node at the rank with their sender's place in its own.
+        """Whether rows enter a node at a rank that their sender's place decides.
 
         Then a layer that its own ranks send rows back to is not the same when the ranks
         of one node change names.
         """
         topology, workload = self.problem.topology, self.problem.workload
         several = topology.num_nodes > 1 and topology.ranks_per_node > 1
-        return several and workload.cost.wire.rules.crossing is Crossing.GATEWAY
+        return several and workload.cost.wire.rules.crossing is not Crossing.DIRECT
 
     def _named(self) -> NDArray[np.int32]:
         """The states with all their names."""

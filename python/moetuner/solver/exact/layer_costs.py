@@ -17,6 +17,7 @@ import numpy as np
 from moetuner._checks import assert_never
 from moetuner._core import Crossing, Rows
 from moetuner.evaluation.cost import CostModel, Homes, Wire
+from moetuner.evaluation.ring import RingRows
 from moetuner.evaluation.workload import num_batches
 from moetuner.trace import Trace
 
@@ -195,7 +196,10 @@ class LayerCosts:
         ranks, nodes = np.arange(topology.num_ranks), topology.nodes()
         local, same = ranks % per_node, topology.same_node()
         other = nodes[:, None] != np.arange(topology.num_nodes)  # [G, N]
-        if self.cost.wire.rules.crossing is Crossing.DIRECT:
+        crossing = self.cost.wire.rules.crossing
+        if crossing is Crossing.RING:
+            return self._around(to_ranks[..., 0], combine=combine)
+        if crossing is Crossing.DIRECT:
             inside = same & ~np.eye(topology.num_ranks, dtype=bool)
             ingress = np.einsum("bphg,hg->bpg", to_ranks, inside)
             egress = np.einsum("bphg,hg->bph", to_ranks, inside)
@@ -208,13 +212,28 @@ class LayerCosts:
         node_in = np.einsum("bphn,hn->bpn", to_nodes, other)
         node_out = np.einsum("bphn,hn->bph", to_nodes, other)
         node_out = node_out.reshape(*node_out.shape[:2], -1, per_node).sum(axis=3)
-        rates = self.price.rates
+        return self._seconds((egress, ingress), (node_out, node_in), combine=combine)
 
-        def ways(out: Floats, into: Floats) -> tuple[Floats, Floats]:
-            return (into, out) if combine else (out, into)
+    def _around(self, sent: Floats, *, combine: bool) -> Floats:
+        """The same of rows [B, P, G] that go around a ring."""
+        rows = RingRows.of(sent, self.topology)
+        return self._seconds(
+            (rows.rank_egress, rows.rank_ingress),
+            (rows.node_egress, rows.node_ingress),
+            combine=combine,
+        )
 
-        return self.price.exchange(
-            rates.combine if combine else rates.dispatch,
-            self.price.busiest_rank(*ways(egress, ingress)),
-            self.price.busiest_node(*ways(node_out, node_in)),
+    def _seconds(
+        self,
+        ranks: tuple[Floats, Floats],
+        nodes: tuple[Floats, Floats],
+        *,
+        combine: bool,
+    ) -> Floats:
+        """Of rows that leave and enter places on the way out, and turn back."""
+        price, turn = self.price, -1 if combine else 1
+        return price.exchange(
+            price.rates.combine if combine else price.rates.dispatch,
+            price.busiest_rank(*ranks[::turn]),
+            price.busiest_node(*nodes[::turn]),
         )

@@ -12,6 +12,8 @@ from moetuner.solver.heuristics.chain import align_layers
 from moetuner.solver.heuristics.lpt import balanced_rank_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -20,21 +22,33 @@ if TYPE_CHECKING:
 
     RankOf = NDArray[np.int32]
 
+FAST_STARTS = 2
+"""The first ones take a moment."""
+
 
 def quick_placements(problem: PlacementProblem) -> list[Placement]:
     """Placements of the quick methods."""
-    return [place(problem, rank_of) for rank_of in start_ranks(problem)]
+    return list(quick_starts(problem))
+
+
+def quick_starts(problem: PlacementProblem) -> Iterator[Placement]:
+    """The same, made one by one as they are asked for."""
+    return (place(problem, rank_of) for rank_of in _starts(problem))
 
 
 def start_ranks(problem: PlacementProblem) -> list[RankOf]:
     """Ranks [L, E] of the quick methods."""
+    return list(_starts(problem))
+
+
+def _starts(problem: PlacementProblem) -> Iterator[RankOf]:
+    """What takes longest comes last."""
     topology = problem.topology
     balanced = balanced_rank_of(replace(problem, objective=Objective.MAX_LOAD))
-    blocks = contiguous_rank_of(
+    yield balanced
+    yield contiguous_rank_of(
         problem.num_layers, problem.num_experts, topology.num_ranks
     )
-    starts = [balanced, blocks]
     if problem.statistics.transitions is not None:
         asked = replace(problem, objective=Objective.LINK_TRAFFIC)
-        starts.append(align_layers(asked, balanced))
-    return starts
+        yield align_layers(asked, balanced)

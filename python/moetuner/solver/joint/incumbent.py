@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,13 +27,17 @@ class Incumbent:
     bound: float | None = None
     floor: float = np.inf
     """Value of the quick methods, which no other placement may exceed."""
+    longest: float = 0.0
+    """Seconds of the slowest valuation so far: replicas take longer."""
 
     def value_of(self, placement: Placement) -> float:
         """The objective, and the cost of the moves."""
+        began = time.monotonic()
         value = self.problem.objective_value(placement)
         if self.stay is not None:
             moved = fetched_replicas(self.stay, placement)
             value += self.move_seconds * moved.size
+        self.longest = max(self.longest, time.monotonic() - began)
         return value
 
     def offer(self, placement: Placement) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from moetuner.placement.model import Placement
     from moetuner.problem import PlacementProblem
-    from moetuner.solver.base import SolverOptions
+    from moetuner.solver.base import Clock, SolverOptions
     from moetuner.solver.joint.interruptible import Interruptible
 
     Floats = NDArray[np.float64]
@@ -67,11 +67,17 @@ class TokenRounds:
             replicas=self.replicas,
         )
 
-    def begin(self, placements: list[Placement]) -> None:
-        """Take the best of them as where the walk begins."""
-        scores = [self.score(placement) for placement in placements]
-        self._least = min(scores)
-        self.placement = placements[scores.index(self._least)]
+    def begin(self, placements: list[Placement], clock: Clock) -> None:
+        """Take the best of them, the last first, as where the walk begins.
+
+        Looks at no more of them than the clock allows.
+        """
+        for placement in reversed(placements):
+            if self._least < np.inf and not clock.left:
+                break
+            score = self.score(placement)
+            if score <= self._least:
+                self.placement, self._least = placement, score
 
     def round(self, proposals: int, seconds: float) -> bool:
         """Anneal from the best placement so far; whether there is a better one now."""

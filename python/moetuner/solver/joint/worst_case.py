@@ -51,12 +51,17 @@ def solve_worst_case(
     """
     workload = problem.workload
     clock = Clock(time_limit=options.time_limit)
-    share = replace(options, time_limit=options.time_limit / PASSES)
+    began = clock.seconds
+    values = [value_of(start) for start in starts]
+    # What it takes to value every plan, twice at the end.
+    each = (clock.seconds - began) / max(len(values), 1)
     weights = np.full(len(workload.traces), 1 / len(workload.traces))
     found: list[Solution] = []
     interrupted = False
     try:
-        for _ in range(PASSES):
+        for number in range(PASSES):
+            left = clock.left - (PASSES - number + 2) * each
+            share = replace(options, time_limit=max(left / (PASSES - number), 1e-3))
             weighed = replace(
                 workload, worst_case=False, weights=tuple(weights.tolist())
             )
@@ -74,8 +79,9 @@ def solve_worst_case(
         if not found:
             raise
         interrupted = True
-    placements = [*starts, *(each.placement for each in found)]
-    best = min(placements, key=value_of)
+    placements = [*starts, *(solution.placement for solution in found)]
+    values += [value_of(solution.placement) for solution in found]
+    best = placements[values.index(min(values))]
     # A mean is at most the maximum, so each plan's bound is one of the maximum too.
     bounds = [each.lower_bound for each in found if each.lower_bound is not None]
     status = found[-1].status

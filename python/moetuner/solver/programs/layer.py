@@ -27,6 +27,7 @@ import numpy as np
 
 from moetuner._core import Crossing, LayerPrice, LinkRates, Rows
 from moetuner.evaluation.cost import Homes
+from moetuner.evaluation.ring import RingRows
 from moetuner.solver.programs.model import MilpBuilder, MilpModel
 
 if TYPE_CHECKING:
@@ -140,12 +141,14 @@ class _Program:
         values[self.x[np.arange(problem.num_experts), start]] = 1.0
         uniform = problem.workload.cost.homes is Homes.UNIFORM
         latency = self._latency() * float(self.tokens.weight @ self._travels())
+        busy = self.tokens.rows.any(axis=1)
+        launches = self.price.rates.layer * float(self.tokens.weight @ busy)
         return LayerProgram(
             model=self.builder.build(values),
             num_experts=problem.num_experts,
             num_ranks=num_ranks,
             slots=problem.slots_per_rank,
-            latency=latency,
+            latency=latency + launches,
             free_latency=0.0 if uniform else latency,
             unit=self.unit,
         )
@@ -200,14 +203,14 @@ class _Program:
 
     def _exchange(self) -> None:
         """What the busiest link takes, there and back."""
-        tokens, topology = self.tokens, self.problem.topology
+        topology = self.problem.topology
         ways = [self._levels(way) for way in self._ways()]
         busiest = [self._batch_columns() for _ in ways]
         if self._sent() is Rows.TO_ALL:
-            everyone = np.zeros(len(tokens.batch), np.int64)
-            sent = tokens.count(np.arange(len(tokens.batch)), everyone, 1)[:, 0]
-            for levels, columns in zip(ways, busiest, strict=True):
-                floors = np.max([level.of_all(sent) for level in levels], axis=0)
+            for number, (way, columns) in enumerate(
+                zip(self._ways(), busiest, strict=True)
+            ):
+                floors = self._around(way.rates, back=number > 0) / self.unit
                 for column, floor in zip(
                     columns.tolist(), floors.tolist(), strict=True
                 ):
@@ -224,6 +227,23 @@ class _Program:
         for levels, columns in zip(ways, busiest, strict=True):
             for level, visited in zip(levels, visits, strict=True):
                 level.add_links(self.builder, columns, visited)
+
+    def _around(self, rates: LinkRates, *, back: bool) -> Floats:
+        """Seconds [B] of rows that all go around a ring, whatever the placement."""
+        tokens, price, turn = self.tokens, self.price, -1 if back else 1
+        num_ranks = self.problem.topology.num_ranks
+        everyone = np.zeros(len(tokens.batch), np.int64)
+        sent = tokens.count(np.arange(len(tokens.batch)), everyone, 1)[:, 0]
+        if sent.shape[1] == 1:  # from any home alike
+            sent = np.repeat(sent / num_ranks, num_ranks, axis=1)
+        rows = RingRows.of(sent, self.problem.topology)
+        ranks = (rows.rank_egress, rows.rank_ingress)[::turn]
+        nodes = (rows.node_egress, rows.node_ingress)[::turn]
+        seconds: Floats = np.maximum(
+            price.busiest_rank(*ranks) * rates.rank_row,
+            price.busiest_node(*nodes) * rates.node_row,
+        )
+        return seconds
 
     def _ways(self) -> list[_Way]:
         """Both directions as one where links are alike: what goes out comes back."""
@@ -362,19 +382,6 @@ class _Level:
         return cls(
             seconds=seconds, pairs=pairs, out=out, egress=egress, ingress=ingress
         )
-
-    def of_all(self, sent: Floats) -> Floats:
-        """Seconds of the busiest link, [B], when all get the rows `sent` [B, H]."""
-        leaving = sent @ self.out  # [B, U]
-        ways = np.concatenate(
-            [
-                leaving @ self.pairs * self.ingress,
-                leaving * self.pairs.sum(axis=0) * self.egress,
-            ],
-            axis=1,
-        )
-        busiest: Floats = self.seconds * ways.max(axis=1)
-        return busiest
 
     def add_links(
         self, builder: MilpBuilder, busiest: Ints, visits: list[tuple[Ints, Floats]]

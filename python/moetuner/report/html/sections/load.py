@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from moetuner.report.html.charts import Line, line_chart
 from moetuner.report.html.colors import scale_around
 from moetuner.report.html.content import Pair, figure, grid, section
 from moetuner.report.html.heatmap import Axis, color_bar, heatmap
+from moetuner.report.html.markup import tag
 from moetuner.report.html.pooling import node_lines, pooled, rank_labels
 from moetuner.report.html.sections.skew import skew
 from moetuner.report.quantities import relative_load
@@ -71,7 +74,35 @@ def load(comparison: Comparison, numbers: Numbers) -> Markup:
         grid(*maps, _busiest(comparison, pair), _per_rank(pair, ranks)),
         table,
         skew(comparison, numbers),
+        *_unused(comparison, numbers),
     )
+
+
+def _unused(comparison: Comparison, numbers: Numbers) -> list[Markup]:
+    """Experts that no scored token chose: nothing is known of where they belong."""
+    statistics = comparison.statistics
+    rows = [
+        (layer, np.flatnonzero(load == 0).tolist())
+        for layer, load in zip(
+            statistics.layer_ids.tolist(), statistics.load, strict=True
+        )
+    ]
+    found = [(layer, experts) for layer, experts in rows if experts]
+    if not found:
+        return []
+    count = sum(len(experts) for _, experts in found)
+    words = (
+        f"No scored token chose {count:,} of {statistics.load.size:,} experts, in "
+        f"{len(found)} of {len(rows)} layers. They count as no load; record more "
+        f"tokens if your traffic uses them."
+    )
+    table = numbers.table(
+        "unused",
+        "Experts that no scored token chose",
+        ("layer", "experts", "ids"),
+        ((layer, len(ids), " ".join(map(str, ids))) for layer, ids in found),
+    )
+    return [tag("p", words, class_="note"), table]
 
 
 def _lead(pair: Pair) -> str:

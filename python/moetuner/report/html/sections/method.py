@@ -43,7 +43,7 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         f"{comparison.topology.ranks_per_node} per node",
         "wire, homes": f"{cost.wire.value}, {cost.homes.value}",
         "replica rule": cost.replica_rule.value,
-        "expert": f"{cost.shape.hidden_size} x {cost.shape.expert_hidden_size}, "
+        "expert": f"{cost.shape.words().removeprefix('experts of ')}, "
         f"{cost.shape.num_projections} projections, "
         f"{cost.shape.expert_bytes / 1e6:.3g} MB",
         "batches": f"about {comparison.result.evaluation.batch_tokens:,} tokens each"

@@ -56,7 +56,7 @@ def test_spare_slots_are_used_where_they_pay_under_the_rule(rule, homes, bound):
     problem = toy_problem(homes=homes, hardware=slower(bound))
     without = SOLVER.solve(under(problem, rule), LIMITS)
     spare = under(problem, rule, extra=1)
-    found = SOLVER.solve(spare, LIMITS, warm_start=without.placement)
+    found = SOLVER.solve(spare, LIMITS)
     assert found.value <= without.value
     assert found.value == spare.objective_value(found.placement)
     if bound == "matmul_rate":
@@ -118,7 +118,7 @@ def test_in_decode_replicas_cost_and_a_plan_sees_it(decode, rule):
         assert held_out.objective_value(harmed) > 1.04 * held_out.objective_value(
             without.placement
         )
-    found = SOLVER.solve(spare, LIMITS, warm_start=without.placement)
+    found = SOLVER.solve(spare, LIMITS)
     assert found.value <= without.value
     # What an export fills costs less than any replica that would take rows.
     wide = widened(found.placement, spare)

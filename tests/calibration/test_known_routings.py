@@ -24,7 +24,7 @@ def counts(load, topology, shape=SHAPE):
 
 def rows(known):
     """Rows from rank to rank, [G, G], and those that each rank computes, [G]."""
-    found = known.counts()
+    found = known.counts
     return found.traffic[0], found.rank_rows()[0, 0]
 
 
@@ -103,4 +103,4 @@ def test_experts_that_ranks_cannot_share_leave_empty_slots():
 def test_loads_are_those_that_differ(topology, loads):
     assert ", ".join(load.value for load in loads_of(topology)) == loads
     for load in loads_of(topology):
-        assert counts(load, topology).counts().tokens[0] > 0
+        assert counts(load, topology).counts.tokens[0] > 0

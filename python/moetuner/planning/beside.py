@@ -1,0 +1,172 @@
+"""What stands beside a plan: baselines, solved and scored in their part of its time.
+
+One clock is for all: baselines come first, the solver gets what is left of the limit
+but for the time that its own scores will take, as theirs did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from moetuner.planning.baselines import (
+    BASELINE_SHARE,
+    BASELINES,
+    IN_USE,
+    LEAST_SECONDS,
+    QUICK,
+    SLOW,
+    baseline_names,
+    solve_baselines,
+)
+from moetuner.planning.scores import measure
+from moetuner.problem import Objective
+from moetuner.solver.base import Clock, ProgressEvent
+from moetuner.solver.joint.profiles import Favour
+from moetuner.solver.joint.replicas import best_layers, layer_costs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from moetuner.placement.model import Placement
+    from moetuner.planning.baselines import Baselines
+    from moetuner.planning.options import PlanOptions
+    from moetuner.planning.recordings import Recording
+    from moetuner.planning.scores import Measured
+    from moetuner.problem import PlacementProblem
+    from moetuner.solver.base import ProgressCallback, Solution, SolverOptions
+
+SCORE_MARGIN = 1.2
+"""Of the longest scoring so far, what is kept for that of the result."""
+MIN_SOLVER_SECONDS = 1e-3
+"""A solver that has no time left returns what it begins with."""
+
+
+@dataclass(kw_only=True)
+class Beside:
+    """Baselines of a plan with their scores, and the clock that they share with it."""
+
+    problem: PlacementProblem
+    recordings: Sequence[Recording]
+    options: PlanOptions
+    clock: Clock
+    """Of the whole plan."""
+    progress: ProgressCallback | None = None
+    solutions: dict[str, Solution] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    measured: list[dict[str, Measured]] = field(default_factory=list)
+    """Scores on each recording, by name."""
+    interrupted: bool = False
+    _score_seconds: float = 0.0
+    _costs: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.measured = [{} for _ in self.recordings]
+
+    def score_in_use(self) -> None:
+        """What the plan starts from, where it starts from something."""
+        stay = self.options.stay
+        if stay is not None:
+            self._measure(IN_USE, stay)
+
+    def solve_quick(self, wanted: Baselines) -> None:
+        """Those that take seconds: no new one once their part of the time is up."""
+        left = self.clock.left
+        part = Clock(time_limit=min(max(BASELINE_SHARE * left, LEAST_SECONDS), left))
+        self._solve(wanted, QUICK, self.options.solver_options, clock=part)
+
+    def solve_slow(self, wanted: Baselines, *, hurry: bool) -> None:
+        """The others, in what is left."""
+        self._solve(wanted, SLOW, self.limited(1), hurry=hurry)
+
+    def limited(self, shares: int) -> SolverOptions:
+        """Options of one of so many solvers that share what is left."""
+        seconds = (
+            self.clock.left - SCORE_MARGIN * shares * self._score_seconds
+        ) / shares
+        if self.interrupted:
+            seconds = 0.0
+        return replace(
+            self.options.solver_options, time_limit=max(seconds, MIN_SOLVER_SECONDS)
+        )
+
+    def start(self) -> Placement | None:
+        """The best layers of the baselines, which no plan may be slower than."""
+        names = list(self._costs)
+        if not names:
+            return None
+        return best_layers(
+            [self.solutions[name].placement for name in names],
+            [self._costs[name] for name in names],
+        )
+
+    def improved(self, result: Solution) -> Solution:
+        """The result, or the best layers of all where those are faster."""
+        start = self.start()
+        if start is None:
+            return result
+        value = self.problem.objective_value(start)
+        if value >= result.value:
+            return result
+        told = replace(result.placement.provenance, value=value)
+        return replace(result, placement=replace(start, provenance=told), value=value)
+
+    def _solve(
+        self,
+        wanted: Baselines,
+        among: tuple[str, ...],
+        limit: SolverOptions,
+        *,
+        hurry: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        found = solve_baselines(
+            self.problem,
+            wanted,
+            limit,
+            skip=self.options.solver,
+            among=among,
+            hurry=hurry,
+            clock=clock,
+            on_solved=self._score,
+        )
+        self.left_out.update(found.left_out)
+        self.interrupted = self.interrupted or found.interrupted
+
+    def _score(self, name: str, solution: Solution) -> None:
+        """Score one, and say so."""
+        self._measure(name, solution.placement)
+        if self._is_start():
+            self._costs[name] = layer_costs(self.problem, solution.placement)
+        self.solutions[name] = solution
+        if self.progress:
+            self.progress(
+                ProgressEvent(
+                    solver=name,
+                    stage="baselines",
+                    done=len(self.solutions),
+                    total=len(baseline_names(self.problem, self.options.baselines)),
+                    seconds=self.clock.seconds,
+                )
+            )
+
+    def _measure(self, name: str, placement: Placement) -> None:
+        began, options = self.clock.seconds, self.options
+        seed = options.solver_options.seed
+        for recording, scores in zip(self.recordings, self.measured, strict=True):
+            scores[name] = measure(recording, placement, options.pricing, seed)
+        self._score_seconds = max(self._score_seconds, self.clock.seconds - began)
+
+    def _is_start(self) -> bool:
+        """Whether the solver begins with what the baselines found.
+
+        Not where it is one of them, counts moves or may be slower.
+        """
+        options = self.options
+        timed = self.problem.objective is Objective.MODELLED_TIME
+        favour = getattr(options.config, "favour", Favour.TIME)
+        free = options.stay is None and favour is not Favour.FEW_RANKS
+        return timed and free and options.solver not in BASELINES

@@ -1,0 +1,161 @@
+"""Baselines beside a plan: in their part of the time, and never better than it."""
+
+import numpy as np
+import pytest
+from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.workload import Workload
+from moetuner.placement.topology import Topology
+from moetuner.planning import baselines as baselines_module
+from moetuner.planning.baselines import NO_TIME, QUICK, Baselines, solve_baselines
+from moetuner.planning.beside import MIN_SOLVER_SECONDS, SCORE_MARGIN, Beside
+from moetuner.planning.options import PlanOptions
+from moetuner.planning.plan import plan_trace
+from moetuner.planning.recordings import split_recordings
+from moetuner.problem import PlacementProblem
+from moetuner.solver import SolverOptions
+from moetuner.solver.base import Clock, SolveStatus
+from moetuner.solver.joint.config import JointConfig
+from moetuner.solver.joint.profiles import Favour
+from strategies import make_trace, random_ids
+
+MACHINE = Topology(num_ranks=4, ranks_per_node=2)
+
+
+@pytest.fixture
+def trace(rng):
+    sequence = (np.arange(600) // 20).astype(np.int32)
+    return make_trace(random_ids(rng, 600, 3, 16, 2, skew=2.0), 16, sequence=sequence)
+
+
+def problem_of(trace, slots=0):
+    workload = Workload(traces=(trace,), cost=CostModel())
+    return PlacementProblem.from_workload(workload, MACHINE, slots_per_rank=slots)
+
+
+def beside_of(trace, seconds, **fields):
+    options = PlanOptions(solver_options=SolverOptions(time_limit=60), **fields)
+    return Beside(
+        problem=problem_of(trace),
+        recordings=split_recordings((trace,), 0.5, 0),
+        options=options,
+        clock=seconds,
+    )
+
+
+class HandClock(Clock):
+    """A clock that is moved by hand."""
+
+    now = 0.0
+
+    @property
+    def seconds(self):
+        return self.now
+
+
+def test_without_time_only_the_first_is_there_and_others_say_why(trace):
+    found = solve_baselines(
+        problem_of(trace), Baselines.QUICK, SolverOptions(), clock=Clock(time_limit=0)
+    )
+    assert list(found.solutions) == ["contiguous"]
+    assert set(found.left_out.values()) == {NO_TIME}
+    assert set(found.left_out) == set(QUICK) - {"contiguous", "eplb+replica"}
+
+
+def test_none_is_begun_once_their_part_of_the_time_is_up(trace):
+    """Each takes 8 s of 60: a third is gone after three of them."""
+    clock = HandClock(time_limit=20)
+
+    def take(name, solution):
+        clock.now += 8
+
+    found = solve_baselines(
+        problem_of(trace), Baselines.QUICK, SolverOptions(), clock=clock, on_solved=take
+    )
+    assert list(found.solutions) == list(QUICK[:3])
+
+
+def test_the_solver_gets_what_is_left_but_for_its_own_scores(trace):
+    clock = HandClock(time_limit=60)
+    beside = beside_of(trace, clock)
+    beside.solve_quick(Baselines.UNPLANNED)
+    assert set(beside.measured[0]) == {"contiguous", "random"}
+    clock.now = 30
+    beside._score_seconds = 5.0
+    assert beside.limited(1).time_limit == pytest.approx(30 - 5 * SCORE_MARGIN)
+    assert beside.limited(2).time_limit == pytest.approx(15 - 5 * SCORE_MARGIN)
+    clock.now = 61
+    assert beside.limited(1).time_limit == MIN_SOLVER_SECONDS
+
+
+def test_ctrl_c_while_a_baseline_is_solved_keeps_those_before(trace, monkeypatch):
+    solve = baselines_module._solve
+
+    def press_at_eplb(problem, name, options):
+        if name == "eplb":
+            raise KeyboardInterrupt
+        return solve(problem, name, options)
+
+    monkeypatch.setattr(baselines_module, "_solve", press_at_eplb)
+    options = PlanOptions(solver_options=SolverOptions(time_limit=600))
+    comparison = plan_trace(trace, MACHINE, options)
+    assert [each.name for each in comparison.candidates][:1] == ["contiguous"]
+    assert comparison.left_out["eplb"] == "the plan was interrupted"
+    assert comparison.result.solution.status is SolveStatus.INTERRUPTED
+    assert comparison.result.placement.provenance.status == "interrupted"
+
+
+@pytest.mark.parametrize("limit", [1e-3, 3.0])
+@pytest.mark.parametrize("slots", [0, 5, 6])
+def test_the_result_is_never_worse_than_what_stands_beside_it(trace, slots, limit):
+    options = PlanOptions(
+        solver_options=SolverOptions(time_limit=limit, threads=2), slots_per_rank=slots
+    )
+    comparison = plan_trace(trace, MACHINE, options)
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(split_recordings((trace,), 0.5, 0)[0].plan,)),
+        MACHINE,
+        slots_per_rank=slots,
+    )
+    value = problem.objective_value(comparison.result.placement)
+    assert value == comparison.result.solution.value
+    for each in comparison.candidates:
+        assert value <= problem.objective_value(each.placement) * (1 + 1e-12)
+
+
+def test_a_better_slow_baseline_becomes_the_result(trace):
+    """What is solved after the plan is a floor too."""
+    beside = beside_of(trace, HandClock(time_limit=60))
+    beside.solve_quick(Baselines.QUICK)
+    worst, best = (
+        choose(
+            beside.solutions.values(),
+            key=lambda each: beside.problem.objective_value(each.placement),
+        )
+        for choose in (max, min)
+    )
+    slow = beside.improved(worst)
+    assert slow.value <= beside.problem.objective_value(best.placement)
+    assert slow.value == beside.problem.objective_value(slow.placement)
+
+
+@pytest.mark.parametrize("solver", ["lpt", "eplb"])
+def test_a_baseline_that_is_asked_for_is_itself(trace, solver):
+    options = PlanOptions(solver=solver, solver_options=SolverOptions(time_limit=60))
+    comparison = plan_trace(trace, MACHINE, options)
+    own = solve_baselines(
+        problem_of(split_recordings((trace,), 0.5, 0)[0].plan),
+        Baselines.QUICK,
+        SolverOptions(),
+        among=(solver,),
+    )
+    np.testing.assert_array_equal(
+        comparison.result.placement.slot_experts,
+        own.solutions[solver].placement.slot_experts,
+    )
+
+
+def test_few_ranks_are_not_traded_for_time(trace):
+    config = JointConfig(favour=Favour.FEW_RANKS)
+    beside = beside_of(trace, HandClock(time_limit=60), config=config)
+    beside.solve_quick(Baselines.QUICK)
+    assert beside.start() is None

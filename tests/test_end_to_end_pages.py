@@ -1,0 +1,132 @@
+"""What the pages of the end-to-end benchmark make of numbers that are known."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "end_to_end"
+PLAIN = "all-to-all per expert"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Imports a module of the folder, and forgets it afterwards."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def result(placement, prefill, exchange="ours", experts=10.0, dispatch=20.0):
+    parts = {"other": 1.0, "dispatch": dispatch, "experts": experts, "combine": 5.0}
+    rows = {"out_of_ranks": 9000, "out_of_nodes": 4000}
+    counted = rows | {"node_bytes": 2_000_000, "link_bytes": 2_100_000}
+    return {
+        "variant": f"{exchange}: {placement}",
+        "placement": placement,
+        "exchange": exchange,
+        "how": f"by {exchange}",
+        "prefill": counted,
+        "decode": counted | {"node_bytes": None, "link_bytes": 0},
+        "prefill_ms": prefill,
+        "decode_ms": [[4.0, 6.0], [5.0, 5.0], [4.0, 8.0]],
+        "parts": {"prefill": [parts], "decode": [parts]},
+        "said": {"prefill": {"step": 30.0, "experts": 9.0, "exchange": 21.0}},
+    }
+
+
+CASE = {
+    "family": {"name": "made-up", "hidden": 64, "experts": 8, "inner": 32, "top_k": 2},
+    "layers": 2,
+    "sizes": {"batches": 3, "sequences": 2, "prompt": 50, "decode": 2},
+    "topology": {"num_ranks": 4, "ranks_per_node": 2},
+    "hardware": "cpu",
+    "network": "5 Gbit/s a node",
+    "gbit": 5,
+    "dtype": "float32",
+    "source": "nothing",
+    "told": {"contiguous": "0.0 s", "joint": "1.0 s"},
+}
+CONTENT = {
+    "environment": {"commit": "none", "command": "made up"},
+    "cases": [
+        {
+            "case": CASE,
+            "shaped": True,
+            "results": [
+                result("contiguous", [200.0, 400.0, 100.0], PLAIN, dispatch=45.0),
+                result("contiguous", [100.0, 200.0, 50.0]),
+                # Slower than lpt once, but in each repetition faster than contiguous.
+                result("lpt", [80.0, 190.0, 45.0]),
+                result("joint", [90.0, 150.0, 30.0], experts=5.0),
+                result("eplb + replicas", [40.0, 50.0, 20.0]),
+                result("joint + replicas", [20.0, 25.0, 10.0]),
+            ],
+        }
+    ],
+}
+
+
+def test_changes_are_of_the_same_repetition(load):
+    found = load("figures").figures_of(CONTENT["cases"][0])
+    joint, base = found["ours: joint"], found["ours: contiguous"]
+    change = joint.change(base, "prefill")
+    assert change.median == pytest.approx(-25)  # of -10, -25, -40
+    assert (change.low, change.high) == pytest.approx((-32.5, -17.5))
+    assert joint.step("prefill").median == 90
+    assert joint.tail("prefill", 100) == 150
+    assert joint.tail("decode", 100) == 8
+    assert joint.tokens_per_second("prefill") == pytest.approx(4 * 2 * 50 / 0.090)
+    assert joint.tokens_per_second("decode") == pytest.approx(4 * 2 / 0.005)
+    assert joint.token_tail("prefill") == 5
+    assert joint.exchange_tail("prefill") == 25
+
+
+def test_plans_meet_the_fastest_other_with_as_many_slots(load):
+    figures = load("figures")
+    best = figures.rivals(figures.figures_of(CONTENT["cases"][0]), "prefill")
+    assert best["joint"].name == "ours: lpt"
+    assert best["joint + replicas"].name == "ours: eplb + replicas"
+
+
+def test_the_page_has_what_was_measured(load):
+    page = load("table").page(CONTENT)
+    assert "## made-up, 2 x 2 ranks, 5 Gbit/s\n" in page
+    assert "- timed: 3 repetitions, and 1 by parts" in page
+    assert (
+        "| ours: joint | 90.0 (60.0) | 138.0 | 148.8 | 4,444 | -25.0 % (-32.5 to -17.5)"
+        " | 1.00 | 5.00 | 25.00 | 30.00 | 9,000 | 4,000 | 2.00 | 2.10 |"
+    ) in page
+    assert "- prefill, ours: joint against ours: lpt: -21.1 % (-27.2 to -4.3)" in page
+    assert "| exchange alone | ours: contiguous | 100.0 | -50.0 % " in page
+    # Both tails and the step against the paper's stack.
+    assert "| ours: joint | -50.0 | -50.0 | -62.5 |" in page
+    assert "| as printed, Mixtral-8x7B, two nodes | -27.0 | -30.5 | -17.5 |" in page
+
+
+def test_a_link_that_was_not_made_is_no_link(load):
+    (case,) = CONTENT["cases"]
+    page = load("table").page(CONTENT | {"cases": [case | {"shaped": False}]})
+    assert "## made-up, 2 x 2 ranks, planned for 5 Gbit/s\n" in page
+
+
+def test_the_picture_shows_every_placement(load, tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = load("plot").draw(CONTENT["cases"])
+    left, right = figure.axes
+    shown = dict(
+        zip(names(left), (bar.get_width() for bar in left.patches), strict=True)
+    )
+    assert shown["joint"] == pytest.approx(-25)
+    assert set(shown) == {"lpt", "joint", "eplb + replicas", "joint + replicas"}
+    assert names(right) == ["both, with replicas", "both", "exchange alone"]
+    figure.savefig(tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").read_text().count("<g id=") > 20
+
+
+def names(axis):
+    return [label.get_text() for label in axis.get_yticklabels()]
