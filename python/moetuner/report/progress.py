@@ -18,7 +18,7 @@ _PLAIN_EVERY = 5.0  # seconds between lines when nobody watches a terminal
 
 
 class ProgressLine:
-    """A live line on a terminal; elsewhere a plain one a stage, and every few seconds."""
+    """A live line on a terminal, elsewhere a plain one a stage or every few seconds."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, markup=False)
