@@ -50,7 +50,12 @@ PLANNERS = {
     "joint for per-expert": Planner(
         solver="joint", objective=_TIME, wire=Wire.PER_EXPERT
     ),
-    "joint for follow": Planner(solver="joint", objective=_TIME, homes=Homes.FOLLOW),
+    "joint for follow": Planner(
+        solver="joint",
+        objective=_TIME,
+        homes=Homes.FOLLOW,
+        wire=Wire.DEDUP_RANKS,
+    ),
 }
 UNHURRIED = ("joint", "ilp2")  # solvers that use the time they are given
 

@@ -38,6 +38,7 @@ from moetuner.nn import (  # noqa: E402
     record_run,
     return_home,
 )
+from moetuner.placement.topology import Topology  # noqa: E402
 from moetuner.trace import Trace  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 
@@ -236,11 +237,11 @@ def _counts(rank, num_ranks):
         assert 1 <= told.ranks_per_token <= num_ranks or not told.tokens
 
 
-def _links_as_priced(trace, placement, record):
+def _links_as_priced(trace, placement, record, wire=Wire.DEDUP):
     """Rows on each link are those that the evaluator prices."""
     if placement.has_replicas:
         return  # turns go by the row in a step: `verify` knows, `tally` does not
-    told = tally(trace, placement, wire=Wire.DEDUP, homes=Homes.RECORDED)
+    told = tally(trace, placement, wire=wire, homes=Homes.RECORDED)
     counted = link_rows(record, placement.topology)
     for name in ("rank_egress", "rank_ingress", "node_egress", "node_ingress"):
         assert np.array_equal(getattr(counted, name), getattr(told, name)[0]), name
@@ -265,8 +266,10 @@ def _one_level(rank, num_ranks):
     counts = [exchange.counts() for exchange in (two, one)]
     assert [len(c.rows_passed_on) for c in counts] == [2, 0]
     assert counts[0].node_rows <= counts[1].node_rows
-    with pytest.raises(InvalidTraceError, match="leave out levels=one"):
-        link_rows(record, placement.topology)
+    _links_as_priced(trace, placement, record, Wire.DEDUP_RANKS)
+    other = Topology(num_ranks=2, ranks_per_node=1)
+    with pytest.raises(InvalidTraceError, match="wanted counters of 2 ranks"):
+        link_rows(record, other)
 
 
 def _records_only_what_a_trace_can_say(rank, num_ranks):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.workload import Workload
+from moetuner.placement.moves import fetched_replicas
 from moetuner.placement.topology import Topology
 from moetuner.planning import baselines as baselines_module
 from moetuner.planning.baselines import NO_TIME, QUICK, Baselines, solve_baselines
@@ -159,3 +160,21 @@ def test_few_ranks_are_not_traded_for_time(trace):
     beside = beside_of(trace, HandClock(time_limit=60), config=config)
     beside.solve_quick(Baselines.QUICK)
     assert beside.start() is None
+
+
+def test_a_plan_that_counts_moves_takes_of_the_baselines_what_is_worth_them(trace):
+    """The value with moves is never above that of the placement in use."""
+    part = split_recordings((trace,), 0.5, 0)[0].plan
+    problem = problem_of(part)
+    stay = solve_baselines(problem, Baselines.NONE, SolverOptions()).solutions
+    stay = stay["contiguous"].placement
+    for move_seconds in (0.0, 1.0):
+        config = JointConfig(stay=stay, move_seconds=move_seconds)
+        options = PlanOptions(
+            solver_options=SolverOptions(time_limit=3, threads=2), config=config
+        )
+        result = plan_trace(trace, MACHINE, options).result.placement
+        moved = fetched_replicas(stay, result).size
+        before = problem.objective_value(stay)
+        assert problem.objective_value(result) + moved * move_seconds <= before
+        assert (moved > 0) == (move_seconds < 1)

@@ -24,6 +24,7 @@ from moetuner.evaluation.cost import CostModel
 from moetuner.planning.baselines import Baselines
 from moetuner.planning.options import PlanOptions
 from moetuner.solver import SOLVERS, SolverOptions
+from moetuner.solver.base import Clock
 from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.profiles import Favour
 
@@ -150,6 +151,7 @@ def plan(
     from moetuner.report.outputs import check_outputs
     from moetuner.trace import read_trace
 
+    clock = Clock(time_limit=time_limit)  # reading the trace is in the limit too
     files = [trace, *(also or [])]
     check_outputs(files, outputs.out, outputs.page, outputs.moves, joint.from_placement)
     if worst_case and not also:
@@ -186,7 +188,7 @@ def plan(
             f"{refit_seconds(options):g} s for that of all tokens",
             outputs.quiet,
         )
-    _plan_and_show(traces, topology, options, outputs)
+    _plan_and_show(traces, topology, options, outputs, clock)
 
 
 def demo(
@@ -228,6 +230,7 @@ def _plan_and_show(
     topology: Topology,
     options: PlanOptions,
     outputs: Outputs,
+    clock: Clock | None = None,
 ) -> None:
     """Write the placement as soon as there is one, all else after scoring."""
     from moetuner.placement.file import write_placement
@@ -266,6 +269,7 @@ def _plan_and_show(
                 others=traces[1:],
                 progress=None if outputs.quiet else line.update,
                 on_solved=keep,
+                clock=clock,
             )
         solved = comparison.refit or comparison.result
         if solved.placement is not kept[-1]:  # it has a better bound now

@@ -193,9 +193,8 @@ def _what_it_takes(
             setup.check(routing, memory)
             planned += 1
     return (
-        f"{planned} of {len(setups)} cells can be planned, with up to {time_limit:g} s "
-        f"of search each: {_duration(planned * time_limit)}; baselines and scores "
-        f"come on top"
+        f"{planned} of {len(setups)} cells can be planned, in up to {time_limit:g} s "
+        f"each: {_duration(planned * time_limit)} in all"
     )
 
 

@@ -40,35 +40,35 @@ class LinkRows:
 def link_rows(record: ExchangeRecord, topology: Topology) -> LinkRows:
     """What was counted, link by link.
 
-    The evaluator prices these rows under `Wire.DEDUP`: those of its tally of the same
-    tokens, `homes` as recorded, are equal.
+    The evaluator prices these rows under `Wire.DEDUP`, and those of an exchange on one
+    level under `Wire.DEDUP_RANKS`: rows of its tally of the same tokens, `homes` as
+    recorded, are equal.
 
     Raises
     ------
     InvalidTraceError
-        When the counters are of other ranks, or rows went from node to node on one
-        level: then a node's link carried a row for each rank.
+        When the counters are of other ranks.
     """
     num_ranks, num_nodes = topology.num_ranks, topology.num_nodes
     in_node, counts = topology.ranks_per_node, record.counts
-    two_levels = 1 < in_node < num_ranks
+    several = 1 < in_node < num_ranks
     rest = (counts.shape[2] - 1 - num_nodes) % num_ranks  # whole slots of all ranks
-    if counts.shape[1] != num_ranks or rest != (in_node if two_levels else 0):
+    if counts.shape[1] != num_ranks or rest not in ((0, in_node) if several else (0,)):
         raise InvalidTraceError(
             f"link_rows: wanted counters of {num_ranks} ranks on {num_nodes} nodes, "
-            f"taken on two levels where there are several nodes of several ranks; got "
-            f"{counts.shape[1]} ranks and {counts.shape[2]} columns: leave out "
-            f"levels=one"
+            f"got {counts.shape[1]} ranks and {counts.shape[2]} columns"
         )
-    layers = len(counts)
+    layers, two_levels = len(counts), rest != 0
     to_rank, to_node = np.split(
         counts[..., 1 : 1 + num_ranks + num_nodes], [num_ranks], 2
     )
-    inside = counts[..., -in_node:] if two_levels else to_rank
-    if in_node == 1:
-        inside = np.zeros((layers, num_ranks, 1), np.int64)
+    # From each rank to each, told apart by their nodes.
+    apart = to_rank.reshape(layers, num_nodes, in_node, num_nodes, in_node)
+    inside = counts[..., -in_node:] if two_levels else np.einsum("lnina->lnia", apart)
     inside = _without_own(inside.reshape(layers, num_nodes, in_node, in_node))
     between = to_node.reshape(layers, num_nodes, in_node, num_nodes).sum(axis=2)
+    if several and not two_levels:
+        between = apart.sum(axis=(2, 4))
     between = _without_own(between)
     return LinkRows(
         rank_egress=inside.sum(axis=-1).reshape(layers, num_ranks),

@@ -163,10 +163,10 @@ class Beside:
     def _is_start(self) -> bool:
         """Whether the solver begins with what the baselines found.
 
-        Not where it is one of them, counts moves or may be slower.
+        Not where it is one of them or may be slower.
         """
         options = self.options
         timed = self.problem.objective is Objective.MODELLED_TIME
         favour = getattr(options.config, "favour", Favour.TIME)
-        free = options.stay is None and favour is not Favour.FEW_RANKS
-        return timed and free and options.solver not in BASELINES
+        fast = favour is not Favour.FEW_RANKS
+        return timed and fast and options.solver not in BASELINES

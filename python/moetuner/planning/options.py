@@ -52,7 +52,6 @@ class Pricing:
             f"rank speeds {speeds}",
             *([f"network {cost.hardware.network}"] if cost.hardware.network else ()),
             f"replica rule {cost.replica_rule.value}",
-            f"experts of {cost.shape.hidden_size} x {cost.shape.expert_hidden_size}",
             cost.shape.words(),
             *([] if self.phase is None else [f"tokens of {self.phase.value}"]),
             f"batches of about {self.batch_tokens:,} tokens ({self.batch_kind.value})"

@@ -65,6 +65,7 @@ def plan_trace(
     others: Sequence[Trace | CountTrace] = (),
     progress: ProgressCallback | None = None,
     on_solved: Callable[[Placement], None] | None = None,
+    clock: Clock | None = None,
 ) -> Comparison:
     """Split `trace`, solve on one part, score everything on the other.
 
@@ -77,6 +78,9 @@ def plan_trace(
     be kept whatever happens later; with ``options.refit`` also the one of all tokens,
     when there is one.
 
+    `clock` is one that runs already, of a whole command, say: its limit counts; by
+    default the time limit begins now.
+
     Raises
     ------
     InvalidPlacementError
@@ -88,7 +92,7 @@ def plan_trace(
     MissingStatisticsError
         When the solver or the wire needs more than a count-only source has.
     """
-    clock = Clock(time_limit=options.solver_options.time_limit)
+    clock = clock or Clock(time_limit=options.solver_options.time_limit)
     _check_asked((trace, *others), topology, options)
     solver = get_solver(options.solver, options.config)
     seed = options.solver_options.seed

@@ -16,25 +16,31 @@ if TYPE_CHECKING:
 def captured(ranks: Ranks, steps: Sequence[Step]) -> Step | None:
     """A step that replays them all; None, on every rank, where any cannot.
 
-    Gloo's rows go through the host, and the exact form waits for it: no graph holds
-    those.
+    A rank that takes no part has no steps, and replays nothing.
+
+    Rows that Gloo carries go through the host, and the exact form waits for it. No
+    graph holds those.
     """
     if not ranks.on_cuda:
         return None
     _run(steps)  # maps memory, loads kernels
     torch.cuda.synchronize()
-    graph, trouble = torch.cuda.CUDAGraph(), 0.0
-    try:
-        with torch.cuda.graph(graph):
-            kept = _run(steps)
-    except RuntimeError:  # what follows is measured launched, and says so
-        torch.cuda.synchronize()
-        kept, trouble = None, 1.0
+    graph: torch.cuda.CUDAGraph | None = None
+    kept, trouble = None, 0.0
+    if steps:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                kept = _run(steps)
+        except RuntimeError:  # what follows is measured launched, and says so
+            torch.cuda.synchronize()
+            trouble = 1.0
     if ranks.largest([trouble])[0]:
         return None
 
     def replay(_: Any, kept: Any = kept) -> Any:
-        graph.replay()
+        if graph is not None:
+            graph.replay()
         return kept
 
     return replay

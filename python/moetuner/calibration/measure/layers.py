@@ -131,7 +131,8 @@ def _measure(
 
     both: list[Step] = [_nothing if layer is None else layer.both]
     if case.num_ranks < ranks.topology.num_ranks:  # how it grows with ranks
-        replay = captured(ranks, both) if case.form is Form.FIXED else None
+        own = both if layer is not None else []
+        replay = captured(ranks, own) if case.form is Form.FIXED else None
         (timing,) = clock.time(both if replay is None else [replay], seconds)[:1]
         yield sample(Way.BOTH, timing, replay is not None)
         return

@@ -150,7 +150,7 @@ class Run:
             rank_of = together.rank_of
         if stay is not None and self.problem.wants_replicas and not self._counted():
             found = self.incumbent.placement
-            self._offer_layers(found, spread_replicas(self.problem, found))
+            self.offer_layers(found, spread_replicas(self.problem, found))
         if not walk or not self._goes_on():
             return status
         return self._walk(profile, [place(problem, rank_of), self.incumbent.placement])
@@ -233,10 +233,10 @@ class Run:
         """Walk tokens from a placement in use with replicas; take what pays."""
         tokens = self._token_rounds(profile, replicas=True)
         filled = spread_replicas(self.problem, widened(stay, self.problem))
-        self._offer_layers(stay, filled)
+        self.offer_layers(stay, filled)
         tokens.begin([filled], self.clock)
         status = self._rounds("tokens", FIRST_MOVES, 1.0, tokens)
-        self._offer_layers(stay, tokens.placement)
+        self.offer_layers(stay, tokens.placement)
         return status
 
     def _token_rounds(self, profile: SearchProfile, *, replicas: bool) -> TokenRounds:
@@ -248,7 +248,7 @@ class Run:
             replicas=replicas,
         )
 
-    def _offer_layers(self, base: Placement, other: Placement) -> None:
+    def offer_layers(self, base: Placement, other: Placement) -> None:
         """Take `base` with the layers of `other` whose moves pay."""
         stay, moved = self.config.stay, self.config.move_seconds
         assert stay is not None

@@ -62,7 +62,10 @@ class JointSolver:
         warm_start: Placement | None = None,
         progress: ProgressCallback | None = None,
     ) -> Solution:
-        """See `moetuner.solver.Solver`."""
+        """See `moetuner.solver.Solver`.
+
+        With a placement to stay near, of ``warm_start`` what is worth its moves.
+        """
         check_objective(self, problem)
         workload = problem.workload
         if workload.takes_slowest:
@@ -79,7 +82,6 @@ class JointSolver:
                     stay=self.config.stay,
                     move_seconds=self.config.move_seconds,
                 ).value_of,
-                warm_start=warm_start,
                 progress=progress,
             )
         run = Run(
@@ -95,6 +97,8 @@ class JointSolver:
         if self.config.stay is not None:
             problem.check(self.config.stay)
             run.incumbent.offer(self.config.stay)
+            if warm_start is not None:  # what pays of it
+                run.offer_layers(self.config.stay, warm_start)
         else:
             if warm_start is not None:
                 problem.check(warm_start)
@@ -109,7 +113,7 @@ class JointSolver:
             run.incumbent.floor = run.incumbent.value
         run.keep_time_to_close()
         # It was offered, so nothing that came later is worse.
-        knows_start = self.config.stay is None and run.incumbent.floor < math.inf
+        knows_start = self.config.stay is not None or run.incumbent.floor < math.inf
         status = SolveStatus.HEURISTIC
         try:
             run.incumbent.bound = self._bound(problem, options)

@@ -42,7 +42,6 @@ def solve_worst_case(
     *,
     starts: Sequence[Placement],
     value_of: Callable[[Placement], float],
-    warm_start: Placement | None = None,
     progress: ProgressCallback | None = None,
 ) -> Solution:
     """The best of `starts` and some plans by `solver`, which takes weighted means.
@@ -97,5 +96,4 @@ def solve_worst_case(
         status=status,
         lower_bound=max(bounds, default=None),
         stages=tuple(stage for each in found for stage in each.stages),
-        warm_start=warm_start,
     )
