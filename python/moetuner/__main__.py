@@ -1,5 +1,18 @@
-"""``python -m moetuner``."""
+"""``moetuner`` and ``python -m moetuner``."""
 
-from moetuner.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it quietly while it is still loading, too."""
+    try:
+        from moetuner.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted, nothing was written\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

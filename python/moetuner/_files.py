@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota, a limit: Python does not say of which file."""
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -19,8 +23,25 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary file lies in the same folder, so the final rename is atomic;
     when the block raises, it is removed and an existing `path` stays as it was. A
     link is followed; a device or a pipe is written in place, as it cannot be replaced.
+    An error that there is no room names `path`.
     """
-    target = Path(path)
+    with naming_what_is_full(path), _temporary_path(Path(path)) as temporary:
+        yield temporary
+
+
+@contextmanager
+def naming_what_is_full(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors that there is no room say that it is for `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextmanager
+def _temporary_path(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_file() and not target.is_dir():
         yield target
         return

@@ -123,7 +123,7 @@ def test_counts_drift_too(folder, ids, in_use):
     np.savez(folder.path / "counts.npz", counts=counts)
     result = drift(folder, in_use[0], folder.path / "counts.npz", "--top-k", 2)
     assert result.exit_code in (0, REPLAN), result.stderr
-    assert "scored with wire=allgather" in result.stderr
+    assert "scored with --wire allgather" in result.stderr
 
 
 def test_ctrl_c_judges_the_best_plan_found_so_far(folder, in_use, rng):

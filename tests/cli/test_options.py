@@ -214,7 +214,7 @@ def test_a_report_of_a_plan_with_slow_ranks_is_the_plans_own(folder, ids):
         assert f"rank speeds {SPEEDS}" in result.stdout
     assert pages[0].read_text() == pages[1].read_text()
     seconds = scored["placements"][-1]["batch_seconds_mean"] * 1e3
-    assert f"{seconds:.4g}" in pages[0].read_text()
+    assert f"{seconds:.3f}" in pages[0].read_text()
 
 
 def test_scores_of_tokens_that_were_planned_on_come_with_a_warning(folder, ids):

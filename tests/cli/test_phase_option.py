@@ -41,7 +41,7 @@ def test_decode_batches_are_steps_of_the_sequences(folder, recording):
     assert score["pricing"]["phase"] == "decode"
     assert len(score["batch_seconds"]) == 23  # of at most 8
     shown = folder.run("evaluate", recording, folder.out, "--batch-tokens", 2048).stdout
-    assert "Batches of about 30 tokens, at most 2048" in shown
+    assert "Batches of about 30 tokens, at most 2,048" in shown
 
 
 def test_another_phase_may_be_scored(folder, recording):

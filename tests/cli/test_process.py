@@ -6,25 +6,21 @@ not obey; nothing here waits as long as that.
 
 import json
 import os
-import pty
 import re
 import shlex
 import signal
 import subprocess
-import sys
 import sysconfig
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from moetuner.placement.file import read_placement
 from strategies import random_ids
+from terminal import MOETUNER, WAIT, run_in_terminal
 
-MOETUNER = [sys.executable, "-m", "moetuner"]
 SCRIPT = Path(sysconfig.get_path("scripts")) / "moetuner"
 LONG = 1000  # seconds
-WAIT = 200  # for any one event, however busy the machine is
 PROGRESS = re.compile(r"\S.* \d+/\d+  incumbent ")
 
 
@@ -134,6 +130,45 @@ def test_ctrl_c_keeps_what_the_joint_search_has(folder, rng, homes):
     assert read_placement(folder.out).provenance.status == "interrupted"
 
 
+def test_ctrl_c_waits_for_no_proof_and_no_slow_baseline(folder, hard):
+    command = plan_command(hard, folder.out, "--json", solver="joint")
+    more = ("--baselines", "all", "--prove", str(LONG))
+    process = start([*command, *more])
+    wait_for_solver(process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=WAIT)
+    assert process.returncode == 0, errors
+    heard, kept = errors.index("interrupted: stopping"), errors.index("note: inter")
+    assert heard < kept
+    found = json.loads(output)
+    assert found["left_out"]["ilp2"] == "the plan was interrupted"
+    assert "best baseline computed, " in found["verdict"]
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        # While the commands are loaded, and while arguments are read.
+        "sys.modules['moetuner.cli'] = Stop('moetuner.cli')",
+        "from typer.core import TyperGroup; TyperGroup.parse_args = stop",
+    ],
+)
+def test_ctrl_c_before_a_command_runs_is_no_traceback(setup):
+    program = f"""
+import sys, types
+def stop(*_):
+    raise KeyboardInterrupt
+class Stop(types.ModuleType):
+    __getattr__ = stop
+{setup}
+from moetuner.__main__ import main
+main()
+"""
+    done = subprocess.run([MOETUNER[0], "-c", program], capture_output=True, text=True)
+    assert done.stderr == "error: interrupted, nothing was written\n"
+    assert done.returncode == 130
+
+
 def test_signal_reaches_a_job_that_a_shell_put_in_the_background(folder, hard):
     process = start(
         plan_command(hard, folder.out),
@@ -216,31 +251,6 @@ def test_progress_without_a_terminal_is_plain_lines(folder, ids):
     assert all("incumbent" in line and "gap" in line for line in lines)
     assert "\x1b" not in errors + output
     assert "\r" not in errors + output
-
-
-def run_in_terminal(command, columns):
-    """Output of `command` on a terminal of 24 lines and `columns`."""
-    main, other = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "24"}
-    process = subprocess.Popen(
-        command, stdin=other, stdout=other, stderr=other, env=environment
-    )
-    os.close(other)
-    chunks = []
-
-    def read():
-        try:
-            while chunk := os.read(main, 65536):
-                chunks.append(chunk)
-        except OSError:
-            pass  # the last writer is gone
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    assert process.wait(timeout=WAIT) == 0
-    reader.join()
-    os.close(main)
-    return b"".join(chunks).decode()
 
 
 def test_terminal_shows_progress_and_a_table_of_its_width(folder, ids):

@@ -102,7 +102,7 @@ def test_sglang_has_one_key_and_a_row_for_every_layer(placement, tmp_path):
     identity = [0, 1, 2, 3, 0, 1]
     assert rows[0] == rows[2] == rows[4] == identity
     assert [rows[1], rows[3]] == fill_slots(placement).slots.tolist()
-    for wrong, message in ((None, "--num-layers"), (3, "has layer 3"), (10**6, "is")):
+    for wrong, message in ((None, "`num_layers`"), (3, "has layer 3"), (10**6, "is")):
         with pytest.raises(InvalidPlacementError, match=message):
             options = ExportOptions(num_layers=wrong)
             export_placement(placement, path, Engine.SGLANG, options=options)
@@ -346,7 +346,7 @@ def test_large_files_are_refused_before_they_are_parsed(tmp_path, monkeypatch):
 def test_what_a_file_does_not_say_must_be_told(tmp_path):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(SLOTS))
-    with pytest.raises(InvalidPlacementError, match="say num_ranks"):
+    with pytest.raises(InvalidPlacementError, match="say `num_ranks`"):
         read_engine_placement(path)
     with pytest.raises(InvalidPlacementError, match="no row for layers"):
         options = ReadOptions(num_ranks=2, layers=(5,))

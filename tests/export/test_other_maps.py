@@ -150,7 +150,7 @@ def test_the_rule_for_spare_slots_is_said(tmp_path):
     for engine, rule in ((Engine.VLLM, "repeat"), (Engine.VLLM_ASCEND, "another rank")):
         exported = export_placement(plan, tmp_path / "x", engine)
         assert rule in exported.notes[-1]
-        assert "say --trace" in exported.notes[-1]
+        assert "say `load`" in exported.notes[-1]
         options = ExportOptions(load=np.ones((1, 4)))
         exported = export_placement(plan, tmp_path / "x", engine, options=options)
         assert "coldest expert that their rank lacks" in exported.notes[-1]
@@ -176,7 +176,7 @@ def test_a_plan_for_another_engines_replica_rule_is_pointed_out(engine, rule):
         return
     (note,) = found
     assert f"under the replica rule {rule.value}, but {engine.value} " in note
-    assert note.endswith(f"plan again with --replica-rule {rules[0].value}")
+    assert note.endswith(f"plan again with `replica_rule` {rules[0].value}")
     assert not other_rule_note(planned_under(rule, SLOTS), engine)  # no replica
 
 

@@ -38,7 +38,7 @@ def rows(tmp_path, placement, engine=Engine.VLLM, **options):
     "layers", [(8, 12, 18, 23), (8, 12, 16), (1, 3), (5, 6, 7), (0, 1, 3)], ids=str
 )
 def test_a_partial_placement_is_refused(tmp_path, engine, layers):
-    with pytest.raises(InvalidPlacementError, match=r"has only layers .*--num-layers"):
+    with pytest.raises(InvalidPlacementError, match=r"has only layers .*`num_layers`"):
         export_placement(plan(*layers), tmp_path / "f", engine)
     assert not (tmp_path / "f").exists()
 
@@ -87,8 +87,8 @@ def test_layers_of_multi_token_prediction_have_their_rows(tmp_path):
 @pytest.mark.parametrize(
     ("layers", "options", "message"),
     [
-        ((3, 4, 5), {"num_layers": 5}, "has layer 5.*--mtp-layers"),
-        ((3, 4), {"mtp_layers": 1}, "--mtp-layers come after --num-layers"),
+        ((3, 4, 5), {"num_layers": 5}, "has layer 5.*`mtp_layers`"),
+        ((3, 4), {"mtp_layers": 1}, "`mtp_layers` come after `num_layers`"),
         ((3, 4), {"moe_layers": (4, 5)}, "has layers 3, which the options leave out"),
     ],
     ids=str,

@@ -75,7 +75,7 @@ def test_what_filling_costs_is_the_price_of_the_filled_placement(trace):
     assert spare.filled_seconds > spare.seconds
     assert f"{spare.num_empty} slots are empty: no replica there pays" in spare.words()
     assert "replica rule vllm" in spare.words()
-    assert spare.words().endswith("(--redundant) are faster.")
+    assert spare.words().endswith("Fewer slots per rank are faster.")
 
 
 @pytest.mark.parametrize("rule", list(ReplicaRule))

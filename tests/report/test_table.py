@@ -11,6 +11,7 @@ from moetuner.report.table import (
     score_table,
     stage_table,
 )
+from moetuner.report.words import gain_cell, percent
 from moetuner.trace.description import describe
 from rich.console import Console
 
@@ -40,8 +41,8 @@ def test_score_table_shows_every_score_of_every_candidate(make_report):
         ]
         assert shown[6] == f"{scores.batch_seconds_mean * 1e3:.3f}"
         gain = candidate.gain
-        assert shown[7] == ("-" if gain is None else f"{gain.gain:+.1%}")
-        assert gain is None or f"[{gain.low:+.1%}, {gain.high:+.1%}]" in row
+        assert shown[7] == ("-" if gain is None else percent(gain.gain))
+        assert row.endswith(gain_cell(gain))
 
 
 def test_score_table_fits_80_columns_whatever_the_numbers(make_report):

@@ -59,7 +59,7 @@ def test_one_meaning_is_taken(array, meaning):
     ],
 )
 def test_several_meanings_are_refused_by_name(array, choices):
-    with pytest.raises(InvalidTraceError, match="say which with --format") as error:
+    with pytest.raises(InvalidTraceError, match="say which with `format`") as error:
         judge(array, array.shape)
     assert all(choice in str(error.value) for choice in choices)
 

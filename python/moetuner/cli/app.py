@@ -7,17 +7,19 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from moetuner._files import NO_ROOM
 from moetuner.cli import commands, engines, plan
 from moetuner.cli.calibrate import calibrate
 from moetuner.cli.certify import certify
 from moetuner.cli.drift import drift
 from moetuner.cli.groups import spelt_out
 from moetuner.cli.hardware import hardware
+from moetuner.cli.interrupts import SIGNALS
 from moetuner.cli.messages import as_typed, fail
 from moetuner.cli.report import report
 from moetuner.cli.sweep import sweep
@@ -38,11 +40,18 @@ _USAGE_ERRORS = (
     MissingStatisticsError,
     SolverError,
 )
+_INTERRUPTED = "interrupted, nothing was written"
 _BAD_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class _Group(TyperGroup):
     """Turns the package's errors into messages and exit codes."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> Any:
+        try:
+            return super().make_context(*arguments, **more)
+        except KeyboardInterrupt:  # typer would end without a word
+            fail(_INTERRUPTED, 130)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -56,12 +65,11 @@ class _Group(TyperGroup):
         except OSError as error:
             if error.errno == errno.EPIPE:  # `| head` has seen enough
                 raise
-            code = 2 if error.errno in _BAD_PATH else 1
-            fail(f"{error.filename or 'system'}: {error.strerror or error}", code)
+            _fail_of_system(error)
         except MemoryError:
             fail("out of memory", 1)
         except KeyboardInterrupt:
-            fail("interrupted, nothing was written", 130)
+            fail(_INTERRUPTED, 130)
 
 
 app = typer.Typer(
@@ -93,17 +101,27 @@ app.command()(engines.export)
 app.command("import-placement")(engines.import_placement)
 
 
+def _fail_of_system(error: OSError) -> NoReturn:
+    """Say which file it is about; files of ours have their name in the error."""
+    unnamed = "standard output" if error.errno in NO_ROOM else "system"
+    code = 2 if error.errno in _BAD_PATH else 1
+    fail(f"{error.filename or unnamed}: {error.strerror or error}", code)
+
+
 def main() -> None:
-    """Entry point of ``moetuner`` and ``python -m moetuner``."""
+    """What `moetuner.__main__` runs."""
     # Also when a shell started us in the background with SIGINT ignored: whoever sends
     # a signal to a long solve wants its best placement, not to wait.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: `>&-`
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         getattr(sys, name).reconfigure(errors="backslashreplace")
-    app(prog_name="moetuner")
+    try:
+        app(prog_name="moetuner")
+    except OSError as error:  # what prints help and usage is not one of our commands
+        _fail_of_system(error)
 
 
 @app.callback(invoke_without_command=True)

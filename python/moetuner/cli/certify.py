@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moetuner.cli.interrupts import acknowledged
 from moetuner.cli.options import (
     CostOptions,
     Json,
@@ -56,7 +57,7 @@ def certify(
     problem = PlacementProblem.from_workload(
         workload, plan.topology, slots_per_rank=plan.slots_per_rank
     )
-    with ProgressLine() as line:
+    with ProgressLine() as line, acknowledged(quiet):
 
         def show(done: int, total: int, bound: float) -> None:
             line.update(

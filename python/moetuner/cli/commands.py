@@ -79,7 +79,13 @@ def evaluate(
     from moetuner._plain import to_plain
     from moetuner.evaluation.evaluate import evaluate as score
     from moetuner.placement.file import read_placement
-    from moetuner.report.table import LEGEND, batch_table, evaluation_table
+    from moetuner.report.table import (
+        LEGEND,
+        PER_GPU,
+        batch_table,
+        differ_in_gpus,
+        evaluation_table,
+    )
     from moetuner.report.terminal import print_content, print_json, print_sentences
     from moetuner.trace import read_trace
     from moetuner.trace.phases import of_phase
@@ -124,4 +130,6 @@ def evaluate(
         print_sentences(priced_words(pricing, plans[0], names[0]))
         print_content(evaluation_table(names, scores))
         print_content(batch_table(names, scores))
-        print_content(LEGEND)
+        print_sentences(LEGEND)
+        if differ_in_gpus(scores):
+            print_sentences(PER_GPU)

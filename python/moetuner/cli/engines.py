@@ -39,7 +39,12 @@ def import_(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Trace file to write")],
     format: Annotated[
-        FormatName | None, typer.Option(help="Kind of recording  [default: detected]")
+        FormatName | None,
+        typer.Option(
+            metavar="<kind>",
+            help=f"{', '.join(each.value for each in RecordingFormat)}  "
+            f"[default: detected]",
+        ),
     ] = None,
     model: Annotated[str, typer.Option(help="Name of the model")] = "",
     dataset: Annotated[str, typer.Option(help="Name of what was asked")] = "",
@@ -63,7 +68,7 @@ def import_(
     """Turn a recording of a serving engine or trainer into a trace."""
     from moetuner.cli.progress import ByteProgress
     from moetuner.report.outputs import check_writable
-    from moetuner.report.terminal import print_content
+    from moetuner.report.terminal import print_content, print_sentences
     from moetuner.trace.importers import ImportOptions, import_recording
 
     check_writable(out)
@@ -87,12 +92,12 @@ def import_(
             ),
         )
     unit = "tokens" if imported.tokens_known else "choices of experts a layer"
-    print_content(
+    print_sentences(
         f"{imported.format.value}: {imported.num_tokens:,} {unit}, "
         f"{imported.num_layers} layers of {imported.num_experts} experts"
     )
     if imported.missing:
-        print_content(
+        print_sentences(
             f"counts only, no {' and no '.join(imported.missing)}: solvers and costs "
             f"that need them will refuse"
         )
@@ -133,7 +138,7 @@ def export(
     from moetuner.export import ExportOptions, export_placement
     from moetuner.placement.file import read_placement
     from moetuner.report.outputs import check_writable
-    from moetuner.report.terminal import print_content
+    from moetuner.report.terminal import print_content, print_sentences
 
     check_writable(out)
     if out.resolve() == placement.resolve():
@@ -145,7 +150,9 @@ def export(
         Engine(to.value),
         options=ExportOptions(
             num_layers=num_layers,
-            moe_layers=None if moe_layers is None else parse_layers(moe_layers),
+            moe_layers=None
+            if moe_layers is None
+            else parse_layers(moe_layers, "--moe-layers"),
             mtp_layers=mtp_layers,
             load=None if trace is None else _load_of(trace, plan),
             expert_bytes=_expert_bytes(plan, hidden_size, expert_hidden_size),
@@ -157,7 +164,7 @@ def export(
         size = "of unknown size (--hidden-size, --expert-hidden-size)"
         if exported.extra_bytes is not None:
             size = f"{exported.extra_bytes / 2**30:.2f} GiB over all ranks"
-        print_content(
+        print_sentences(
             f"{exported.num_replicas} empty slots hold replicas now: {size}, for "
             f"engines know no empty ones"
         )
@@ -185,7 +192,7 @@ def import_placement(
     from moetuner.export import ReadOptions, read_engine_placement
     from moetuner.placement.file import write_placement
     from moetuner.report.outputs import check_writable
-    from moetuner.report.terminal import print_content
+    from moetuner.report.terminal import print_content, print_sentences
 
     check_writable(out)
     if out.resolve() == file.resolve():
@@ -201,7 +208,7 @@ def import_placement(
         ),
     )
     write_placement(placement, out)
-    print_content(
+    print_sentences(
         f"{placement.provenance.solver}: {placement.num_layers} layers, "
         f"{placement.num_experts} experts in {placement.num_slots} slots of "
         f"{placement.topology.num_ranks} ranks"
@@ -251,8 +258,8 @@ def _expert_bytes(
     return None if known is None else known.expert_bytes
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
-    """Layer numbers from ``3-60`` or ``1,3,5-7``.
+def parse_layers(text: str, option: str = "--layers") -> tuple[int, ...]:
+    """Layer numbers from ``3-60`` or ``1,3,5-7``, as `option` was given.
 
     Raises
     ------
@@ -265,10 +272,10 @@ def parse_layers(text: str) -> tuple[int, ...]:
         numbers = (first, last) if dash else (first, first)
         if not all(n.isascii() and n.isdigit() and len(n) < 6 for n in numbers):
             raise InvalidTraceError(
-                f"--layers: wanted numbers like 3-60 or 1,3,5, got {text!r:.40}"
+                f"{option}: wanted numbers like 3-60 or 1,3,5, got {text!r:.40}"
             )
         span = range(int(numbers[0]), int(numbers[1]) + 1)
         if not span:
-            raise InvalidTraceError(f"--layers: {part.strip()!r} holds no layer")
+            raise InvalidTraceError(f"{option}: {part.strip()!r} holds no layer")
         layers += span
     return tuple(layers)

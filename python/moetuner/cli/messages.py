@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import textwrap
 from typing import TYPE_CHECKING, NoReturn
-
-import typer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _ABOUT_OPTIONS = re.compile(
-    r"(?:[A-Z][a-z]+[A-Za-z]*|plan|split|evaluate|tally|skew|sweep): "
+    r"(?:[A-Z][a-z]+[A-Za-z]*|plan|split|evaluate|tally|import|certify|skew|sweep): "
 )
 """How messages begin that are about an argument, not about a file."""
 _NAMES = re.compile(r"(?<![-\w])([a-z]+(?:_[a-z]+)*)(=?)")
+_ARGUMENT = re.compile(r"`([a-z]+(?:_[a-z]+)*)`")
+"""An argument in a message of the library."""
 _TYPED_AS = {
+    "load": "--trace",
+    "slot_experts": "--placement",
     "plan_fraction": "--split",
     "fraction": "--split",
     "prove_seconds": "--prove",
@@ -30,8 +34,10 @@ _TYPED_AS = {
 def as_typed(message: str, options: Iterable[str]) -> str:
     """`message` with the library's arguments as the `options` that the user typed.
 
-    ``PlanOptions: plan_fraction must be ...`` becomes ``--split must be ...``.
+    ``PlanOptions: plan_fraction must be ...`` becomes ``--split must be ...``. What
+    stands in backquotes is an argument wherever the message goes.
     """
+    message = _ARGUMENT.sub(_typed, message)
     begins = _ABOUT_OPTIONS.match(message)
     if begins is None:
         return message
@@ -53,11 +59,38 @@ def as_typed(message: str, options: Iterable[str]) -> str:
 
 def fail(message: str, code: int) -> NoReturn:
     """End the program with one line that says why."""
-    typer.echo(f"error: {message}", err=True)
+    _say(f"error: {message}")
     sys.exit(code)
 
 
 def note(message: str, quiet: bool) -> None:
     """Tell what was assumed, unless asked to be quiet."""
     if not quiet:
-        typer.echo(f"note: {message}", err=True)
+        _say(f"note: {message}")
+
+
+def _typed(argument: re.Match[str]) -> str:
+    name = argument[1]
+    return _TYPED_AS.get(name, f"--{name.replace('_', '-')}")
+
+
+def _say(text: str) -> None:
+    """One line; on a terminal as many as it needs, broken between words."""
+    text = _ARGUMENT.sub(_typed, text)
+    if sys.stderr.isatty():
+        text = "\n".join(
+            textwrap.fill(
+                line, _columns(), break_long_words=False, break_on_hyphens=False
+            )
+            for line in text.splitlines()
+        )
+    sys.stderr.write(f"{text}\n")  # as it is now: a progress bar may stand in
+
+
+def _columns() -> int:
+    """Of the terminal that standard error is."""
+    try:
+        told = os.environ.get("COLUMNS")
+        return max(int(told or os.get_terminal_size(sys.stderr.fileno()).columns), 1)
+    except (OSError, ValueError):
+        return 80

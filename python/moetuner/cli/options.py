@@ -243,7 +243,7 @@ def _possible_wire(
 
     if not any(isinstance(trace, CountTrace) for trace in traces):
         return wire
-    note("this source only counted loads: scored with wire=allgather", quiet)
+    note("this source only counted loads: scored with --wire allgather", quiet)
     if any(
         isinstance(trace, CountTrace) and not trace.tokens_known for trace in traces
     ):

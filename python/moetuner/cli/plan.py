@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetuner.cli.interrupts import acknowledged
 from moetuner.cli.messages import fail, note
 from moetuner.cli.options import (
     CostOptions,
@@ -22,7 +23,7 @@ from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel
 from moetuner.planning.baselines import Baselines
 from moetuner.planning.options import PlanOptions
-from moetuner.solver import SolverOptions
+from moetuner.solver import SOLVERS, SolverOptions
 from moetuner.solver.base import Clock
 from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.profiles import Favour
@@ -106,7 +107,9 @@ def plan(
         int | None,
         typer.Option(help="Redundant experts of a layer, as engines count", min=0),
     ] = None,
-    solver: Annotated[SolverName, typer.Option(help="Method")] = SolverName["joint"],
+    solver: Annotated[
+        SolverName, typer.Option(metavar="<name>", help=", ".join(SOLVERS))
+    ] = SolverName["joint"],
     time_limit: Annotated[
         float, typer.Option(help="Seconds for baselines, solver and scores together")
     ] = 60.0,
@@ -244,11 +247,12 @@ def _plan_and_show(
         print_sentences,
     )
 
-    written = []
+    written, kept = [], []
 
     def keep(placement: Placement) -> None:
         write_placement(placement, outputs.out)
         written.append(outputs.out)
+        kept.append(placement)
         if outputs.moves is not None and options.stay is not None:
             write_moves(options.stay, placement, outputs.moves)
             written.append(outputs.moves)
@@ -259,7 +263,7 @@ def _plan_and_show(
             )
 
     try:
-        with ProgressLine() as line:
+        with ProgressLine() as line, acknowledged(outputs.quiet):
             comparison = plan_trace(
                 *(traces[0], topology, options),
                 others=traces[1:],
@@ -267,6 +271,9 @@ def _plan_and_show(
                 on_solved=keep,
                 clock=clock,
             )
+        solved = comparison.refit or comparison.result
+        if solved.placement is not kept[-1]:  # it has a better bound now
+            write_placement(solved.placement, outputs.out)
         if outputs.page is not None:
             write_report(comparison, outputs.page)
             written.append(outputs.page)

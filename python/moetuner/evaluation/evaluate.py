@@ -69,6 +69,10 @@ class Evaluation:
     """Modelled time of a batch, mean over the batches."""
     batch_seconds_p95: float
     batch_seconds_p99: float
+    batch_compute_seconds: float
+    """Of a batch, mean over the batches; layers added up. So are the next two."""
+    batch_dispatch_seconds: float
+    batch_combine_seconds: float
     batch_seconds: Floats
     """[Q], every batch"""
     imbalance: Floats
@@ -78,9 +82,24 @@ class Evaluation:
     traffic: Floats
     """[G, G] dispatch rows from home to computing rank, all layers."""
 
+    @property
+    def num_ranks(self) -> int:
+        """Ranks G that share the tokens."""
+        return int(self.rank_rows.shape[1])
+
+    @property
+    def tokens_per_second_per_rank(self) -> float:
+        """What compares machines of different sizes; NaN where no time is modelled."""
+        rank_seconds = float(self.batch_seconds.sum()) * self.num_ranks
+        return self.num_tokens / rank_seconds if rank_seconds else np.nan
+
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and lists; NaN (unknown to a count-only source) as None."""
-        values = dataclasses.asdict(self)
+        values = {
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "num_ranks": self.num_ranks,
+            "tokens_per_second_per_rank": self.tokens_per_second_per_rank,
+        }
         return {
             name: _plain(value.tolist() if isinstance(value, np.ndarray) else value)
             for name, value in values.items()
@@ -141,7 +160,8 @@ def summarise(
     num_tokens = float(rows.tokens[0])
     if not num_tokens:
         raise InvalidTraceError("evaluate: the trace has no tokens")
-    batch_seconds = price(batches, cost).total
+    by_batch = price(batches, cost)
+    batch_seconds = by_batch.total
     p95, p99 = np.percentile(batch_seconds, (95, 99))
     rank_rows = rows.rank_rows()[0]
     mean = rank_rows.mean(axis=1)
@@ -166,11 +186,19 @@ def summarise(
         batch_seconds_mean=float(batch_seconds.mean()),
         batch_seconds_p95=float(p95),
         batch_seconds_p99=float(p99),
+        batch_compute_seconds=_per_batch(by_batch.compute),
+        batch_dispatch_seconds=_per_batch(by_batch.dispatch),
+        batch_combine_seconds=_per_batch(by_batch.combine),
         batch_seconds=batch_seconds,
         imbalance=imbalance,
         rank_rows=rank_rows,
         traffic=rows.traffic.sum(axis=0),
     )
+
+
+def _per_batch(seconds: Floats) -> float:
+    """Mean over batches of [Q, L] seconds, layers added up."""
+    return float(seconds.sum(axis=1).mean())
 
 
 def bootstrap_seconds(

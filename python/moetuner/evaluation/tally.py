@@ -153,7 +153,8 @@ def tally(
         )
     if homes is Homes.RECORDED and trace.home_rank is None:
         raise InvalidTraceError(
-            "tally: homes=recorded, but this trace has no home_rank"
+            "tally: homes=recorded, but this trace has no home_rank: it does not say "
+            "on which rank a token starts"
         )
     if groups is None:
         groups = np.zeros(trace.num_tokens, np.int32)

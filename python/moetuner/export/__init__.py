@@ -141,11 +141,11 @@ def _filled(added: int, engine: Engine, options: ExportOptions) -> tuple[str, ..
     if engine is Engine.VLLM_ASCEND:
         return (
             "spare slots hold any expert of another rank, with a share of its tokens: "
-            "say --trace, for the coldest one costs least",
+            "say `load`, for the coldest one costs least",
         )
     return (
         "spare slots repeat any expert of their own rank, which is then read twice: "
-        "say --trace, for the coldest one costs least",
+        "say `load`, for the coldest one costs least",
     )
 
 

@@ -137,8 +137,7 @@ def to_placement(read: SlotMap, options: ReadOptions, source: str) -> Placement:
     num_ranks = read.num_ranks if read.num_ranks is not None else options.num_ranks
     if num_ranks is None:
         raise InvalidPlacementError(
-            f"{source}: the file does not say how many ranks there are; say num_ranks "
-            f"(--ranks)"
+            f"{source}: the file does not say how many ranks there are; say `num_ranks`"
         )
     if options.num_ranks not in (None, num_ranks):
         raise InvalidPlacementError(

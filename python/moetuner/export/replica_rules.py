@@ -49,5 +49,5 @@ def other_rule_note(placement: Placement, engine: Engine) -> tuple[str, ...]:
     names = " or ".join(rule.value for rule in rules)
     return (
         f"planned under the replica rule {planned.value}, but {engine.value} chooses "
-        f"replicas by {names}: plan again with --replica-rule {rules[0].value}",
+        f"replicas by {names}: plan again with `replica_rule` {rules[0].value}",
     )

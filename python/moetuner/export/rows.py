@@ -82,7 +82,7 @@ def complete(
     if strange:
         raise InvalidPlacementError(
             f"export to {engine}: the placement has layers {spelled(tuple(strange))}, "
-            f"which the options leave out (--num-layers, --moe-layers, --mtp-layers)"
+            f"which the options leave out (`num_layers`, `moe_layers`, `mtp_layers`)"
         )
     added = tuple(sorted(set(wanted) - set(planned)))
     if not added:
@@ -131,10 +131,10 @@ def _wanted(
         if hidden or mtp:
             raise InvalidPlacementError(
                 f"export to {engine}: the file has a row for every hidden layer, dense "
-                f"ones too: say how many there are with --num-layers "
+                f"ones too: say how many there are with `num_layers` "
                 f"(num_hidden_layers in the model's config.json)"
                 if hidden
-                else f"export to {engine}: --mtp-layers come after --num-layers: say "
+                else f"export to {engine}: `mtp_layers` come after `num_layers`: say "
                 f"that too"
             )
         if options.moe_layers is not None:
@@ -143,15 +143,15 @@ def _wanted(
             raise InvalidPlacementError(
                 f"export to {engine}: the placement has only layers "
                 f"{spelled(tuple(planned))}, and the file needs all of the model's: "
-                f"say --num-layers (hidden layers, all with experts) or --moe-layers, "
+                f"say `num_layers` (hidden layers, all with experts) or `moe_layers`, "
                 f"and the missing ones get their experts in order"
             )
         return planned
     if not max(planned) < count + mtp <= MAX_LAYERS:
         raise InvalidPlacementError(
-            f"export to {engine}: --num-layers is {count}, the placement has layer "
+            f"export to {engine}: `num_layers` is {count}, the placement has layer "
             f"{max(planned)}; layers of multi-token prediction come after them, with "
-            f"--mtp-layers"
+            f"`mtp_layers`"
         )
     last = list(range(count, count + mtp))
     if hidden:

@@ -52,7 +52,7 @@ def write_trtllm(placement: Placement, options: ExportOptions) -> Written:
             "the section is ignored without a word for architectures that have no "
             "load balancer, without expert parallelism, and without attention-DP",
             "every MoE layer of the model must be in the file, those of multi-token "
-            "prediction too (--mtp-layers): a missing one ends the server",
+            "prediction too (`mtp_layers`): a missing one ends the server",
         ),
     )
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 REFERENCE = "contiguous"
 """What gains are measured against where nobody says otherwise."""
+IN_USE = "in use"
+"""The placement that a plan starts from: where there is one, gains and moves count from
+it."""
 PLANNED_ON_NOTHING = (REFERENCE, "random")
 WITH_REPLICAS = "eplb+replica"
 QUICK = (
@@ -31,7 +34,7 @@ QUICK = (
     *("lpt", "eplb", WITH_REPLICAS, "affinity", "coactivation", "chain"),
 )
 SLOW = ("ilp2",)
-NO_TIME = "no time was left for it; --time-limit gives more"
+NO_TIME = "no time was left for it; a longer time limit gives more"
 INTERRUPTED = "the plan was interrupted"
 """Why baselines are missing."""
 _LEFT_OUT = (MissingDependencyError, MissingStatisticsError, SolverError)
@@ -136,13 +139,17 @@ def solve_baselines(
     )
 
 
-def best_rival(result: str, draws: Mapping[str, Draws]) -> Rival | None:
+def best_rival(
+    result: str, draws: Mapping[str, Draws], reference: str = REFERENCE
+) -> Rival | None:
     """The baseline with the fastest mean batch that is not the `result` itself.
 
-    ``draws`` are paired; None when their times are unknown.
+    ``draws`` are paired; `reference`, what gains are measured against, is a baseline
+    too. None when the times are unknown.
     """
     times = {name: float(each.seconds[0]) for name, each in draws.items()}
-    others = [n for n in BASELINES if n != result and times.get(n, 0.0) > 0]
+    rivals = dict.fromkeys((*BASELINES, reference))
+    others = [n for n in rivals if n != result and times.get(n, 0.0) > 0]
     if not others:
         return None
     best = min(others, key=times.__getitem__)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from moetuner.planning.baselines import (
     BASELINE_SHARE,
     BASELINES,
+    IN_USE,
     LEAST_SECONDS,
     QUICK,
     SLOW,
@@ -64,6 +65,12 @@ class Beside:
 
     def __post_init__(self) -> None:
         self.measured = [{} for _ in self.recordings]
+
+    def score_in_use(self) -> None:
+        """What the plan starts from, where it starts from something."""
+        stay = self.options.stay
+        if stay is not None:
+            self._measure(IN_USE, stay)
 
     def solve_quick(self, wanted: Baselines) -> None:
         """Those that take seconds: no new one once their part of the time is up."""
@@ -131,14 +138,9 @@ class Beside:
 
     def _score(self, name: str, solution: Solution) -> None:
         """Score one, and say so."""
-        began = self.clock.seconds
-        placement, options = solution.placement, self.options
-        seed = options.solver_options.seed
-        for recording, scores in zip(self.recordings, self.measured, strict=True):
-            scores[name] = measure(recording, placement, options.pricing, seed)
-        self._score_seconds = max(self._score_seconds, self.clock.seconds - began)
+        self._measure(name, solution.placement)
         if self._is_start():
-            self._costs[name] = layer_costs(self.problem, placement)
+            self._costs[name] = layer_costs(self.problem, solution.placement)
         self.solutions[name] = solution
         if self.progress:
             self.progress(
@@ -150,6 +152,13 @@ class Beside:
                     seconds=self.clock.seconds,
                 )
             )
+
+    def _measure(self, name: str, placement: Placement) -> None:
+        began, options = self.clock.seconds, self.options
+        seed = options.solver_options.seed
+        for recording, scores in zip(self.recordings, self.measured, strict=True):
+            scores[name] = measure(recording, placement, options.pricing, seed)
+        self._score_seconds = max(self._score_seconds, self.clock.seconds - began)
 
     def _is_start(self) -> bool:
         """Whether the solver begins with what the baselines found.

@@ -135,7 +135,7 @@ def _held_out(
     if len(found) > 1:
         raise InvalidPlacementError(
             f"{' and '.join(found.values())} were planned on different parts of this "
-            f"trace: plan them with the same --split and --seed"
+            f"trace: plan them with the same `plan_fraction` and `seed`"
         )
     about = trace.metadata.dataset or trace.metadata.source
     for part in found:

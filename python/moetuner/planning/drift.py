@@ -11,6 +11,7 @@ from moetuner.errors import InvalidPlacementError, InvalidProblemError
 from moetuner.evaluation.moving import fetch_seconds
 from moetuner.evaluation.tally import check_same_model
 from moetuner.placement.changes import changes
+from moetuner.planning.baselines import IN_USE
 from moetuner.planning.beside import Beside
 from moetuner.planning.comparison import compare_placements
 from moetuner.planning.options import PlanOptions, Pricing
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from moetuner.solver import ProgressCallback
     from moetuner.trace import CountTrace, Trace
 
-IN_USE, NEW = "in use", "new plan"
-"""Names of the two placements that are weighed against each other."""
+NEW = "new plan"
+"""What is weighed against `IN_USE`."""
 _SOLVER = "joint"
 
 

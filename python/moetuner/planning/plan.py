@@ -13,7 +13,7 @@ from moetuner.errors import (
     InvalidProblemError,
     MissingStatisticsError,
 )
-from moetuner.planning.baselines import REFERENCE, Baselines, solver_of
+from moetuner.planning.baselines import IN_USE, REFERENCE, Baselines, solver_of
 from moetuner.planning.beside import Beside
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.progress import History
@@ -117,6 +117,7 @@ def plan_trace(
         clock=clock,
         progress=progress,
     )
+    beside.score_in_use()
     beside.solve_quick(options.baselines)
     history = History(forward=progress)
     solvers = 2 if options.baselines is Baselines.ALL else 1
@@ -135,7 +136,8 @@ def plan_trace(
         before, result = result, beside.improved(result)
         if on_solved is not None and result is not before:
             on_solved(result.placement)
-    result = _proven(problem, result, options, progress)
+    if result.status is not SolveStatus.INTERRUPTED:
+        result = _proven(problem, result, options, progress)
     solutions = {
         name: with_source(
             solution, recordings, replace(of_part, solver=solver_of(name), config=None)
@@ -157,11 +159,17 @@ def plan_trace(
 def _score(
     beside: Beside, solutions: Mapping[str, Solution], options: PlanOptions
 ) -> Comparison:
-    """Score all solutions on what is held out of each recording."""
+    """Score all solutions on what is held out of each recording.
+
+    Gains are measured against what is in use, or contiguous blocks.
+    """
+    placements = {name: each.placement for name, each in solutions.items()}
+    if options.stay is not None:
+        placements = {IN_USE: options.stay, **placements}
     first, *others = (
         score_placements(
             recording,
-            {name: each.placement for name, each in solutions.items()},
+            placements,
             options.pricing,
             result=options.solver,
             seed=options.solver_options.seed,
@@ -258,4 +266,11 @@ def _proven(
         status=solution.status,
         seconds=proof.seconds,
     )
-    return replace(solution, lower_bound=bound, stages=(*solution.stages, stage))
+    placement = solution.placement
+    told = replace(placement.provenance, lower_bound=bound)
+    return replace(
+        solution,
+        placement=replace(placement, provenance=told),
+        lower_bound=bound,
+        stages=(*solution.stages, stage),
+    )

@@ -49,7 +49,7 @@ class Overall:
     """The mean batch of all recordings, counted as the plan counts them."""
 
     gain: float
-    """Of the result over contiguous blocks; 0.1 is 10 % less."""
+    """Of the result over what gains are measured against; 0.1 is 10 % less."""
     rival: str
     """The best baseline beside the result, or nothing."""
     rival_gain: float
@@ -77,7 +77,7 @@ def split_recordings(
                 which = f" of trace {number}" if len(traces) > 1 else ""
                 raise InvalidTraceError(
                     f"plan: no token of the {part} part{which} chose an expert (all "
-                    f"padding); record more, or change --split or --seed"
+                    f"padding); record more, or change `plan_fraction` or `seed`"
                 )
         about = trace.metadata.dataset or trace.metadata.source
         name = f"trace {number} ({about})" if about else f"trace {number}"
@@ -120,8 +120,9 @@ def score_overall(comparisons: Sequence[Comparison], options: PlanOptions) -> Ov
         else float(np.dot(own, weights)) / sum(weights)
         for name, own in means.items()
     }
-    name = comparisons[0].result.name
-    rivals = [each for each in BASELINES if each in times and each != name]
+    name, reference = comparisons[0].result.name, comparisons[0].baseline.name
+    beside = dict.fromkeys((*BASELINES, reference))
+    rivals = [each for each in beside if each in times and each != name]
     rival = min(rivals, key=times.__getitem__, default="")
     return Overall(
         gain=1 - times[name] / next(iter(times.values())),

@@ -190,6 +190,6 @@ def score_placements(
         trace_sha256=recording.sha256,
         plan_tokens=recording.plan_tokens,
         in_sample=recording.in_sample,
-        rival=best_rival(result, draws),
+        rival=best_rival(result, draws, reference),
         left_out=left_out or {},
     )

@@ -35,13 +35,11 @@ class SpareSlots:
     def words(self) -> str:
         """For people."""
         change = self.filled_seconds / self.seconds - 1
-        advice = (
-            "Fewer --slots-per-rank (--redundant) are faster. " if change > 0 else ""
-        )
+        advice = "Fewer slots per rank are faster. " if change > 0 else ""
         return (
             f"{self.num_empty:,} slots are empty: no replica there pays under the "
             f"replica rule {self.rule.value}. Engines have no empty slots. Export "
-            f"fills them with the coldest experts (--trace), and a batch then takes "
+            f"fills them with the coldest experts, and a batch then takes "
             f"{self.filled_seconds * 1e3:.4g} ms, not {self.seconds * 1e3:.4g} ms "
             f"({change:+.1%}). {advice}"
         ).strip()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from moetuner.planning.drift import IN_USE, NEW, Drift, batch_size
-from moetuner.report.html.sections.summary import size
+from moetuner.planning.baselines import IN_USE
+from moetuner.planning.drift import NEW, Drift, batch_size
 from moetuner.report.table import LEGEND, score_table
-from moetuner.report.terminal import print_content, print_sentences
+from moetuner.report.terminal import print_content, print_left_out, print_sentences
 from moetuner.report.verdict import is_claimed
+from moetuner.report.words import interval, number, size
 
 if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import GainInterval
@@ -27,9 +28,8 @@ def print_drift(drift: Drift) -> None:
         f"{scored.topology.ranks_per_node} per node"
     )
     print_content(score_table(scored))
-    for name, reason in scored.left_out.items():
-        print_content(f"left out {name}: {reason}")
-    print_content(LEGEND)
+    print_left_out(scored)
+    print_sentences(LEGEND)
     print_sentences(then_and_now(drift))
     print_sentences(moves(drift))
     print_sentences(verdict(drift))
@@ -80,6 +80,8 @@ def verdict(drift: Drift) -> str:
     rival = drift.comparison.rival
     gain = None if rival is None else rival.gain
     if rival is None or gain is None or gain.gain >= 0 or not is_claimed(gain):
+        return said
+    if rival.name == IN_USE:  # of which `said` told
         return said
     return f"{said} {rival.name} takes {-gain.gain:.1%} less than the new plan."
 
@@ -165,7 +167,7 @@ def _plain(value: Any) -> dict[str, Any] | None:
 
 
 def _interval(gain: GainInterval) -> str:
-    return f"95% interval {gain.low:+.1%} to {gain.high:+.1%}"
+    return f"95% interval {interval(gain)}"
 
 
 def _less(gain: float) -> str:
@@ -173,4 +175,4 @@ def _less(gain: float) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.4g} ms"
+    return f"{number(seconds * 1e3)} ms"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner._files import atomic_path
-from moetuner.placement.changes import changes
+from moetuner.report.changes import changes_in
 from moetuner.report.html.colors import AFTER, BEFORE, OTHER, PARTS
 from moetuner.report.plot import new_figure, plain, plot_loads, plot_traffic
 from moetuner.report.quantities import (
@@ -70,7 +70,7 @@ def _gains(comparison: Comparison, figure: Any) -> bool:
     axis.set_yticks(range(len(rows)), [plain(c.name) for c in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     name = plain(comparison.baseline.name)
-    axis.set_xlabel(f"gain in the mean batch over {name}, % (95 % interval)")
+    axis.set_xlabel(f"gain in the mean batch over {name}, % (95% interval)")
     return True
 
 
@@ -179,14 +179,14 @@ def _convergence(comparison: Comparison, figure: Any) -> bool:
 
 def _moves(comparison: Comparison, figure: Any) -> bool:
     before, after = _pair(comparison)
-    size = comparison.cost.shape.expert_bytes
-    moved = changes(before.placement, after.placement, size)
+    moved = changes_in(comparison)
     if not moved.num_moved:
         return False
     figure.set_size_inches(6, 3.5)
     axis = figure.subplots()
     near, far = (
-        moved.per_rank(between_nodes=kind) * (size / 1e9) for kind in (False, True)
+        moved.per_rank(between_nodes=kind) * (moved.expert_bytes / 1e9)
+        for kind in (False, True)
     )
     ranks = range(moved.num_ranks)
     axis.bar(ranks, near, color=PARTS[1], label="from its own node")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from moetuner.report.changes import changes_in, seconds_to_move
 from moetuner.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -30,10 +31,24 @@ def comparison_json(report: Comparison) -> dict[str, Any]:
         "held_out": report.held_out,
         "placements": [_scored(each) for each in report.candidates],
         "best_baseline": _plain(report.rival),
+        "moves": _moves(report),
         "left_out": dict(report.left_out),
         "refit": None if report.refit is None else _refit(report.refit),
         "overall": _plain(report.overall),
         "others": [_other(each) for each in report.others],
+    }
+
+
+def _moves(report: Comparison) -> dict[str, Any]:
+    """What the result moves from the placement that gains are measured against."""
+    moved = changes_in(report)
+    return {
+        "from": report.baseline.name,
+        "experts_moved": moved.num_moved,
+        "experts": moved.num_replicas,
+        "bytes": moved.bytes_moved,
+        "bytes_between_nodes": int(moved.between_nodes.sum()) * moved.expert_bytes,
+        "seconds_at_least": seconds_to_move(report, moved),
     }
 
 
@@ -75,6 +90,7 @@ def _claims(solution: Solution) -> dict[str, Any]:
         "objective": solution.objective.value,
         "value": solution.value,
         "lower_bound": solution.lower_bound,
+        "gap": solution.gap,
         "status": solution.status.value,
         "seconds": solution.seconds,
         "stages": [

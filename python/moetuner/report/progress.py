@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from moetuner.solver.base import ProgressEvent, relative_gap
+from moetuner.report.words import gap, solved
 
 if TYPE_CHECKING:
     from rich.status import Status
+
+    from moetuner.solver.base import ProgressEvent
 
 _PLAIN_EVERY = 5.0  # seconds between lines when nobody watches a terminal
 
 
 class ProgressLine:
-    """A live line on a terminal, a plain line every few seconds elsewhere."""
+    """A live line on a terminal, elsewhere a plain one a stage or every few seconds."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, markup=False)
         self._status: Status | None = None
-        self._last = -_PLAIN_EVERY
+        self._stage, self._last = "", -_PLAIN_EVERY
 
     def __enter__(self) -> ProgressLine:
         return self
@@ -38,8 +40,10 @@ class ProgressLine:
                 self._status = self._console.status(text)
                 self._status.start()
             self._status.update(text)
-        elif time.monotonic() - self._last >= _PLAIN_EVERY:
-            self._last = time.monotonic()
+        elif (
+            event.stage != self._stage or time.monotonic() - self._last >= _PLAIN_EVERY
+        ):
+            self._stage, self._last = event.stage, time.monotonic()
             self._console.print(text, soft_wrap=True)
 
 
@@ -47,8 +51,8 @@ def format_event(event: ProgressEvent) -> str:
     """The event as one line."""
     parts = [f"{event.stage} {event.done}/{event.total}"]
     if event.incumbent is not None:
-        parts.append(f"incumbent {event.incumbent:.6g}")
+        parts.append(f"incumbent {solved(event.incumbent)}")
         if event.bound is not None:
-            gap = relative_gap(event.incumbent, event.bound)
-            parts.append(f"bound {event.bound:.6g} gap {gap:.2%}")
+            far = gap(event.incumbent, event.bound)
+            parts.append(f"bound {solved(event.bound)} gap {far}")
     return "  ".join([*parts, f"{event.seconds:.0f} s"])

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
+from moetuner.report.words import gain_cell, gap, number, percent, solved
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moetuner.evaluation.evaluate import Evaluation, GainInterval
+    from moetuner.evaluation.evaluate import Evaluation
     from moetuner.planning.scores import Comparison
     from moetuner.solver import Solution
     from moetuner.trace.description import Range, TraceDescription
@@ -29,6 +31,9 @@ LEGEND = """\
 load: busiest rank / mean rank, mean and worst over layers; remote: ranks and
 nodes other than its home that compute a token; busiest receive: rows into the
 busiest rank / its even share of tokens; batch: modelled time of the mean batch"""
+PER_GPU = """\
+gain per GPU: in time of the mean batch x GPUs; the GPUs of a placement share a
+batch, so that with more of them it is faster and may still cost more"""
 
 
 def score_table(report: Comparison) -> Table:
@@ -45,7 +50,7 @@ def score_table(report: Comparison) -> Table:
         table.add_row(
             candidate.name,
             *_scores(candidate.evaluation),
-            _gain(candidate.gain),
+            gain_cell(candidate.gain),
             style="bold" if last else None,
         )
     return table
@@ -60,29 +65,55 @@ def evaluation_table(names: Sequence[str], evaluations: Sequence[Evaluation]) ->
 
 
 def batch_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Table:
-    """Modelled time of batches, one row per placement; gains over the first."""
+    """Modelled time of batches, one row per placement; gains over the first.
+
+    Between placements for different numbers of GPUs gains are those of a GPU's time:
+    twice as many have to be twice as fast.
+    """
     size = evaluations[0].batch_tokens
-    title = f"Batches of about {size} tokens" if size else "All tokens as one batch"
+    title = f"Batches of about {size:,} tokens" if size else "All tokens as one batch"
     held = evaluations[0].num_tokens / evaluations[0].batch_seconds.size
     if held < size / 2:  # decoding: no more sequences than these at once
-        title = f"Batches of about {held:.0f} tokens, at most {size}"
+        title = f"Batches of about {held:,.0f} tokens, at most {size:,}"
     table = plain_table(f"{title}, modelled (ms)")
     table.add_column("placement", overflow="fold")
-    for name in ("batches", "mean", "p95", "p99", "gain in mean"):
-        table.add_column(name, justify="right", no_wrap=True)
-    first = evaluations[0].batch_seconds_mean
+    first, per_gpu = evaluations[0], differ_in_gpus(evaluations)
+    heads = ("batches", "mean", "p95", "p99")
+    own = (
+        ("GPUs", "tokens/s\nper GPU", "gain\nper GPU") if per_gpu else ("gain in mean",)
+    )
+    for name in (*heads, *own):
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for name, scores in zip(names, evaluations, strict=True):
-        gain = 1 - scores.batch_seconds_mean / first if first else 0.0
+        gain = (
+            1 - _gpu_seconds(scores) / _gpu_seconds(first)
+            if _gpu_seconds(first)
+            else 0.0
+        )
         alone = scores.batch_seconds.size < 2  # one batch has no percentiles
         table.add_row(
             name,
             str(scores.batch_seconds.size),
-            _number(scores.batch_seconds_mean * 1e3),
-            "-" if alone else _number(scores.batch_seconds_p95 * 1e3),
-            "-" if alone else _number(scores.batch_seconds_p99 * 1e3),
-            "-" if scores is evaluations[0] else f"{gain:+.1%}",
+            number(scores.batch_seconds_mean * 1e3),
+            "-" if alone else number(scores.batch_seconds_p95 * 1e3),
+            "-" if alone else number(scores.batch_seconds_p99 * 1e3),
+            *([str(scores.num_ranks), _throughput(scores)] if per_gpu else []),
+            "-" if scores is first else percent(gain),
         )
     return table
+
+
+def differ_in_gpus(evaluations: Sequence[Evaluation]) -> bool:
+    """Whether the placements are for different numbers of GPUs."""
+    return len({scores.num_ranks for scores in evaluations}) > 1
+
+
+def _gpu_seconds(scores: Evaluation) -> float:
+    return scores.batch_seconds_mean * scores.num_ranks
+
+
+def _throughput(scores: Evaluation) -> str:
+    return f"{scores.tokens_per_second_per_rank:,.0f}"
 
 
 def stage_table(name: str, solution: Solution) -> Table:
@@ -97,9 +128,9 @@ def stage_table(name: str, solution: Solution) -> Table:
         table.add_row(
             stage.name,
             stage.objective.value,
-            f"{stage.value:.5g}",
-            "-" if stage.lower_bound is None else f"{stage.lower_bound:.5g}",
-            "-" if stage.gap is None else f"{stage.gap:.2%}",
+            solved(stage.value),
+            solved(stage.lower_bound),
+            gap(stage.value, stage.lower_bound),
             f"{stage.seconds:.2f}",
             stage.status.value,
         )
@@ -107,9 +138,9 @@ def stage_table(name: str, solution: Solution) -> Table:
         table.add_row(
             name,
             solution.objective.value,
-            f"{solution.value:.5g}",
-            "-" if solution.lower_bound is None else f"{solution.lower_bound:.5g}",
-            "-" if solution.gap is None else f"{solution.gap:.2%}",
+            solved(solution.value),
+            solved(solution.lower_bound),
+            gap(solution.value, solution.lower_bound),
             f"{solution.seconds:.2f}",
             solution.status.value,
         )
@@ -200,25 +231,13 @@ def _score_table(first: str, title: str | None = None) -> Table:
 
 def _scores(scores: Evaluation) -> tuple[str, ...]:
     return (
-        f"{scores.imbalance_mean:.3f}",
-        f"{scores.imbalance_worst:.3f}",
-        _number(scores.remote_ranks_per_token),
-        _number(scores.remote_nodes_per_token),
-        _number(scores.bottleneck_receive),
-        _number(scores.batch_seconds_mean * 1e3),
+        number(scores.imbalance_mean),
+        number(scores.imbalance_worst),
+        number(scores.remote_ranks_per_token),
+        number(scores.remote_nodes_per_token),
+        number(scores.bottleneck_receive),
+        number(scores.batch_seconds_mean * 1e3),
     )
-
-
-def _number(value: float) -> str:
-    if value != value:
-        return "unknown"
-    return f"{value:.3f}" if value < 1000 else f"{value:.0f}"
-
-
-def _gain(gain: GainInterval | None) -> str:
-    if gain is None:
-        return "-"
-    return f"{gain.gain:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}]"
 
 
 def _range(values: Range | None) -> str:

@@ -15,6 +15,7 @@ from moetuner.report.table import (
     stage_table,
 )
 from moetuner.report.verdict import verdict
+from moetuner.report.words import left_out, unit_of
 
 if TYPE_CHECKING:
     from moetuner.planning.scores import Comparison
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
 def print_comparison(report: Comparison) -> None:
     """What was planned on what, the solver's claims, the scores, the verdict."""
+    unit = unit_of(report)
     scored = f"scored on {report.score_tokens:,} others (split by sequence)"
     if report.in_sample:
         scored = "scored on the same: nothing was held out"
     replicas = any(each.placement.has_replicas for each in report.candidates)
     rule = f", replica rule {report.cost.replica_rule.value}" if replicas else ""
-    print_content(
-        f"planned on {report.plan_tokens:,} tokens, {scored}; "
+    print_sentences(
+        f"planned on {report.plan_tokens:,} {unit}, {scored}; "
         f"{report.topology.num_ranks} ranks, "
         f"{report.topology.ranks_per_node} per node; "
         f"wire {report.cost.wire.value}, "
@@ -37,18 +39,23 @@ def print_comparison(report: Comparison) -> None:
     if report.result.solution is not None:
         print_content(stage_table(report.result.name, report.result.solution))
     print_content(score_table(report))
-    for name, reason in report.left_out.items():
-        print_content(f"left out {name}: {reason}")
-    print_content(LEGEND)
+    print_left_out(report)
+    print_sentences(LEGEND)
     for each in (report, *report.others):
         if each is not report:
-            print_content(
-                f"{each.name}: planned on {each.plan_tokens:,} tokens too, scored on "
+            print_sentences(
+                f"{each.name}: planned on {each.plan_tokens:,} {unit} too, scored on "
                 f"{each.score_tokens:,} others"
             )
         names = [scored.name for scored in each.candidates]
         print_content(batch_table(names, [s.evaluation for s in each.candidates]))
     print_sentences(verdict(report))
+
+
+def print_left_out(report: Comparison) -> None:
+    """Baselines that are missing, by the reason that they share."""
+    for names, reason in left_out(report):
+        print_sentences(f"left out {names}: {reason}")
 
 
 def print_content(content: Any) -> None:

@@ -6,12 +6,23 @@ gains are measured against. A gain is claimed only where its interval leaves out
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from moetuner._core import Rows
+from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.cost import Homes
-from moetuner.planning.baselines import BASELINES
+from moetuner.planning.baselines import (
+    BASELINES,
+    IN_USE,
+    INTERRUPTED,
+    NO_TIME,
+    REFERENCE,
+)
+from moetuner.planning.provenance import part_of
 from moetuner.problem import Objective
+from moetuner.report.changes import changes_in, words_of
+from moetuner.report.words import interval, number
 
 if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import GainInterval
@@ -34,7 +45,12 @@ def _verdict(comparison: Comparison) -> str:
     if comparison.result is comparison.baseline:
         return "This is the contiguous baseline itself: nothing to gain by definition."
     return " ".join(
-        [*_gains(comparison), *_other_traces(comparison), *_notes(comparison)]
+        [
+            *_gains(comparison),
+            *_other_traces(comparison),
+            *_moves(comparison),
+            *_notes(comparison),
+        ]
     )
 
 
@@ -51,8 +67,8 @@ def _refit(comparison: Comparison) -> list[str]:
         return []
     return [
         f"It was made of all tokens of its recording. What validates it is a plan of "
-        f"one part by the same options: {seconds * 1e3:.4g} ms for the mean batch of "
-        f"{tokens:,} held-out tokens."
+        f"one part by the same options: {number(seconds * 1e3)} ms for the mean batch "
+        f"of {tokens:,} held-out tokens."
     ]
 
 
@@ -72,33 +88,34 @@ def _gains(comparison: Comparison) -> list[str]:
     result, rival = comparison.result, comparison.rival
     if result.gain is None:
         return ["What is scored is a single sequence: no interval, no gain claimed."]
-    reference = reference_name(comparison)
+    reference = called(comparison.baseline.name)
     if rival is None or rival.gain is None:
         return [_headline(comparison, result.gain, reference)]
+    short = {INTERRUPTED, NO_TIME} & set(comparison.left_out.values())
+    best = f"the best baseline{' computed' if short else ''}, {called(rival.name)}"
+    first = _headline(comparison, rival.gain, best)
     if rival.name == comparison.baseline.name:
-        return [_headline(comparison, result.gain, f"the best baseline, {reference}")]
-    sentences = [_headline(comparison, rival.gain, f"the best baseline, {rival.name}")]
-    return [*sentences, f"Against {reference} it takes {_signed(result.gain)}."]
+        return [first]
+    return [first, f"Against {reference} it takes {_signed(result.gain)}."]
 
 
 def _headline(comparison: Comparison, gain: GainInterval, over: str) -> str:
     name, batch = comparison.result.name, _batch(comparison)
-    interval = f"95% interval of the gain {gain.low:+.1%} to {gain.high:+.1%}"
+    ends = f"95% interval of the gain {interval(gain)}"
     if abs(gain.gain) < _SHOWN:
         return (
             f"No gain to be had over {over}: with {name}, {batch} takes as long "
-            f"({interval})."
+            f"({ends})."
         )
     if not is_claimed(gain):
         return (
             f"No gain to be had over {over}: with {name}, {batch} takes "
-            f"{_less(gain.gain)}, but zero lies in the {interval}."
+            f"{_less(gain.gain)}, but zero lies in the {ends}."
         )
     if gain.gain > 0:
-        less = f"{_less(gain.gain)} than with {over}"
-        return f"With {name}, {batch} takes {less} ({interval})."
+        return f"With {name}, {batch} takes {_than(gain.gain, over)} ({ends})."
     return (
-        f"{name} is WORSE than {over}: {batch} takes {_less(gain.gain)} ({interval}). "
+        f"{name} is WORSE than {over}: {batch} takes {_less(gain.gain)} ({ends}). "
         f"Do not use it."
     )
 
@@ -116,40 +133,59 @@ def _batch(comparison: Comparison) -> str:
 
 def _other_traces(comparison: Comparison) -> list[str]:
     """What other recordings say, each by itself and all as they count."""
-    sentences, reference = [], reference_name(comparison)
+    sentences, reference = [], called(comparison.baseline.name)
     for other in comparison.others:
         gain, rival = other.result.gain, other.rival
         if gain is None:
             sentences.append(f"On {other.name}: a single sequence, no interval.")
             continue
-        said = f"{_signed(gain)} than {reference}"
+        said = _signed(gain, reference)
         if rival is not None and rival.gain and rival.name != comparison.baseline.name:
-            best = f"its best baseline, {rival.name}"
-            said = f"{_signed(rival.gain)} than {best}; {said}"
-        sentences.append(f"On {other.name}: {said}.")
+            best = f"its best baseline, {called(rival.name)}"
+            said = f"{_signed(rival.gain, best)}; {said}"
+        sentences.append(f"On {other.name} it takes {said}.")
     overall = comparison.overall
     if overall is not None:
-        said = f"{_less(overall.gain)} than with {reference}"
+        said = _than(overall.gain, reference)
         if overall.rival not in ("", comparison.baseline.name):
-            best = f"the best baseline, {overall.rival}"
-            said = f"{_less(overall.rival_gain)} than with {best}, {said}"
+            best = f"the best baseline, {called(overall.rival)}"
+            said = f"{_than(overall.rival_gain, best)}, {said}"
         sentences.append(f"All traces as they count: a held-out batch takes {said}.")
     return sentences
 
 
-def _signed(gain: GainInterval) -> str:
-    unsure = "" if gain.certain else ", not certain"
-    return f"{_less(gain.gain)} ({gain.low:+.1%} to {gain.high:+.1%}{unsure})"
+def _moves(comparison: Comparison) -> list[str]:
+    """What a change from the placement in use costs."""
+    name = comparison.baseline.name
+    if name == REFERENCE:
+        return []
+    moved = changes_in(comparison)
+    if not moved.num_moved:
+        return [f"Nothing moves: it is the same placement as {called(name)}."]
+    return [f"From {called(name)}, {words_of(comparison, moved)}"]
+
+
+def _signed(gain: GainInterval, over: str = "") -> str:
+    said = _than(gain.gain, over) if over else _less(gain.gain)
+    unsure = "" if gain.certain or abs(gain.gain) < _SHOWN else ", not certain"
+    return f"{said} ({interval(gain)}{unsure})"
+
+
+def _than(gain: float, over: str) -> str:
+    same = abs(gain) < _SHOWN
+    return f"{_less(gain)} {'as' if same else 'than'} with {over}"
 
 
 def _less(gain: float) -> str:
-    return f"{abs(gain):.1%} {'less' if gain >= 0 else 'MORE'}"
+    if abs(gain) < _SHOWN:
+        return "as long"
+    return f"{abs(gain):.1%} {'less' if gain > 0 else 'MORE'}"
 
 
-def reference_name(comparison: Comparison) -> str:
-    """What gains are measured against, as a sentence calls it."""
-    name = comparison.baseline.name
-    return "contiguous blocks" if name == "contiguous" else name
+def called(name: str) -> str:
+    """What a sentence calls a placement."""
+    known = {REFERENCE: "contiguous blocks", IN_USE: "the placement in use"}
+    return known.get(name, name)
 
 
 def _no_gain_possible(comparison: Comparison) -> str:
@@ -181,6 +217,12 @@ def _notes(comparison: Comparison) -> list[str]:
     if better:  # baselines that are better have their own sentence
         best = min(better, key=lambda c: c.evaluation.batch_seconds_mean)
         notes.append(f"{best.name} scored better still.")
+    reference = comparison.baseline.name
+    if reference not in BASELINES and _used_saw(comparison):
+        notes.append(
+            f"But {called(reference)} was planned on other tokens of this "
+            f"recording: it may have seen what is scored, and looks better than it is."
+        )
     if cost.wire.rules.rows is Rows.TO_ALL:
         notes.append(
             "With all-gather every row goes everywhere: no gain in traffic is to be "
@@ -196,3 +238,12 @@ def _notes(comparison: Comparison) -> list[str]:
             "row less: the gain is load balance."
         )
     return notes
+
+
+def _used_saw(comparison: Comparison) -> bool:
+    """Whether what is in use was planned on tokens that the result was not."""
+    used = comparison.baseline.placement
+    with suppress(InvalidPlacementError):
+        own = part_of(comparison.result.placement, comparison.trace_sha256)
+        return part_of(used, comparison.trace_sha256) not in (None, own)
+    return True

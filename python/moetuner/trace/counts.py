@@ -123,12 +123,12 @@ def counts_with_top_k(trace: CountTrace, top_k: int) -> CountTrace:
 def _check_top_k(trace: Trace | CountTrace, top_k: int) -> None:
     if trace.top_k not in (None, top_k):
         raise InvalidTraceError(
-            f"top_k (--top-k) is {top_k}, but the recording says {trace.top_k} experts "
+            f"`top_k` is {top_k}, but the recording says {trace.top_k} experts "
             f"per token: leave it out"
         )
     if not 1 <= top_k <= trace.num_experts:
         raise InvalidTraceError(
-            f"top_k is {top_k}, the counts are of {trace.num_experts} experts"
+            f"`top_k` is {top_k}, the counts are of {trace.num_experts} experts"
         )
 
 

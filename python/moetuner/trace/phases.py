@@ -19,7 +19,7 @@ from moetuner.trace.split import Split, select, split_by_sequence
 _SAYS_NOTHING = (
     "it needs a recording that tells phases: of SGLang's recorder (per_token), of "
     "Transformers, of responses with their numbers of prompt tokens, or with a "
-    "`phase` column; --phase all takes all tokens"
+    "column of phases; `phase` all takes all tokens"
 )
 
 
@@ -62,7 +62,7 @@ def of_phase(
             raise InvalidTraceError(
                 f"split: phase={phase.value}: counts do not tell which tokens were "
                 f"prefilled and which decoded; count while only one of both runs, and "
-                f"take --phase all"
+                f"take `phase` all"
             )
         raise _no_token(phase, part, int(trace.num_tokens.sum()))
     phases = trace.phase

@@ -46,7 +46,7 @@ class Meaning(enum.Enum):
     def choice(self) -> str:
         """The meaning, and how to say that it is meant."""
         text, format_ = self.value
-        return f"{text} (--format {format_})" if format_ else f"{text} (no recording)"
+        return f"{text} (`format` {format_})" if format_ else f"{text} (no recording)"
 
 
 def judge(sample: NDArray[Any], shape: Sequence[int]) -> Meaning:
@@ -82,7 +82,7 @@ def judge(sample: NDArray[Any], shape: Sequence[int]) -> Meaning:
         )
     raise InvalidTraceError(
         f"{what} may hold {', or '.join(meaning.choice for meaning in found)}: say "
-        f"which with --format"
+        f"which with `format`"
     )
 
 

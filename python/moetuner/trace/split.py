@@ -167,7 +167,7 @@ def sequence_index(trace: Trace) -> NDArray[np.int64]:
     if trace.sequence is None:
         raise InvalidTraceError(
             "this trace does not say which sequence a token belongs to, so it cannot "
-            "be split fairly; record `sequence`"
+            "be split fairly; record the sequence of each"
         )
     return np.unique(trace.sequence, return_inverse=True)[1].astype(np.int64)
 

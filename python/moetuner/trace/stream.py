@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetuner._files import atomic_path
+from moetuner._files import atomic_path, naming_what_is_full
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.model import MAX_EXPERTS, TraceMetadata
 from moetuner.trace.safetensors_file import header_of
@@ -63,7 +64,8 @@ class TraceWriter:
 
     def __exit__(self, *error: Any) -> None:
         for spool in self._spools.values():
-            spool.close()
+            with suppress(OSError):  # no room for what nobody will read
+                spool.close()
 
     @property
     def num_experts(self) -> int:
@@ -98,9 +100,10 @@ class TraceWriter:
         self._ranked &= block.ranked
         for name in set(self._spools) - set(arrays):
             self.forget(name)
-        for name, spool in self._spools.items():
-            array = arrays[name].astype(self._dtypes[name], copy=False)
-            spool.write(np.ascontiguousarray(array).tobytes())
+        with naming_what_is_full(self._path):
+            for name, spool in self._spools.items():
+                array = arrays[name].astype(self._dtypes[name], copy=False)
+                spool.write(np.ascontiguousarray(array).tobytes())
         self.num_tokens += block.num_tokens
 
     def forget(self, name: str) -> None:

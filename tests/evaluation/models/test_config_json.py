@@ -290,11 +290,11 @@ def test_gemma_has_its_experts_apart_from_the_mlp():
         ({"first_k_dense_replace": 6}, "none of its 6 layers is MoE"),
         (
             {"moe_intermediate_size": [24, 12, 24, 24, 24, 24]},
-            "moe_intermediate_size holds several sizes: .* say --hidden-size",
+            "moe_intermediate_size holds several sizes: .* say `hidden_size`",
         ),
         (
             {"quantization_config": {"quant_method": "squeeze"}},
-            "tells no type of the experts' weights that is known: .*squeeze.*--weights",
+            "tells no type of the experts' weights that is known: .*squeeze.*`weights`",
         ),
     ],
 )

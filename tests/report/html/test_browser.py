@@ -4,6 +4,7 @@ Runs where a Chromium is found. The page reports on itself: a script that is add
 the test writes what it measured into the document, which the browser then prints.
 """
 
+import dataclasses
 import html
 import json
 import re
@@ -35,6 +36,9 @@ const result = {
     const all = t.ownerSVGElement.getBoundingClientRect();
     return own.left < all.left - 2 || own.right > all.right + 2;
   }).map((t) => t.textContent),
+  hiddenGains: [...document.querySelectorAll('#scores tr')].filter((row) =>
+    row.children[1].getBoundingClientRect().right >
+    row.closest('.wide').getBoundingClientRect().right + 1).length,
   columns: new Set([...document.querySelectorAll('#load figure')].map(
     (f) => Math.round(f.getBoundingClientRect().left))).size,
 };
@@ -107,9 +111,25 @@ def test_the_page_works_at_this_size(demo, parse, tmp_path, size):
     assert seen["empty"] == []
     assert seen["outside"] == []
     assert seen["small"] >= 10  # pixels: readable at arm's length
+    assert seen["hiddenGains"] == 0
     assert seen["columns"] == (1 if size == PHONE else 2)
     assert seen["chosen"][:2] == ["contiguous, layer 2", "ilp2, layer 2"]
     assert seen["saves"] == len(parse(text).tables)
+
+
+def test_a_phone_shows_gains_beside_names_of_any_length(demo, tmp_path):
+    name = "placement_of_last_week_for_the_whole_cluster_v2"
+    gain = dataclasses.replace(demo.result.gain, gain=-0.483, low=-0.607, high=-0.358)
+    named = [
+        dataclasses.replace(c, name=f"{name}_{i}", gain=c.gain and gain)
+        for i, c in enumerate(demo.candidates)
+    ]
+    report = dataclasses.replace(demo, candidates=tuple(named), result=named[-1])
+    seen, console = measure(tmp_path, render_page(report), PHONE)
+
+    assert console == []
+    assert seen["hiddenGains"] == 0
+    assert seen["wider"] <= 0
 
 
 def test_a_pointed_cell_shows_the_number_of_the_table(demo, parse, tmp_path):

@@ -293,5 +293,5 @@ def test_arrays_in_other_files(importing, tmp_path, rng, kind):
     trace = importing(path, format="routed-arrays", num_experts=8)
     assert np.array_equal(trace.topk_ids, ids)
     if kind == "json":
-        with pytest.raises(InvalidTraceError, match="--format routed-arrays"):
+        with pytest.raises(InvalidTraceError, match="`format` routed-arrays"):
             importing(path)

@@ -126,7 +126,7 @@ def test_other_averages_keep_their_size(importing, tmp_path, rng):
 def test_loads_by_rank_need_their_format(importing, tmp_path, rng):
     table = rng.integers(0, 99, (6, 8, 4))
     np.save(tmp_path / "a.npy", table)
-    with pytest.raises(InvalidTraceError, match="--format rank-loads"):
+    with pytest.raises(InvalidTraceError, match="`format` rank-loads"):
         importing(tmp_path / "a.npy")
     trace = importing(tmp_path / "a.npy", format="rank-loads", top_k=2)
     assert trace.counts[0].tolist() == table.reshape(6, 32).tolist()
@@ -156,11 +156,11 @@ def test_loads_by_rank_need_their_format(importing, tmp_path, rng):
         ({"logical_count": [[[[1]]]]}, "wanted .layers, experts."),
         ({"logical_count": [1, 2]}, "no table of loads"),
         ({"0": [1, 2], "1": [1]}, "layers differ in experts"),
-        ([[[1, 2], [1, 2]]] * 3, "--format|counts"),
+        ([[[1, 2], [1, 2]]] * 3, "`format`|counts"),
     ],
 )
 def test_hostile_json(importing, tmp_path, value, message):
-    if message == "--format|counts":
+    if message == "`format`|counts":
         value = np.arange(48).reshape(4, 3, 4).tolist()
     with pytest.raises(InvalidTraceError, match=message):
         importing(text(tmp_path / "a.json", value))

@@ -274,7 +274,7 @@ def test_what_is_no_recording_says_so(importing, tmp_path, rng):
         "lines.jsonl": "neither 'routed_experts'",
         "empty": "an empty file",
         "folder": "a folder without meta_info.json",
-        "ids.npy": r"--format eplb.*--format rank-loads",
+        "ids.npy": r"`format` eplb.*`format` rank-loads",
     }.items():
         with pytest.raises(InvalidTraceError, match=message):
             detect_format(tmp_path / name)
@@ -293,7 +293,7 @@ def test_options_are_checked(importing):
         ({"top_k": 10**6}, "top_k must be"),
         ({"layers": (3, 1)}, "increasing"),
         ({"layers": ()}, "increasing"),
-        ({"layers": (1, 9)}, "layer 9 of --layers is beyond"),
+        ({"layers": (1, 9)}, "layer 9 of `layers` is beyond"),
         ({"num_experts": 8}, "outside 0..7"),
         ({"layers": (2,)}, "layer 1 routes tokens"),
     ):
@@ -304,10 +304,10 @@ def test_options_are_checked(importing):
 @pytest.mark.parametrize(
     ("file", "options", "flag"),
     [
-        ("load.npy", {"num_layers": 3}, "--num-layers"),
-        ("load.npy", {"slot_experts": {}}, "--placement"),
-        ("vllm/request0.npy", {"top_k": 4}, "--top-k"),
-        ("trtllm_counts", {"layers": (1, 2)}, "--layers"),
+        ("load.npy", {"num_layers": 3}, "`num_layers`"),
+        ("load.npy", {"slot_experts": {}}, "`slot_experts`"),
+        ("vllm/request0.npy", {"top_k": 4}, "`top_k`"),
+        ("trtllm_counts", {"layers": (1, 2)}, "`layers`"),
     ],
 )
 def test_options_that_would_be_passed_over_are_refused(importing, file, options, flag):
@@ -317,7 +317,7 @@ def test_options_that_would_be_passed_over_are_refused(importing, file, options,
 
 def test_more_experts_per_token_than_experts_are_refused(importing, tmp_path):
     np.save(tmp_path / "a.npy", np.ones((2, 4), np.int64))
-    with pytest.raises(InvalidTraceError, match="top_k is 5"):
+    with pytest.raises(InvalidTraceError, match="`top_k` is 5"):
         importing(tmp_path / "a.npy", top_k=5)
 
 
@@ -330,7 +330,7 @@ def test_a_folder_of_two_kinds_is_refused(tmp_path):
 
 def test_counts_of_archives_are_of_as_many_experts_as_told(importing, tmp_path):
     np.savez(tmp_path / "a.npz", counts=np.ones((1, 2, 4), np.int64))
-    with pytest.raises(InvalidTraceError, match="num_experts is 8"):
+    with pytest.raises(InvalidTraceError, match="`num_experts` is 8"):
         importing(tmp_path / "a.npz", num_experts=8)
 
 
@@ -449,7 +449,7 @@ def test_counts_of_archives_take_top_k_and_layers(importing, tmp_path):
     assert importing.result.tokens_known
     importing(tmp_path / "a.npz")
     assert not importing.result.tokens_known
-    assert any("--top-k says it" in note for note in importing.notes)
+    assert any("`top_k` says it" in note for note in importing.notes)
     with pytest.raises(InvalidTraceError, match="names 3 layers"):
         importing(tmp_path / "a.npz", layers=(5, 8, 9))
 

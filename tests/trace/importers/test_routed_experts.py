@@ -107,7 +107,7 @@ def declares(shape):
         (b64(npy(np.array([[[1, 2**20]]]))), "expert ids must be"),
         (b64(b"\x93NUMPY\x01\x00\xff\xff"), "damaged .npy header"),
         (b64(npy(IDS))[:-8], "declares"),
-        (b64(b"12345678"), "--num-layers"),
+        (b64(b"12345678"), "`num_layers`"),
     ],
 )
 def test_hostile_answers(importing, tmp_path, encoded, message):

@@ -97,7 +97,7 @@ def test_layers_without_experts_are_dense(importing, tmp_path):
     assert importing(path).layer_ids.tolist() == [1]
     assert "layers [0]" in importing.notes[0]
     later = record(2, 0, [[[0, 1]], [[0, 1]]])
-    with pytest.raises(InvalidTraceError, match=r"layer 0 routes.*--layers"):
+    with pytest.raises(InvalidTraceError, match=r"layer 0 routes.*`layers`"):
         importing(dump(tmp_path / "b.pt", record(1, 0, ids), later))
     assert importing(tmp_path / "b.pt", layers=(0, 1)).num_tokens == 2
 

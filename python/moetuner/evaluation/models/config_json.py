@@ -137,7 +137,7 @@ def model_of(config: Config, *, name: str, source: str) -> Model:
     if stored is None:
         raise InvalidProblemError(
             f"{where}: quantization_config tells no type of the experts' weights that "
-            f"is known: {json.dumps(told)[:200]}; take it out and say --weights"
+            f"is known: {json.dumps(told)[:200]}; take it out and say `weights`"
         )
     shared = _shared_width(text, inner, where)
     full = _needed(text, _FULL_HIDDEN, where, "the hidden size")
@@ -206,8 +206,8 @@ def _one(config: Config, keys: tuple[str, ...], where: str) -> int | None:
             if any(each != value[0] for each in value):
                 raise InvalidProblemError(
                     f"{where}: {key} holds several sizes: {str(value)[:80]}; one for "
-                    f"all layers was wanted: say --hidden-size and "
-                    f"--expert-hidden-size instead"
+                    f"all layers was wanted: say `hidden_size` and "
+                    f"`expert_hidden_size` instead"
                 )
             value = value[0]
         if is_whole(value) and value > 0:

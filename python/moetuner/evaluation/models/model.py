@@ -61,7 +61,7 @@ class Model:
         raise InvalidTraceError(
             f"{self.name} has {self.num_experts} routed experts a layer, the recording "
             f"{trace.num_experts}: it is of another model; or it does not say how many "
-            f"there are (import it again with --num-experts), or shared experts were "
+            f"there are (import it again with `num_experts`), or shared experts were "
             f"recorded among the routed ones"
         )
 
@@ -87,7 +87,7 @@ class Model:
             return (
                 f"the recording numbers its layers {spans(recorded)}, {self.name} has "
                 f"its experts in {spans(self.moe_layers)}: exports need these numbers "
-                f"(moetuner import --layers)"
+                f"(moetuner import `layers`)"
             )
         if strange:
             return (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moetuner.report.html.colors import AFTER, OTHER
 from moetuner.report.html.frame import Frame, every, nice_ticks, short_number
 from moetuner.report.html.markup import Markup, tag
+from moetuner.report.words import gain_cell, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,7 +184,7 @@ def bar_chart(
                 )
             )
             at += width
-        drawn.append(tag("text", short_number(total), x=at + 6, y=y + row / 2 + 4))
+        drawn.append(tag("text", number(total), x=at + 6, y=y + row / 2 + 4))
     name_x = tag("text", x, x=frame.left, y=frame.end + 20, class_="name")
     return frame.draw(name, *drawn, name_x)
 
@@ -205,13 +206,13 @@ def gain_chart(
     for tick in nice_ticks(low, high):
         line = f"M{at(tick):.1f} {frame.top:g}v{frame.height:g}"
         drawn.append(tag("path", d=line, class_="grid"))
-        drawn.append(frame.x_label(at(tick), f"{tick * 100:+.3g} %" if tick else "0"))
+        drawn.append(frame.x_label(at(tick), f"{tick * 100:+.3g}%" if tick else "0"))
     zero = f"M{at(0):.1f} {frame.top:g}v{frame.height:g}"
     drawn.append(tag("path", d=zero, class_="zero"))
     for i, (label, gain) in enumerate(gains):
         y = frame.top + (i + 0.5) * row
         color = AFTER if gain.certain and gain.gain > 0 else OTHER
-        words = f"{label}: {gain.gain:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}]"
+        words = f"{label}: {gain_cell(gain)}"
         drawn.append(_row_name(frame, y, label))
         whisker = f"M{at(gain.low):.1f} {y:g}H{at(gain.high):.1f}"
         drawn.append(tag("path", d=whisker, stroke=color, class_="whisker"))

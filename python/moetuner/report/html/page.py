@@ -6,7 +6,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from moetuner._files import atomic_write_text
-from moetuner.placement.changes import changes
+from moetuner.report.changes import changes_in
 from moetuner.report.html.content import Numbers
 from moetuner.report.html.markup import Markup, tag
 from moetuner.report.html.sections.convergence import convergence
@@ -48,11 +48,7 @@ def write_report(comparison: Comparison, path: str | os.PathLike[str]) -> None:
 def render_page(comparison: Comparison) -> str:
     """The page as text; the same comparison gives the same text."""
     numbers = Numbers()
-    moved = changes(
-        comparison.baseline.placement,
-        comparison.result.placement,
-        comparison.cost.shape.expert_bytes,
-    )
+    moved = changes_in(comparison)
     title = _title(comparison)
     body = tag(
         "main",

@@ -131,7 +131,7 @@ def import_recording(
         if not found.tokens_known:
             options.note(
                 "nobody says how many experts a token has: choices are counted, not "
-                "tokens; --top-k says it, here or of describe and plan"
+                "tokens; `top_k` says it, here or when the trace is read"
             )
         for text in hints_of(found):
             options.note(text)
@@ -147,7 +147,7 @@ def import_recording(
         if num_experts is None:
             options.note(
                 f"the recording does not say how many experts there are: "
-                f"{writer.num_experts}, the largest id plus one; --num-experts says "
+                f"{writer.num_experts}, the largest id plus one; `num_experts` says "
                 f"otherwise"
             )
         for text in hints.texts():
@@ -165,9 +165,8 @@ def _check_used(kind: RecordingFormat, options: ImportOptions) -> None:
     """Refuse options that would be passed over."""
     for name in ("num_experts", "num_layers", "top_k", "layers", "slot_experts"):
         if name not in _USED[kind] and getattr(options, name) is not None:
-            flag = {"slot_experts": "placement"}.get(name, name).replace("_", "-")
             raise InvalidTraceError(
-                f"import: --{flag} means nothing for a {kind.value} recording: leave "
+                f"import: `{name}` means nothing for a {kind.value} recording: leave "
                 f"it out"
             )
 

@@ -87,12 +87,12 @@ def count_trace(
         counts_QLE, layer_ids = counts_QLE[:, layers.rows], layers.layer_ids
     if options.num_experts not in (None, counts_QLE.shape[2]):
         raise InvalidTraceError(
-            f"import: num_experts is {options.num_experts}, the counts are of "
+            f"import: `num_experts` is {options.num_experts}, the counts are of "
             f"{counts_QLE.shape[2]}"
         )
     if None not in (top_k, options.top_k) and top_k != options.top_k:
         raise InvalidTraceError(
-            f"import: top_k is {options.top_k}, the recording says {top_k}"
+            f"import: `top_k` is {options.top_k}, the recording says {top_k}"
         )
     return counted(
         counts_QLE,

@@ -92,7 +92,7 @@ def detect_format(path: str | os.PathLike[str]) -> RecordingFormat:
             return RecordingFormat.TABLE
     raise InvalidTraceError(
         f"{path}: no recording that moetuner knows (starts with {start[:8]!r}); "
-        f"--format forces one"
+        f"`format` forces one"
     )
 
 
@@ -101,7 +101,7 @@ def _folder_format(path: Path) -> RecordingFormat:
     if len(kinds) > 1:
         names = " and ".join(kind.value for kind in kinds)
         raise InvalidTraceError(
-            f"{path}: recordings of {names} in one folder; --format takes one"
+            f"{path}: recordings of {names} in one folder; `format` takes one"
         )
     if kinds:
         return kinds[0]
@@ -141,7 +141,7 @@ def _tables_format(path: Path) -> RecordingFormat:
     if len(kinds) != 1:
         names = " and ".join(sorted(kind.value for kind in kinds)) or "nothing"
         raise InvalidTraceError(
-            f"{path}: arrays in it look like {names}; --format forces one"
+            f"{path}: arrays in it look like {names}; `format` forces one"
         )
     return kinds.pop()
 
@@ -204,7 +204,7 @@ def _json_format(path: Path, start: bytes) -> RecordingFormat:
     raise InvalidTraceError(
         f"{path}: JSON with neither 'routed_experts' (responses of SGLang and vLLM), "
         f"'top_indices' (Megatron), loads ('logical_count', or by layer), nor a route "
-        f"a line; --format forces one"
+        f"a line; `format` forces one"
     )
 
 

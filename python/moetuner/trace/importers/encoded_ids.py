@@ -183,7 +183,7 @@ def _flat(data: bytes, options: ImportOptions) -> NDArray[np.int32]:
     if options.num_layers is None or options.top_k is None:
         raise InvalidTraceError(
             f"routed_experts is a flat list of {len(data) // 4} int32, as SGLang "
-            f"returns it: say with --num-layers (all hidden layers) and --top-k how to "
+            f"returns it: say with `num_layers` (all hidden layers) and `top_k` how to "
             f"cut it"
         )
     width = options.num_layers * options.top_k

@@ -46,7 +46,7 @@ def read_eplb_weights(files: Sequence[Path], options: ImportOptions) -> CountTra
         layers = None  # a list that is not of these rows
     if layers is not None and options.layers is not None and options.layers != layers:
         raise InvalidTraceError(
-            f"import: --layers is {list(options.layers)[:8]}, the file says "
+            f"import: `layers` is {list(options.layers)[:8]}, the file says "
             f"{list(layers)[:8]}: leave it out"
         )
     return count_trace(
@@ -78,13 +78,13 @@ def read_rank_loads(files: Sequence[Path], options: ImportOptions) -> CountTrace
     if options.slot_experts is None:
         options.note(
             "slots are taken as experts in order (contiguous blocks, no replicas): say "
-            "with --placement what the ranks held"
+            "with `slot_experts` what the ranks held"
         )
         return count_trace(counts, "loads by rank", options)
     layers = options.layers or tuple(range(counts.shape[1]))
     if len(layers) != counts.shape[1]:
         raise InvalidTraceError(
-            f"import: --layers names {len(layers)} layers, there are {counts.shape[1]}"
+            f"import: `layers` names {len(layers)} layers, there are {counts.shape[1]}"
         )
     logical = _of_slots(counts, layers, options)
     return count_trace(logical, "loads by rank", options, np.array(layers, np.int32))
@@ -102,7 +102,7 @@ def _of_slots(
         if slots is None or len(slots) != counts_QLP.shape[2] or slots.min() < 0:
             raise InvalidTraceError(
                 f"import: the placement has no {counts_QLP.shape[2]} filled slots at "
-                f"layer {layer}; --layers says which layers the rows are"
+                f"layer {layer}; `layers` says which layers the rows are"
             )
         for group, counts in enumerate(counts_QLP[:, row]):
             np.add.at(logical[group, row], slots, counts)

@@ -61,7 +61,7 @@ def name_rows(
     if given is None:
         if not routing.size:
             raise InvalidTraceError(
-                "no layer of the recording routes any token; --layers says which ones "
+                "no layer of the recording routes any token; `layers` says which ones "
                 "do"
             )
         if routing.size < routed.size:
@@ -73,7 +73,7 @@ def name_rows(
         left_out = np.setdiff1d(routing, layer_ids)
         if left_out.size:
             raise InvalidTraceError(
-                f"layer {left_out[0]} routes tokens, but is none of --layers"
+                f"layer {left_out[0]} routes tokens, but is none of `layers`"
             )
         return NamedRows(rows=layer_ids.astype(np.int64), layer_ids=layer_ids)
     if len(given) == routed.size:
@@ -81,7 +81,7 @@ def name_rows(
     if len(given) == routing.size:
         return NamedRows(rows=routing, layer_ids=layer_ids)
     raise InvalidTraceError(
-        f"import: layer {given[-1]} of --layers is beyond the {routed.size} recorded "
+        f"import: layer {given[-1]} of `layers` is beyond the {routed.size} recorded "
         f"ones, and {len(given)} numbers name neither those rows in order nor the "
         f"{routing.size} that route"
     )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +29,7 @@ from moetuner.trace.npz import (
 from moetuner.trace.split import select
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import IO
 
@@ -73,14 +73,15 @@ def read_npz_recording(
         assert not isinstance(counted, Trace)
         if options.num_experts not in (None, counted.num_experts):
             raise InvalidTraceError(
-                f"import: num_experts is {options.num_experts}, the counts are of "
+                f"import: `num_experts` is {options.num_experts}, the counts are of "
                 f"{counted.num_experts}"
             )
         return _counts(counted, options)
     recorded = _recorded_experts(path)
     if None not in (options.num_experts, recorded) and recorded != options.num_experts:
         raise InvalidTraceError(
-            f"import: num_experts is {options.num_experts}, the archive says {recorded}"
+            f"import: `num_experts` is {options.num_experts}, the archive says "
+            f"{recorded}"
         )
     return Tokens(
         blocks=_checked(path, options),
@@ -95,7 +96,7 @@ def _counts(counted: CountTrace, options: ImportOptions) -> CountTrace:
     if given is not None and given != tuple(counted.layer_ids.tolist()):
         if len(given) != counted.num_layers:
             raise InvalidTraceError(
-                f"import: --layers names {len(given)} layers, the archive has "
+                f"import: `layers` names {len(given)} layers, the archive has "
                 f"{counted.num_layers} that route: {counted.layer_ids.tolist()[:8]}"
             )
         counted = replace(counted, layer_ids=np.array(given, np.int32))
@@ -111,7 +112,7 @@ def _given_layers(
     numbers = tuple(recorded.ravel().tolist())
     if options.layers != numbers:
         raise InvalidTraceError(
-            f"import: --layers is {list(options.layers or ())[:8]}, the archive says "
+            f"import: `layers` is {list(options.layers or ())[:8]}, the archive says "
             f"{list(numbers)[:8]}: leave it out"
         )
     return np.array(numbers, np.int32)
@@ -164,29 +165,34 @@ def _opened(
 
 
 def _checked(path: Path, options: ImportOptions) -> Iterator[Trace]:
-    with _opened(path) as (archive, members):
-        yield from _blocks(path, archive, members, options)
+    with _opened(path) as (archive, members), ExitStack() as streams:
+        opened = {
+            member.filename[:-4]: streams.enter_context(archive.open(member))
+            for member in members
+            if member.filename[:-4] in _STREAMED
+        }
+        yield from _blocks(path, archive, members, opened, options)
 
 
 def _blocks(
     path: Path,
     archive: zipfile.ZipFile,
     members: list[zipfile.ZipInfo],
+    opened: Mapping[str, IO[bytes]],
     options: ImportOptions,
 ) -> Iterator[Trace]:
     small, streams = {}, {}
     for member in members:
         name = member.filename[:-4]
-        if name not in _STREAMED:
+        if name not in opened:
             small[name] = load_member(archive, member)
             continue
-        file = archive.open(member)
-        shape, fortran, dtype = read_header(name, file, member.file_size)
+        shape, fortran, dtype = read_header(name, opened[name], member.file_size)
         if fortran or len(shape) != 3:
             raise InvalidTraceError(
                 f"{name} must be [tokens, layers, top_k] in C order, got {list(shape)}"
             )
-        streams[name] = _Stream(shape, dtype, file)
+        streams[name] = _Stream(shape, dtype, opened[name])
     num_tokens, num_layers, top_k = streams["experts"].shape
     lengths = {name: stream.shape[0] for name, stream in streams.items()}
     lengths |= {
@@ -210,7 +216,7 @@ def _blocks(
         block = per_token_trace(arrays, path)
         if options.top_k not in (None, block.top_k):
             raise InvalidTraceError(
-                f"import: top_k is {options.top_k}, the archive has {block.top_k} "
+                f"import: `top_k` is {options.top_k}, the archive has {block.top_k} "
                 f"experts per token"
             )
         yield _named(block, token_rows, recorded)

@@ -102,7 +102,7 @@ class TokenRows:
             layer = np.flatnonzero(dense)[np.argwhere(stray)[0][1]]
             raise InvalidTraceError(
                 f"layer {layer} routes tokens, but none of the first: say with "
-                f"--layers which layers have experts"
+                f"`layers` which layers have experts"
             )
         places, routed = routed_tokens(written[:, rows], self._options.num_experts)
         self.unwritten += len(ids) - len(places)

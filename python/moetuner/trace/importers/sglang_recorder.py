@@ -86,7 +86,7 @@ def read_sglang_recorder(
     num_experts = max((int(m.max()) + 1 for m in maps), default=1)
     if options.num_experts not in (None, num_experts):
         raise InvalidTraceError(
-            f"import: num_experts is {options.num_experts}, the map of slots is of "
+            f"import: `num_experts` is {options.num_experts}, the map of slots is of "
             f"{num_experts}"
         )
     drop: set[str] = set()
@@ -166,7 +166,7 @@ def _blocks(
                 assert top_k is not None
                 if (ids[:, :, top_k:] > PADDING).any():
                     raise InvalidTraceError(
-                        f"a token has more than {top_k} experts; say --top-k"
+                        f"a token has more than {top_k} experts; say `top_k`"
                     )
                 places, kept = token_rows.routed(ids[:, :, :top_k])
                 yield _block(
@@ -181,7 +181,7 @@ def _top_k(one: Pass, ids_TLK: NDArray[np.int16], options: ImportOptions) -> int
     width = ids_TLK.shape[2]
     if options.top_k is not None and options.top_k > width:
         raise InvalidTraceError(
-            f"import: top_k is {options.top_k}, but SGLang's recorder kept {width} "
+            f"import: `top_k` is {options.top_k}, but SGLang's recorder kept {width} "
             f"experts of each token: record with mode per_pass or stat, or return "
             f"routed experts per request"
         )

@@ -260,20 +260,20 @@ def _check_told(routes: Routes, read: _Read, options: ImportOptions) -> None:
     """Refuse options that the table contradicts."""
     if options.top_k not in (None, routes.top_k):
         raise InvalidTraceError(
-            f"import: top_k is {options.top_k}, routes list up to {routes.top_k} "
+            f"import: `top_k` is {options.top_k}, routes list up to {routes.top_k} "
             f"experts"
         )
     experts = _told(read, EXPERT_NAMES)
     if None not in (experts, options.num_experts) and experts != options.num_experts:
         raise InvalidTraceError(
-            f"import: num_experts is {options.num_experts}, the table says {experts}"
+            f"import: `num_experts` is {options.num_experts}, the table says {experts}"
         )
     if routes.layers is None or routes.nested or options.layers is None:
         return
     layers = np.unique(routes.layers).tolist()
     if layers != list(options.layers):
         raise InvalidTraceError(
-            f"import: --layers is {list(options.layers)[:8]}, the table has "
+            f"import: `layers` is {list(options.layers)[:8]}, the table has "
             f"{layers[:8]}: leave it out"
         )
 
@@ -310,7 +310,7 @@ def _counted(files: Sequence[Path], read: _Read, options: ImportOptions) -> Coun
     if options.num_experts is None:
         options.note(
             f"the recording does not say how many experts there are: {num_experts}, "
-            f"the largest id plus one; --num-experts says otherwise"
+            f"the largest id plus one; `num_experts` says otherwise"
         )
     if float(rows[:, 3].sum(dtype=np.float64)) > 2**53:
         raise InvalidTraceError("counts must add up to at most 2**53")
@@ -318,7 +318,7 @@ def _counted(files: Sequence[Path], read: _Read, options: ImportOptions) -> Coun
     np.add.at(counts, (groups[rows[:, 0]], at, rows[:, 2]), rows[:, 3])
     if options.layers is not None and list(options.layers) != layers.tolist():
         raise InvalidTraceError(
-            f"import: --layers is {list(options.layers)[:8]}, the table has "
+            f"import: `layers` is {list(options.layers)[:8]}, the table has "
             f"{layers.tolist()[:8]}: leave it out"
         )
     return count_trace(

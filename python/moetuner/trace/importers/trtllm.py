@@ -85,7 +85,7 @@ class _Logical:
         if self._slots is None:
             options.note(
                 "ids are taken as experts; if a load balancer was active they are "
-                "slots: say with --placement which placement it had"
+                "slots: say with `slot_experts` which placement it had"
             )
             return
         sizes = {len(slots) for slots in self._slots.values()}

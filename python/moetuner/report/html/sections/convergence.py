@@ -8,6 +8,7 @@ from moetuner.report.html.charts import Line, line_chart
 from moetuner.report.html.colors import AFTER, BEFORE
 from moetuner.report.html.content import figure, grid, section
 from moetuner.report.html.frame import key
+from moetuner.report.words import gap, solved
 
 if TYPE_CHECKING:
     from moetuner.placement.model import ProgressPoint, Provenance
@@ -88,11 +89,11 @@ def _drawn(value: float) -> float:
 
 def _state(point: ProgressPoint) -> str:
     if point.incumbent is None:
-        return f"bound {point.bound:.4g}, nothing found"
+        return f"bound {solved(point.bound)}, nothing found"
     if point.bound is None:
-        return f"{point.incumbent:.4g}, no bound"
-    gap = (point.incumbent - point.bound) / (abs(point.incumbent) or 1)
-    return f"{point.incumbent:.4g}, bound {point.bound:.4g}, gap {max(gap, 0):.1%}"
+        return f"{solved(point.incumbent)}, no bound"
+    far = gap(point.incumbent, point.bound)
+    return f"{solved(point.incumbent)}, bound {solved(point.bound)}, gap {far}"
 
 
 def _claim(origin: Provenance) -> str:
@@ -102,9 +103,11 @@ def _claim(origin: Provenance) -> str:
     if origin.objective:
         text += f" minimised {origin.objective}"
     if origin.value is not None:
-        text += f" to {origin.value:.5g} on the planning part"
+        text += f" to {solved(origin.value)} on the planning part"
     if origin.lower_bound is not None:
-        text += f", proven to be at least {origin.lower_bound:.5g}"
+        text += f", proven to be at least {solved(origin.lower_bound)}"
+        if origin.value is not None:
+            text += f" (gap {gap(origin.value, origin.lower_bound)})"
     if origin.seconds is not None:
         text += f", in {origin.seconds:.3g} s"
     return f"{text} ({origin.status or 'status unknown'})."

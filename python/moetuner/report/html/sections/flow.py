@@ -128,7 +128,7 @@ def _hint(comparison: Comparison) -> Markup | None:
         notes.append(
             "Here tokens go home between layers (homes "
             f"{comparison.cost.homes.value}), so this flow costs nothing by itself; "
-            "it does where tokens stay with their experts (--homes follow)."
+            "it does where tokens stay with their experts (homes follow)."
         )
     if (np.diff(comparison.statistics.layer_ids) != 1).any():
         notes.append("Layers that were not recorded are skipped.")

@@ -14,6 +14,7 @@ from moetuner.report.html.markup import tag
 from moetuner.report.html.pooling import node_lines, pooled, rank_labels
 from moetuner.report.html.sections.skew import skew
 from moetuner.report.quantities import relative_load
+from moetuner.report.words import number
 
 if TYPE_CHECKING:
     from moetuner.planning.scores import Comparison
@@ -106,8 +107,8 @@ def _unused(comparison: Comparison, numbers: Numbers) -> list[Markup]:
 
 def _lead(pair: Pair) -> str:
     parts = [
-        f"{c.evaluation.imbalance_mean:.2f} times the mean load with {c.name} "
-        f"({c.evaluation.imbalance_worst:.2f} at worst)"
+        f"{number(c.evaluation.imbalance_mean)} times the mean load with {c.name} "
+        f"({number(c.evaluation.imbalance_worst)} at worst)"
         for c in pair.both()
     ]
     return (

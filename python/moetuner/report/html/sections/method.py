@@ -77,10 +77,9 @@ _WORDS = {
     "remote ranks": "ranks other than a token's home that compute it",
     "busiest receive": "rows into the busiest rank over its even share of tokens",
     "modelled time": "per layer, the slowest rank's computing and the slowest link's "
-    "transfer there and back; layers added up, all tokens as one batch",
-    "batch": "the same of some tokens at a time: a step waits for the slowest rank "
-    "of its own batch",
-    "95 % interval": "of the gain in the mean batch, from 1,000 bootstrap draws of "
+    "transfer there and back; layers added up, the tokens of one batch at a time, "
+    "for a step waits for the slowest rank of its own batch",
+    "95% interval": "of the gain in the mean batch, from 1,000 bootstrap draws of "
     "batches (of sequences, where batches are fewer than ten or mix all of them)",
 }
 

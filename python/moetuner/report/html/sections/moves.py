@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner.report.changes import words_of
 from moetuner.report.html.charts import Part, column_chart
 from moetuner.report.html.colors import PARTS, scale_from_zero
 from moetuner.report.html.content import Pair, figure, grid, section
 from moetuner.report.html.frame import key
 from moetuner.report.html.heatmap import Axis, color_bar, heatmap
 from moetuner.report.html.pooling import node_lines, pooled, rank_labels
-from moetuner.report.html.sections.summary import size
 
 if TYPE_CHECKING:
-    from moetuner.evaluation.hardware import Hardware
     from moetuner.placement.changes import Changes
     from moetuner.planning.scores import Comparison
     from moetuner.report.html.content import Numbers
@@ -81,23 +80,9 @@ def moves(comparison: Comparison, moved: Changes, numbers: Numbers) -> Markup:
 
 
 def _lead(comparison: Comparison, pair: Pair, moved: Changes) -> str:
-    most = int(moved.per_rank().max())
     return (
-        f"From {pair.before.name} to {pair.after.name}: {moved.num_moved:,} of "
-        f"{moved.num_replicas:,} experts change ranks, "
-        f"{size(moved.bytes_moved)} in all, "
-        f"{size(int(moved.between_nodes.sum()) * moved.expert_bytes)} of it between "
-        f"nodes. The busiest rank fetches {most:,} "
-        f"({size(most * moved.expert_bytes)}): "
-        f"{_seconds(moved, comparison.cost.hardware):.2g} s at the least."
+        f"From {pair.before.name} to {pair.after.name}: {words_of(comparison, moved)}"
     )
-
-
-def _seconds(moved: Changes, hardware: Hardware) -> float:
-    """Time of the busiest link, when all links carry their whole bandwidth."""
-    near = moved.per_rank(between_nodes=False) / hardware.inside.slowest
-    far = moved.per_rank(between_nodes=True) / hardware.between(1).slowest
-    return float(np.maximum(near, far).max() * moved.expert_bytes)
 
 
 def _where(comparison: Comparison, moved: Changes, ranks: list[str]) -> Markup:

@@ -9,7 +9,8 @@ from moetuner.report.html.colors import PARTS
 from moetuner.report.html.content import figure, grid, note, section
 from moetuner.report.html.frame import key
 from moetuner.report.html.markup import Markup, tag
-from moetuner.report.verdict import reference_name
+from moetuner.report.verdict import called
+from moetuner.report.words import gain_cell, left_out, number, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,32 +18,30 @@ if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import Evaluation, GainInterval
     from moetuner.planning.scores import Comparison, Scored
 
-_COLUMNS: tuple[tuple[str, str, Callable[[Evaluation], float | None], str], ...] = (
+_COLUMNS: tuple[tuple[str, str, Callable[[Evaluation], float | None]], ...] = (
     ("batch, ms", "modelled time of a batch, mean over batches",
-     lambda e: e.batch_seconds_mean * 1e3, ".4g"),
+     lambda e: e.batch_seconds_mean * 1e3),
     ("batch p95", "95 of 100 batches take no longer",
-     lambda e: _of_several(e, e.batch_seconds_p95 * 1e3), ".4g"),
+     lambda e: _of_several(e, e.batch_seconds_p95 * 1e3)),
     ("batch p99", "99 of 100 batches take no longer",
-     lambda e: _of_several(e, e.batch_seconds_p99 * 1e3), ".4g"),
-    ("all as one, ms", "modelled, all tokens as one batch",
-     lambda e: e.modelled_seconds * 1e3, ".4g"),
+     lambda e: _of_several(e, e.batch_seconds_p99 * 1e3)),
     ("load, mean", "busiest rank / mean rank, mean over layers",
-     lambda e: e.imbalance_mean, ".3f"),
+     lambda e: e.imbalance_mean),
     ("load, worst", "busiest rank / mean rank, at the worst layer",
-     lambda e: e.imbalance_worst, ".3f"),
+     lambda e: e.imbalance_worst),
     ("remote ranks", "ranks other than its home that compute a token",
-     lambda e: e.remote_ranks_per_token, ".3f"),
+     lambda e: e.remote_ranks_per_token),
     ("remote nodes", "nodes other than its home that compute a token",
-     lambda e: e.remote_nodes_per_token, ".3f"),
+     lambda e: e.remote_nodes_per_token),
     ("busiest receive", "rows into the busiest rank / its even share of tokens",
-     lambda e: e.bottleneck_receive, ".3f"),
+     lambda e: e.bottleneck_receive),
 )  # fmt: skip
 _SPENT = ("compute", "dispatch", "combine")
 
 
 def scores(comparison: Comparison) -> Markup:
     """Baselines and result."""
-    reference = reference_name(comparison)
+    reference = called(comparison.baseline.name)
     gains = [(c.name, c.gain) for c in comparison.candidates if c.gain is not None]
     pictures = [_spent(comparison)]
     if gains:
@@ -50,9 +49,7 @@ def scores(comparison: Comparison) -> Markup:
             0,
             figure(
                 f"Gain in the mean batch over {reference}",
-                gain_chart(
-                    gains, x="less time, 95 % interval", name=_gains_name(gains)
-                ),
+                gain_chart(gains, x="less time, 95% interval", name=_gains_name(gains)),
             ),
         )
     return section(
@@ -60,14 +57,15 @@ def scores(comparison: Comparison) -> Markup:
         "Scores on held-out tokens" if comparison.held_out else "Scores",
         _lead(comparison),
         tag("div", _table(comparison), class_="wide", tabindex="0"),
-        *(note(f"Left out {n}: {why}") for n, why in comparison.left_out.items()),
+        *(note(f"Left out {names}: {why}") for names, why in left_out(comparison)),
         grid(*pictures),
     )
 
 
 def _lead(comparison: Comparison) -> str:
     """On what was planned and scored."""
-    scored = f"{comparison.score_tokens:,} tokens"
+    unit = unit_of(comparison)
+    scored = f"{comparison.score_tokens:,} {unit}"
     origin = comparison.result.placement.provenance
     if comparison.in_sample:
         return (
@@ -76,7 +74,7 @@ def _lead(comparison: Comparison) -> str:
         )
     if comparison.plan_tokens:
         return (
-            f"Planned on {comparison.plan_tokens:,} tokens of this recording, scored "
+            f"Planned on {comparison.plan_tokens:,} {unit} of this recording, scored "
             f"on {scored} of its other sequences."
         )
     if comparison.held_out and origin.trace_sha256:
@@ -96,20 +94,20 @@ def _table(comparison: Comparison) -> Markup:
     head = tag(
         "tr",
         tag("th", "placement", scope="col"),
-        tag("th", f"gain over {comparison.baseline.name} [95 %]", scope="col"),
-        *(tag("th", name, scope="col", title=words) for name, words, _, _ in _COLUMNS),
+        tag("th", f"gain over {comparison.baseline.name} [95%]", scope="col"),
+        *(tag("th", name, scope="col", title=words) for name, words, _ in _COLUMNS),
     )
     rows = (_row(c, c is comparison.result) for c in comparison.candidates)
     return tag("table", tag("thead", head), tag("tbody", *rows))
 
 
 def _row(scored: Scored, is_result: bool) -> Markup:
-    cells = (_cell(value(scored.evaluation), form) for _, _, value, form in _COLUMNS)
+    values = (value(scored.evaluation) for _, _, value in _COLUMNS)
     return tag(
         "tr",
         tag("th", scored.name, scope="row"),
-        tag("td", _gain(scored.gain)),
-        *(tag("td", cell) for cell in cells),
+        tag("td", gain_cell(scored.gain)),
+        *(tag("td", "-" if each is None else number(each)) for each in values),
         class_="result" if is_result else None,
     )
 
@@ -119,20 +117,8 @@ def _of_several(evaluation: Evaluation, value: float) -> float | None:
     return value if evaluation.batch_seconds.size > 1 else None
 
 
-def _cell(value: float | None, form: str) -> str:
-    if value is None:
-        return "-"
-    return "unknown" if value != value else format(value, form)
-
-
-def _gain(gain: GainInterval | None) -> str:
-    if gain is None:
-        return "-"
-    return f"{gain.gain:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}]"
-
-
 def _gains_name(gains: list[tuple[str, GainInterval]]) -> str:
-    return "Gains: " + "; ".join(f"{name} {_gain(gain)}" for name, gain in gains)
+    return "Gains: " + "; ".join(f"{name} {gain_cell(gain)}" for name, gain in gains)
 
 
 def _spent(comparison: Comparison) -> Markup:
@@ -140,7 +126,7 @@ def _spent(comparison: Comparison) -> Markup:
     parts = [
         Part(
             values=[
-                getattr(c.evaluation, f"{part}_seconds") * 1e3
+                getattr(c.evaluation, f"batch_{part}_seconds") * 1e3
                 for c in comparison.candidates
             ],
             color=color,
@@ -149,7 +135,7 @@ def _spent(comparison: Comparison) -> Markup:
         for part, color in zip(_SPENT, PARTS, strict=True)
     ]
     return figure(
-        "Where the time goes",
+        "Where the time of the mean batch goes",
         bar_chart(parts, names, x="ms, sum over layers", name="Modelled time by part"),
         key([(part.color, "area", part.name) for part in parts]),
     )

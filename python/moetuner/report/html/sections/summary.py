@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING
 
 from moetuner.report.html.content import Pair
 from moetuner.report.html.markup import Markup, tag
-from moetuner.report.verdict import (
-    decisive_gain,
-    is_claimed,
-    reference_name,
-    verdict,
-)
+from moetuner.report.verdict import called, decisive_gain, is_claimed, verdict
+from moetuner.report.words import interval, number, percent, size
 
 if TYPE_CHECKING:
     from moetuner.placement.changes import Changes
@@ -73,7 +69,8 @@ def _tiles(comparison: Comparison, moved: Changes) -> list[Tile]:
     if pair.differ:
         share = moved.num_moved / moved.num_replicas
         words = (
-            f"{moved.num_moved:,} of {moved.num_replicas:,} ({share:.0%}) change ranks"
+            f"{moved.num_moved:,} of {moved.num_replicas:,} ({share:.0%}) change ranks "
+            f"from {called(before.name)}"
         )
         tiles.append(("weights to move", size(moved.bytes_moved), words))
     return tiles
@@ -84,16 +81,15 @@ def _gain_tiles(comparison: Comparison) -> list[Tile]:
     result, rival = comparison.result, comparison.rival
     if result.gain is None:
         seconds = result.evaluation.batch_seconds_mean
-        return [("mean batch", f"{seconds * 1e3:.3g} ms", "modelled time")]
-    reference = reference_name(comparison)
-    gains = {reference: result.gain}
+        return [("mean batch", f"{number(seconds * 1e3)} ms", "modelled time")]
+    gains = {called(comparison.baseline.name): result.gain}
     if rival is not None and rival.gain and rival.name != comparison.baseline.name:
-        gains = {f"{rival.name}, the best baseline": rival.gain, **gains}
+        gains = {f"{called(rival.name)}, the best baseline": rival.gain, **gains}
     return [
         (
             "gain in the mean batch",
-            f"{gain.gain:+.1%}",
-            f"over {name}: {gain.low:+.1%} to {gain.high:+.1%} (95 % interval)",
+            percent(gain.gain),
+            f"over {name}: {interval(gain)} (95% interval)",
         )
         for name, gain in gains.items()
     ]
@@ -102,13 +98,4 @@ def _gain_tiles(comparison: Comparison) -> list[Tile]:
 def _tile(name: str, before: float, after: float, detail: str) -> Tile:
     if before != before or after != after:
         return (name, "unknown", "the source only counted loads")
-    return (name, f"{before:.2f} → {after:.2f}", detail)
-
-
-def size(amount: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:,.3g} TB" if amount < 1000 else f"{amount:,.0f} TB"
+    return (name, f"{number(before)} → {number(after)}", detail)

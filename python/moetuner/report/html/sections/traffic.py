@@ -14,6 +14,7 @@ from moetuner.report.html.heatmap import color_bar
 from moetuner.report.html.pooling import pooled
 from moetuner.report.html.rank_maps import RankTables, rank_maps
 from moetuner.report.quantities import traffic_per_token
+from moetuner.report.words import number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def _lead(pair: Pair, cost: CostModel) -> str:
     sent = [c.evaluation.remote_ranks_per_token for c in pair.both()]
     if all(value == value for value in sent):
         words = ", ".join(
-            f"{value:.2f} with {c.name}"
+            f"{number(value)} with {c.name}"
             for value, c in zip(sent, pair.both(), strict=True)
         )
         text += f" Ranks other than its home that a token visits: {words}."
