@@ -291,6 +291,7 @@ def edited(tmp_path, old, new):
         ("[8, 8,", "[4, 8,", "grouped_gemm[0].points[0]", "rows must be >= active"),
         ("[8, 8,", "[8.5, 8,", "grouped_gemm[0].points[0].rows", "a whole number"),
         ("[8, 8,", "[8,", "grouped_gemm[0].points[0]", "wanted [rows, active, sec"),
+        ("points = [", "points = 5\nodd = [", "grouped_gemm[0].points", "got 5"),
         ('machine = "2', 'host = 1\nmachine = "2', "calibration.host", "unknown"),
         ("median = 0.03", "median = -1", "calibration.residuals[0]", "must be >= 0"),
         ("median = 0.03", "", "calibration.residuals[0].median", "is missing"),

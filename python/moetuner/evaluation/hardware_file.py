@@ -191,7 +191,10 @@ def _latency(table: Table) -> Latency:
 
 def _grouped_gemm(table: Table) -> GroupedGemm:
     points = []
-    for i, row in enumerate(table.take("points", "a list of [rows, active, seconds]")):
+    rows = table.take("points", "a list of [rows, active, seconds]")
+    if not isinstance(rows, list):
+        table.fail("points", f"wanted a list of [rows, active, seconds], got {rows!r}")
+    for i, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != 3:
             table.fail(f"points[{i}]", f"wanted [rows, active, seconds], got {row!r}")
         inner = Table(
