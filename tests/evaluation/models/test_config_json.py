@@ -285,6 +285,7 @@ def test_gemma_has_its_experts_apart_from_the_mlp():
         ({"intermediate_size": None}, "does not say the inner width of an expert: wan"),
         ({"hidden_size": None}, "does not say the hidden size"),
         ({"hidden_size": "64"}, "does not say the hidden size"),
+        ({"hidden_size": 10**23}, "the hidden size is 1000.*, wanted at most 16777216"),
         ({"num_experts_per_tok": None}, "does not say the experts of a token"),
         ({"num_hidden_layers": None}, "does not say the number of layers"),
         ({"first_k_dense_replace": 6}, "none of its 6 layers is MoE"),

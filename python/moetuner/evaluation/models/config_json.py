@@ -82,6 +82,7 @@ _BESIDE_MLP = ("llama4", "gemma4")
 """Families with an unconditional MLP of ``intermediate_size`` beside the experts."""
 _MAX_BYTES = 1 << 24
 _MAX_LAYERS = 10_000
+_MAX_SIZE = 1 << 24
 
 
 def read_model(path: str | os.PathLike[str]) -> Model:
@@ -219,6 +220,10 @@ def _needed(config: Config, keys: tuple[str, ...], where: str, what: str) -> int
     found = _one(config, keys, where)
     if found is None:
         raise _missing(where, what, keys)
+    if found > _MAX_SIZE:
+        raise InvalidProblemError(
+            f"{where}: {what} is {found}, wanted at most {_MAX_SIZE}"
+        )
     return found
 
 
