@@ -3,9 +3,11 @@
 import csv
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from moetuner import HARDWARE, write_hardware
 from moetuner.placement.file import read_placement
 from strategies import random_ids
 from test_process import LONG, MOETUNER, WAIT, start
@@ -131,6 +133,27 @@ def test_placements_of_all_cells_are_kept(folder, ids):
     assert placement.topology.num_ranks == 4
     value = placement.provenance.options["slots_per_rank"]
     assert value == cells[3]["slots_per_rank"] == 5
+
+
+def test_two_machines_of_one_name_are_refused(folder, ids):
+    """Else the placements of one would be written over those of the other."""
+    slow = folder.path / "slow.toml"
+    write_hardware(replace(HARDWARE["h100"], memory_bandwidth=1e12), slow)
+    trace, kept = folder.trace(ids), folder.path / "plans"
+    asked = ("--ranks", 4, "--placements", kept, "--hardware")
+    result = sweep(folder, trace, *asked, f"h100,{slow}")
+    assert result.exit_code == 2
+    assert "h100 and h100 are two machines of one name" in result.stderr
+    assert list(kept.iterdir()) == []
+    cells = cells_of(folder, trace, *asked, "h100,h100")["cells"]
+    assert len(cells) == 1  # each once
+
+
+def test_the_best_are_named_with_the_spare_slots_that_they_have(folder, ids):
+    """16 experts on 3 GPUs: just enough are 18 slots."""
+    machine = ("--ranks-per-node", 3)
+    shown = sweep(folder, folder.trace(ids), "--ranks", 3, *machine).stdout
+    assert "best by time: 3 GPUs, 2 spare, h100" in shown
 
 
 def test_every_line_of_the_table_fits_80_columns(folder, ids):

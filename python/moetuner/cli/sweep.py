@@ -12,10 +12,12 @@ import typer
 from moetuner.cli.messages import as_typed, fail, note
 from moetuner.cli.options import CostOptions, Json, Quiet, SolverName, TopK, TracePath
 from moetuner.errors import InvalidProblemError, MissingDependencyError
+from moetuner.solver import SOLVERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moetuner.evaluation.hardware import Hardware
     from moetuner.planning.sweep import Cell, Setup, Sweep
     from moetuner.trace import CountTrace, Trace
 
@@ -42,7 +44,9 @@ def sweep(
     memory: Annotated[
         float | None, typer.Option(help="GB of expert weights that fit into a GPU")
     ] = None,
-    solver: Annotated[SolverName, typer.Option(help="Method")] = SolverName["joint"],
+    solver: Annotated[
+        SolverName, typer.Option(metavar="<name>", help=", ".join(SOLVERS))
+    ] = SolverName["joint"],
     time_limit: Annotated[float, typer.Option(help="Seconds for each cell")] = 20.0,
     seed: Annotated[
         int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
@@ -163,8 +167,8 @@ def _setups(
         for name in (cost.hardware or "").split(",")
     ]
     first = named[0].pricing([routing], quiet)  # says what it assumes, once
-    for one in named:
-        machine = one.machine(first.cost.hardware)
+    machines = [one.machine(first.cost.hardware) for one in named]
+    for machine in _told_apart(machines):
         pricing = replace(first, cost=replace(first.cost, hardware=machine))
         for size in sizes:
             tokens = tokens_per_gpu * size or pricing.batch_tokens
@@ -178,6 +182,19 @@ def _setups(
                 for name, count in spare
             ]
     return setups
+
+
+def _told_apart(machines: Sequence[Hardware]) -> list[Hardware]:
+    """Each once; refuses two of one name, which tables and files would mix up."""
+    found: dict[str, Hardware] = {}
+    for machine in machines:
+        other = found.setdefault(_in_file_names(machine), machine)
+        if other != machine:
+            raise InvalidProblemError(
+                f"--hardware: {other.name} and {machine.name} are two machines of one "
+                f"name; give one of them another name in its file"
+            )
+    return list(found.values())
 
 
 def _what_it_takes(
@@ -212,11 +229,12 @@ def _numbers(option: str, text: str, least: int = 1) -> list[int]:
 
 
 def _file_name(cell: Cell) -> str:
-    machine = "".join(
-        letter if letter.isalnum() else "-"
-        for letter in cell.setup.pricing.cost.hardware.name
-    )
+    machine = _in_file_names(cell.setup.pricing.cost.hardware)
     return f"{machine}-{cell.setup.num_ranks}x{cell.placement.slots_per_rank}.json"
+
+
+def _in_file_names(machine: Hardware) -> str:
+    return "".join(each if each.isalnum() else "-" for each in machine.name)
 
 
 def _duration(seconds: float) -> str:

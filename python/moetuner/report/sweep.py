@@ -85,7 +85,7 @@ def _gain(cell: Cell) -> str:
 def best_lines(sweep: Sweep) -> list[str]:
     """The best cell by each measure, and what it has."""
     return [
-        f"{_BEST[name]}: {cell_name(cell.setup)}: "
+        f"{_BEST[name]}: {_planned_name(cell)}: "
         f"{cell.batch_seconds * 1e3:.4g} ms for {cell.batch_size:,.0f} tokens, "
         f"{_thousands(cell.tokens_per_second)} tokens/s a GPU, "
         f"{cell.weight_bytes / 1e9:.3g} GB"
@@ -100,7 +100,7 @@ def lost_lines(sweep: Sweep) -> list[str]:
         rival = cell.scored.rival
         if rival is not None and rival.gain is not None and rival.gain.high < 0:
             lines.append(
-                f"{cell_name(cell.setup)}: {rival.name} takes {-rival.gain.gain:.1%} "
+                f"{_planned_name(cell)}: {rival.name} takes {-rival.gain.gain:.1%} "
                 f"less than the plan"
             )
     return lines
@@ -121,6 +121,11 @@ def cell_name(setup: Setup) -> str:
     if setup.slots_per_rank:
         spare = f"{setup.slots_per_rank} slots"
     return f"{setup.num_ranks} GPUs, {spare}, {setup.pricing.cost.hardware.name}"
+
+
+def _planned_name(cell: Cell) -> str:
+    """With the spare slots that there are: "just enough" may leave some."""
+    return cell_name(dataclasses.replace(cell.setup, redundant=cell.redundant))
 
 
 def cell_json(cell: Cell) -> dict[str, Any]:
