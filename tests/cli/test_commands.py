@@ -6,9 +6,11 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from moetuner import __version__
+from moetuner.cli import app
 from moetuner.placement.file import read_placement
 from moetuner.placement.moves import fetched_replicas, moves_between
 from strategies import random_ids
+from typer.main import get_command
 
 QUICK = ("contiguous", "random", "lpt", "eplb", "affinity", "coactivation", "chain")
 SCORES = (
@@ -34,6 +36,12 @@ def test_version_and_help_name_every_command_and_option(folder):
         "--solver",
     ):
         assert name in options  # whole, not cut to the width of a column
+
+
+@pytest.mark.parametrize("command", sorted(get_command(app).commands))
+def test_help_fits_80_columns(folder, command):
+    lines = folder.run(command, "--help").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
 
 
 def test_describe_prints_a_table_or_json(folder, ids):

@@ -16,7 +16,7 @@ from moetuner.evaluation.backends import wire_named
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import Hardware, with_network
 from moetuner.evaluation.models import ValueType  # noqa: TC001 - typer reads it
-from moetuner.evaluation.replica_rule import ReplicaRule  # noqa: TC001 - typer reads it
+from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.evaluation.workload import BatchKind
 from moetuner.planning.options import Pricing
 from moetuner.planning.provenance import pricing_of
@@ -82,7 +82,9 @@ class CostOptions:
     replica_rule: Annotated[
         ReplicaRule | None,
         typer.Option(
-            help="Whose rule says which replica a token takes  [default: moetuner]"
+            metavar="<name>",
+            help=f"Whose rule says which replica a token takes: "
+            f"{', '.join(each.value for each in ReplicaRule)}  [default: moetuner]",
         ),
     ] = None
     batch_tokens: Annotated[
