@@ -238,7 +238,8 @@ def test_the_replica_rule_of_a_plan_goes_with_it(folder, ids):
         solver="joint",
     )
     assert result.exit_code == 0, result.stderr
-    assert "slots are empty: no replica there pays" in " ".join(result.stdout.split())
+    shown = " ".join(result.stdout.split())
+    assert "slots are empty: no replica tried there pays" in shown
     cost = json.loads(folder.out.read_text())["provenance"]["options"]["cost"]
     assert cost["replica_rule"] == "vllm"
 

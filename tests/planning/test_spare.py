@@ -73,7 +73,8 @@ def test_what_filling_costs_is_the_price_of_the_filled_placement(trace):
     )
     assert spare.filled_seconds == value.batch_seconds_mean
     assert spare.filled_seconds > spare.seconds
-    assert f"{spare.num_empty} slots are empty: no replica there pays" in spare.words()
+    said = f"{spare.num_empty} slots are empty: no replica tried there pays"
+    assert said in spare.words()
     assert "replica rule vllm" in spare.words()
     assert spare.words().endswith("Fewer slots per rank are faster.")
 

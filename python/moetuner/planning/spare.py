@@ -37,9 +37,9 @@ class SpareSlots:
         change = self.filled_seconds / self.seconds - 1
         advice = "Fewer slots per rank are faster. " if change > 0 else ""
         return (
-            f"{self.num_empty:,} slots are empty: no replica there pays under the "
-            f"replica rule {self.rule.value}. Engines have no empty slots. Export "
-            f"fills them with the coldest experts, and a batch then takes "
+            f"{self.num_empty:,} slots are empty: no replica tried there pays "
+            f"under the replica rule {self.rule.value}. Engines have no empty slots. "
+            f"Export fills them with the coldest experts, and a batch then takes "
             f"{self.filled_seconds * 1e3:.4g} ms, not {self.seconds * 1e3:.4g} ms "
             f"({change:+.1%}). {advice}"
         ).strip()
