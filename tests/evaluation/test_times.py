@@ -119,6 +119,29 @@ def test_a_list_of_torch_profiler_falls_back_to_the_cpu(read):
     assert seconds(read(json.dumps(rows))) == {("dispatch", None): 25e-6}
 
 
+def op(key, count, micro):
+    return {"key": key, "count": count, "cpu_time_total": micro}
+
+
+def test_rows_of_one_op_are_taken_together(read):
+    """As key_averages(group_by_input_shape=True) has them."""
+    dispatch = "moetuner::dispatch"
+    rows = [op(dispatch, 10, 1000.0), op(dispatch, 30, 3000.0)]
+    rows += [op("aten::_grouped_mm", 60, 6000.0), op("aten::_grouped_mm", 20, 2000.0)]
+    found = seconds(read(json.dumps(rows)))
+    assert found["dispatch", None] == pytest.approx(100e-6)
+    assert found["experts", None] == pytest.approx(200e-6)
+
+
+def test_a_product_inside_another_counts_once(read):
+    """Compiled layers in float32 call torch's product inside moetuner's."""
+    rows = [op("moetuner::grouped_mm", 6, 900.0), op("aten::_grouped_mm", 6, 600.0)]
+    without = seconds(read(json.dumps(rows)))
+    assert without == {("experts", None): pytest.approx(200e-6)}  # two for a layer
+    told = seconds(read(json.dumps([op("moetuner::dispatch", 3, 30.0), *rows])))
+    assert told["experts", None] == pytest.approx(200e-6)
+
+
 def test_what_torch_profiler_really_prints_is_read(tmp_path, read):
     torch = pytest.importorskip("torch")
     pytest.importorskip("moetuner.ops")
@@ -150,6 +173,7 @@ def test_what_torch_profiler_really_prints_is_read(tmp_path, read):
         ("part,ms\ntotal,nan\n", "wanted a time >= 0"),
         ("part,ms\ntotal\n", "wanted a time >= 0, got None"),
         ("part,layer,ms\ntotal,x,1\n", "layer: wanted a whole number, got 'x'"),
+        ("part,layer,ms\ntotal,\u00b2,1\n", "layer: wanted a whole number"),
         ("part,rank,ms\ntotal,0,1\ntotal,0,2\n", "number the steps in a column step"),
         ("[1, 2]", "wanted a list of objects"),
         ("[{", "not JSON"),

@@ -16,6 +16,7 @@ import json
 import math
 import re
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,8 @@ _NAMES = {
     "layer": LayerPart.TOTAL,
 }
 _PRODUCTS = ("aten::_grouped_mm", "moetuner::grouped_mm")
-"""What torch's profiler knows of experts: two of these for each call of a layer."""
+"""What torch's profiler knows of experts: two for each call of a layer. The time of the
+second holds that of the first, which it calls: only one of them counts."""
 _SUFFIX = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "μs": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
@@ -167,28 +169,32 @@ def _is_range_head(line: str) -> bool:
 
 
 def _of_objects(rows: Iterable[dict[str, Any]], path: Any) -> list[MeasuredTime]:
-    """Of torch's profiler: totals and calls of each op."""
-    spent: dict[LayerPart, float] = {}
-    calls: dict[LayerPart, int] = {}
+    """Of torch's profiler: totals and calls of each op, which may have several rows."""
+    spent: Counter[str] = Counter()  # ps
+    calls: Counter[str] = Counter()
     for row in rows:
         name = str(row.get("key", row.get("name", "")))
-        own = name.removeprefix("moetuner::").removeprefix("moetuner:")
-        part = LayerPart.EXPERTS if name in _PRODUCTS else _NAMES.get(own)
-        if part is None:
-            continue
+        if name not in _PRODUCTS:
+            name = name.removeprefix("moetuner::").removeprefix("moetuner:")
+            if name not in _NAMES:
+                continue
         where = f"{path}: {name}"
         device = row.get("device_time_total", row.get("cuda_time_total")) or 0
         micro = _number(device, where) or _number(row.get("cpu_time_total"), where)
-        spent[part] = spent.get(part, 0.0) + micro * 1e-6
-        calls[part] = int(_number(row.get("count", row.get("calls")), where))
-    layers = calls.get(LayerPart.DISPATCH, 0)
+        spent[name] += round(micro * 1e6)
+        calls[name] += int(_number(row.get("count", row.get("calls")), where))
     found = []
-    for part, seconds in spent.items():
-        number = layers if part is LayerPart.EXPERTS and layers else calls[part]
+    for part in LayerPart:
+        names = [name for name in calls if _NAMES.get(name) is part]
+        number: float = sum(calls[name] for name in names)
+        if part is LayerPart.EXPERTS:
+            if not names:
+                names = [name for name in _PRODUCTS if calls[name]][:1]
+                number = sum(calls[name] for name in names) / 2
+            number = (calls["dispatch"] or number) if names else 0
         if number:
-            found.append(
-                MeasuredTime(part=part, seconds=seconds / number, of_each_layer=True)
-            )
+            seconds = sum(spent[name] for name in names) * 1e-12 / number
+            found.append(MeasuredTime(part=part, seconds=seconds, of_each_layer=True))
     return found
 
 
@@ -250,6 +256,6 @@ def _number(value: Any, where: str) -> float:
 def _whole(text: str, where: str) -> int | None:
     if not text:
         return None
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise InvalidTraceError(f"{where}: layer: wanted a whole number, got {text!r}")
     return int(text)
