@@ -37,6 +37,7 @@ from moetuner.placement.file import read_placement
         ["--hardware", "abacus"],
         ["--hardware", ""],
         ["--hardware", "missing.toml"],
+        ["--hardware", "."],
         ["--network", "pigeon"],
         ["--network", "h100"],
         ["--rank-speeds", "1,x"],

@@ -156,6 +156,13 @@ def test_the_best_are_named_with_the_spare_slots_that_they_have(folder, ids):
     assert "best by time: 3 GPUs, 2 spare, h100" in shown
 
 
+def test_a_gain_that_is_none_has_no_sign(folder, ids):
+    """One GPU has one plan: all placements take as long."""
+    shown = sweep(folder, folder.trace(ids), "--ranks", 1).stdout
+    assert " 0.0%?" in shown
+    assert "+0.0%" not in shown
+
+
 def test_every_line_of_the_table_fits_80_columns(folder, ids):
     shown = sweep(
         *(folder, folder.trace(ids), "--ranks", "2,4,8", "--redundant", "0,4,8"),

@@ -41,7 +41,8 @@ _USAGE_ERRORS = (
     SolverError,
 )
 _INTERRUPTED = "interrupted, nothing was written"
-_BAD_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_BAD_PATH = (*_NO_FILE, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class _Group(TyperGroup):

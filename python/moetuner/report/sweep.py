@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moetuner._files import atomic_path, atomic_write_text
 from moetuner.report.plot import new_figure, plain
 from moetuner.report.table import plain_table
+from moetuner.report.words import percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,7 +80,7 @@ def _gain(cell: Cell) -> str:
     rival = cell.scored.rival
     if rival is None or rival.gain is None:
         return "-"
-    return f"{rival.gain.gain:+.1%}{'' if rival.gain.certain else '?'}"
+    return f"{percent(rival.gain.gain)}{'' if rival.gain.certain else '?'}"
 
 
 def best_lines(sweep: Sweep) -> list[str]:
