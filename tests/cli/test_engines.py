@@ -228,6 +228,18 @@ def test_partial_placements_are_completed_by_name(folder):
     assert len(json.loads((folder.path / "v.json").read_text())) == 4
 
 
+def test_replicas_in_empty_slots_are_as_large_as_planned(folder, ids):
+    """512 x 512 in FP8, a byte and its scale: 16 replicas more in each of 3 layers."""
+    trace, out = folder.trace(ids), folder.path / "map.json"
+    sizes = ("--hidden-size", 512, "--expert-hidden-size", 512, "--weights", "fp8")
+    planned = folder.plan(trace, "--slots-per-rank", 8, *sizes)
+    assert planned.exit_code == 0, planned.stderr
+    exported = folder.run(*("export", folder.out, "--to", "vllm-ascend", "-o", out))
+    weights = 3 * 16 * 3 * 512 * 512 * (1 + 4 / 128**2)
+    said = f"48 empty slots hold replicas now: {weights / 2**30:.2f} GiB over all"
+    assert said in " ".join(exported.stdout.split()), exported.stderr
+
+
 def test_the_replica_rule_of_a_plan_goes_with_it(folder, ids):
     """Planned for vLLM: priced so again, and pointed out for another engine."""
     trace = folder.trace(ids)

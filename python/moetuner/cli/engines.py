@@ -247,13 +247,18 @@ def _load_of(trace: Path, placement: Placement) -> NDArray[Any]:
 def _expert_bytes(
     placement: Placement, hidden_size: int | None, expert_hidden_size: int | None
 ) -> float | None:
+    """By the sizes given, else those that it was planned with, else its model's."""
     from moetuner.evaluation.shapes import ModelShape, shape_for_model
+    from moetuner.planning.provenance import pricing_of
 
     if hidden_size and expert_hidden_size:
         shape = ModelShape(
             hidden_size=hidden_size, expert_hidden_size=expert_hidden_size
         )
         return shape.expert_bytes
+    told = pricing_of(placement)
+    if told is not None and not told.cost.shape.guessed:
+        return told.cost.shape.expert_bytes
     known = shape_for_model(placement.provenance.model)
     return None if known is None else known.expert_bytes
 
