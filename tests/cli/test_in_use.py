@@ -21,6 +21,17 @@ def test_what_is_in_use_has_a_row_and_its_moves_are_said(folder, ids):
     assert "From in use to joint: " in page.read_text()
 
 
+def test_other_prices_than_those_of_the_placement_in_use_are_said(folder, ids):
+    """`plan` prices by its own options, not as what is in use was planned."""
+    trace, old = folder.trace(ids), folder.path / "old.json"
+    folder.plan(trace, "--out", old, "--hardware", "h200")
+    command = (trace, "--from", old, "--prove", 0)
+    other = " ".join(folder.plan(*command, solver="joint").stderr.split())
+    assert f"; {old} was planned with hardware h200" in other
+    same = folder.plan(*command, "--hardware", "h200", solver="joint").stderr
+    assert "was planned with" not in same
+
+
 def test_the_file_tells_the_bound_that_was_proven_last(folder, ids):
     trace = folder.trace(ids)
     shown = folder.plan(trace, "--prove", 1, solver="joint").stdout

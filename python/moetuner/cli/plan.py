@@ -17,6 +17,7 @@ from moetuner.cli.options import (
     SolverName,
     TopK,
     TracePath,
+    priced_words,
     topology_of,
 )
 from moetuner.errors import InvalidProblemError
@@ -185,6 +186,8 @@ def plan(
         baselines=baselines,
         prove_seconds=prove,
     )
+    if options.stay is not None:
+        _tell_other_prices(options, str(joint.from_placement), outputs.quiet)
     if refit:
         note(
             f"--refit: up to {time_limit:g} s for the plan that is scored, then up to "
@@ -192,6 +195,15 @@ def plan(
             outputs.quiet,
         )
     _plan_and_show(traces, topology, options, outputs, clock)
+
+
+def _tell_other_prices(options: PlanOptions, name: str, quiet: bool) -> None:
+    """The placement in use may have been planned for another machine, say."""
+    from moetuner.planning.provenance import pricing_of
+
+    assert options.stay is not None
+    if pricing_of(options.stay) not in (None, options.pricing):
+        note(priced_words(options.pricing, options.stay, name), quiet)
 
 
 def demo(
