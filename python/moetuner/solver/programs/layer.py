@@ -28,6 +28,7 @@ import numpy as np
 from moetuner._core import Crossing, LayerPrice, LinkRates, Rows
 from moetuner.evaluation.cost import Homes
 from moetuner.evaluation.ring import RingRows
+from moetuner.solver.programs.layer_links import Level, Way
 from moetuner.solver.programs.model import MilpBuilder, MilpModel
 
 if TYPE_CHECKING:
@@ -245,25 +246,25 @@ class _Program:
         )
         return seconds
 
-    def _ways(self) -> list[_Way]:
+    def _ways(self) -> list[Way]:
         """Both directions as one where links are alike: what goes out comes back."""
         rates = self.price.rates
         rank, node = rates.rank_links, rates.node_links
         if not rank.egress and not node.egress:
-            return [_Way(rates=rates.both_ways, rank=([], []), node=([], []))]
+            return [Way(rates=rates.both_ways, rank=([], []), node=([], []))]
         out = [(link.egress, link.ingress) for link in (rank, node)]
         back = [(link.ingress, link.egress) for link in (rank, node)]
         return [
-            _Way(rates=rates.dispatch, rank=out[0], node=out[1]),
-            _Way(rates=rates.combine, rank=back[0], node=back[1]),
+            Way(rates=rates.dispatch, rank=out[0], node=out[1]),
+            Way(rates=rates.combine, rank=back[0], node=back[1]),
         ]
 
-    def _levels(self, way: _Way) -> list[_Level]:
+    def _levels(self, way: Way) -> list[Level]:
         """Links of a direction: inside nodes, and between them where there are any."""
         tokens, topology = self.tokens, self.problem.topology
         unlike = ~np.eye(topology.num_ranks, dtype=bool)
         levels = [
-            _Level.of(
+            Level.of(
                 seconds=way.rates.rank_row / self.unit,
                 factors=way.rank,
                 pairs=topology.same_node() & unlike,
@@ -272,7 +273,7 @@ class _Program:
         ]
         if topology.num_nodes > 1:
             levels.append(
-                _Level.of(
+                Level.of(
                     seconds=way.rates.node_row / self.unit,
                     factors=way.node,
                     pairs=~np.eye(topology.num_nodes, dtype=bool),
@@ -342,81 +343,3 @@ def _highest(planes: list[Floats]) -> list[Floats]:
         if not any((other >= plane).all() for other in kept):
             kept = [other for other in kept if not (plane >= other).all()] + [plane]
     return kept
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Way:
-    """A direction: its seconds, and factors of what leaves and what enters places."""
-
-    rates: LinkRates
-    rank: tuple[list[float], list[float]]
-    node: tuple[list[float], list[float]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Level:
-    """Links between ranks of a node, or between nodes: U of either.
-
-    ``pairs`` [U, U] says between whom a row goes, ``out`` [H, U] the share of a home's
-    rows that leave through a unit. ``egress`` and ``ingress`` [U] are how slow links
-    are beside ``seconds``.
-    """
-
-    seconds: float
-    pairs: NDArray[np.bool_]
-    out: Floats
-    egress: Floats
-    ingress: Floats
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        seconds: float,
-        factors: tuple[list[float], list[float]],
-        pairs: NDArray[np.bool_],
-        out: Floats,
-    ) -> _Level:
-        """Links with those factors of egress and ingress, or without any: alike."""
-        egress, ingress = (np.array(f or [1.0] * len(pairs)) for f in factors)
-        return cls(
-            seconds=seconds, pairs=pairs, out=out, egress=egress, ingress=ingress
-        )
-
-    def add_links(
-        self, builder: MilpBuilder, busiest: Ints, visits: list[tuple[Ints, Floats]]
-    ) -> None:
-        """Rows that keep every link below ``busiest`` [B]."""
-        shared = len(self.out) == 1
-        for batch, column in enumerate(busiest.tolist()):
-            leaving: dict[int, list[int]] = {}
-            for unit, (columns, counts) in enumerate(visits):
-                ways: list[int] = []
-                senders = np.flatnonzero(self.pairs[unit]).tolist()
-                rows = self.seconds * counts[batch] @ self.out  # [M, U]
-                for sender in senders:
-                    # From uniform homes all senders send alike: one column will do.
-                    if not (shared and ways):
-                        ways.append(_add_sum(builder, columns, rows[:, sender]))
-                    leaving.setdefault(sender, []).append(ways[-1])
-                if ways:
-                    factor = float(len(senders)) if shared else 1.0
-                    builder.add_row(
-                        [column, *ways],
-                        [1.0, *np.full(len(ways), -factor * self.ingress[unit])],
-                        lower=0.0,
-                    )
-            for sender, rows_out in leaving.items():
-                builder.add_row(
-                    [column, *rows_out],
-                    [1.0, *np.full(len(rows_out), -self.egress[sender])],
-                    lower=0.0,
-                )
-
-
-def _add_sum(builder: MilpBuilder, columns: Ints, factors: Floats) -> int:
-    """A column that is at least the sum of others."""
-    total = int(builder.add_columns(1)[0])
-    used = np.flatnonzero(factors)
-    builder.add_row([total, *columns[used]], [1.0, *-factors[used]], lower=0.0)
-    return total
