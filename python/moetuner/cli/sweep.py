@@ -91,6 +91,8 @@ def sweep(
         spare = [("slots_per_rank", n) for n in named]
     routing = read_trace(trace, top_k=top_k)
     setups = _setups(routing, sizes, spare, ranks_per_node, tokens_per_gpu, cost, quiet)
+    if memory is not None and not memory > 0:
+        raise InvalidProblemError(f"--memory must be > 0 GB, got {memory:g}")
     limit = None if memory is None else memory * 1e9
     note(_what_it_takes(routing, setups, limit, time_limit), quiet)
     options = PlanOptions(
@@ -162,10 +164,12 @@ def _setups(
     from moetuner.planning.sweep import Setup
 
     setups = []
-    named = [
-        replace(cost, hardware=name.strip() or None)
-        for name in (cost.hardware or "").split(",")
-    ]
+    names = [name.strip() for name in (cost.hardware or "").split(",")]
+    if cost.hardware and not all(names):
+        raise InvalidProblemError(
+            f"--hardware: wanted names or files between commas, got {cost.hardware!r}"
+        )
+    named = [replace(cost, hardware=name or None) for name in names]
     first = named[0].pricing([routing], quiet)  # says what it assumes, once
     machines = [one.machine(first.cost.hardware) for one in named]
     for machine in _told_apart(machines):

@@ -42,7 +42,7 @@ def wire_named(name: str) -> Wire:
     known = {wire.value: wire for wire in Wire} | BACKENDS
     if name not in known:
         raise InvalidProblemError(
-            f"wire must be one of {', '.join(wire.value for wire in Wire)}, or a "
+            f"`wire` must be one of {', '.join(wire.value for wire in Wire)}, or a "
             f"backend ({', '.join(BACKENDS)}), got {name!r}"
         )
     return known[name]

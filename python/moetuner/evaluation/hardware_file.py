@@ -80,7 +80,7 @@ def _find(name: str, known: Any, kind: type[Kind]) -> Kind:
     path = Path(name)
     if not name or not (path.suffix == ".toml" or path.exists()):
         raise InvalidProblemError(
-            f"{kind.__name__.lower()} must be one of {', '.join(known)}, or a file "
+            f"`{kind.__name__.lower()}` must be one of {', '.join(known)}, or a file "
             f"(.toml), got {name!r}"
         )
     return read_file(path, kind)
