@@ -36,6 +36,8 @@ const result = {
     const all = t.ownerSVGElement.getBoundingClientRect();
     return own.left < all.left - 2 || own.right > all.right + 2;
   }).map((t) => t.textContent),
+  cut: seen('.value').filter((e) => e.scrollWidth > e.clientWidth)
+    .map((e) => e.textContent),
   hiddenGains: [...document.querySelectorAll('#scores tr')].filter((row) =>
     row.children[1].getBoundingClientRect().right >
     row.closest('.wide').getBoundingClientRect().right + 1).length,
@@ -112,6 +114,7 @@ def test_the_page_works_at_this_size(demo, parse, tmp_path, size):
     assert seen["outside"] == []
     assert seen["small"] >= 10  # pixels: readable at arm's length
     assert seen["hiddenGains"] == 0
+    assert seen["cut"] == []
     assert seen["columns"] == (1 if size == PHONE else 2)
     assert seen["chosen"][:2] == ["contiguous, layer 2", "ilp2, layer 2"]
     assert seen["saves"] == len(parse(text).tables)
