@@ -19,9 +19,13 @@ from moetuner.planning.baselines import (
     baseline_names,
     solve_baselines,
 )
+from moetuner.planning.progress import History
+from moetuner.planning.provenance import with_source
+from moetuner.planning.recordings import workload_of
 from moetuner.planning.scores import measure
-from moetuner.problem import Objective
-from moetuner.solver.base import Clock, ProgressEvent
+from moetuner.problem import Objective, PlacementProblem
+from moetuner.solver import get_solver
+from moetuner.solver.base import Clock, ProgressEvent, interrupted
 from moetuner.solver.joint.profiles import Favour
 from moetuner.solver.joint.replicas import best_layers, layer_costs
 
@@ -32,11 +36,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moetuner.placement.model import Placement
+    from moetuner.placement.topology import Topology
     from moetuner.planning.baselines import Baselines
     from moetuner.planning.options import PlanOptions
     from moetuner.planning.recordings import Recording
     from moetuner.planning.scores import Measured
-    from moetuner.problem import PlacementProblem
     from moetuner.solver.base import ProgressCallback, Solution, SolverOptions
 
 SCORE_MARGIN = 1.2
@@ -65,6 +69,45 @@ class Beside:
 
     def __post_init__(self) -> None:
         self.measured = [{} for _ in self.recordings]
+
+    @classmethod
+    def of(
+        cls,
+        recordings: Sequence[Recording],
+        topology: Topology,
+        options: PlanOptions,
+        *,
+        clock: Clock,
+        progress: ProgressCallback | None = None,
+    ) -> Beside:
+        """Of the problem that the options pose, its slots resolved."""
+        solver = get_solver(options.solver, options.config)
+        problem = PlacementProblem.from_workload(
+            workload_of(recordings, options),
+            topology,
+            objective=solver.objectives[0],
+            slots_per_rank=options.slots_per_rank,
+        )
+        return cls(
+            problem=problem,
+            recordings=recordings,
+            options=replace(options, slots_per_rank=problem.slots_per_rank),
+            clock=clock,
+            progress=progress,
+        )
+
+    def solve(self, shares: int = 1) -> Solution:
+        """What the solver makes of the baselines, as one of `shares` that are left."""
+        options, history = self.options, History(forward=self.progress)
+        found = get_solver(options.solver, options.config).solve(
+            self.problem,
+            self.limited(shares),
+            warm_start=self.start(),
+            progress=history,
+        )
+        if self.interrupted:
+            found = interrupted(found)
+        return with_source(found, self.recordings, options, history.points())
 
     def score_in_use(self) -> None:
         """What the plan starts from, where it starts from something."""

@@ -15,22 +15,18 @@ from moetuner.planning.baselines import IN_USE
 from moetuner.planning.beside import Beside
 from moetuner.planning.comparison import compare_placements
 from moetuner.planning.options import PlanOptions, Pricing
-from moetuner.planning.progress import History
-from moetuner.planning.provenance import part_of, pricing_of, with_source
-from moetuner.planning.recordings import split_recordings, workload_of
+from moetuner.planning.provenance import part_of, pricing_of
+from moetuner.planning.recordings import split_recordings
 from moetuner.planning.scores import score_placements
-from moetuner.problem import Objective, PlacementProblem
-from moetuner.solver import SolverOptions, get_solver
-from moetuner.solver.base import Clock, interrupted
+from moetuner.problem import Objective
+from moetuner.solver import SolverOptions
+from moetuner.solver.base import Clock
 from moetuner.solver.joint.config import JointConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from moetuner.evaluation.evaluate import GainInterval
     from moetuner.placement.changes import Changes
     from moetuner.placement.model import Placement
-    from moetuner.planning.recordings import Recording
     from moetuner.planning.scores import Comparison, Scored
     from moetuner.solver import ProgressCallback
     from moetuner.trace import CountTrace, Trace
@@ -198,7 +194,15 @@ def measure_drift(
     asked = _plan_options(in_use, options, part)
     seed = asked.solver_options.seed
     recordings = split_recordings([trace], asked.plan_fraction, seed, asked.phase)
-    beside, new = _new_plan(recordings, in_use, asked, progress)
+    beside = Beside.of(
+        recordings,
+        in_use.topology,
+        asked,
+        clock=Clock(time_limit=asked.solver_options.time_limit),
+        progress=progress,
+    )
+    beside.solve_quick(asked.baselines)
+    new = beside.solve().placement
     others = {name: each.placement for name, each in beside.solutions.items()}
     comparison = score_placements(
         recordings[0],
@@ -219,38 +223,6 @@ def measure_drift(
         same_recording=part is not None,
         options=options,
     )
-
-
-def _new_plan(
-    recordings: Sequence[Recording],
-    in_use: Placement,
-    asked: PlanOptions,
-    progress: ProgressCallback | None,
-) -> tuple[Beside, Placement]:
-    """Baselines with their scores, and what the solver makes of the plan in use."""
-    solver = get_solver(asked.solver, asked.config)
-    problem = PlacementProblem.from_workload(
-        workload_of(recordings, asked),
-        in_use.topology,
-        objective=solver.objectives[0],
-        slots_per_rank=asked.slots_per_rank,
-    )
-    beside = Beside(
-        problem=problem,
-        recordings=recordings,
-        options=asked,
-        clock=Clock(time_limit=asked.solver_options.time_limit),
-        progress=progress,
-    )
-    beside.solve_quick(asked.baselines)
-    history = History(forward=progress)
-    found = solver.solve(
-        problem, beside.limited(1), warm_start=beside.start(), progress=history
-    )
-    if beside.interrupted:
-        found = interrupted(found)
-    found = with_source(found, recordings, asked, history.points())
-    return beside, found.placement
 
 
 def _plan_options(

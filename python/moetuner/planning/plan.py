@@ -16,12 +16,10 @@ from moetuner.errors import (
 from moetuner.planning.baselines import IN_USE, REFERENCE, Baselines, solver_of
 from moetuner.planning.beside import Beside
 from moetuner.planning.options import PlanOptions
-from moetuner.planning.progress import History
 from moetuner.planning.provenance import with_source
 from moetuner.planning.recordings import (
     score_overall,
     split_recordings,
-    workload_of,
 )
 from moetuner.planning.refit import refit
 from moetuner.planning.scores import score_placements
@@ -31,9 +29,8 @@ from moetuner.solver import (
     Solution,
     SolveStatus,
     Stage,
-    get_solver,
 )
-from moetuner.solver.base import Clock, interrupted
+from moetuner.solver.base import Clock
 from moetuner.trace import CountTrace, Trace, read_trace
 
 if TYPE_CHECKING:
@@ -94,40 +91,22 @@ def plan_trace(
     """
     clock = clock or Clock(time_limit=options.solver_options.time_limit)
     _check_asked((trace, *others), topology, options)
-    solver = get_solver(options.solver, options.config)
     seed = options.solver_options.seed
-    recordings = split_recordings(
-        (trace, *others), options.plan_fraction, seed, options.phase
-    )
-    problem = PlacementProblem.from_workload(
-        workload_of(recordings, options),
+    beside = Beside.of(
+        split_recordings((trace, *others), options.plan_fraction, seed, options.phase),
         topology,
-        objective=solver.objectives[0],
-        slots_per_rank=_slots_asked(options),
+        replace(options, slots_per_rank=_slots_asked(options), refit=False),
+        clock=clock,
+        progress=progress,
     )
-    options = replace(options, slots_per_rank=problem.slots_per_rank)
+    problem, recordings, of_part = beside.problem, beside.recordings, beside.options
     if options.stay is not None:
         _check_stay(problem, options.stay)
     # Baselines first: what cannot be scored shows before a long solve, and no plan
     # shall be slower than one of them.
-    beside = Beside(
-        problem=problem,
-        recordings=recordings,
-        options=options,
-        clock=clock,
-        progress=progress,
-    )
     beside.score_in_use()
     beside.solve_quick(options.baselines)
-    history = History(forward=progress)
-    solvers = 2 if options.baselines is Baselines.ALL else 1
-    result = solver.solve(
-        problem, beside.limited(solvers), warm_start=beside.start(), progress=history
-    )
-    if beside.interrupted:
-        result = interrupted(result)
-    of_part = replace(options, refit=False)
-    result = with_source(result, recordings, of_part, history.points())
+    result = beside.solve(2 if options.baselines is Baselines.ALL else 1)
     if on_solved is not None:
         on_solved(result.placement)
     if options.baselines is Baselines.ALL:
@@ -147,22 +126,22 @@ def plan_trace(
     solutions[options.solver] = result
     if options.solver == REFERENCE:  # gains are measured against the first
         solutions = {REFERENCE: result, **solutions}
-    comparison = _score(beside, solutions, options)
+    comparison = _score(beside, solutions)
     if not options.refit:
         return comparison
-    again = refit(*(comparison, (trace, *others), topology, options), progress=progress)
+    whole = replace(of_part, refit=True)
+    again = refit(*(comparison, (trace, *others), topology, whole), progress=progress)
     if again is not None and on_solved is not None:
         on_solved(again.placement)
     return replace(comparison, refit=again)
 
 
-def _score(
-    beside: Beside, solutions: Mapping[str, Solution], options: PlanOptions
-) -> Comparison:
+def _score(beside: Beside, solutions: Mapping[str, Solution]) -> Comparison:
     """Score all solutions on what is held out of each recording.
 
     Gains are measured against what is in use, or contiguous blocks.
     """
+    options = beside.options
     placements = {name: each.placement for name, each in solutions.items()}
     if options.stay is not None:
         placements = {IN_USE: options.stay, **placements}

@@ -7,11 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moetuner.planning.beside import Beside
-from moetuner.planning.progress import History
-from moetuner.planning.provenance import with_source
-from moetuner.planning.recordings import split_recordings, workload_of
-from moetuner.problem import PlacementProblem
-from moetuner.solver import SolveStatus, get_solver
+from moetuner.planning.recordings import split_recordings
+from moetuner.solver import SolveStatus
 from moetuner.solver.base import Clock
 
 if TYPE_CHECKING:
@@ -52,30 +49,18 @@ def refit(
     """
     if comparison.in_sample or _interrupted(comparison.result.solution):
         return None
-    solver = get_solver(options.solver, options.config)
     seed = options.solver_options.seed
-    recordings = split_recordings(traces, 1.0, seed, options.phase)
-    problem = PlacementProblem.from_workload(
-        workload_of(recordings, options),
+    beside = Beside.of(
+        split_recordings(traces, 1.0, seed, options.phase),
         topology,
-        objective=solver.objectives[0],
-        slots_per_rank=options.slots_per_rank,
-    )
-    beside = Beside(
-        problem=problem,
-        recordings=recordings,
-        options=options,
+        options,
         clock=Clock(time_limit=refit_seconds(options)),
         progress=progress,
     )
     beside.solve_quick(options.baselines)  # no plan shall be slower than one of them
-    history = History(forward=progress)
-    found = solver.solve(
-        problem, beside.limited(1), warm_start=beside.start(), progress=history
-    )
-    if beside.interrupted or _interrupted(found):
+    found = beside.solve()
+    if _interrupted(found):
         return None
-    found = with_source(found, recordings, options, history.points())
     told = replace(found.placement.provenance, validation=validation_of(comparison))
     return replace(found, placement=replace(found.placement, provenance=told))
 
