@@ -12,6 +12,8 @@ from moetuner.cli.options import (
     CostOptions,
     Json,
     Quiet,
+    Seed,
+    Threads,
     TopK,
     TracePath,
     priced_words,
@@ -40,10 +42,8 @@ def drift(
         int, typer.Option(help="Batches in which moves must have paid", min=1)
     ] = 10_000,
     time_limit: Annotated[float, typer.Option(help="Seconds for the new plan")] = 60.0,
-    seed: Annotated[
-        int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
-    ] = 0,
-    threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
+    seed: Seed = 0,
+    threads: Threads = 0,
     split: Annotated[
         float, typer.Option(help="Share of the new tokens to plan on; the rest scores")
     ] = 0.5,

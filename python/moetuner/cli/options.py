@@ -15,7 +15,7 @@ from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.backends import wire_named
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import Hardware, with_network
-from moetuner.evaluation.models import ValueType  # noqa: TC001 - typer reads it
+from moetuner.evaluation.models import MAX_SIZE, ValueType
 from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.evaluation.workload import BatchKind
 from moetuner.planning.options import Pricing
@@ -40,17 +40,21 @@ TracePath = Annotated[Path, typer.Argument(help="Routing trace: safetensors or .
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes")]
 HiddenSize = Annotated[
-    int | None, typer.Option(help="Hidden size, when unknown", min=1, max=2**24)
+    int | None, typer.Option(help="Hidden size, when unknown", min=1, max=MAX_SIZE)
 ]
 ExpertHiddenSize = Annotated[
     int | None,
-    typer.Option(help="Inner width of one expert, when unknown", min=1, max=2**24),
+    typer.Option(help="Inner width of one expert, when unknown", min=1, max=MAX_SIZE),
 ]
 
 OfPhase = Annotated[
     PhaseName | None,
     typer.Option("--phase", help="Tokens of this phase alone  [default: all]"),
 ]
+Seed = Annotated[
+    int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
+]
+Threads = Annotated[int, typer.Option(help="0: all cores", min=0)]
 TopK = Annotated[
     int | None,
     typer.Option(help="Experts per token, where counts do not say it", min=1),

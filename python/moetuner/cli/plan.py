@@ -14,7 +14,9 @@ from moetuner.cli.options import (
     CostOptions,
     Json,
     Quiet,
+    Seed,
     SolverName,
+    Threads,
     TopK,
     TracePath,
     priced_words,
@@ -117,10 +119,8 @@ def plan(
     time_limit: Annotated[
         float, typer.Option(help="Seconds for baselines, solver and scores together")
     ] = 60.0,
-    seed: Annotated[
-        int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
-    ] = 0,
-    threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
+    seed: Seed = 0,
+    threads: Threads = 0,
     split: Annotated[
         float, typer.Option(help="Share of tokens to plan on; 1: all, none held out")
     ] = 0.5,
@@ -213,7 +213,7 @@ def demo(
     time_limit: Annotated[
         float, typer.Option(help="Seconds for baselines, solver and scores together")
     ] = 40.0,
-    threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
+    threads: Threads = 0,
     quiet: Quiet = False,
 ) -> None:
     """Plan the shipped trace of a real model for 8 GPUs, and report it.

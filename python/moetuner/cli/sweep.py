@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetuner.cli.messages import as_typed, fail, note
-from moetuner.cli.options import CostOptions, Json, Quiet, SolverName, TopK, TracePath
+from moetuner.cli.options import (
+    CostOptions,
+    Json,
+    Quiet,
+    Seed,
+    SolverName,
+    Threads,
+    TopK,
+    TracePath,
+)
 from moetuner.errors import InvalidProblemError, MissingDependencyError
 from moetuner.solver import SOLVERS
 
@@ -48,10 +57,8 @@ def sweep(
         SolverName, typer.Option(metavar="<name>", help=", ".join(SOLVERS))
     ] = SolverName["joint"],
     time_limit: Annotated[float, typer.Option(help="Seconds for each cell")] = 20.0,
-    seed: Annotated[
-        int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
-    ] = 0,
-    threads: Annotated[int, typer.Option(help="0: all cores", min=0)] = 0,
+    seed: Seed = 0,
+    threads: Threads = 0,
     split: Annotated[
         float, typer.Option(help="Share of tokens to plan on; the rest scores")
     ] = 0.5,

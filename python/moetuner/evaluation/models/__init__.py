@@ -6,5 +6,6 @@ from moetuner.evaluation.models.families import find_model as find_model
 from moetuner.evaluation.models.families import known_names as known_names
 from moetuner.evaluation.models.model import Model as Model
 from moetuner.evaluation.models.shape import DEFAULT_SHAPE as DEFAULT_SHAPE
+from moetuner.evaluation.models.shape import MAX_SIZE as MAX_SIZE
 from moetuner.evaluation.models.shape import ModelShape as ModelShape
 from moetuner.evaluation.models.value_type import ValueType as ValueType

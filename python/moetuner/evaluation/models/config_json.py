@@ -11,7 +11,7 @@ from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.models.model import Model
 from moetuner.evaluation.models.moe_layers import blocks_of, moe_layers
 from moetuner.evaluation.models.quantization import stored_weights
-from moetuner.evaluation.models.shape import ModelShape
+from moetuner.evaluation.models.shape import MAX_SIZE, ModelShape
 
 if TYPE_CHECKING:
     import os
@@ -82,7 +82,6 @@ _BESIDE_MLP = ("llama4", "gemma4")
 """Families with an unconditional MLP of ``intermediate_size`` beside the experts."""
 _MAX_BYTES = 1 << 24
 _MAX_LAYERS = 10_000
-_MAX_SIZE = 1 << 24
 
 
 def read_model(path: str | os.PathLike[str]) -> Model:
@@ -220,9 +219,9 @@ def _needed(config: Config, keys: tuple[str, ...], where: str, what: str) -> int
     found = _one(config, keys, where)
     if found is None:
         raise _missing(where, what, keys)
-    if found > _MAX_SIZE:
+    if found > MAX_SIZE:
         raise InvalidProblemError(
-            f"{where}: {what} is {found}, wanted at most {_MAX_SIZE}"
+            f"{where}: {what} is {found}, wanted at most {MAX_SIZE}"
         )
     return found
 

@@ -14,6 +14,8 @@ from moetuner.evaluation.models.value_type import ValueType
 if TYPE_CHECKING:
     from typing import Any
 
+MAX_SIZE = 1 << 24
+"""Beyond it a width that somebody names is a mistake."""
 _SIZES = (
     "hidden_size",
     "expert_hidden_size",
