@@ -57,10 +57,6 @@ def fetch_seconds(moved: Changes, before: Placement, hardware: Hardware) -> floa
     near = _longest(sent[0], received[0], hardware.inside, moved.num_ranks)
     nodes = before.topology.num_nodes
     whole = hardware.between(per_node)
-    far_sent, far_received = (
-        rows[1].reshape(nodes, per_node).sum(axis=1) for rows in (sent, received)
-    )
-    far_seconds = _longest(far_sent, far_received, whole, nodes)
     if hardware.nic_of is LinkOf.RANK:  # a rank cannot use its neighbours' cards
         own = whole.times(1 / per_node)
         of_ranks = Bandwidth(
@@ -68,6 +64,11 @@ def fetch_seconds(moved: Changes, before: Placement, hardware: Hardware) -> floa
             ingress=tuple(np.repeat(own.spread(nodes)[1], per_node)),
         )
         far_seconds = _longest(sent[1], received[1], of_ranks, moved.num_ranks)
+    else:
+        out, into = (
+            rows[1].reshape(nodes, per_node).sum(axis=1) for rows in (sent, received)
+        )
+        far_seconds = _longest(out, into, whole, nodes)
     return max(near, far_seconds) * moved.expert_bytes
 
 

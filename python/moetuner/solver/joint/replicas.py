@@ -45,7 +45,7 @@ def filled(
         plain,
         (spread_replicas(problem, placement) for placement in plain),
         (relieve_busiest(problem, placement) for placement in plain),
-        (_eplb(problem) for _ in range(1)),
+        map(_eplb, [problem]),
         (replicate_busiest(problem, placement) for placement in plain),
     ):
         if (name := placement.sha256()) not in seen:
