@@ -25,21 +25,16 @@ from typing import Any
 
 import beside  # noqa: F401
 from case import SAYS
-from network import NUM_NODES, Node, NotPermitted, two_nodes
+from network import NOT_PERMITTED, NUM_NODES, Node, NotPermitted, two_nodes, wait_for
 from rank import COMMAND, add_options, look_around
 
 RANK_PROGRAM = Path(__file__).with_name("rank.py")
-NOT_PERMITTED = 3
 
 
 def start_rank(task: dict[str, Any], node: Node) -> subprocess.Popen:
     """A process that will be one rank, on that node; options go along."""
     task = task | {"node": asdict(node)}
-    own = {
-        "GLOO_SOCKET_IFNAME": node.interface,
-        "NCCL_SOCKET_IFNAME": node.interface,
-        "NCCL_HOSTID": node.namespace,  # else NCCL sees one machine
-        "OMP_NUM_THREADS": "1",
+    own = node.environment() | {
         COMMAND: " ".join(["python", *sys.argv]),
     }
     command = [sys.executable, str(RANK_PROGRAM), *sys.argv[1:]]
@@ -55,12 +50,7 @@ def run(gbit: float, number: int) -> None:
             start_rank(common | {"rank": rank}, nodes[rank * NUM_NODES // number])
             for rank in range(number)
         ]
-        try:
-            codes = [rank.wait() for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
+        codes = wait_for(ranks)
         if any(codes):
             raise SystemExit(f"two_nodes: ranks ended with {codes}")
 

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import subprocess
+    from collections.abc import Iterator, Sequence
 
 NUM_NODES = 2
+NOT_PERMITTED = 3
+"""Exit code where the machine permits no such network."""
 _MTU = 9000
 _SETTLE = 0.02  # s, the longest that a packet waits in the shaper
 _QUEUE = 1 << 20  # bytes that may wait there at least, however slow: else all are lost
@@ -33,6 +36,25 @@ class Node:
     namespace: str
     interface: str
     address: str
+
+    def environment(self) -> dict[str, str]:
+        """Which way a rank's messages take, and that it is one of several processes."""
+        return {
+            "GLOO_SOCKET_IFNAME": self.interface,
+            "NCCL_SOCKET_IFNAME": self.interface,
+            "NCCL_HOSTID": self.namespace,  # else NCCL sees one machine
+            "OMP_NUM_THREADS": "1",
+        }
+
+
+def wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """The codes of all ranks at their end; none is left when the wait is cut off."""
+    try:
+        return [rank.wait() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
 
 
 @contextmanager

@@ -21,12 +21,19 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from network import NUM_NODES, Node, NotPermitted, enter, two_nodes
+from network import (
+    NOT_PERMITTED,
+    NUM_NODES,
+    Node,
+    NotPermitted,
+    enter,
+    two_nodes,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-NOT_PERMITTED = 3
 PORT = 29517
 _ON_NODE = "--on-node"
 
@@ -37,7 +44,7 @@ def environment(
     """What torchrun tells a rank, and which way its messages take."""
     number, place = divmod(rank, ranks_per_node)
     node = nodes[number]
-    return {
+    return node.environment() | {
         "RANK": str(rank),
         "WORLD_SIZE": str(NUM_NODES * ranks_per_node),
         "LOCAL_RANK": str(place),
@@ -45,10 +52,6 @@ def environment(
         "MASTER_ADDR": nodes[0].address,
         "MASTER_PORT": str(PORT),
         "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", str(number)),
-        "GLOO_SOCKET_IFNAME": node.interface,
-        "NCCL_SOCKET_IFNAME": node.interface,
-        "NCCL_HOSTID": node.namespace,  # else NCCL sees one machine
-        "OMP_NUM_THREADS": "1",
     }
 
 
@@ -61,12 +64,7 @@ def run(options: argparse.Namespace) -> int:
             command = [sys.executable, __file__, _ON_NODE, node, *options.program]
             own = environment(rank, options.ranks_per_node, nodes)
             ranks.append(subprocess.Popen(command, env=os.environ | own))
-        try:
-            return max(rank.wait() for rank in ranks)
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
+        return max(wait_for(ranks))
 
 
 def become(node: Node, program: list[str]) -> None:

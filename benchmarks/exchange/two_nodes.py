@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from network import NUM_NODES, NotPermitted, two_nodes
+from network import NOT_PERMITTED, NUM_NODES, NotPermitted, two_nodes, wait_for
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import environment
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from network import Node
 
 RANK_PROGRAM = Path(__file__).with_name("two_nodes_rank.py")
-NOT_PERMITTED = 3
 
 
 def start_rank(
@@ -40,12 +39,8 @@ def start_rank(
 ) -> subprocess.Popen[bytes]:
     """A process that will be one rank, on that node."""
     task = vars(options) | {"node": asdict(node), "rank": rank, "folder": folder}
-    own = {
+    own = node.environment() | {
         "CUDA_VISIBLE_DEVICES": str(rank // options.ranks_per_node),
-        "GLOO_SOCKET_IFNAME": node.interface,
-        "NCCL_SOCKET_IFNAME": node.interface,
-        "NCCL_HOSTID": node.namespace,  # else NCCL sees one machine
-        "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, str(RANK_PROGRAM), json.dumps(task)]
     return subprocess.Popen(command, env=os.environ | own)
@@ -59,12 +54,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             start_rank(r, nodes[r // options.ranks_per_node], options, folder)
             for r in range(number)
         ]
-        try:
-            codes = [rank.wait() for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
+        codes = wait_for(ranks)
         if any(codes):
             raise SystemExit(f"two_nodes: ranks ended with {codes}")
         found: list[dict[str, Any]] = json.loads(Path(folder, "results").read_text())
