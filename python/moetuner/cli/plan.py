@@ -175,17 +175,13 @@ def plan(
         solver=solver.value,
         config=joint.config(solver.value),
         solver_options=SolverOptions(time_limit=time_limit, seed=seed, threads=threads),
-        cost=pricing.cost,
         slots_per_rank=slots_per_rank,
         plan_fraction=split,
         refit=refit,
-        batch_tokens=pricing.batch_tokens,
-        batch_kind=pricing.batch_kind,
-        phase=pricing.phase,
         worst_case=worst_case,
         baselines=baselines,
         prove_seconds=prove,
-    )
+    ).priced_as(pricing)
     if options.stay is not None:
         _tell_other_prices(options, str(joint.from_placement), outputs.quiet)
     if refit:

@@ -245,13 +245,9 @@ def _plan_options(
         solver=_SOLVER,
         config=JointConfig(stay=in_use, move_seconds=each / options.steps),
         solver_options=solver_options,
-        cost=pricing.cost,
         slots_per_rank=in_use.slots_per_rank,
         plan_fraction=fraction,
-        batch_tokens=pricing.batch_tokens,
-        batch_kind=pricing.batch_kind,
-        phase=pricing.phase,
-    )
+    ).priced_as(pricing)
 
 
 def _before(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from moetuner._checks import is_number, one_of
@@ -160,6 +160,16 @@ class PlanOptions:
             batch_tokens=self.batch_tokens,
             batch_kind=self.batch_kind,
             phase=self.phase,
+        )
+
+    def priced_as(self, pricing: Pricing) -> PlanOptions:
+        """The same, scored with that: `pricing` of the result."""
+        return replace(
+            self,
+            cost=pricing.cost,
+            batch_tokens=pricing.batch_tokens,
+            batch_kind=pricing.batch_kind,
+            phase=pricing.phase,
         )
 
     @property

@@ -253,17 +253,11 @@ def _cell(
         if placement.provenance.status == SolveStatus.INTERRUPTED.value:
             raise KeyboardInterrupt
 
-    pricing = setup.pricing
-    asked = replace(
-        options,
-        cost=pricing.cost,
-        batch_tokens=pricing.batch_tokens,
-        batch_kind=pricing.batch_kind,
-        phase=pricing.phase,
-        slots_per_rank=setup.slots(trace.num_experts),
-    )
+    asked = replace(options, slots_per_rank=setup.slots(trace.num_experts))
     comparison = plan_trace(
-        *(trace, setup.topology(), asked), progress=progress, on_solved=stop
+        *(trace, setup.topology(), asked.priced_as(setup.pricing)),
+        progress=progress,
+        on_solved=stop,
     )
     return Cell(setup=setup, comparison=comparison)
 
