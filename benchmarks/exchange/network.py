@@ -23,6 +23,7 @@ _MTU = 9000
 _SETTLE = 0.02  # s, the longest that a packet waits in the shaper
 _QUEUE = 1 << 20  # bytes that may wait there at least, however slow: else all are lost
 _BURST = 1 << 17  # bytes that may pass at once at least: two of the largest packets
+_BURST_TIME = 2.5e-4  # s of the rate that may pass at once: small batches pay it too
 
 
 class NotPermitted(Exception):
@@ -112,7 +113,7 @@ def _bring_up(inside, node: Node, gbit: float) -> None:
     inside.link("set", index=inside.link_lookup(ifname="lo")[0], state="up")
     if gbit > 0:
         rate = int(gbit * 1e9 / 8)  # bytes a second
-        burst = max(rate // 500, _BURST)
+        burst = max(int(rate * _BURST_TIME), _BURST)
         wait = f"{round(max(_SETTLE, _QUEUE / rate) * 1000)}ms"
         inside.tc("add", "tbf", index, 0x10000, rate=rate, burst=burst, latency=wait)
 

@@ -5,7 +5,6 @@ Legend: T tokens, K top-k, S slots of a rank, M rows of its experts, H hidden.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from moetuner.calibration.samples import (
     ExpertsSample,
     LayerShape,
     PermuteSample,
-    Timing,
     Way,
 )
 from moetuner.ops import permute, unpermute
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from moetuner.calibration.measure.clock import Clock, Step
     from moetuner.calibration.measure.ranks import Ranks
     from moetuner.calibration.options import Sizes
+    from moetuner.calibration.samples import Timing
 
 _ROUNDS = {"cuda": 10, "cpu": 1}
 """Calls of a repetition: a GPU begins one while it works on another."""
@@ -188,12 +187,4 @@ def _both_ways(
     yield clock.time([step], seconds / 2, rounds)[0], False
     replay = captured(ranks, [lambda _: step(None)] * rounds)
     if replay is not None:
-        timing = clock.time([replay], seconds / 2)[0]
-        yield (
-            replace(
-                timing,
-                seconds=timing.seconds / rounds,
-                spread=timing.spread / rounds,
-            ),
-            True,
-        )
+        yield clock.time([replay], seconds / 2)[0].each_of(rounds), True
