@@ -54,6 +54,8 @@ def about(content: dict[str, Any]) -> list[str]:
         f"then {sizes['decode']} decoded ones each; {sizes['batches']} batches in turn",
         f"- predicted for: {case['hardware']}, {case['network'] or 'its own network'}",
     ]
+    if "command" in case:
+        lines.append(f"- planned with: {case['command']}")
     planned = [f"{name} {said}" for name, said in case["told"].items()]
     return [*lines, f"- planning: {'; '.join(planned)}"]
 
