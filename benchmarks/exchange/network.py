@@ -7,18 +7,21 @@ pyroute2; no `ip` or `tc`.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+import subprocess
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator, Sequence
 
 NUM_NODES = 2
 NOT_PERMITTED = 3
 """Exit code where the machine permits no such network."""
+_POLL = 0.05  # s
+_GRACE = 10.0  # s, that ranks live on after one has failed
 _MTU = 9000
 _SETTLE = 0.02  # s, the longest that a packet waits in the shaper
 _QUEUE = 1 << 20  # bytes that may wait there at least, however slow: else all are lost
@@ -49,13 +52,27 @@ class Node:
 
 
 def wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """The codes of all ranks at their end; none is left when the wait is cut off."""
+    """The codes of all ranks at their end; none is left when the wait is cut off.
+
+    Where one fails, the others have some time to say what they saw of it.
+    """
     try:
-        return [rank.wait() for rank in ranks]
+        while None in (codes := [rank.poll() for rank in ranks]):
+            if any(codes):
+                _wait_until(time.monotonic() + _GRACE, ranks)
+                break
+            time.sleep(_POLL)
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
+    return [rank.returncode for rank in ranks]
+
+
+def _wait_until(end: float, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        with suppress(subprocess.TimeoutExpired):
+            rank.wait(max(end - time.monotonic(), 0))
 
 
 @contextmanager
