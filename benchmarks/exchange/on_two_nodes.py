@@ -6,9 +6,9 @@
         -- benchmarks/planning/calibrated.py --device cpu
 
 With GPUs each of two is a node, shared by its ranks; where one is visible, both nodes
-share it. Several ranks on a GPU need MPS and NCCL >= 2.30: put ``on_one_gpu.sh LIBNCCL``
-ahead of the command. Ends with code 3, and says why, where the machine permits
-no such network; else with the largest code of a rank.
+share it. Several ranks on a GPU need MPS and NCCL >= 2.30: put ``on_one_gpu.sh`` and
+its LIBNCCL ahead of the command. Ends with code 3, and says why, where the machine
+permits no such network; else with the largest code of a rank.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ to:
     on_one_gpu.sh LIBNCCL python benchmarks/exchange/two_nodes.py --out FILE.json ...
 
 NCCL carries rows between nodes, mapped memory inside one; with ``--device cpu`` Gloo
-does both. Every method makes the same sums; rows that were counted on the links must equal the evaluator's, and
-the bytes on the wire are read from the kernel. Times are the slowest rank's.
+does both. Every method makes the same sums; rows that were counted on the links must
+equal the evaluator's, and the bytes on the wire are read from the kernel. Times are the
+slowest rank's.
 
 Ends with code 3, and says why, where the machine permits no such network.
 """
