@@ -11,6 +11,7 @@ import subprocess
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,29 @@ class Node:
         return {
             "GLOO_SOCKET_IFNAME": self.interface,
             "NCCL_SOCKET_IFNAME": self.interface,
-            "NCCL_HOSTID": self.namespace,  # else NCCL sees one machine
+            # Else NCCL sees one machine, and our own exchange maps memory across.
+            "NCCL_HOSTID": self.namespace,
             "OMP_NUM_THREADS": "1",
         }
+
+
+def device_of(number: int) -> dict[str, str]:
+    """What lets a rank of that node see the GPU of its node, and none else.
+
+    Where only one is visible, both nodes share it.
+    """
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = _all_devices() if told is None else [d for d in told.split(",") if d]
+    if not visible:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]}
+
+
+@cache
+def _all_devices() -> list[str]:
+    from torch.cuda import device_count
+
+    return [str(number) for number in range(device_count())]
 
 
 def wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:

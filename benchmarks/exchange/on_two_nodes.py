@@ -5,10 +5,11 @@
     python benchmarks/exchange/on_two_nodes.py --gbit 1 --ranks-per-node 2 \
         -- benchmarks/planning/calibrated.py --device cpu
 
-With GPUs each of two is a node, shared by its ranks (several need MPS and NCCL >= 2.30,
-NCCL_MULTI_RANK_GPU_ENABLE=1). Ends with code 3, and says why, where the machine permits
-no such network; else with the largest code of a rank, or with 128 and the signal where
-all that failed were killed.
+With GPUs each of two is a node, shared by its ranks; where one is visible, both nodes
+share it. Several ranks on a GPU need MPS and NCCL >= 2.30: put ``on_one_gpu.sh`` and
+its LIBNCCL ahead of the command. Ends with code 3, and says why, where the machine
+permits no such network; else with the largest code of a rank, or with 128 and the
+signal where all that failed were killed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from network import (
     NUM_NODES,
     Node,
     NotPermitted,
+    device_of,
     enter,
     two_nodes,
     wait_for,
@@ -45,15 +47,18 @@ def environment(
     """What torchrun tells a rank, and which way its messages take."""
     number, place = divmod(rank, ranks_per_node)
     node = nodes[number]
-    return node.environment() | {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(NUM_NODES * ranks_per_node),
-        "LOCAL_RANK": str(place),
-        "LOCAL_WORLD_SIZE": str(ranks_per_node),
-        "MASTER_ADDR": nodes[0].address,
-        "MASTER_PORT": str(PORT),
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", str(number)),
-    }
+    return (
+        node.environment()
+        | device_of(number)
+        | {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(NUM_NODES * ranks_per_node),
+            "LOCAL_RANK": str(place),
+            "LOCAL_WORLD_SIZE": str(ranks_per_node),
+            "MASTER_ADDR": nodes[0].address,
+            "MASTER_PORT": str(PORT),
+        }
+    )
 
 
 def run(options: argparse.Namespace) -> int:

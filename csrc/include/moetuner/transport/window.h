@@ -11,7 +11,7 @@ namespace moetuner::transport {
 struct WindowHandle {
   char memory[64];   // cudaIpcMemHandle_t
   char device[16];   // the device's UUID
-  char machine[40];  // the boot of its operating system
+  char machine[64];  // the boot of its operating system, and NCCL_HOSTID where that is set
   std::int64_t process;
 };
 
