@@ -134,11 +134,13 @@ class Exchange(torch.nn.Module):
             wanted += f", capacity {self.options.capacity}"
         wanted += f", transport {self.options.transport.value}"
         agree(placement, group, trouble or problem, wanted)
+        self._set_tables(placement, torch.device(device or "cpu"))
         if self.options.transport is not Transport.AUTO or self.options.senders:
             set_transport(
-                self.group_name, self.options.transport, senders=self.options.senders
+                self.nodes.inside if self.nodes else self.group_name,
+                self.options.transport,
+                senders=self.options.senders,
             )
-        self._set_tables(placement, torch.device(device or "cpu"))
 
     def set_placement(self, placement: Placement) -> None:
         """Follow another placement from now on; counters begin again at zero.
@@ -229,6 +231,7 @@ class Exchange(torch.nn.Module):
             self.options,
             self.placement.topology,
             self.group_name,
+            self.nodes,
             on_cuda=self.candidates.is_cuda,
         )
 
