@@ -48,7 +48,7 @@ DeviceName name_of_device() {
   return std::bit_cast<DeviceName>(properties.uuid);
 }
 
-Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns)
+Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns, int most_blocks)
     : peers_{.windows = {},
              .control = nullptr,
              .host = nullptr,
@@ -56,7 +56,8 @@ Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns)
              .timeout_ns = timeout_ns,
              .rank = rank,
              .num_ranks = static_cast<int>(shape.num_ranks),
-             .sharing = 1} {
+             .sharing = 1,
+             .most_blocks = most_blocks} {
   static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(handle_.memory));
   try {
     void* memory = nullptr;
