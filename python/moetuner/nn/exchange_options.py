@@ -168,6 +168,8 @@ def describe(
     else:
         way = f"one level on {nodes}: over {wire} a row goes once to each rank"
     sizes = "exact sizes, for which the host waits once a dispatch"
+    if groups and on_cuda:
+        sizes += ", and once more where memory is mapped"
     if options.capacity is not None:
         sizes = (
             f"fixed sizes, {options.capacity} rows to each place and "
