@@ -114,6 +114,7 @@ class CostModel:
                 f"CostModel: rank_speeds names {len(self.rank_speeds)} ranks, the "
                 f"topology has {topology.num_ranks}"
             )
+        self._check_pairs(topology)
         inside = self.hardware.inside
         between = self.hardware.between(topology.ranks_per_node)
         of_ranks = (1, topology.ranks_per_node, topology.num_ranks)
@@ -129,6 +130,18 @@ class CostModel:
                         f"values, wanted {wanted} for {topology.num_ranks} ranks on "
                         f"{topology.num_nodes} nodes"
                     )
+
+    def _check_pairs(self, topology: Topology) -> None:
+        """Refuse ranks, or nodes, that ``pair_bandwidth`` is not about."""
+        ranks = len(self.hardware.pair_bandwidth)
+        per_node = min(self.hardware.ranks_per_node, ranks)
+        wanted = (topology.num_ranks, topology.ranks_per_node)
+        if ranks and (ranks, per_node) != wanted:
+            raise InvalidProblemError(
+                f"CostModel: pair_bandwidth of {self.hardware.name} is of {ranks} "
+                f"ranks in nodes of {per_node}, the topology has {wanted[0]} in nodes "
+                f"of {wanted[1]}"
+            )
 
     def rates(self, topology: Topology) -> Rates:
         """Seconds of rows, experts and messages on the ranks of ``topology``.
@@ -191,18 +204,22 @@ class CostModel:
         planes = tuple(replace(plane, row=plane.row + row) for plane in curve.planes)
         return replace(curve, planes=planes)
 
-    def link_bandwidths(self, topology: Topology) -> tuple[Floats, Floats]:
-        """What a row from rank to rank travels at, bytes/s, [G, G] each.
+    def pair_bandwidths(self, topology: Topology) -> Floats:
+        """What a row from rank to rank travels at, bytes/s, [G, G].
 
-        First as if both were on one node, then over network cards: the slower of what
-        leaves the one and what enters the other.
+        As the hardware says of each pair; else the slower of what leaves the one and
+        what enters the other, inside a node or through network cards. Of a rank with
+        itself it says nothing.
         """
         self.check_topology(topology)
+        if self.hardware.pair_bandwidth:
+            return np.array(self.hardware.pair_bandwidth, np.float64)
         cards = Bandwidth.of(self.hardware.nic_bandwidth, "CostModel: nic_bandwidth")
         node_of = np.arange(topology.num_ranks) // topology.ranks_per_node
         out, into = self.hardware.inside.spread(topology.num_ranks)
         card_out, card_into = cards.spread(topology.num_nodes)
-        return (
+        return np.where(
+            topology.same_node(),
             np.minimum.outer(out, into),
             np.minimum.outer(card_out[node_of], card_into[node_of]),
         )
