@@ -18,10 +18,12 @@ PAIRS = ((0, 8e9, 1e9, 1e9), (2e9, 0, 1e9, 3e9), (1e9, 1e9, 0, 4e9), (1e9, 1e9, 
 
 def without_links(path, pairs):
     """The example of the page for two nodes of two ranks, links left to `pairs`."""
-    start, end = EXAMPLE.index("[pairs]"), EXAMPLE.index("[permutation]")
+    start = EXAMPLE.index("[pairs]")
     text = re.sub(r"^(egress|ingress) = .*\n", "", EXAMPLE[:start], flags=re.M)
     text = text.replace("ranks_per_node = 4", "ranks_per_node = 2")
-    path.write_text(f"{text}[pairs]\nbandwidth = {pairs}\n\n{EXAMPLE[end:]}")
+    end = EXAMPLE.index("[[other_ranks]]")
+    rest = EXAMPLE[EXAMPLE.index("[permutation]") : end]
+    path.write_text(f"{text}[pairs]\nbandwidth = {pairs}\n\n{rest}")
     return path
 
 

@@ -19,6 +19,7 @@ from moetuner.evaluation.curves import (  # noqa: TC001 - provenance reads the t
     GroupedGemm,
     Permutation,
 )
+from moetuner.evaluation.other_ranks import OtherRanks, checked_others
 from moetuner.evaluation.pairs import Pairs, checked_pairs
 from moetuner.evaluation.rates import Bandwidth, Latency, check_seconds
 
@@ -105,6 +106,9 @@ class Hardware:
         Measured time to bring rows into the order of experts; None: nothing.
     layer_overhead
         What a layer takes besides, s: launches.
+    other_ranks
+        Ranks that compute otherwise than ``memory_bandwidth``, the matmul rates and
+        ``grouped_gemm`` say.
     pair_bandwidth
         From each rank to each, [G, G] bytes/s, 0 on the diagonal: what the seconds of
         the slowest pair are made of. Empty: the slower end of the two links.
@@ -133,6 +137,7 @@ class Hardware:
     grouped_gemm: tuple[GroupedGemm, ...] = ()
     permutation: Permutation | None = None
     layer_overhead: float = 0.0
+    other_ranks: tuple[OtherRanks, ...] = ()
     pair_bandwidth: Pairs = ()
     sources: tuple[str, ...] = field(default=(), compare=False)
     calibration: Calibration | None = field(default=None, compare=False)
@@ -151,6 +156,8 @@ class Hardware:
             latency = Latency.of(getattr(self, name), f"Hardware: {name}")
             object.__setattr__(self, name, latency.plain)
         check_seconds("Hardware: layer_overhead", self.layer_overhead)
+        others = checked_others(self.other_ranks)
+        object.__setattr__(self, "other_ranks", others)
         pairs = checked_pairs(self.pair_bandwidth, "Hardware: pair_bandwidth")
         object.__setattr__(self, "pair_bandwidth", pairs)
         nic_of = one_of(LinkOf, self.nic_of, "Hardware: nic_of")

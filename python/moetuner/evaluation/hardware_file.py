@@ -18,6 +18,8 @@ from moetuner.evaluation.hardware_tables import (
     calibration,
     grouped_gemm,
     links_of_pairs,
+    matmul_rates,
+    other_ranks,
     pair_bandwidth,
     permutation,
 )
@@ -28,6 +30,9 @@ from moetuner.evaluation.units import Unit
 
 if TYPE_CHECKING:
     import os
+
+    from moetuner.evaluation.curves import GroupedGemm
+    from moetuner.evaluation.other_ranks import OtherRanks
 
 Kind = TypeVar("Kind", Hardware, Network)
 
@@ -129,17 +134,13 @@ def _hardware(top: Table) -> Hardware:
         "pair_bandwidth": pairs,
         "memory_bandwidth": top.number("memory_bandwidth", Unit.BANDWIDTH),
         "layer_overhead": top.number("layer_overhead", Unit.TIME, 0.0),
-        **rates.done(
-            dict,
-            matmul_rate=rates.number("bf16", Unit.RATE),
-            fp8_matmul_rate=_maybe_rate(rates, "fp8"),
-            fp4_matmul_rate=_maybe_rate(rates, "fp4"),
-        ),
+        **matmul_rates(rates),
         **inside.done(
             dict, rank_bandwidth=_bandwidth(inside, near), rank_latency=_latency(inside)
         ),
         **_between(top, far),
         "grouped_gemm": tuple(map(grouped_gemm, top.tables("grouped_gemm"))),
+        "other_ranks": tuple(map(other_ranks, top.tables("other_ranks"))),
         "permutation": permutation(top),
         "calibration": calibration(top),
     }
@@ -171,10 +172,6 @@ def _between(top: Table, of_pairs: Bandwidth | None) -> dict[str, Any]:
         "nic_of": link_of,
         "network": own,
     }
-
-
-def _maybe_rate(table: Table, key: str) -> float | None:
-    return table.number(key, Unit.RATE) if table.has(key) else None
 
 
 def _bandwidth(table: Table, of_pairs: Bandwidth | None) -> Bandwidth:
@@ -210,11 +207,7 @@ def hardware_text(hardware: Hardware) -> str:
         "ranks_per_node": hardware.ranks_per_node,
         "memory_bandwidth": float(hardware.memory_bandwidth),
         "layer_overhead": float(hardware.layer_overhead),
-        "matmul_rate": {
-            "bf16": float(hardware.matmul_rate),
-            "fp8": hardware.fp8_matmul_rate,
-            "fp4": hardware.fp4_matmul_rate,
-        },
+        "matmul_rate": _rates_table(hardware),
         "inside": _link(hardware.rank_bandwidth, hardware.rank_latency),
         "between": {
             "name": hardware.network or None,
@@ -233,14 +226,35 @@ def hardware_text(hardware: Hardware) -> str:
     if hardware.calibration is not None:
         values["calibration"] = _plain(hardware.calibration)
     if hardware.grouped_gemm:
-        values["grouped_gemm"] = [
-            {
-                **_plain(each),
-                "points": [[p.rows, p.active, float(p.seconds)] for p in each.points],
-            }
-            for each in hardware.grouped_gemm
-        ]
+        values["grouped_gemm"] = [_gemm_table(each) for each in hardware.grouped_gemm]
+    if hardware.other_ranks:
+        values["other_ranks"] = [_others_table(each) for each in hardware.other_ranks]
     return toml_text(values)
+
+
+def _rates_table(of: Hardware | OtherRanks) -> dict[str, Any]:
+    rates = (of.matmul_rate, of.fp8_matmul_rate, of.fp4_matmul_rate)
+    named = zip(("bf16", "fp8", "fp4"), rates, strict=True)
+    return {name: None if rate is None else float(rate) for name, rate in named}
+
+
+def _gemm_table(curve: GroupedGemm) -> dict[str, Any]:
+    points = [[p.rows, p.active, float(p.seconds)] for p in curve.points]
+    return {**_plain(curve), "points": points}
+
+
+def _others_table(of: OtherRanks) -> dict[str, Any]:
+    memory = of.memory_bandwidth
+    found: dict[str, Any] = {
+        "name": of.name,
+        "ranks": list(of.ranks),
+        "memory_bandwidth": None if memory is None else float(memory),
+    }
+    if of.matmul_rate is not None:
+        found["matmul_rate"] = _rates_table(of)
+    if of.grouped_gemm:
+        found["grouped_gemm"] = [_gemm_table(each) for each in of.grouped_gemm]
+    return found
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from moetuner.evaluation.curves import (
     Permutation,
     Residual,
 )
+from moetuner.evaluation.other_ranks import OtherRanks
 from moetuner.evaluation.pairs import Pairs, bandwidth_of_pairs, checked_pairs
 from moetuner.evaluation.toml_table import Table
 from moetuner.evaluation.units import Unit, quantity
@@ -50,6 +51,41 @@ def links_of_pairs(
         for between, told in ((False, members > 1), (True, ranks > members))
     )
     return near, far
+
+
+def matmul_rates(rates: Table) -> dict[str, float | None]:
+    """Operations/s by the names of their fields; None where a type has none."""
+    return rates.done(
+        dict,
+        matmul_rate=rates.number("bf16", Unit.RATE),
+        fp8_matmul_rate=maybe(rates, "fp8", Unit.RATE),
+        fp4_matmul_rate=maybe(rates, "fp4", Unit.RATE),
+    )
+
+
+def maybe(table: Table, key: str, unit: Unit) -> float | None:
+    """A quantity; None where nothing is said."""
+    return table.number(key, unit) if table.has(key) else None
+
+
+def other_ranks(table: Table) -> OtherRanks:
+    """How some ranks compute."""
+    told = table.has("matmul_rate")
+    return table.done(
+        OtherRanks,
+        name=table.text("name"),
+        ranks=_ranks(table),
+        memory_bandwidth=maybe(table, "memory_bandwidth", Unit.BANDWIDTH),
+        grouped_gemm=tuple(map(grouped_gemm, table.tables("grouped_gemm"))),
+        **(matmul_rates(table.table("matmul_rate")) if told else {}),
+    )
+
+
+def _ranks(table: Table) -> tuple[int, ...]:
+    ranks = table.take("ranks", "a list of ranks")
+    if not isinstance(ranks, list):
+        table.fail("ranks", f"wanted a list of ranks, got {ranks!r:.60}")
+    return tuple(ranks)
 
 
 def grouped_gemm(table: Table) -> GroupedGemm:
