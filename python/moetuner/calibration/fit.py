@@ -19,6 +19,7 @@ from moetuner.calibration.samples import (
     LayerSample,
     Load,
     Measurements,
+    ValueKind,
     Way,
 )
 from moetuner.errors import CalibrationError
@@ -226,7 +227,7 @@ def _told_apart(group: RankGroup) -> str:
 def _curves(experts: Sequence[ExpertsSample]) -> tuple[GroupedGemm, ...]:
     return tuple(
         GroupedGemm(
-            dtype="bf16",
+            dtype="fp32" if shape.values is ValueKind.FLOAT32 else "bf16",
             hidden_size=shape.hidden_size,
             expert_hidden_size=shape.inner_size,
             weight_bytes=float(shape.values.num_bytes),

@@ -38,6 +38,7 @@ from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moetuner.evaluation.curves import GroupedGemm
     from moetuner.placement.topology import Topology
 
     Floats = NDArray[np.float64]
@@ -214,10 +215,7 @@ class CostModel:
         """`compute_curve`, and one for each of the hardware's ``other_ranks``."""
         hardware, dtype = self.hardware, _matmul_type(self.shape)
         machines = (hardware, *(each.on(hardware) for each in hardware.other_ranks))
-        measured = [
-            [curve for curve in each.grouped_gemm if curve.dtype == dtype.value]
-            for each in machines
-        ]
+        measured = [_measured(each, dtype) for each in machines]
         return tuple(
             self._with_permutation(
                 curve_for(self.shape, own) if own else self._ratios(each)
@@ -318,7 +316,17 @@ def _matmul_type(shape: ModelShape) -> Dtype:
     widest = max(shape.dispatch_bytes, shape.weight_bytes)
     if widest < 0.75:  # 4 bits and their scales
         return Dtype.FP4
-    return Dtype.FP8 if widest < 1.5 else Dtype.BF16
+    if widest < 1.5:
+        return Dtype.FP8
+    return Dtype.BF16 if widest < 3 else Dtype.FP32
+
+
+def _measured(hardware: Hardware, dtype: Dtype) -> list[GroupedGemm]:
+    """Curves of that type; those of 16 bits where none is of float32."""
+    found = [each for each in hardware.grouped_gemm if each.dtype == dtype.value]
+    if found or dtype is not Dtype.FP32:
+        return found
+    return _measured(hardware, Dtype.BF16)
 
 
 def _factors(bandwidth: Bandwidth, places: int) -> LinkFactors:

@@ -29,6 +29,7 @@ MAX_RANKS_PER_NODE = 4096
 class Dtype(str, enum.Enum):
     """What matrices are multiplied in."""
 
+    FP32 = "fp32"
     BF16 = "bf16"
     FP8 = "fp8"
     FP4 = "fp4"
@@ -186,13 +187,16 @@ class Hardware:
         return Latency.of(given, "Hardware: latency").seconds(num_ranks)
 
     def rate(self, dtype: Dtype) -> float:
-        """Operations/s in `dtype`, or in the next wider type that the ranks have."""
+        """Operations/s in `dtype`, or in the next wider type that the ranks have.
+
+        There is no rate of float32: it is the one of bf16.
+        """
         rate = self.matmul_rate
         for narrower, known in (
             (Dtype.FP8, self.fp8_matmul_rate),
             (Dtype.FP4, self.fp4_matmul_rate),
         ):
-            if dtype is Dtype.BF16:
+            if dtype in (Dtype.FP32, Dtype.BF16):
                 break
             rate = rate if known is None else known
             if dtype is narrower:
