@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.curves import GemmPoint, GroupedGemm, Permutation
 from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.other_ranks import OtherRanks
 from moetuner.evaluation.rates import Bandwidth
-from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology

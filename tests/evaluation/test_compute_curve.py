@@ -10,7 +10,7 @@ from moetuner.evaluation.compute_curve import MAX_PLANES, curve_for
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.curves import GemmPoint, GroupedGemm, Permutation
 from moetuner.evaluation.hardware import HARDWARE
-from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.models import ModelShape
 from moetuner.placement.topology import Topology
 
 LITE = ModelShape(hidden_size=2048, expert_hidden_size=1408)

@@ -12,8 +12,8 @@ from moetuner.evaluation.compute_curve import ComputeCurve, Plane, least_ratio
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.hardware import HARDWARE
 from moetuner.evaluation.hardware_file import read_hardware, write_hardware
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.other_ranks import OtherRanks
-from moetuner.evaluation.shapes import ModelShape
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective
 from moetuner.solver import SolverOptions, get_solver

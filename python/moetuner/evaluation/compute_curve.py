@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moetuner.evaluation.shapes import ModelShape
+    from moetuner.evaluation.models import ModelShape
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]

@@ -31,9 +31,9 @@ from moetuner.evaluation.compute_curve import (
     least_ratio,
 )
 from moetuner.evaluation.hardware import HARDWARE, Dtype, Hardware
+from moetuner.evaluation.models import DEFAULT_SHAPE, ModelShape
 from moetuner.evaluation.rates import Bandwidth
 from moetuner.evaluation.replica_rule import ReplicaRule
-from moetuner.evaluation.shapes import DEFAULT_SHAPE, ModelShape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,8 +10,8 @@ from moetuner.bounds import certify
 from moetuner.errors import SolverError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.rates import Bandwidth
-from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem

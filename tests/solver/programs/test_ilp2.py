@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.models import shape_for_model
 from moetuner.evaluation.rates import Bandwidth
-from moetuner.evaluation.shapes import shape_for_model
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
