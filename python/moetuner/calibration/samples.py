@@ -213,6 +213,8 @@ class ExpertsSample:
     active: int
     replayed: bool
     timing: Timing
+    of_ranks: tuple[Timing, ...] = ()
+    """Of each rank by itself, in their order; empty where that was not told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -79,13 +79,18 @@ def measure_experts(
         if not has_memory(ranks, allowance, series, rows, wanted, what):
             continue
         step = own.step(rows, active)
-        for timing, replayed in _both_ways(ranks, clock, step, allowance.case_seconds):
+        for times, replayed in _both_ways(ranks, clock, step, allowance.case_seconds):
+            slowest, *each = times
             if not replayed:
-                allowance.took(
-                    series, rows, timing.seconds * _ROUNDS[ranks.device.type]
-                )
+                rounds = _ROUNDS[ranks.device.type]
+                allowance.took(series, rows, slowest.seconds * rounds)
             yield ExpertsSample(
-                shape=shape, rows=rows, active=active, replayed=replayed, timing=timing
+                shape=shape,
+                rows=rows,
+                active=active,
+                replayed=replayed,
+                timing=slowest,
+                of_ranks=tuple(each),
             )
 
 
@@ -108,7 +113,7 @@ def measure_permutes(
             if not has_memory(ranks, allowance, series, num_tokens, wanted, what):
                 continue
             for way, step in _there_and_back(ranks, shape, num_tokens).items():
-                for timing, replayed in _both_ways(
+                for (timing, *_), replayed in _both_ways(
                     ranks, clock, step, allowance.case_seconds / 2
                 ):
                     if not replayed:
@@ -181,10 +186,14 @@ def _there_and_back(
 
 def _both_ways(
     ranks: Ranks, clock: Clock, step: Step, seconds: float
-) -> Iterator[tuple[Timing, bool]]:
-    """Launched one by one, and on GPUs replayed from a graph of several calls."""
+) -> Iterator[tuple[list[Timing], bool]]:
+    """Launched one by one, and on GPUs replayed from a graph of several calls.
+
+    The slowest rank's time, then each rank's.
+    """
     rounds = _ROUNDS[ranks.device.type]
-    yield clock.time([step], seconds / 2, rounds)[0], False
+    yield clock.time_ranks(step, seconds / 2, rounds), False
     replay = captured(ranks, [lambda _: step(None)] * rounds)
     if replay is not None:
-        yield clock.time([replay], seconds / 2)[0].each_of(rounds), True
+        times = clock.time_ranks(replay, seconds / 2)
+        yield [timing.each_of(rounds) for timing in times], True
