@@ -18,6 +18,7 @@ from moetuner.integrations.transformers.experts import experts_forward
 from moetuner.integrations.transformers.families import (
     NOT_COVERED,
     ONLY_RECORDED,
+    ONLY_RUN,
     experts_of,
 )
 from moetuner.integrations.transformers.parallel import parallelize, register
@@ -30,6 +31,7 @@ register()
 __all__ = [
     "NOT_COVERED",
     "ONLY_RECORDED",
+    "ONLY_RUN",
     "Recording",
     "count",
     "experts_forward",
