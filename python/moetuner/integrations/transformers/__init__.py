@@ -19,6 +19,7 @@ from moetuner.integrations.transformers.families import (
     NOT_COVERED,
     ONLY_RECORDED,
     ONLY_RUN,
+    ONLY_SPREAD,
     experts_of,
 )
 from moetuner.integrations.transformers.parallel import parallelize, register
@@ -32,6 +33,7 @@ __all__ = [
     "NOT_COVERED",
     "ONLY_RECORDED",
     "ONLY_RUN",
+    "ONLY_SPREAD",
     "Recording",
     "count",
     "experts_forward",

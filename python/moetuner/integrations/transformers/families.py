@@ -33,10 +33,15 @@ NOT_COVERED = {
 ONLY_RECORDED = {
     "dbrx": "its weights of all experts are one matrix",
     "jetmoe": "its router sorts the rows by itself",
-    "llama4": "it runs every expert on every token, scaled beforehand",
-    "longcat_flash": "some of its experts are no more than the token itself",
 }
 """Model types that `record` and `count` follow, but that run as they were written."""
+
+ONLY_SPREAD = {
+    "llama4": "its experts are not marked for the interface; it scales what they get",
+    "longcat_flash": "its experts are not marked; some are no more than the token",
+    "step3p7": "its experts are not marked for the interface",
+}
+"""Model types without `experts_implementation` that `parallelize` runs all the same."""
 
 ONLY_RUN = {
     "ernie4_5_vl_moe": "text and pictures have experts of their own in each layer",
@@ -50,7 +55,13 @@ _INTERFACE = {
     "is_transposed": False,
     "is_concatenated": True,
 }
-_LIKE_THE_INTERFACE = ("Step3p7Experts",)  # but not marked for it
+_LIKE_THE_INTERFACE: dict[str, dict[str, bool]] = {  # but not marked for it
+    "Llama4TextExperts": {"is_transposed": True},
+    "LongcatFlashExperts": {},
+    "Step3p7Experts": {},
+}
+GETS_NO_IDS = ("Llama4TextExperts",)
+"""Kinds of experts that are called with rows of all experts."""
 _GET_IDS = ("DbrxExperts", "LongcatFlashExperts")
 
 
@@ -157,8 +168,11 @@ def _text_model(model: Any) -> str:
 
 def _runs(_: str, module: Any) -> Any:
     """The module, when it is one of experts as Transformers' interface has them."""
-    if type(module).__name__ in _LIKE_THE_INTERFACE:
-        vars(module).update(_INTERFACE)
+    kind = type(module).__name__
+    if kind in _LIKE_THE_INTERFACE:
+        vars(module).update(_INTERFACE | _LIKE_THE_INTERFACE[kind])
+        if kind == "LongcatFlashExperts":  # behind them are those that do nothing
+            vars(module)["num_experts"] = module.num_routed_experts
     marked = hasattr(module, "is_concatenated") and hasattr(module, "num_experts")
     return module if marked else None
 

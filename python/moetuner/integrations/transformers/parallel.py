@@ -14,10 +14,12 @@ import torch.distributed as dist
 from moetuner.errors import InvalidProblemError
 from moetuner.integrations.transformers.exchanged import ExchangedForward
 from moetuner.integrations.transformers.families import experts_of
+from moetuner.integrations.transformers.other_forwards import call_with_ids
 from moetuner.nn.data_parallel import ready_for_ddp
 from moetuner.nn.exchange import ATTRIBUTE, Exchange
 from moetuner.nn.exchange_options import ExchangeOptions
 from moetuner.nn.move import apply_placement, contiguous_placement
+from moetuner.nn.placed import UNUSED_ROWS
 from moetuner.placement.model import Placement, contiguous_rank_of
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ def parallelize(
             module, exchanges[layer], group if shared_batch else None
         )
         vars(module)["forward"] = exchanged.forward
+    call_with_ids(model)
     ready_for_ddp(model)
 
 
@@ -184,7 +187,9 @@ def _keep_own(module: torch.nn.Module, exchange: Exchange) -> None:
     """Cut weights [E, ...] down to this rank's slots [S, ...]; zeros where empty."""
     row = exchange.tables.row_of(exchange.layer)
     experts = exchange.tables.local_experts[row]
-    for parameter in module.parameters(recurse=False):
+    unused = vars(module)[UNUSED_ROWS] = {}
+    for name, parameter in module.named_parameters(recurse=False):
+        unused[name] = parameter.detach()[exchange.placement.num_experts :].clone()
         index = torch.tensor(experts, dtype=torch.int64, device=parameter.device)
         own = parameter.detach()[index.clamp(min=0)]
         own[index < 0] = 0
