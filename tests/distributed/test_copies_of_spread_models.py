@@ -1,4 +1,4 @@
-"""Copies of a model that `parallelize` spread run their own experts."""
+"""A model that `parallelize` spread, copied or loaded later, runs its own experts."""
 
 import copy
 import io
@@ -69,3 +69,30 @@ def _own_experts(rank, num_ranks, family, shared):
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_copies_run_their_own_experts(num_ranks, shared):
     run_on_ranks(num_ranks, _own_experts, "GptOss", shared)
+
+
+def _loaded_later(rank, num_ranks, shared):
+    """Spread on the meta device; weights come by assignment, or into empty memory."""
+    source = make_model("GptOss")
+    placement = contiguous_placement(3, 6, num_ranks)
+    wanted = source(**inputs()).logits
+    ours.parallelize(source, placement, shared_batch=shared)
+    state = source.state_dict()
+    for assign in (True, False):
+        with torch.device("meta"):
+            model = type(source)(source.config).eval()
+        ours.parallelize(model, placement, shared_batch=shared)
+        if not assign:
+            model.to_empty(device="cpu")
+        model.load_state_dict(state, assign=assign)
+        for name, buffer in source.named_buffers():  # no part of a state
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, buffer)
+        found = model(**inputs()).logits
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_weights_may_come_after_parallelize(num_ranks, shared):
+    run_on_ranks(num_ranks, _loaded_later, shared)

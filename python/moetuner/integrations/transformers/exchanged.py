@@ -63,6 +63,9 @@ class ExchangedForward:
         if self._owned:
             check_owned(self._module, self._exchange)
         given = (hidden_states, top_k_index, top_k_weights)
+        if self._device != hidden_states.device.type:  # the model moved
+            self._device = hidden_states.device.type
+            self._mesh = self._new_mesh()
         mesh = self._mesh
         if mesh is not None:
             given = tuple(_own_share(tensor, mesh) for tensor in given)  # type: ignore[assignment]
