@@ -163,7 +163,8 @@ void PeerGroup::open(const char* op, transport::WindowShape shape) {
   std::unique_ptr<transport::Window> window;
   transport::WindowHandle handle{};
   try {
-    window = std::make_unique<transport::Window>(shape, rank(), settings_.timeout_ms * 1000000);
+    window = std::make_unique<transport::Window>(
+        shape, rank(), settings_.timeout_ms * 1000000, static_cast<int>(settings_.blocks));
     handle = window->handle();
   } catch (const std::exception& error) {
     trouble = error.what();

@@ -22,6 +22,7 @@ struct TransportSettings {
   Transport transport = Transport::kAuto;
   std::int64_t senders = 0;     // blocks that send; 0: as many as suit
   std::int64_t timeout_ms = 0;  // of waits on the device; 0: the group's own
+  std::int64_t blocks = 0;      // of a kernel at most; 0: all of the device
 };
 
 /// Kept for a group by its name; before the first exchange.

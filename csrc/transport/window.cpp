@@ -39,7 +39,7 @@ std::uint32_t read_now(const std::uint32_t& word) {
 
 }  // namespace
 
-Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns)
+Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns, int most_blocks)
     : peers_{.windows = {},
              .control = nullptr,
              .host = nullptr,
@@ -47,7 +47,8 @@ Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns)
              .timeout_ns = timeout_ns,
              .rank = rank,
              .num_ranks = static_cast<int>(shape.num_ranks),
-             .sharing = 1} {
+             .sharing = 1,
+             .most_blocks = most_blocks} {
   static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(handle_.memory));
   try {
     int device = 0;

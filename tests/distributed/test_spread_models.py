@@ -111,18 +111,17 @@ def _moves_and_comes_back(family, placements, model, rank, mine):
 def _has_gradients(family, placement, rank, num_ranks):
     """Of what every rank has whole, for a batch that all share."""
     gradients = []
-    for spread in (False, True):
+    for options in (None, ExchangeOptions(), ExchangeOptions(overlap=True)):
         model = make_model(family)
-        if spread:
-            ours.parallelize(model, placement, shared_batch=True)
+        if options:
+            ours.parallelize(model, placement, shared_batch=True, options=options)
         model(**inputs()).logits.square().mean().backward()
         gradients.append(
             {n: p.grad for n, p in model.named_parameters() if ".experts." not in n}
         )
     for name, gradient in gradients[0].items():
-        if gradient is not None:
-            found = gradients[1][name]
-            torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6)
+        for found in gradients[1:] if gradient is not None else []:
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])

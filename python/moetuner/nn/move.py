@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from moetuner.errors import InvalidPlacementError
-from moetuner.nn.exchange import Exchange, agree, misfit
+from moetuner.nn.agreement import agree, misfit
 from moetuner.nn.layer import local_share, wrong_rows
 from moetuner.nn.optimizer_state import states_of
 from moetuner.nn.placed import Placed, placed_experts, what_adapts
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from moetuner.nn.exchange import Exchange
 
 
 def contiguous_placement(

@@ -33,6 +33,7 @@ def set_transport(
     transport: Transport | str = Transport.AUTO,
     *,
     senders: int | None = None,
+    blocks: int | None = None,
     timeout: timedelta | None = None,
 ) -> None:
     """Choose what carries the rows of a group; every rank of it calls this alike.
@@ -45,8 +46,10 @@ def set_transport(
     transport
         See `Transport`.
     senders
-        Blocks of a GPU that send; None: as many as suit. Fewer leave more of it to
-        experts that run beside.
+        Blocks of a GPU that send; None: as many as suit.
+    blocks
+        Blocks of a GPU that an exchange has at most, senders too, 4 or more; None: all.
+        Fewer leave more of it to experts that run beside.
     timeout
         Of each wait of a GPU for another rank; None: the group's own. After it, every
         rank raises `torch.distributed.DistBackendError` naming who waited for whom, at
@@ -71,7 +74,9 @@ def set_transport(
     """
     number = list(Transport).index(Transport(transport))
     milliseconds = 0 if timeout is None else math.ceil(timeout.total_seconds() * 1000)
-    torch.ops.moetuner.set_transport(group_name, number, senders or 0, milliseconds)
+    torch.ops.moetuner.set_transport(
+        group_name, number, senders or 0, milliseconds, blocks or 0
+    )
 
 
 def describe_transport(group_name: str) -> str:

@@ -19,8 +19,8 @@ struct WindowHandle {
 /// the object, which must outlive all that uses it.
 class Window {
  public:
-  /// Takes memory on the current device.
-  Window(const WindowShape& shape, int rank, std::int64_t timeout_ns);
+  /// Takes memory on the current device. Kernels have `most_blocks` at most; 0: all there are.
+  Window(const WindowShape& shape, int rank, std::int64_t timeout_ns, int most_blocks);
   ~Window();
   Window(const Window&) = delete;
   Window& operator=(const Window&) = delete;

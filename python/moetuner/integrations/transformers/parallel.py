@@ -57,7 +57,7 @@ def parallelize(
         All ranks call the model with the same tokens, as `generate` on the same prompt
         does. Each then sends its share of them, and gets the sums of all.
     options
-        Exact sizes or fixed capacity; residency home only.
+        Exact sizes or fixed capacity, transport, overlap; residency home only.
 
     Raises
     ------
