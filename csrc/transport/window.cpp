@@ -8,8 +8,10 @@
 #include <atomic>
 #include <bit>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -26,11 +28,15 @@ std::size_t control_bytes(const WindowShape& shape) {
          static_cast<std::size_t>(shape.num_ranks * shape.slots_per_rank) * sizeof(std::int32_t);
 }
 
-/// The same for all processes of a machine, containers too, and no other one's.
-std::string boot_of_machine() {
+/// The same for all processes of a machine, containers too, and no other one's. Who tells NCCL that
+/// processes of one machine are on several (NCCL_HOSTID) tells us too.
+std::string name_of_machine() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string id;
   std::getline(file, id);
+  if (const char* told = std::getenv("NCCL_HOSTID")) {
+    id += '/' + std::to_string(std::hash<std::string>{}(told));
+  }
   return id;
 }
 
@@ -76,8 +82,8 @@ Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns, int 
     MOETUNER_CUDA_CHECK(cudaIpcGetMemHandle(&handle, peers_.windows[rank]));
     std::memcpy(handle_.memory, &handle, sizeof(handle));
     handle_.device = name_of_device();
-    const std::string boot = boot_of_machine();
-    std::memcpy(handle_.machine, boot.data(), std::min(boot.size(), sizeof(handle_.machine) - 1));
+    const std::string name = name_of_machine();
+    std::memcpy(handle_.machine, name.data(), std::min(name.size(), sizeof(handle_.machine) - 1));
     handle_.process = getpid();
   } catch (...) {
     release();

@@ -59,6 +59,24 @@ def test_two_levels_over_nccl_and_peers_are_captured(num_ranks, in_node):
     run_on_ranks(num_ranks, _over_peers, in_node, device="cuda")
 
 
+def _on_two_machines(rank, _num_ranks):
+    """As NCCL is told, so are we."""
+    os.environ["NCCL_HOSTID"] = f"node-{rank}"
+    case = CASES[0]
+    slots = make_slots(case, rank, 2, "cuda")
+    tokens = make_tokens(case, rank, "cuda")
+    set_transport(_group(), Transport.PEERS)
+    with pytest.raises(ValueError, match=f"rank {1 - rank} is on another machine"):
+        run_layer(slots, *tokens)
+    set_transport(_group(), Transport.AUTO)
+    run_layer(slots, *tokens)
+    assert "on another machine" in describe_transport(_group())
+
+
+def test_ranks_that_nccl_has_on_two_machines_map_nothing():
+    run_on_ranks(2, _on_two_machines, device="cuda", backend="gloo")
+
+
 def _layer_and_gradients(case, slots, rank, dtype, options):
     x, ids, weights = make_tokens(case, rank, "cuda", dtype)
     for leaf in (x, weights):

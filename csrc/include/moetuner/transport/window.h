@@ -16,7 +16,7 @@ DeviceName name_of_device();
 struct WindowHandle {
   char memory[64];  // cudaIpcMemHandle_t
   DeviceName device;
-  char machine[40];  // the boot of its operating system
+  char machine[64];  // the boot of its operating system, and NCCL_HOSTID where that is set
   std::int64_t process;
 };
 
