@@ -8,7 +8,8 @@
 With GPUs each of two is a node, shared by its ranks; where one is visible, both nodes
 share it. Several ranks on a GPU need MPS and NCCL >= 2.30: put ``on_one_gpu.sh`` and
 its LIBNCCL ahead of the command. Ends with code 3, and says why, where the machine
-permits no such network; else with the largest code of a rank.
+permits no such network; else with the largest code of a rank, or with 128 and the
+signal where all that failed were killed.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def run(options: argparse.Namespace) -> int:
             command = [sys.executable, __file__, _ON_NODE, node, *options.program]
             own = environment(rank, options.ranks_per_node, nodes)
             ranks.append(subprocess.Popen(command, env=os.environ | own))
-        return max(wait_for(ranks))
+        codes = wait_for(ranks)
+    killed = min(codes)
+    return 128 - killed if killed < 0 and max(codes) <= 0 else max(codes)
 
 
 def become(node: Node, program: list[str]) -> None:

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -45,6 +46,14 @@ std::uint32_t read_now(const std::uint32_t& word) {
 
 }  // namespace
 
+DeviceName name_of_device() {
+  int device = 0;
+  cudaDeviceProp properties{};
+  MOETUNER_CUDA_CHECK(cudaGetDevice(&device));
+  MOETUNER_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  return std::bit_cast<DeviceName>(properties.uuid);
+}
+
 Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns, int most_blocks)
     : peers_{.windows = {},
              .control = nullptr,
@@ -57,10 +66,6 @@ Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns, int 
              .most_blocks = most_blocks} {
   static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(handle_.memory));
   try {
-    int device = 0;
-    cudaDeviceProp properties{};
-    MOETUNER_CUDA_CHECK(cudaGetDevice(&device));
-    MOETUNER_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
     void* memory = nullptr;
     const WindowLayout& layout = peers_.layout;
     MOETUNER_CUDA_CHECK(cudaMalloc(&memory, static_cast<std::size_t>(layout.bytes)));
@@ -76,7 +81,7 @@ Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns, int 
     cudaIpcMemHandle_t handle{};
     MOETUNER_CUDA_CHECK(cudaIpcGetMemHandle(&handle, peers_.windows[rank]));
     std::memcpy(handle_.memory, &handle, sizeof(handle));
-    std::memcpy(handle_.device, &properties.uuid, sizeof(handle_.device));
+    handle_.device = name_of_device();
     const std::string name = name_of_machine();
     std::memcpy(handle_.machine, name.data(), std::min(name.size(), sizeof(handle_.machine) - 1));
     handle_.process = getpid();
@@ -98,11 +103,11 @@ void Window::release() noexcept {
   cudaGetLastError();
 }
 
-void Window::map(const std::vector<WindowHandle>& handles) {
-  int sharing = 0;
+void Window::map(const std::vector<WindowHandle>& handles, int sharing) {
+  int in_group = 0;
   for (int g = 0; g < peers_.num_ranks; ++g) {
     const WindowHandle& other = handles[static_cast<std::size_t>(g)];
-    sharing += std::memcmp(other.device, handle_.device, sizeof(other.device)) == 0;
+    in_group += other.device == handle_.device;
     if (g == peers_.rank) continue;
     if (std::memcmp(other.machine, handle_.machine, sizeof(other.machine)) != 0) {
       throw std::runtime_error("rank " + std::to_string(g) + " is on another machine");
@@ -117,7 +122,7 @@ void Window::map(const std::vector<WindowHandle>& handles) {
     mapped_.push_back(memory);
     peers_.windows[g] = static_cast<char*>(memory);
   }
-  peers_.sharing = sharing;
+  peers_.sharing = sharing > 0 ? sharing : in_group;
 }
 
 std::int64_t Window::device_bytes() const {

@@ -1,6 +1,7 @@
 """A program on the two nodes that one machine makes: what torchrun would tell it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,30 @@ def test_ranks_are_told_what_torchrun_tells(visible, of_node, tmp_path):
         str(rank): f"{rank} {rank % 2} 2 4 10.77.0.1 {of_node[rank // 2]}".split()
         for rank in range(4)
     }
+
+
+def test_one_that_fails_ends_the_others(monkeypatch):
+    """They would wait for it until their own timeout; here for ever."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import network
+
+    monkeypatch.setattr(network, "_GRACE", 0.5)
+    says = ["signal.pause()", "sys.exit(7)", "signal.pause()"]
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", f"import signal, sys; {what}"])
+        for what in says
+    ]
+    assert network.wait_for(ranks) == [-9, 7, -9]
+
+
+def test_a_rank_that_a_signal_ends_is_a_failure(tmp_path):
+    """Whatever the others say: a signal is a negative code."""
+    script = tmp_path / "program.py"
+    script.write_text("import os\nif '1' == os.environ['RANK']: os.abort()")
+    done = run("--gbit", 0, "--ranks-per-node", 1, "--", script)
+    if done.returncode == NOT_PERMITTED:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 128 + signal.SIGABRT
 
 
 def test_a_program_is_wanted():

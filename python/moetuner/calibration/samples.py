@@ -6,7 +6,7 @@ Legend: T tokens of a rank, G ranks, N nodes, H hidden, I inner.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from moetuner._checks import is_whole, one_of
@@ -141,6 +141,10 @@ class Timing:
     spread: float
     repeats: int
 
+    def each_of(self, calls: int) -> Timing:
+        """Of one call, where so many were timed as one."""
+        return replace(self, seconds=self.seconds / calls, spread=self.spread / calls)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkSample:
@@ -209,6 +213,8 @@ class ExpertsSample:
     active: int
     replayed: bool
     timing: Timing
+    of_ranks: tuple[Timing, ...] = ()
+    """Of each rank by itself, in their order; empty where that was not told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
