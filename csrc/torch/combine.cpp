@@ -64,7 +64,7 @@ T bring_home(const Trail& trail,
              const OptionalTensor& recv_weights,
              bool by_lines) {
 #ifdef MOETUNER_WITH_CUDA
-  if (goes_over_peers(rows, trail.last().group)) {
+  if (goes_over_peers(trail.op(), rows, trail.last().group)) {
     check_sum(trail.op(), rows, recv_map, recv_weights);
     const T sums = sum_over_peers(trail.op(), rows, recv_map, recv_weights, by_lines, trail.last());
     return trail.home(sums, trail.num_hops() - 1);
@@ -76,7 +76,7 @@ T bring_home(const Trail& trail,
 /// A row for each token to all lines where its rows arrived.
 T carry_out(const Trail& trail, const T& rows, const T& recv_map) {
 #ifdef MOETUNER_WITH_CUDA
-  if (goes_over_peers(rows, trail.last().group)) {
+  if (goes_over_peers(trail.op(), rows, trail.last().group)) {
     const T arrived = trail.out(rows, trail.num_hops() - 1, recv_map.size(0));
     return resend_over_peers(trail.op(), arrived, recv_map, trail.last());
   }
