@@ -2,6 +2,7 @@
 
 #include "bindings.h"
 #include "numpy_arrays.h"
+#include "signals.h"
 
 namespace moetuner::python {
 namespace {
@@ -31,6 +32,7 @@ py::dict count_statistics(const Array<std::int16_t>& topk_ids,
       .top_k = topk_ids.shape(2),
       .num_experts = num_experts,
       .num_threads = num_threads,
+      .between = hearing_signals(),
   };
   {
     const py::gil_scoped_release release;

@@ -3,6 +3,7 @@
 #include "bindings.h"
 #include "choices.h"
 #include "numpy_arrays.h"
+#include "signals.h"
 
 #include <pybind11/stl.h>
 
@@ -99,6 +100,7 @@ py::dict tally_routing(const Array<std::int16_t>& topk_ids,
   args.homes = homes;
   args.replica_rule = replica_rule;
   args.num_threads = num_threads;
+  args.between = hearing_signals();
   check_arguments(args, slot_experts);
   check_rank_slots(args, rank_slots);
   if (rank_slots) args.rank_slots = rank_slots->data();

@@ -56,6 +56,33 @@ void check_sum(const char* op,
 }
 #endif
 
+/// Sums of rows here, or of `rows` by lines as they are, at home.
+T bring_home(const Trail& trail,
+             const T& rows,
+             const T& recv_map,
+             const OptionalTensor& recv_weights,
+             bool by_lines) {
+#ifdef MOETUNER_WITH_CUDA
+  if (goes_over_peers(trail.op(), rows, trail.last().group)) {
+    check_sum(trail.op(), rows, recv_map, recv_weights);
+    const T sums = sum_over_peers(trail.op(), rows, recv_map, recv_weights, by_lines, trail.last());
+    return trail.home(sums, trail.num_hops() - 1);
+  }
+#endif
+  return trail.home(by_lines ? rows : sum_rows(rows, recv_map, recv_weights), trail.num_hops());
+}
+
+/// A row for each token to all lines where its rows arrived.
+T carry_out(const Trail& trail, const T& rows, const T& recv_map) {
+#ifdef MOETUNER_WITH_CUDA
+  if (goes_over_peers(trail.op(), rows, trail.last().group)) {
+    const T arrived = trail.out(rows, trail.num_hops() - 1, recv_map.size(0));
+    return resend_over_peers(trail.op(), arrived, recv_map, trail.last());
+  }
+#endif
+  return trail.out(rows, trail.num_hops(), recv_map.size(0));
+}
+
 T combine(const T& rows,
           const T& recv_map,
           const OptionalTensor& recv_weights,
@@ -64,15 +91,7 @@ T combine(const T& rows,
           Names groups) {
   constexpr const char* kOp = "combine";
   check_recv_map(kOp, recv_map);
-  const Trail trail(kOp, groups, send_maps, splits);
-#ifdef MOETUNER_WITH_CUDA
-  if (goes_over_peers(rows, groups)) {
-    check_sum(kOp, rows, recv_map, recv_weights);
-    return sum_over_peers(
-        kOp, rows, recv_map, recv_weights, false, send_maps[0], splits[0], groups[0]);
-  }
-#endif
-  return trail.home(sum_rows(rows, recv_map, recv_weights));
+  return bring_home({kOp, groups, send_maps, splits}, rows, recv_map, recv_weights, false);
 }
 
 Two combine_backward(const T& grad_out,
@@ -85,15 +104,7 @@ Two combine_backward(const T& grad_out,
                      const OptionalTensor& rows) {
   constexpr const char* kOp = "combine_backward";
   check_recv_map(kOp, recv_map);
-  const Trail trail(kOp, groups, send_maps, splits);
-#ifdef MOETUNER_WITH_CUDA
-  const T arrived =
-      goes_over_peers(grad_out, groups)
-          ? resend_over_peers(kOp, grad_out, recv_map, send_maps[0], splits[0], groups[0])
-          : trail.out(grad_out, recv_map.size(0));
-#else
-  const T arrived = trail.out(grad_out, recv_map.size(0));
-#endif
+  const T arrived = carry_out({kOp, groups, send_maps, splits}, grad_out, recv_map);
   return scatter_rows(arrived, recv_map, num_rows, recv_weights, rows);
 }
 
@@ -109,15 +120,7 @@ Two dispatch_backward(const OptionalTensor& grad_rows,
   check_recv_map(kOp, recv_map);
   const Trail trail(kOp, groups, send_maps, splits);
   Two out{at::empty({0}, recv_map.options()), at::empty({0}, recv_map.options())};
-  const auto home = [&](const T& grad, bool by_lines) {
-#ifdef MOETUNER_WITH_CUDA
-    if (goes_over_peers(grad, groups)) {
-      return sum_over_peers(kOp, grad, recv_map, {}, by_lines, send_maps[0], splits[0], groups[0]);
-    }
-#endif
-    return trail.home(by_lines ? grad : sum_rows(grad, recv_map, {}));
-  };
-  if (grad_rows) std::get<0>(out) = home(*grad_rows, false);
+  if (grad_rows) std::get<0>(out) = bring_home(trail, *grad_rows, recv_map, {}, false);
   if (grad_weights) {
     TORCH_CHECK_VALUE(grad_weights->sizes() == recv_map.sizes(),
                       kOp,
@@ -126,7 +129,7 @@ Two dispatch_backward(const OptionalTensor& grad_rows,
                       " like recv_map, got ",
                       grad_weights->sizes());
     check_contiguous(kOp, "grad_weights", *grad_weights);
-    std::get<1>(out) = home(*grad_weights, true);
+    std::get<1>(out) = bring_home(trail, *grad_weights, recv_map, {}, true);
   }
   return out;
 }

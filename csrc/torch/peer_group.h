@@ -32,6 +32,13 @@ void set_transport(const std::string& group_name, const TransportSettings& setti
 std::string describe_transport(const std::string& group_name);
 
 #ifdef MOETUNER_WITH_CUDA
+/// Where a group stands among others like it: where rows cross between nodes first, there is one
+/// for each node.
+struct Standing {
+  std::int64_t first_rank = 0;  // of all, which errors name
+  int sharing = 0;              // of `Window::map`
+};
+
 /// A group whose ranks map each other's memory, or know why they do not. All ranks call the same
 /// functions in the same order.
 class PeerGroup {
@@ -41,6 +48,9 @@ class PeerGroup {
   /// Decides, with all ranks, at the first call; later calls answer alone. The window then holds
   /// `shape`, which must be the same on all ranks but for its rows at the first call.
   bool opens(const char* op, const transport::WindowShape& shape);
+
+  /// Before it opens.
+  void stand(const Standing& standing) { standing_ = standing; }
 
   bool is_of(const Communicator& other) const { return communicator_.is_same(other); }
 
@@ -65,11 +75,12 @@ class PeerGroup {
 
  private:
   void open(const char* op, transport::WindowShape shape);
-  std::vector<std::vector<std::int64_t>> tell_all(const std::vector<std::int64_t>& mine) const;
+  std::string name_of(std::int64_t rank) const;
   std::string agree(const std::string& trouble) const;
 
   Communicator communicator_;
   TransportSettings settings_;
+  Standing standing_;
   bool decided_ = false;
   std::string refusal_;
   std::unique_ptr<transport::Window> window_;
@@ -80,6 +91,12 @@ class PeerGroup {
 
 /// The group's own, made at the first call.
 PeerGroup& peer_group(const std::string& group_name);
+
+/// That of the ranks `inside` a node, where rows cross `between` nodes by another group. All ranks
+/// of all nodes make the first call together.
+PeerGroup& peer_group_of_node(const char* op,
+                              const std::string& inside,
+                              const std::string& between);
 #endif
 
 }  // namespace moetuner

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota, a limit: Python does not say of which file."""
+_unfinished: set[Path] = set()
+"""Temporary files of this process."""
+
+
+def remove_unfinished() -> None:
+    """Leave no temporary file where the process is ended in the middle of one."""
+    for path in list(_unfinished):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -51,6 +59,7 @@ def _temporary_path(target: Path) -> Iterator[Path]:
     )
     os.close(handle)
     temporary = Path(name)
+    _unfinished.add(temporary)
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -59,6 +68,7 @@ def _temporary_path(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

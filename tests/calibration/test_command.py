@@ -13,7 +13,7 @@ from moetuner.evaluation.hardware_file import read_hardware
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 TINY = [
-    *("--seconds", "1", "--device", "cpu", "--hidden-size", "32"),
+    *("--seconds", "0.3", "--device", "cpu", "--hidden-size", "32"),
     *("--expert-hidden-size", "32", "--experts", "8", "--top-k", "2"),
 ]
 ALONE = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

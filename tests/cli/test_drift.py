@@ -73,6 +73,23 @@ def test_its_own_recording_is_named_as_such(folder, in_use):
     assert "was planned on this recording: no drift is to be seen" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "same"), [("--split", "0.4", "0.5"), ("--seed", "3", "0")]
+)
+def test_on_its_own_recording_another_part_is_refused(
+    folder, in_use, option, value, same
+):
+    """It would score tokens that the plan in use was planned on."""
+    old, _ = in_use
+    own = (old, folder.path / "trace.safetensors")
+    refused = drift(folder, *own, option, value)
+    assert refused.exit_code == 2
+    said = " ".join(refused.stderr.split())
+    assert f"was planned on this recording, with {option} {same}" in said
+    assert drift(folder, *own, option, same).exit_code == 0
+    assert drift(folder, *in_use, option, value).exit_code in (0, 3)
+
+
 def test_every_line_fits_a_terminal_of_80_columns(folder, in_use):
     shown = drift(folder, *in_use).stdout.splitlines()
     table = shown[next(i for i, line in enumerate(shown) if "placement " in line) :]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from moetuner.placement.file import read_placement
+from moetuner.planning.provenance import pricing_of
 from moetuner.report.words import gap
 
 
@@ -21,15 +22,24 @@ def test_what_is_in_use_has_a_row_and_its_moves_are_said(folder, ids):
     assert "From in use to joint: " in page.read_text()
 
 
-def test_other_prices_than_those_of_the_placement_in_use_are_said(folder, ids):
-    """`plan` prices by its own options, not as what is in use was planned."""
+def test_prices_of_the_placement_in_use_are_kept_unless_options_say_otherwise(
+    folder, ids
+):
     trace, old = folder.trace(ids), folder.path / "old.json"
-    folder.plan(trace, "--out", old, "--hardware", "h200")
+    asked = ("--hardware", "h200", "--batch-tokens", 64, "--wire", "per_expert")
+    folder.plan(trace, "--out", old, *asked)
+    told = pricing_of(read_placement(old))
     command = (trace, "--from", old, "--prove", 0)
-    other = " ".join(folder.plan(*command, solver="joint").stderr.split())
-    assert f"; {old} was planned with hardware h200" in other
-    same = folder.plan(*command, "--hardware", "h200", solver="joint").stderr
-    assert "was planned with" not in same
+    kept = folder.plan(*command, solver="joint")
+    assert f"priced as {old} was planned: wire per_expert" in " ".join(
+        kept.stderr.split()
+    )
+    assert pricing_of(read_placement(folder.out)) == told
+    other = folder.plan(*command, "--hardware", "h100", solver="joint").stderr
+    assert f"; {old} was planned with hardware h200" in " ".join(other.split())
+    new = pricing_of(read_placement(folder.out))
+    assert new.cost.hardware.name == "h100"
+    assert (new.batch_tokens, new.cost.wire) == (64, told.cost.wire)
 
 
 def test_the_file_tells_the_bound_that_was_proven_last(folder, ids):

@@ -201,8 +201,32 @@ def test_signal_while_reading_saves_nothing(folder):
     output, errors = process.communicate(timeout=WAIT)
     os.close(writer)
     assert process.returncode == 130
-    assert errors == "error: interrupted, nothing was written\n"
+    heard = "\ninterrupted: stopping\n"
+    assert errors == f"{heard}error: interrupted, nothing was written\n"
     assert output == ""
+
+
+def test_what_does_not_obey_is_ended_and_what_was_kept_is_said(tmp_path):
+    program = f"""
+import signal, threading
+from moetuner._files import atomic_path
+from moetuner.cli import interrupts
+with interrupts.obeyed():
+    signal.signal(signal.SIGINT, lambda *_: None)
+    interrupts.keep_in_mind("interrupted; plan.json holds the placement")
+    with atomic_path({str(tmp_path / "half.json")!r}):
+        print("at work", flush=True)
+        threading.Event().wait()
+"""
+    process = start([MOETUNER[0], "-c", program])
+    assert process.stdout.readline() == "at work\n"
+    assert len(list(tmp_path.iterdir())) == 1  # not finished
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=WAIT)
+    assert process.returncode == 130
+    said = ["", "interrupted: stopping", "error: interrupted; plan.json holds the"]
+    assert [line[: len(said[-1])] for line in errors.splitlines()] == said
+    assert not list(tmp_path.iterdir())
 
 
 def test_closed_pipe_is_no_error_message(folder, ids):

@@ -5,6 +5,7 @@
 #include "planning/tally/token_sets.h"
 
 #include <array>
+#include <atomic>
 
 using namespace moetuner;
 
@@ -114,5 +115,29 @@ TEST(recorded_homes_average_to_uniform_ones_where_tokens_are_many) {
     const double uniform = instance.priced(slots, wire, Homes::kUniform)[0];
     const double recorded = instance.priced(slots, wire, Homes::kRecorded)[0];
     CHECK(harness::near(recorded, uniform, 0.03));
+  }
+}
+
+TEST(what_is_asked_before_a_piece_can_end_the_count) {
+  const std::array<std::int16_t, 6> ids{0, 1, 1, 0, 0, 1};  // six layers of one token
+  const std::array<std::int32_t, 12> slots{0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1};
+  const std::array<std::int32_t, 1> group{0};
+  for (const int threads : {1, 3}) {
+    std::atomic<int> asked{0};
+    TallyArgs args{};  // no outputs: nothing is counted
+    args.topk_ids = ids.data();
+    args.slot_experts = slots.data();
+    args.group = group.data();
+    args.num_tokens = args.top_k = args.num_groups = 1;
+    args.num_layers = 6;
+    args.num_experts = args.num_slots = args.num_ranks = args.ranks_per_node = 2;
+    args.wire = rules_of(Wire::kDedup);
+    args.num_threads = threads;
+    args.between = [&] {
+      ++asked;
+      throw std::out_of_range("a signal");
+    };
+    CHECK_THROWS(tally_routing(args), std::out_of_range);
+    CHECK(asked.load() >= 1 && asked.load() <= threads);
   }
 }

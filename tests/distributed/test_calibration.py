@@ -19,7 +19,7 @@ ORIGIN = Origin(name="x", date=str(date(2026, 11, 30)), command="a test")
 
 
 def _options(**fields):
-    return CalibrationOptions(shapes=(SHAPE,), seconds=0.5, **fields)
+    return CalibrationOptions(shapes=(SHAPE,), seconds=0.2, **fields)
 
 
 def _ranks(device, in_node, options=None):

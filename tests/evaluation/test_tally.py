@@ -1,3 +1,7 @@
+import os
+import signal
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -41,6 +45,39 @@ def core_tally(trace, placement, wire, homes, rule, groups, threads=2):
         int(max(groups, default=0)) + 1,
         threads,
     )
+
+
+@pytest.mark.parametrize("work", ["tally", "statistics"])
+def test_signals_are_heard_while_the_core_counts(rng, work):
+    """Not only when it is done: several handlers run within one call."""
+    trace = make_trace(random_ids(rng, 4000, 48, 32, 4), 32)
+    placement = random_placement(rng, trace, Topology(num_ranks=8, ranks_per_node=8))
+    groups = np.zeros(trace.num_tokens, np.int32)
+    heard, done = [], threading.Event()
+
+    def send():
+        while not done.wait(0.0005):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.append(calls))
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        for calls in range(200):  # one is enough, but on a busy machine
+            if work == "tally":
+                core_tally(
+                    *(trace, placement, Wire.DEDUP, Homes.UNIFORM),
+                    *(ReplicaRule.MOETUNER, groups),
+                )
+            else:
+                _core.count_statistics(trace.topk_ids, 32, True, True, 1)
+            if heard.count(calls) > 3:  # one before, one after it
+                break
+    finally:
+        done.set()
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert heard.count(calls) > 3
 
 
 @given(

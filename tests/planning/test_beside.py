@@ -1,8 +1,10 @@
 """Baselines beside a plan: in their part of the time, and never better than it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.moves import fetched_replicas
 from moetuner.placement.topology import Topology
@@ -103,6 +105,38 @@ def test_ctrl_c_while_a_baseline_is_solved_keeps_those_before(trace, monkeypatch
     assert comparison.left_out["eplb"] == "the plan was interrupted"
     assert comparison.result.solution.status is SolveStatus.INTERRUPTED
     assert comparison.result.placement.provenance.status == "interrupted"
+
+
+@pytest.mark.parametrize("homes", ["uniform", "recorded"])
+def test_after_ctrl_c_nothing_large_is_valued_before_the_plan_is_there(
+    trace, monkeypatch, homes
+):
+    if homes == "recorded":
+        trace = replace(trace, home_rank=(np.arange(600) % 4).astype(np.int16))
+    solve, value = baselines_module._solve, PlacementProblem.objective_value
+    pressed, solved = [], []
+
+    def press_at_chain(problem, name, options):
+        if name == "chain":
+            pressed.append(name)
+            raise KeyboardInterrupt
+        return solve(problem, name, options)
+
+    def not_any_more(problem, placement):
+        assert solved or not pressed
+        return value(problem, placement)
+
+    monkeypatch.setattr(baselines_module, "_solve", press_at_chain)
+    monkeypatch.setattr(PlacementProblem, "objective_value", not_any_more)
+    cost = CostModel(homes=Homes(homes))
+    options = PlanOptions(solver_options=SolverOptions(time_limit=600), cost=cost)
+    comparison = plan_trace(trace, MACHINE, options, on_solved=solved.append)
+    result = comparison.result.solution
+    assert pressed
+    assert solved[0].provenance.status == "interrupted"
+    part = split_recordings((trace,), options.plan_fraction, 0)[0].plan
+    seconds = Workload(traces=(part,), cost=cost).seconds(result.placement)
+    assert result.value == pytest.approx(seconds, rel=1e-9)
 
 
 @pytest.mark.parametrize("limit", [1e-3, 3.0])

@@ -80,6 +80,7 @@ void count_transitions(const StatisticsArgs& args, std::int64_t layer, std::int6
 
 void count_statistics(const StatisticsArgs& args) {
   parallel_for(args.num_layers, args.num_threads, [&](std::int64_t layer) {
+    if (args.between) args.between();
     std::vector<std::int64_t> scratch(static_cast<std::size_t>(2 * args.top_k));
     count_load(args, layer);
     if (args.coactivation != nullptr) count_coactivation(args, layer, scratch.data());

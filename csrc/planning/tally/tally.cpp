@@ -59,8 +59,18 @@ ReplicaNumbers numbers_of(const TallyArgs& args, const Choosing& choosing, std::
           choosing.rows};
 }
 
+/// `parallel_for`, with a look at what may end it before each piece.
+void in_pieces(const TallyArgs& args,
+               std::int64_t count,
+               const std::function<void(std::int64_t)>& body) {
+  parallel_for(count, args.num_threads, [&](std::int64_t piece) {
+    if (args.between) args.between();
+    body(piece);
+  });
+}
+
 void for_each_layer(const TallyArgs& args, const Choosing& choosing, const LayerBody& body) {
-  parallel_for(args.num_layers, args.num_threads, [&](std::int64_t layer) {
+  in_pieces(args, args.num_layers, [&](std::int64_t layer) {
     const ReplicaNumbers numbers = numbers_of(args, choosing, layer);
     LayerTally tally(args, layer, choosing.replicas[layer], numbers);
     body(tally);
@@ -113,13 +123,13 @@ void tally_follow(const TallyArgs& args, const Choosing& choosing) {
       static_cast<std::size_t>(std::min(args.num_tokens, chunk) * path));
   for (std::int64_t begin = 0; begin < args.num_tokens; begin += chunk) {
     const std::int64_t end = std::min(args.num_tokens, begin + chunk);
-    parallel_for((end - begin + kPart - 1) / kPart, args.num_threads, [&](std::int64_t part) {
+    in_pieces(args, (end - begin + kPart - 1) / kPart, [&](std::int64_t part) {
       const std::int64_t first = begin + part * kPart;
       for (std::int64_t t = first; t < std::min(end, first + kPart); ++t) {
         follow(args, choosing.replicas, numbers, t, starts.data() + (t - begin) * path);
       }
     });
-    parallel_for(args.num_layers, args.num_threads, [&](std::int64_t layer) {
+    in_pieces(args, args.num_layers, [&](std::int64_t layer) {
       LayerTally tally(args, layer, choosing.replicas[layer], numbers[layer]);
       for (std::int64_t t = begin; t < end; ++t) {
         const std::int32_t* here = starts.data() + (t - begin) * path + layer * args.num_ranks;

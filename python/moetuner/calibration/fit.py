@@ -105,7 +105,8 @@ def fit_hardware(
     """
     exchanges = [s for s in measured.exchanges if s.case.form is form]
     layers = [s for s in measured.layers if s.case.form is form]
-    replayed = any(s.replayed for s in layers)
+    # A launch is hidden behind the work before it; what is not is the layer's overhead.
+    replayed = any(s.replayed for s in measured.experts)
     experts = [s for s in measured.experts if s.replayed is replayed]
     if not exchanges or not experts:
         raise CalibrationError(

@@ -6,7 +6,7 @@ Legend: T tokens of a rank, G ranks, N nodes, H hidden, I inner.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from moetuner._checks import is_whole, one_of
@@ -140,6 +140,10 @@ class Timing:
     seconds: float
     spread: float
     repeats: int
+
+    def each_of(self, calls: int) -> Timing:
+        """Of one call, where so many were timed as one."""
+        return replace(self, seconds=self.seconds / calls, spread=self.spread / calls)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

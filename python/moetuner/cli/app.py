@@ -19,7 +19,14 @@ from moetuner.cli.certify import certify
 from moetuner.cli.drift import drift
 from moetuner.cli.groups import spelt_out
 from moetuner.cli.hardware import hardware
-from moetuner.cli.interrupts import SIGNALS
+from moetuner.cli.interrupts import (
+    INTERRUPTED,
+    NOTHING,
+    SIGNALS,
+    keep_in_mind,
+    last_words,
+    obeyed,
+)
 from moetuner.cli.messages import as_typed, fail
 from moetuner.cli.report import report
 from moetuner.cli.sweep import sweep
@@ -40,7 +47,6 @@ _USAGE_ERRORS = (
     MissingStatisticsError,
     SolverError,
 )
-_INTERRUPTED = "interrupted, nothing was written"
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _BAD_PATH = (*_NO_FILE, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -52,9 +58,10 @@ class _Group(TyperGroup):
         try:
             return super().make_context(*arguments, **more)
         except KeyboardInterrupt:  # typer would end without a word
-            fail(_INTERRUPTED, 130)
+            fail(NOTHING, INTERRUPTED)
 
     def invoke(self, ctx: Any) -> Any:
+        keep_in_mind(NOTHING)
         try:
             return super().invoke(ctx)
         except MoetunerError as error:
@@ -70,7 +77,7 @@ class _Group(TyperGroup):
         except MemoryError:
             fail("out of memory", 1)
         except KeyboardInterrupt:
-            fail(_INTERRUPTED, 130)
+            fail(last_words(), INTERRUPTED)
 
 
 app = typer.Typer(
@@ -120,7 +127,8 @@ def main() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
-        app(prog_name="moetuner")
+        with obeyed():
+            app(prog_name="moetuner")
     except OSError as error:  # what prints help and usage is not one of our commands
         _fail_of_system(error)
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from moetuner.cli.interrupts import acknowledged
 from moetuner.cli.options import (
     CostOptions,
     Json,
@@ -58,7 +57,7 @@ def certify(
     problem = PlacementProblem.from_workload(
         workload, plan.topology, slots_per_rank=plan.slots_per_rank
     )
-    with ProgressLine() as line, acknowledged(quiet):
+    with ProgressLine() as line:
 
         def show(done: int, total: int, bound: float) -> None:
             line.update(

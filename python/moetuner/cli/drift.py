@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetuner.cli.interrupts import keep_in_mind
 from moetuner.cli.messages import note
 from moetuner.cli.options import (
+    MAX_SEED,
     CostOptions,
     Json,
     Quiet,
-    Seed,
     Threads,
     TopK,
     TracePath,
     priced_words,
 )
-from moetuner.errors import InvalidPlacementError
+from moetuner.errors import InvalidPlacementError, InvalidProblemError
 
 if TYPE_CHECKING:
     from moetuner.placement.model import Placement
@@ -42,11 +43,23 @@ def drift(
         int, typer.Option(help="Batches in which moves must have paid", min=1)
     ] = 10_000,
     time_limit: Annotated[float, typer.Option(help="Seconds for the new plan")] = 60.0,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Of split, solver, bootstrap  [default: 0; on its own recording the "
+            "plan's]",
+            min=0,
+            max=MAX_SEED,
+        ),
+    ] = None,
     threads: Threads = 0,
     split: Annotated[
-        float, typer.Option(help="Share of the new tokens to plan on; the rest scores")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help="Share of the new tokens to plan on; the rest scores  [default: 0.5; "
+            "on its own recording the plan's]"
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Placement file of the new plan to write")
     ] = None,
@@ -62,6 +75,7 @@ def drift(
     """
     from moetuner.placement.file import read_placement, write_placement
     from moetuner.planning.drift import DriftOptions, measure_drift
+    from moetuner.planning.provenance import part_of
     from moetuner.report.drift import drift_json, print_drift
     from moetuner.report.outputs import check_report
     from moetuner.report.progress import ProgressLine
@@ -76,18 +90,37 @@ def drift(
     own = None if recording is None else read_trace(recording, top_k=top_k)
     _check_models(placement, in_use, {trace: routing, recording: own})
     pricing = cost.pricing([routing], quiet, in_use)
+    part = part_of(in_use, routing.sha256())
+    for option, given, planned in zip(
+        *(("--split", "--seed"), (split, seed), part or (split, seed)), strict=True
+    ):
+        if given is not None and given != planned:
+            raise InvalidProblemError(
+                f"{placement} was planned on this recording, with {option} {planned}:"
+                f" with another one, tokens that it was planned on would score it. "
+                f"Leave out {option} {given}, or give a new recording"
+            )
     options = DriftOptions(
         threshold=threshold,
         steps=steps,
         pricing=pricing,
-        plan_fraction=split,
-        solver_options=SolverOptions(time_limit=time_limit, seed=seed, threads=threads),
+        plan_fraction=0.5 if split is None else split,
+        solver_options=SolverOptions(
+            time_limit=time_limit, seed=seed or 0, threads=threads
+        ),
     )
+
+    def keep(new: Placement) -> None:
+        if out is not None:
+            write_placement(new, out)
+            keep_in_mind(f"interrupted while scoring; {out} holds the new plan")
+
     with ProgressLine() as line:
         found = measure_drift(
             *(in_use, routing, options),
             recording=own,
             progress=None if quiet else line.update,
+            on_solved=keep,
         )
     if found.same_recording:
         note(
@@ -98,8 +131,6 @@ def drift(
     new = found.comparison.result.placement
     if new.provenance.status == "interrupted":
         note("interrupted: the new plan is the best found so far", quiet)
-    if out is not None:
-        write_placement(new, out)
     if as_json:
         print_json(drift_json(found))
     else:

@@ -1,39 +1,104 @@
-"""Ctrl-C in the middle of long work."""
+"""Ctrl-C, and SIGTERM: acknowledged at once, obeyed within `OBEY_SECONDS`.
+
+The signal raises KeyboardInterrupt as soon as Python runs again, and a command ends as
+it always does, with the best that it has. A thread sees to the rest. It says at once
+that the signal was heard. Where what is left takes too long (the scores of a large
+placement, say) it ends the program, and says what was kept.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from moetuner._files import remove_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_HEARD = b"\ninterrupted: stopping\n"
+OBEY_SECONDS = 2.0
+"""From the first signal to the end of the program, at most."""
+INTERRUPTED = 130
+"""Exit code."""
+NOTHING = "interrupted, nothing was written"
+_MARGIN = 0.2
+"""Of `OBEY_SECONDS`, for ending."""
+_HEARD = "\ninterrupted: stopping\n"
 _STDERR = 2
+
+_last_words = NOTHING
+"""Of this process, as signals are: what is said if it has to be ended."""
+
+
+def keep_in_mind(words: str) -> None:
+    """What to say from now on if the program has to be ended by `obeyed`."""
+    global _last_words
+    _last_words = words
+
+
+def last_words() -> str:
+    """What was kept, for whoever ends the program in time."""
+    return _last_words
 
 
 @contextmanager
-def acknowledged(quiet: bool) -> Iterator[None]:
-    """Say at once that a signal was heard, before the work comes to its end.
+def obeyed() -> Iterator[None]:
+    """Signals in this block are acknowledged at once, and end the program in time."""
+    acknowledgement = _Acknowledgement()
 
-    What it led to is said then: whether there is a result, and where.
-    """
-    if quiet or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, _heard) for number in SIGNALS}
+    def hear(*_: Any) -> NoReturn:
+        acknowledgement.give()  # in front of all that the command says then
+        raise KeyboardInterrupt
+
+    handlers = {number: signal.signal(number, hear) for number in SIGNALS}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watch = threading.Thread(target=_watch, args=(reader, acknowledgement), daemon=True)
+    watch.start()
     try:
         yield
     finally:
-        for number, handler in before.items():
+        signal.set_wakeup_fd(before)
+        os.close(writer)  # ends the thread, unless it heard a signal
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _heard(*_: Any) -> NoReturn:
+class _Acknowledgement:
+    """Given once, by whoever hears a signal first."""
+
+    def __init__(self) -> None:
+        self._begun, self._given = threading.Lock(), threading.Event()
+
+    def give(self) -> None:
+        """Say it, or wait until it was said."""
+        if self._begun.acquire(blocking=False):
+            _say(_HEARD)
+            self._given.set()
+        self._given.wait(OBEY_SECONDS)
+
+
+def _watch(reader: int, acknowledgement: _Acknowledgement) -> None:
+    """Wait for a signal, or for the end; Python writes the number of each signal."""
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        heard = pipe.read(1)
+        while heard and heard[0] not in SIGNALS:
+            heard = pipe.read(1)
+        if not heard:
+            return
+        acknowledgement.give()
+        time.sleep(OBEY_SECONDS - _MARGIN)
+        remove_unfinished()
+        _say(f"error: {_last_words}\n")
+        os._exit(INTERRUPTED)
+
+
+def _say(text: str) -> None:
     with suppress(OSError):  # not sys.stderr, which may be in the middle of a line
-        os.write(_STDERR, _HEARD)
-    raise KeyboardInterrupt
+        os.write(_STDERR, text.encode())

@@ -51,8 +51,9 @@ OfPhase = Annotated[
     PhaseName | None,
     typer.Option("--phase", help="Tokens of this phase alone  [default: all]"),
 ]
+MAX_SEED = 2**31 - 1
 Seed = Annotated[
-    int, typer.Option(help="Of split, solver, bootstrap", min=0, max=2**31 - 1)
+    int, typer.Option(help="Of split, solver, bootstrap", min=0, max=MAX_SEED)
 ]
 Threads = Annotated[int, typer.Option(help="0: all cores", min=0)]
 TopK = Annotated[

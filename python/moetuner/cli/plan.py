@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetuner.cli.interrupts import acknowledged
-from moetuner.cli.messages import fail, note
+from moetuner.cli.interrupts import keep_in_mind
+from moetuner.cli.messages import note
 from moetuner.cli.options import (
     CostOptions,
     Json,
@@ -23,9 +23,8 @@ from moetuner.cli.options import (
     topology_of,
 )
 from moetuner.errors import InvalidProblemError
-from moetuner.evaluation.cost import CostModel
 from moetuner.planning.baselines import Baselines
-from moetuner.planning.options import PlanOptions
+from moetuner.planning.options import PlanOptions, Pricing
 from moetuner.solver import SOLVERS, SolverOptions
 from moetuner.solver.base import Clock
 from moetuner.solver.joint.config import JointConfig
@@ -76,17 +75,21 @@ class JointOptions:
         typer.Option(help="Microseconds of a batch that each moved expert must save"),
     ] = 0.0
 
-    def config(self, solver: str) -> JointConfig | None:
-        """Options of `joint`; None for another solver, which takes none of them."""
+    def in_use(self) -> Placement | None:
+        """The placement that a plan starts from."""
         from moetuner.placement.file import read_placement
 
+        used = self.from_placement
+        return None if used is None else read_placement(used)
+
+    def config(self, solver: str, in_use: Placement | None) -> JointConfig | None:
+        """Options of `joint`; None for another solver, which takes none of them."""
         if self.from_placement is None and self.move_cost:
             raise InvalidProblemError("--move-cost needs --from")
         if solver == "joint":
-            used = self.from_placement
             return JointConfig(
                 favour=self.favour,
-                stay=None if used is None else read_placement(used),
+                stay=in_use,
                 move_seconds=self.move_cost * 1e-6,
             )
         if self.from_placement is not None or self.favour is not Favour.TIME:
@@ -149,7 +152,11 @@ def plan(
     top_k: TopK = None,
     outputs: Outputs,
 ) -> None:
-    """Plan on one part of a trace, score on the other, write the placement."""
+    """Plan on one part of a trace, score on the other, write the placement.
+
+    With --from, what no option says is priced as the placement in use was planned.
+    """
+    from moetuner.planning.provenance import pricing_of
     from moetuner.planning.redundancy import slots_with_redundant
     from moetuner.planning.refit import refit_seconds
     from moetuner.report.outputs import check_outputs
@@ -164,16 +171,18 @@ def plan(
         raise InvalidProblemError("--moves needs --from")
     if redundant is not None and slots_per_rank:
         raise InvalidProblemError("give --redundant or --slots-per-rank, not both")
-    machine = cost.machine(CostModel().hardware)
+    in_use = joint.in_use()
+    told = None if in_use is None else pricing_of(in_use)
+    machine = cost.machine((told or Pricing()).cost.hardware)
     topology = topology_of(ranks, ranks_per_node, outputs.quiet, machine)
     traces = [read_trace(path, top_k=top_k) for path in files]
-    pricing = cost.pricing(traces, outputs.quiet)
+    pricing = cost.pricing(traces, outputs.quiet, in_use)
     if redundant is not None:
         experts = traces[0].num_experts
         slots_per_rank = slots_with_redundant(experts, ranks, redundant)
     options = PlanOptions(
         solver=solver.value,
-        config=joint.config(solver.value),
+        config=joint.config(solver.value, in_use),
         solver_options=SolverOptions(time_limit=time_limit, seed=seed, threads=threads),
         slots_per_rank=slots_per_rank,
         plan_fraction=split,
@@ -182,8 +191,9 @@ def plan(
         baselines=baselines,
         prove_seconds=prove,
     ).priced_as(pricing)
-    if options.stay is not None:
-        _tell_other_prices(options, str(joint.from_placement), outputs.quiet)
+    if in_use is not None:
+        words = priced_words(pricing, in_use, str(joint.from_placement))
+        note(words, outputs.quiet)
     if refit:
         note(
             f"--refit: up to {time_limit:g} s for the plan that is scored, then up to "
@@ -191,15 +201,6 @@ def plan(
             outputs.quiet,
         )
     _plan_and_show(traces, topology, options, outputs, clock)
-
-
-def _tell_other_prices(options: PlanOptions, name: str, quiet: bool) -> None:
-    """The placement in use may have been planned for another machine, say."""
-    from moetuner.planning.provenance import pricing_of
-
-    assert options.stay is not None
-    if pricing_of(options.stay) not in (None, options.pricing):
-        note(priced_words(options.pricing, options.stay, name), quiet)
 
 
 def demo(
@@ -265,6 +266,7 @@ def _plan_and_show(
 
     def keep(placement: Placement) -> None:
         write_placement(placement, outputs.out)
+        keep_in_mind(f"interrupted while scoring; {outputs.out} holds the placement")
         written.append(outputs.out)
         kept.append(placement)
         if outputs.moves is not None and options.stay is not None:
@@ -276,25 +278,20 @@ def _plan_and_show(
                 outputs.quiet,
             )
 
-    try:
-        with ProgressLine() as line, acknowledged(outputs.quiet):
-            comparison = plan_trace(
-                *(traces[0], topology, options),
-                others=traces[1:],
-                progress=None if outputs.quiet else line.update,
-                on_solved=keep,
-                clock=clock,
-            )
-        solved = comparison.refit or comparison.result
-        if solved.placement is not kept[-1]:  # it has a better bound now
-            write_placement(solved.placement, outputs.out)
-        if outputs.page is not None:
-            write_report(comparison, outputs.page)
-            written.append(outputs.page)
-    except KeyboardInterrupt:
-        if not written:
-            raise
-        fail(f"interrupted while scoring; {outputs.out} holds the placement", 130)
+    with ProgressLine() as line:
+        comparison = plan_trace(
+            *(traces[0], topology, options),
+            others=traces[1:],
+            progress=None if outputs.quiet else line.update,
+            on_solved=keep,
+            clock=clock,
+        )
+    solved = comparison.refit or comparison.result
+    if solved.placement is not kept[-1]:  # it has a better bound now
+        write_placement(solved.placement, outputs.out)
+    if outputs.page is not None:
+        write_report(comparison, outputs.page)
+        written.append(outputs.page)
     if options.refit and comparison.refit is None:
         why = "nothing was held out" if comparison.in_sample else "it was interrupted"
         note(

@@ -126,14 +126,14 @@ class Exchange(torch.nn.Module):
             )
         wanted = f"layer {self.layer}, {self.options.in_words()}"
         agree(placement, group, trouble or problem, wanted)
+        self._set_tables(placement, torch.device(device or "cpu"))
         if self.options.chooses_transport:
             set_transport(
-                self.group_name,
+                self.nodes.inside if self.nodes else self.group_name,
                 self.options.transport,
                 senders=self.options.senders,
                 blocks=self.options.most_blocks,
             )
-        self._set_tables(placement, torch.device(device or "cpu"))
 
     def set_placement(self, placement: Placement) -> None:
         """Follow another placement from now on; counters begin again at zero.
@@ -232,6 +232,7 @@ class Exchange(torch.nn.Module):
             self.options,
             self.placement.topology,
             self.group_name,
+            self.nodes,
             on_cuda=self.candidates.is_cuda,
         )
 

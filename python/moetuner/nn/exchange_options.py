@@ -14,6 +14,7 @@ from moetuner.ops._collectives import group_named
 from moetuner.ops.transport import Transport, describe_transport
 
 if TYPE_CHECKING:
+    from moetuner.ops.node_groups import NodeGroups
     from moetuner.placement.topology import Topology
 
 
@@ -54,9 +55,9 @@ class ExchangeOptions:
     levels
         How rows cross from node to node. ``residency=follow`` has one level.
     transport, senders, blocks
-        What carries rows on one level on CUDA, how many blocks send, and how many there
-        are at most: see `moetuner.ops.set_transport`, which an `Exchange` calls where
-        any is given.
+        What carries rows on CUDA (on two levels inside a node), how many blocks send,
+        and how many there are at most: see `moetuner.ops.set_transport`, which an
+        `Exchange` calls where any is given.
     overlap
         Cuts the tokens of a rank in two, and runs the exchange of one half beside the
         experts of the other: on a stream of its own, with `blocks`, or `OVERLAP_BLOCKS`
@@ -146,22 +147,29 @@ def takes_two_levels(options: ExchangeOptions, topology: Topology) -> bool:
 
 
 def describe(
-    options: ExchangeOptions, topology: Topology, group_name: str, *, on_cuda: bool
+    options: ExchangeOptions,
+    topology: Topology,
+    group_name: str,
+    groups: NodeGroups | None,
+    *,
+    on_cuda: bool,
 ) -> str:
-    """What carries tokens, in words, part by part."""
-    wire = dist.get_backend(group_named(group_name)).upper()
-    if on_cuda and not takes_two_levels(options, topology):
-        wire = describe_transport(group_name)
+    """What carries tokens, in words, part by part; `groups` where there are levels."""
+    wire = last = dist.get_backend(group_named(group_name)).upper()
+    if on_cuda:
+        last = describe_transport(groups.inside if groups else group_name)
     nodes = f"{topology.num_nodes} nodes of {topology.ranks_per_node} ranks"
-    if takes_two_levels(options, topology):
+    if groups:
         way = (
             f"two levels on {nodes}: over {wire} a row crosses once to each other node "
             f"that needs it, to the rank of the same place there, which passes it on "
-            f"once to each rank"
+            f"once to each rank, over {last}"
         )
     else:
         way = f"one level on {nodes}: over {wire} a row goes once to each rank"
     sizes = "exact sizes, for which the host waits once a dispatch"
+    if groups and on_cuda:
+        sizes += ", and once more where memory is mapped"
     if options.capacity is not None:
         sizes = (
             f"fixed sizes, {options.capacity} rows to each place and "

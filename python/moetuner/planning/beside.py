@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from moetuner.planning.baselines import (
     BASELINE_SHARE,
     BASELINES,
@@ -25,14 +27,23 @@ from moetuner.planning.recordings import workload_of
 from moetuner.planning.scores import measure
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import get_solver
-from moetuner.solver.base import Clock, ProgressEvent, interrupted
+from moetuner.solver.base import (
+    Clock,
+    ProgressEvent,
+    SolveStatus,
+    finish,
+    interrupted,
+)
 from moetuner.solver.joint.profiles import Favour
-from moetuner.solver.joint.replicas import best_layers, layer_costs
+from moetuner.solver.joint.replicas import (
+    best_layers,
+    is_sum_of_layers,
+    layer_costs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from moetuner.placement.model import Placement
@@ -99,12 +110,18 @@ class Beside:
     def solve(self, shares: int = 1) -> Solution:
         """What the solver makes of the baselines, as one of `shares` that are left."""
         options, history = self.options, History(forward=self.progress)
-        found = get_solver(options.solver, options.config).solve(
-            self.problem,
-            self.limited(shares),
-            warm_start=self.start(),
-            progress=history,
-        )
+        start = self.start()
+        solver = get_solver(options.solver, options.config)
+        if self.interrupted and start is not None and options.stay is None:
+            found = finish(
+                *(solver, self.problem, start, self.clock),
+                status=SolveStatus.INTERRUPTED,
+                value=self._start_seconds(),
+            )
+        else:
+            found = solver.solve(
+                self.problem, self.limited(shares), warm_start=start, progress=history
+            )
         if self.interrupted:
             found = interrupted(found)
         return with_source(found, self.recordings, options, history.points())
@@ -145,6 +162,11 @@ class Beside:
             [self.solutions[name].placement for name in names],
             [self._costs[name] for name in names],
         )
+
+    def _start_seconds(self) -> float:
+        """The modelled time of `start`, known from its layers."""
+        best = np.array(list(self._costs.values())).min(axis=0)
+        return float(best.sum() if is_sum_of_layers(self.problem) else best[0])
 
     def improved(self, result: Solution) -> Solution:
         """The result, or the best layers of all where those are faster."""

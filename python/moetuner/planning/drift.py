@@ -24,6 +24,8 @@ from moetuner.solver.base import Clock
 from moetuner.solver.joint.config import JointConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moetuner.evaluation.evaluate import GainInterval
     from moetuner.placement.changes import Changes
     from moetuner.placement.model import Placement
@@ -161,6 +163,7 @@ def measure_drift(
     *,
     recording: Trace | CountTrace | None = None,
     progress: ProgressCallback | None = None,
+    on_solved: Callable[[Placement], None] | None = None,
 ) -> Drift:
     """Weigh the plan in use against a new one that starts from it.
 
@@ -180,6 +183,8 @@ def measure_drift(
         What `in_use` was planned on, to say what it cost there on held-out tokens.
     progress
         Gets the news of the solver.
+    on_solved
+        Gets the new plan before it is scored, so that it can be kept.
 
     Raises
     ------
@@ -203,6 +208,8 @@ def measure_drift(
     )
     beside.solve_quick(asked.baselines)
     new = beside.solve().placement
+    if on_solved is not None:
+        on_solved(new)
     others = {name: each.placement for name, each in beside.solutions.items()}
     comparison = score_placements(
         recordings[0],

@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING
 
 from moetuner._core import Rows
 from moetuner.bounds import certify
-from moetuner.errors import (
-    InvalidPlacementError,
-    InvalidProblemError,
-    MissingStatisticsError,
-)
+from moetuner.errors import InvalidPlacementError, MissingStatisticsError
 from moetuner.planning.baselines import IN_USE, REFERENCE, Baselines, solver_of
 from moetuner.planning.beside import Beside
 from moetuner.planning.options import PlanOptions
@@ -21,6 +17,7 @@ from moetuner.planning.recordings import (
     score_overall,
     split_recordings,
 )
+from moetuner.planning.redundancy import check_slots
 from moetuner.planning.refit import refit
 from moetuner.planning.scores import score_placements
 from moetuner.problem import Objective, PlacementProblem
@@ -174,18 +171,7 @@ def _check_asked(
             f"plan: wire={options.cost.wire.value} needs the experts of each token; "
             f"this source only counted loads, so only wire=allgather can be scored"
         )
-    experts, ranks = traces[0].num_experts, topology.num_ranks
-    if ranks > experts:
-        raise InvalidProblemError(
-            f"plan: num_ranks must be at most {experts}, the number of experts, or a "
-            f"rank would stay empty; got {ranks}"
-        )
-    least, slots = -(-experts // ranks), options.slots_per_rank
-    if slots and not least <= slots <= experts:
-        raise InvalidProblemError(
-            f"plan: slots_per_rank must be {least}..{experts}, enough for {experts} "
-            f"experts on {ranks} ranks and no expert twice on one, or 0; got {slots}"
-        )
+    check_slots(traces[0].num_experts, topology.num_ranks, options.slots_per_rank)
 
 
 def _slots_asked(options: PlanOptions) -> int:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from moetuner._checks import is_number, is_whole
+from moetuner._checks import is_number
 from moetuner.errors import InvalidProblemError
 from moetuner.placement.topology import Topology
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.plan import plan_trace
-from moetuner.planning.redundancy import slots_with_redundant
+from moetuner.planning.redundancy import check_slots, slots_with_redundant
 from moetuner.solver import SolveStatus
 
 if TYPE_CHECKING:
@@ -63,23 +63,10 @@ class Setup:
 
     def check(self, trace: Trace | CountTrace, memory: float | None = None) -> None:
         """Refuse what no plan can be: see `sweep`."""
-        experts, topology = trace.num_experts, self.topology()
-        if topology.num_ranks > experts:
-            raise InvalidProblemError(
-                f"sweep: num_ranks must be at most {experts}, the number of experts, "
-                f"or a rank would stay empty; got {topology.num_ranks}"
-            )
-        if not is_whole(self.redundant) or self.redundant < 0:
-            raise InvalidProblemError(
-                f"sweep: redundant must be a whole number >= 0, got {self.redundant!r}"
-            )
-        least, slots = -(-experts // topology.num_ranks), self.slots(experts)
-        if slots and not least <= slots <= experts:
-            raise InvalidProblemError(
-                f"sweep: slots_per_rank must be {least}..{experts} on "
-                f"{topology.num_ranks} ranks, got {slots}"
-            )
-        needed = self.weight_bytes(slots or least, trace.num_layers)
+        experts, ranks = trace.num_experts, self.topology().num_ranks
+        slots = self.slots(experts)
+        check_slots(experts, ranks, slots)
+        needed = self.weight_bytes(slots or -(-experts // ranks), trace.num_layers)
         if memory is not None and needed > memory:
             raise InvalidProblemError(
                 f"sweep: memory={memory / 1e9:g} GB is less than the expert weights "

@@ -215,16 +215,19 @@ def finish(
     lower_bound: float | None = None,
     stages: tuple[Stage, ...] = (),
     warm_start: Placement | None = None,
+    value: float | None = None,
 ) -> Solution:
     """The solution for `found`, or for the warm start where that is better.
 
     `found` is a placement or the rank of each expert, [L, E].
 
-    The value is recomputed by the problem; a bound above it would be a false proof
-    and is an error.
+    The value is recomputed by the problem, unless it is given: of a large placement
+    that takes seconds, which are not there after a Ctrl-C. A bound above it would be a
+    false proof and is an error.
     """
     placement = found if isinstance(found, Placement) else place(problem, found)
-    value = problem.objective_value(placement)
+    if value is None:
+        value = problem.objective_value(placement)
     if warm_start is not None:
         warm_value = problem.objective_value(warm_start)
         if warm_value < value:

@@ -4,6 +4,7 @@
 #include "moetuner/planning/wire.h"
 
 #include <cstdint>
+#include <functional>
 
 namespace moetuner {
 
@@ -44,7 +45,8 @@ struct TallyArgs {
   WireRules wire;
   Homes homes;
   ReplicaRule replica_rule;
-  int num_threads;  // 0: all cores
+  int num_threads;                // 0: all cores
+  std::function<void()> between;  // called before each piece of work; what it throws ends the tally
 
   std::int64_t* slot_rows;           // [Q, L, P], (token, expert) pairs computed in the slot
   std::int64_t* slot_used;           // [Q, L, P], the same of dealt tokens; null unless `deals_out`

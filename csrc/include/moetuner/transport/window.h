@@ -2,16 +2,21 @@
 
 #include "moetuner/transport/peers.h"
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 namespace moetuner::transport {
 
+/// The current device among those of all machines, by its UUID.
+using DeviceName = std::array<std::int64_t, 2>;
+DeviceName name_of_device();
+
 /// What a rank tells the others so that they can map its window. Plain bytes.
 struct WindowHandle {
-  char memory[64];   // cudaIpcMemHandle_t
-  char device[16];   // the device's UUID
-  char machine[40];  // the boot of its operating system
+  char memory[64];  // cudaIpcMemHandle_t
+  DeviceName device;
+  char machine[64];  // the boot of its operating system, and NCCL_HOSTID where that is set
   std::int64_t process;
 };
 
@@ -27,8 +32,9 @@ class Window {
 
   WindowHandle handle() const { return handle_; }
 
-  /// Maps the windows of all ranks, in order. Throws where one cannot be mapped.
-  void map(const std::vector<WindowHandle>& handles);
+  /// Maps the windows of all ranks, in order. Throws where one cannot be mapped. `sharing`: as many
+  /// ranks as must be able to work on this device side by side; 0: those of `handles` that use it.
+  void map(const std::vector<WindowHandle>& handles, int sharing);
 
   const WindowShape& shape() const { return peers_.layout.shape; }
   const Peers& peers() const { return peers_; }

@@ -5,7 +5,6 @@ Legend: T tokens, K top-k, S slots of a rank, M rows of its experts, H hidden.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from moetuner.calibration.samples import (
     ExpertsSample,
     LayerShape,
     PermuteSample,
-    Timing,
     Way,
 )
 from moetuner.ops import permute, unpermute
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from moetuner.calibration.measure.clock import Clock, Step
     from moetuner.calibration.measure.ranks import Ranks
     from moetuner.calibration.options import Sizes
+    from moetuner.calibration.samples import Timing
 
 _ROUNDS = {"cuda": 10, "cpu": 1}
 """Calls of a repetition: a GPU begins one while it works on another."""
@@ -196,14 +195,5 @@ def _both_ways(
     yield clock.time_ranks(step, seconds / 2, rounds), False
     replay = captured(ranks, [lambda _: step(None)] * rounds)
     if replay is not None:
-        yield (
-            [
-                replace(
-                    timing,
-                    seconds=timing.seconds / rounds,
-                    spread=timing.spread / rounds,
-                )
-                for timing in clock.time_ranks(replay, seconds / 2)
-            ],
-            True,
-        )
+        times = clock.time_ranks(replay, seconds / 2)
+        yield [timing.each_of(rounds) for timing in times], True

@@ -24,11 +24,17 @@ class Incumbent:
     move_seconds: float = 0.0
     placement: Placement = field(init=False)
     value: float = np.inf
+    """The objective, and the cost of the moves."""
     bound: float | None = None
     floor: float = np.inf
     """Value of the quick methods, which no other placement may exceed."""
     longest: float = 0.0
     """Seconds of the slowest valuation so far: replicas take longer."""
+
+    @property
+    def objective(self) -> float | None:
+        """The objective alone; None where the value holds more than that."""
+        return self.value if self.stay is None else None
 
     def value_of(self, placement: Placement) -> float:
         """The objective, and the cost of the moves."""
@@ -45,7 +51,12 @@ class Incumbent:
         if (value := self.value_of(placement)) < self.value:
             self.placement, self.value = placement, value
 
-    def prefer(self, placement: Placement) -> None:
-        """Take what a search prefers, for it looks further than at the value alone."""
-        if (value := self.value_of(placement)) <= self.floor:
+    def prefer(self, placement: Placement, value: float | None = None) -> None:
+        """Take what a search prefers, for it looks further than at the value alone.
+
+        A `value` that is known already, as `value_of` has it, is taken.
+        """
+        if value is None:
+            value = self.value_of(placement)
+        if value <= self.floor:
             self.placement, self.value = placement, value

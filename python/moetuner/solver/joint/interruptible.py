@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
     Result = TypeVar("Result")
 
+LAST_SECONDS = 0.8
+"""What a valuation may take after a Ctrl-C; a program is to end within two seconds."""
 _POLL = 0.1  # seconds between looks for a signal
 
 
@@ -34,27 +38,56 @@ class Interruptible:
 
     def run(self, call: Callable[[NDArray[np.int32]], Result]) -> Result:
         """What ``call(stop)`` returns; it must end soon once stop[0] is not zero."""
-        outcome: list[Any] = []
-        done = threading.Event()
-
-        def work() -> None:
-            try:
-                outcome.append((call(self.stop), None))
-            except BaseException as error:
-                outcome.append((None, error))
-            finally:
-                done.set()
-
-        threading.Thread(target=work, daemon=True).start()
-        # Not Thread.join: interrupted, it takes the thread for ended (Python < 3.13).
+        work = _Work(lambda: call(self.stop))
         while True:
             try:
-                while not done.wait(_POLL):
+                while not work.done.wait(_POLL):
                     pass
                 break
             except KeyboardInterrupt:
                 self.stop[0] = 1
-        result, error = outcome[0]
+        return work.result()  # type: ignore[no-any-return]
+
+    def in_time(self, call: Callable[[], Result]) -> Result | None:
+        """What ``call()`` returns, which nothing can stop.
+
+        After a Ctrl-C None, where it takes longer than `LAST_SECONDS`: then it ends by
+        itself, and may change nothing that others read.
+        """
+        work, latest = _Work(call), math.inf
+        while True:
+            try:
+                if self.interrupted:
+                    latest = min(latest, time.monotonic() + LAST_SECONDS)
+                while not work.done.wait(_POLL):
+                    if time.monotonic() > latest:
+                        return None
+                return work.result()  # type: ignore[no-any-return]
+            except KeyboardInterrupt:
+                self.stop[0] = 1
+
+
+class _Work:
+    """A call in a thread of its own."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.done = threading.Event()
+        self._outcome: list[Any] = []
+        self._call = call
+        # Never joined: interrupted, join takes it for ended (Python < 3.13).
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._outcome.append((self._call(), None))
+        except BaseException as error:
+            self._outcome.append((None, error))
+        finally:
+            self.done.set()
+
+    def result(self) -> Any:
+        """What the call returned or raised; once it is done."""
+        result, error = self._outcome[0]
         if error is not None:
             raise error
-        return result  # type: ignore[no-any-return]
+        return result

@@ -175,11 +175,16 @@ def cheapest_layers(
 
 def layer_costs(problem: PlacementProblem, placement: Placement) -> NDArray[np.float64]:
     """The modelled time of each layer, [L]; that of all where it is no sum of them."""
-    workload = problem.workload
-    if workload.cost.homes is Homes.FOLLOW or workload.takes_slowest:
+    if not is_sum_of_layers(problem):
         return np.full(problem.num_layers, problem.objective_value(placement))
-    seconds: NDArray[np.float64] = workload.layer_seconds(placement)
+    seconds: NDArray[np.float64] = problem.workload.layer_seconds(placement)
     return seconds
+
+
+def is_sum_of_layers(problem: PlacementProblem) -> bool:
+    """Whether the modelled time is a sum of layers that do not depend on each other."""
+    workload = problem.workload
+    return workload.cost.homes is not Homes.FOLLOW and not workload.takes_slowest
 
 
 def best_layers(

@@ -162,7 +162,8 @@ class Run:
             return SolveStatus.TIME_LIMIT
         fewer = self._solve_fewer(profile, pays)
         self.stages.extend(fewer.stages)
-        self.incumbent.prefer(fewer.placement)
+        alike = not fewer.placement.has_replicas  # which one a token takes may change
+        self.incumbent.prefer(fewer.placement, fewer.value if alike else None)
         if fewer.status is SolveStatus.INTERRUPTED:
             self.runner.stop[0] = 1
             return fewer.status
@@ -316,6 +317,13 @@ class Run:
     def _cost(self) -> CostModel:
         return self.problem.workload.cost
 
+    def _prefer(self, placement: Placement) -> None:
+        """Take what a search prefers, if its value is there in time."""
+        incumbent = self.incumbent
+        value = self.runner.in_time(lambda: incumbent.value_of(placement))
+        if value is not None:
+            incumbent.prefer(placement, value)
+
     def _rounds(
         self,
         stage: str,
@@ -327,7 +335,7 @@ class Run:
 
         def report(done: int, better: bool) -> None:
             if better:
-                self.incumbent.prefer(rounds.placement)
+                self._prefer(rounds.placement)
             if self.progress:
                 self.progress(
                     ProgressEvent(

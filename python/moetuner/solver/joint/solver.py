@@ -133,6 +133,7 @@ class JointSolver:
                 lower_bound=run.incumbent.bound,
                 stages=tuple(run.stages),
                 warm_start=None if knows_start else warm_start,
+                value=run.incumbent.objective if run.runner.interrupted else None,
             )
 
         try:
