@@ -136,7 +136,7 @@ from moetuner.calibration.measure import join
 from moetuner.calibration.options import CalibrationOptions
 from moetuner.calibration.samples import LayerShape
 shape = LayerShape(hidden_size=32, inner_size=32, num_experts=8, top_k=2)
-with join(CalibrationOptions(device="cpu", seconds=1.0, shapes=(shape,))):
+with join(CalibrationOptions(device="cpu", seconds=0.3, shapes=(shape,))):
     os._exit(0)
 """
 
