@@ -6,6 +6,7 @@ spare slots first the plan with fewer of them: more are never worse.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,19 @@ MIN_SECONDS = 1e-3
 """Of a solve that has no time: it returns what it begins with."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Trial:
+    """Replicas on a balanced plan."""
+
+    placement: Placement
+    """Each layer as it takes least."""
+    value: float
+    gain: float
+    """Of the balanced plan."""
+    fill_seconds: float
+    """To make one filling and to value it."""
+
+
 @dataclass(kw_only=True)
 class Run:
     """One solve: first layer by layer, then along the tokens where that matters."""
@@ -157,10 +171,10 @@ class Run:
 
     def _add_replicas(self, profile: SearchProfile) -> SolveStatus:
         """The plan with fewer slots first; then replicas where they pay, and a walk."""
-        pays = self.config.rounds == 0 and self._try_replicas()
+        trial = None if self.config.rounds else self._try_replicas()
         if not self._goes_on():
             return SolveStatus.TIME_LIMIT
-        fewer = self._solve_fewer(profile, pays)
+        fewer = self._solve_fewer(profile, trial)
         self.stages.extend(fewer.stages)
         alike = not fewer.placement.has_replicas  # which one a token takes may change
         self.incumbent.prefer(fewer.placement, fewer.value if alike else None)
@@ -170,9 +184,14 @@ class Run:
         began = self.clock.seconds
         known = [fewer.placement, self.incumbent.placement]
         starts = filled(self.problem, known)
+        if trial is not None:  # single layers of it may be better, in any case
+            plain = widened(fewer.placement, self.problem)
+            starts = itertools.chain([plain, trial.placement], starts)
         if self.config.favour is not Favour.FEW_RANKS:
             best, *seen = cheapest_layers(self.problem, starts, self.clock)
             self.incumbent.offer(best)
+            if trial is not None:
+                self.incumbent.offer(trial.placement, trial.value)
             self.incumbent.floor = self.incumbent.value  # never slower than without
             starts = iter([*seen, self.incumbent.placement])
         self._add_stage("replicas", began)
@@ -180,19 +199,26 @@ class Run:
             return fewer.status
         return self._walk(profile, [*starts])
 
-    def _try_replicas(self) -> bool:
-        """Whether replicas of a balanced plan pay: then they get a part of the time."""
+    def _try_replicas(self) -> _Trial | None:
+        """What replicas gain of a balanced plan, where there is time to look at it."""
         part = Clock(time_limit=TRIAL_SHARE * self.clock.left)
         tight = without_spare(self.problem)
         plain = widened(place(tight, balanced_rank_of(tight)), self.problem)
         before = self.incumbent.value_of(plain)
         if not part.left:
-            return False
-        best = cheapest_layers(self.problem, filled(self.problem, [plain]), part)[0]
-        self.incumbent.offer(best)
-        return self.incumbent.value_of(best) < (1 - PAYING_GAIN) * before
+            return None
+        began = self.clock.seconds
+        best, *seen = cheapest_layers(self.problem, filled(self.problem, [plain]), part)
+        value = self.incumbent.value_of(best)
+        self.incumbent.offer(best, value)
+        return _Trial(
+            placement=best,
+            value=value,
+            gain=1 - value / before,
+            fill_seconds=(self.clock.seconds - began) / len(seen),
+        )
 
-    def _solve_fewer(self, profile: SearchProfile, pays: bool) -> Solution:
+    def _solve_fewer(self, profile: SearchProfile, trial: _Trial | None) -> Solution:
         """The plan with no spare slots; by rounds, with one slot a rank less.
 
         Then more slots are never worse, for each number of them is searched on top of
@@ -203,8 +229,12 @@ class Run:
         seconds = self.clock.left
         if not rounds:
             fewer = without_spare(problem)
+            pays = trial is not None and trial.gain > PAYING_GAIN
             share = REPLICA_SHARE if pays and not self._counted() else 1.0
-            after = (FILLS if pays else FEW_FILLS) * self.incumbent.longest
+            each = self.incumbent.longest
+            if trial is not None:  # to make them takes time too
+                each = max(each, trial.fill_seconds)
+            after = (FILLS if pays else FEW_FILLS) * each
             seconds = max(min(share * seconds, seconds - after), 0.5 * seconds)
         config = self.config
         if config.favour is Favour.TIME:
