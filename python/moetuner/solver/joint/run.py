@@ -29,12 +29,14 @@ from moetuner.solver.joint.layers import LayerRounds
 from moetuner.solver.joint.profiles import (
     TIME_PROFILES,
     TRACE_PROFILE,
+    TRIAL_PROPOSALS,
     Favour,
     choose_profile,
     few_ranks_profile,
 )
 from moetuner.solver.joint.replan import layers_that_pay, widened
 from moetuner.solver.joint.replicas import (
+    Trial,
     cheapest_layers,
     filled,
     spread_replicas,
@@ -76,27 +78,13 @@ FOLLOW_SHARE = 0.4
 REPLICA_SHARE = 0.6
 """Share of the time for a plan without replicas where these pay: the rest is theirs."""
 PAYING_GAIN = 0.002
-"""What replicas must gain of a balanced plan to pay; the search gains less at its end.
-"""
+"""What replicas must gain of a brief plan to pay; of a long search's they gain less."""
 FILLS, FEW_FILLS = 10, 4
 """Valuations that all simple rules need, or some, and the end of a solve."""
 CLOSING = 2.5
 """Those that the end alone needs."""
 MIN_SECONDS = 1e-3
 """Of a solve that has no time: it returns what it begins with."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Trial:
-    """Replicas on a balanced plan."""
-
-    placement: Placement
-    """Each layer as it takes least."""
-    value: float
-    gain: float
-    """Of the balanced plan."""
-    fill_seconds: float
-    """To make one filling and to value it."""
 
 
 @dataclass(kw_only=True)
@@ -171,7 +159,7 @@ class Run:
 
     def _add_replicas(self, profile: SearchProfile) -> SolveStatus:
         """The plan with fewer slots first; then replicas where they pay, and a walk."""
-        trial = None if self.config.rounds else self._try_replicas()
+        trial = None if self.config.rounds else self._try_replicas(profile)
         if not self._goes_on():
             return SolveStatus.TIME_LIMIT
         fewer = self._solve_fewer(profile, trial)
@@ -199,26 +187,40 @@ class Run:
             return fewer.status
         return self._walk(profile, [*starts])
 
-    def _try_replicas(self) -> _Trial | None:
-        """What replicas gain of a balanced plan, where there is time to look at it."""
+    def _try_replicas(self, profile: SearchProfile) -> Trial | None:
+        """What replicas gain of a brief plan, where there is time to look at it.
+
+        A plan that is only balanced would not do: a search often finds without replicas
+        what they gain there.
+        """
         part = Clock(time_limit=TRIAL_SHARE * self.clock.left)
         tight = without_spare(self.problem)
-        plain = widened(place(tight, balanced_rank_of(tight)), self.problem)
+        brief = LayerRounds(
+            problem=tight,
+            options=self.options,
+            profile=profile,
+            start=balanced_rank_of(tight),
+            runner=self.runner,
+        )
+        if self.options.time_limit >= MIN_TRIAL_TIME:
+            brief.round(TRIAL_PROPOSALS, part.left / 2)
+        plain = widened(brief.placement, self.problem)
         before = self.incumbent.value_of(plain)
+        self.incumbent.offer(plain, before)
         if not part.left:
             return None
         began = self.clock.seconds
         best, *seen = cheapest_layers(self.problem, filled(self.problem, [plain]), part)
         value = self.incumbent.value_of(best)
         self.incumbent.offer(best, value)
-        return _Trial(
+        return Trial(
             placement=best,
             value=value,
             gain=1 - value / before,
             fill_seconds=(self.clock.seconds - began) / len(seen),
         )
 
-    def _solve_fewer(self, profile: SearchProfile, trial: _Trial | None) -> Solution:
+    def _solve_fewer(self, profile: SearchProfile, trial: Trial | None) -> Solution:
         """The plan with no spare slots; by rounds, with one slot a rank less.
 
         Then more slots are never worse, for each number of them is searched on top of
