@@ -133,8 +133,16 @@ def block_rows(num_layers: int, width: int) -> int:
     return max(BLOCK_BYTES // (4 * max(num_layers * width, 1)), 1)
 
 
+def whole(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Floats that are all whole as integers: tools without integers write them."""
+    if numbers.dtype.kind != "f" or not (numbers == np.floor(numbers)).all():
+        return numbers
+    return np.where(np.abs(numbers) < 1 << 31, numbers, 1 << 31).astype(np.int64)
+
+
 def as_ids(ids: NDArray[Any]) -> NDArray[np.int16]:
-    """Integers as expert ids; refuses what is none or would not fit."""
+    """Whole numbers as expert ids; refuses what is none or would not fit."""
+    ids = whole(ids)
     if ids.dtype.kind not in "iu":
         raise InvalidTraceError(f"expert ids must be integers, got {ids.dtype}")
     if ids.size and (ids.min() < PADDING or ids.max() >= MAX_EXPERTS):
