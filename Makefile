@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # The torch that the ops are built and tested against; any torch >= 2.11 will do.
 TORCH  ?= torch==2.13.0
+# Processes that share the tests, as pytest-xdist counts them: auto is one for each core, up to 8; 0 is none.
+WORKERS ?= auto
 
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc cmake tests/cpp -type f)
 CXX_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
@@ -17,7 +19,7 @@ demo: $(VENV)/.planner  ## Plan the shipped trace for 8 GPUs on 2 nodes
 	$(BIN)/moetuner demo
 
 test: $(VENV)/.dev  ## The tests that this machine can run, without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 test-all: test  ## And the slow ones
 	$(BIN)/python -m pytest -m slow

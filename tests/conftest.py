@@ -2,6 +2,10 @@ import os
 import zlib
 from pathlib import Path
 
+# Tensors of tests are tiny: threads of libraries would wait for each other, longer than
+# they compute, above all on a busy machine. NumPy and torch read this when they load.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import numpy as np
 import pytest
@@ -10,6 +14,9 @@ import pytest
 # what our ops tell the compiler of themselves: a stale one left an exchange out.
 os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "0"
 os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
+# Kernels are compiled by the process that asks for them: a pool of helpers for each
+# rank takes longer to start than the few kernels of a test.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 # What an op returns may not share memory: elsewhere a warning, here an error.
 os.environ["TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"] = "1"
 
@@ -18,6 +25,15 @@ hypothesis.settings.register_profile(
     "ci", max_examples=200, deadline=None, derandomize=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Of `-n auto`: a process for each core that this one may use, but not too many.
+
+    Each imports torch, and its tests start up to eight ranks.
+    """
+    return min(len(os.sched_getaffinity(0)), 8)
 
 
 @pytest.fixture(scope="session")

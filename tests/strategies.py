@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.curves import GemmPoint, GroupedGemm, Permutation
 from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.models import ModelShape
+from moetuner.evaluation.other_ranks import OtherRanks
 from moetuner.evaluation.rates import Bandwidth
-from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
@@ -189,7 +190,27 @@ def machines(draw, hardware, topology):
     """`hardware` as it is or measured, with links as they are or that differ."""
     if draw(st.booleans()):
         hardware = measured(hardware)
+    if draw(st.integers(0, 2)) == 0:
+        hardware = with_others(hardware, draw(st.floats(0.3, 3.0)))
     return draw(links_of(hardware, topology))
+
+
+def with_others(hardware, slow):
+    """`hardware` whose rank 0 takes other times: by rates, or by its own curve."""
+    if not hardware.grouped_gemm:
+        rates = {"matmul_rate": hardware.matmul_rate / slow}
+        others = OtherRanks(name="other", ranks=(0,), **rates)
+        return replace(hardware, other_ranks=(others,))
+    (curve,) = hardware.grouped_gemm
+    # More than a factor: other things are slow here, and the start may be later.
+    least = min(p.seconds for p in curve.points)
+    points = tuple(
+        replace(p, seconds=(slow - 0.2) * least + p.seconds**1.05 * least**-0.05)
+        for p in curve.points
+    )
+    own = (replace(curve, points=points),)
+    others = OtherRanks(name="other", ranks=(0,), grouped_gemm=own)
+    return replace(hardware, other_ranks=(others,))
 
 
 @st.composite

@@ -130,3 +130,41 @@ def test_the_picture_shows_every_placement(load, tmp_path):
 
 def names(axis):
     return [label.get_text() for label in axis.get_yticklabels()]
+
+
+def mixtral(ranks_per_node, **changes):
+    """One case of the paper's model."""
+    case = CASE | {"family": CASE["family"] | {"name": "mixtral-8x7b"}} | changes
+    case["topology"] = {"num_ranks": 4, "ranks_per_node": ranks_per_node}
+    return CONTENT["cases"][0] | {"case": case}
+
+
+def test_the_papers_table_has_both_its_machines(load):
+    paper = load("paper_table")
+    one = {"environment": {"gpu": "Some GPU"}, "cases": [mixtral(4, network="")]}
+    two = {"environment": {"gpu": "Other"}, "cases": [*CONTENT["cases"], mixtral(2)]}
+    page = paper.page([one, two])
+    assert (
+        "| as printed in the paper | -36.0 | -36.3 | -9.3 | -27.0 | -30.5 | -17.5 |"
+    ) in page
+    # Against contiguous blocks on the same exchange, not on the paper's.
+    ours = "-50.0 | +0.0 | -25.0 (-32.5 to -17.5)"
+    assert f"| joint, our exchange | {ours} | {ours} |" in page
+    assert "| the paper's two programs, our exchange | - | - | - | - | - | - |" in page
+    assert "| between nodes | the cluster's own | 5 Gbit/s a node |" in page
+    assert "4 ranks, 4 a node; 4 ranks, 2 a node |" in page
+    alone = paper.page([two])
+    assert "| change in % | two nodes: token processing |" in alone
+    assert "one node" not in alone
+
+
+def test_the_papers_table_is_of_its_model(load):
+    with pytest.raises(SystemExit, match="no case of mixtral-8x7b"):
+        load("paper_table").page([CONTENT])
+
+
+def test_the_page_says_how_a_case_was_planned(load):
+    case = CONTENT["cases"][0]
+    told = case | {"case": CASE | {"command": "python plan.py --out CASE"}}
+    page = load("table").page(CONTENT | {"cases": [told]})
+    assert "- planned with: python plan.py --out CASE\n" in page

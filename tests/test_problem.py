@@ -11,8 +11,8 @@ from moetuner.errors import (
 )
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.reference import tally_routing
-from moetuner.evaluation.shapes import ModelShape
 from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective

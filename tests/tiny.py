@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE
-from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.workload import BatchKind, Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import PlacementProblem

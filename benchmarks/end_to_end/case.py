@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from moetuner.trace import Trace
 
 ROUTING = "replayed.safetensors"
+PLANNED = "planned.safetensors"
 SAYS = "case.json"
 MACHINE = "hardware.toml"
 
@@ -68,6 +69,10 @@ class Case:
     dtype: str
     source: str
     """Of the routing, in words."""
+    plan_for: str
+    """Whose batches placements are planned for: "prefill" or "decode"."""
+    command: str
+    """That made it."""
     routing: Trace
     placements: dict[str, Placement]
     told: dict[str, str]
@@ -101,6 +106,8 @@ class Case:
             "gbit": self.gbit,
             "dtype": self.dtype,
             "source": self.source,
+            "plan_for": self.plan_for,
+            "command": self.command,
             "told": self.told,
         }
 
@@ -123,10 +130,11 @@ def link_of(hardware: Hardware, gbit: float) -> Hardware:
     return with_network(hardware, link)
 
 
-def write_case(case: Case, folder: Path) -> None:
-    """Into a folder, which is made."""
+def write_case(case: Case, folder: Path, planned: Trace) -> None:
+    """Into a folder, which is made; with the routing that was planned on."""
     folder.mkdir(parents=True, exist_ok=True)
     write_trace(case.routing, folder / ROUTING)
+    write_trace(planned, folder / PLANNED)
     write_hardware(case.hardware, folder / MACHINE)
     for name, placement in case.placements.items():
         write_placement(placement, folder / file_of(name))

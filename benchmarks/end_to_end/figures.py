@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PHASES = ("prefill", "decode")
+PAPER = {  # arXiv 2502.06643, Mixtral-8x7B against contiguous blocks: %, tails and step
+    "one node": (-36.0, -36.3, -9.3),
+    "two nodes": (-27.0, -30.5, -17.5),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,17 @@ class Figures:
         parts = self.result["parts"][phase]
         return float(np.median([one["dispatch"] + one["combine"] for one in parts]))
 
+    def tail_changes(self, other: Figures, phase: str) -> tuple[float, float]:
+        """In %: of the tail of token processing, and of that of all-to-all."""
+        token, exchange = (
+            100 * (mine / its - 1) if its else 0.0
+            for mine, its in (
+                (self.token_tail(phase), other.token_tail(phase)),
+                (self.exchange_tail(phase), other.exchange_tail(phase)),
+            )
+        )
+        return token, exchange
+
     def change(self, other: Figures, phase: str) -> Spread:
         """In %, repetition by repetition: both ran the same batch then."""
         mine, its = (
@@ -110,6 +125,13 @@ def link_of(content: dict[str, Any]) -> str:
     if not gbit:
         return ""
     return f", {'' if content['shaped'] else 'planned for '}{gbit:g} Gbit/s"
+
+
+def kind_of(case: dict[str, Any]) -> str:
+    """Of the paper's two, by the nodes of a case."""
+    topology = case["topology"]
+    one_node = topology["num_ranks"] == topology["ranks_per_node"]
+    return "one node" if one_node else "two nodes"
 
 
 def figures_of(case: dict[str, Any]) -> dict[str, Figures]:

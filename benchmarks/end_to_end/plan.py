@@ -12,18 +12,23 @@ planned is left out, and the folder says why.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from case import Case, Sizes, link_of, write_case
 from families import FAMILIES
-from moetuner import BatchKind, CostModel, Topology
+from moetuner import Topology
 from moetuner.evaluation.hardware_file import find_hardware
-from plans import PLANNERS, Asked, plan
+from plans import PLANNERS, Asked, plan_all
 from recorded import first_tokens, read_source
 
+if TYPE_CHECKING:
+    from moetuner import Hardware
 
-def make_case(options: argparse.Namespace) -> Case:
-    """Read, split and plan."""
+
+def make_case(options: argparse.Namespace) -> None:
+    """Read, split, plan and write."""
     family = FAMILIES[options.model]
     if options.weights:
         from trained import TrainedExperts  # torch, which planning does not need
@@ -45,7 +50,6 @@ def make_case(options: argparse.Namespace) -> Case:
         seed=options.seed,
     )
     layers = source.plan.num_layers
-    hardware = find_hardware(options.hardware)
     case = Case(
         family=family.narrowed(options.narrow),
         layers=layers,
@@ -53,32 +57,27 @@ def make_case(options: argparse.Namespace) -> Case:
         topology=Topology(
             num_ranks=options.ranks, ranks_per_node=options.ranks_per_node
         ),
-        hardware=link_of(hardware, options.gbit),
+        hardware=hardware_of(options, options.gbit),
         gbit=options.gbit,
         dtype=options.dtype,
         source=source.about,
+        plan_for=options.plan_for,
+        command=command(),
         routing=first_tokens(
             source.replay, wanted + wanted * sizes.decode // sizes.prompt
         ),
         placements={},
         told={},
     )
-    decode = options.plan_for == "decode"
-    asked = Asked(
-        trace=source.plan,
-        cost=CostModel(hardware=case.hardware, shape=case.shape),
-        topology=case.topology,
-        batch_tokens=options.ranks * (sizes.sequences if decode else sizes.tokens),
-        batch_kind=BatchKind.MIXED if decode else BatchKind.SEQUENCES,
+    asked = Asked.of(
+        case,
+        source.plan,
         seconds=options.seconds,
         seed=options.seed,
+        threads=options.threads,
     )
-    for name in options.placement or PLANNERS:
-        found, case.told[name] = plan(name, asked)
-        if found is not None:
-            case.placements[name] = found
-        print(f"{name}: {case.told[name]}", flush=True)
-    return case
+    plan_all(options.placement or PLANNERS, asked, case)
+    write_case(case, options.out, source.plan)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,22 +94,43 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ranks", type=int, default=8)
     made.add_argument("--ranks-per-node", type=int, default=4)
     made.add_argument("--gbit", type=float, default=0, help="between nodes; 0: fast")
-    made.add_argument("--hardware", default="h200", help="a known name, or a file")
     made.add_argument("--sequences", type=int, default=4, help="of a rank")
     made.add_argument("--prompt", type=int, default=512, help="tokens of a sequence")
     made.add_argument("--decode", type=int, default=16, help="steps after the prompt")
     made.add_argument("--batches", type=int, default=4, help="different ones")
     made.add_argument("--plan-for", choices=["prefill", "decode"], default="prefill")
-    made.add_argument("--placement", action="append", choices=PLANNERS)
-    made.add_argument("--seconds", type=float, default=60, help="joint; CBC as well")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--out", type=Path, required=True)
+    add_options(made)
     return made
 
 
+def add_options(made: argparse.ArgumentParser) -> None:
+    """Those that `replan.py` has as well."""
+    made.add_argument("--hardware", default="h200", help="a known name, or a file")
+    made.add_argument(
+        "--measured",
+        action="store_true",
+        help="the file was measured over that very network: its links are taken",
+    )
+    made.add_argument("--placement", action="append", choices=PLANNERS)
+    made.add_argument("--seconds", type=float, default=60, help="joint; CBC as well")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--threads", type=int, default=0, help="0: all cores")
+    made.add_argument("--out", type=Path, required=True)
+
+
+def hardware_of(options: argparse.Namespace, gbit: float) -> Hardware:
+    """The machine; between nodes a link of that rate, unless its own was measured."""
+    hardware = find_hardware(options.hardware)
+    return hardware if options.measured else link_of(hardware, gbit)
+
+
+def command() -> str:
+    """What was typed."""
+    return " ".join(["python", *sys.argv])
+
+
 def main() -> None:
-    options = parser().parse_args()
-    write_case(make_case(options), options.out)
+    make_case(parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moetuner import (
+    BatchKind,
     Homes,
     Objective,
     PlacementProblem,
@@ -18,7 +19,10 @@ from moetuner import (
 from moetuner.errors import MissingDependencyError, MoetunerError
 
 if TYPE_CHECKING:
-    from moetuner import BatchKind, CostModel, Placement, Topology
+    from collections.abc import Iterable
+
+    from case import Case
+    from moetuner import CostModel, Placement, Topology
     from moetuner.trace import Trace
 
 SECONDS_OF_QUICK = 10.0
@@ -58,6 +62,8 @@ PLANNERS = {
     ),
 }
 UNHURRIED = ("joint", "ilp2")  # solvers that use the time they are given
+PRICED = [name for name, one in PLANNERS.items() if one.solver == "joint"]
+"""Those that another machine or network makes other placements of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +77,43 @@ class Asked:
     batch_kind: BatchKind
     seconds: float
     seed: int
+    threads: int
+
+    @classmethod
+    def of(
+        cls, case: Case, trace: Trace, *, seconds: float, seed: int, threads: int
+    ) -> Asked:
+        """For the batches that the case names, on its machine."""
+        sizes, ranks = case.sizes, case.topology.num_ranks
+        decode = case.plan_for == "decode"
+        return cls(
+            trace=trace,
+            cost=case.cost,
+            topology=case.topology,
+            batch_tokens=ranks * (sizes.sequences if decode else sizes.tokens),
+            batch_kind=BatchKind.MIXED if decode else BatchKind.SEQUENCES,
+            seconds=seconds,
+            seed=seed,
+            threads=threads,
+        )
 
 
-def plan(name: str, asked: Asked) -> tuple[Placement | None, str]:
+def plan_all(names: Iterable[str], asked: Asked, case: Case) -> None:
+    """Into the case; what cannot be planned is left out, and the case says why.
+
+    What the case has of that name is where a search starts.
+    """
+    for name in names:
+        start = case.placements.pop(name, None)
+        found, case.told[name] = plan(name, asked, start)
+        if found is not None:
+            case.placements[name] = found
+        print(f"{name}: {case.told[name]}", flush=True)
+
+
+def plan(
+    name: str, asked: Asked, start: Placement | None = None
+) -> tuple[Placement | None, str]:
     """A placement and how long it took; or none, and why."""
     planner = PLANNERS[name]
     if planner.homes is Homes.FOLLOW and not asked.trace.ranked:
@@ -94,8 +134,11 @@ def plan(name: str, asked: Asked) -> tuple[Placement | None, str]:
         problem = replace(problem, slots_per_rank=slots)
         unhurried = planner.solver in UNHURRIED
         limit = asked.seconds if unhurried else SECONDS_OF_QUICK
-        options = SolverOptions(time_limit=limit, seed=asked.seed)
-        found = get_solver(planner.solver).solve(problem, options)
+        options = SolverOptions(
+            time_limit=limit, seed=asked.seed, threads=asked.threads
+        )
+        solver = get_solver(planner.solver)
+        found = solver.solve(problem, options, warm_start=start)
     except MissingDependencyError as error:
         return None, str(error)
     except MoetunerError as error:

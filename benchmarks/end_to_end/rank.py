@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from place import Place
 
 COMMAND = "MOETUNER_BENCH_COMMAND"  # what a person typed, where ranks were started
+SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"  # of a GPU's processors, for each rank
 
 
 def run_case(case: Case, options: argparse.Namespace, place: Place) -> dict[str, Any]:
@@ -186,6 +187,8 @@ def write(
         "backend": options.backend,
         "network": "namespaces" if place.node else "the machine's own",
     }
+    if SHARE in os.environ:
+        about["share_of_gpu"] = f"{os.environ[SHARE]} % of its processors for a rank"
     text = json.dumps({"environment": about, "cases": found}, indent=1)
     options.out.write_text(text + "\n")
 

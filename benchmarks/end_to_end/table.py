@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import beside  # noqa: F401
-from figures import PHASES, Figures, figures_of, link_of, reference, rivals
+from figures import (
+    PAPER,
+    PHASES,
+    Figures,
+    figures_of,
+    kind_of,
+    link_of,
+    reference,
+    rivals,
+)
 from variants import ABLATION, BASELINE, Variant
 
 HOW = """
@@ -24,10 +33,6 @@ evaluator says of experts and exchanges together, on the hardware that is named.
 were counted, and are equal to the evaluator's. MB leave a node in one step: rows that
 were counted times their bytes, and what the kernel read on the link, where the run made
 the network."""
-PAPER = {  # arXiv 2502.06643, Mixtral-8x7B against contiguous blocks
-    "one node": (-36.0, -36.3, -9.3),
-    "two nodes": (-27.0, -30.5, -17.5),
-}
 
 
 def row(cells: list[str]) -> str:
@@ -54,6 +59,8 @@ def about(content: dict[str, Any]) -> list[str]:
         f"then {sizes['decode']} decoded ones each; {sizes['batches']} batches in turn",
         f"- predicted for: {case['hardware']}, {case['network'] or 'its own network'}",
     ]
+    if "command" in case:
+        lines.append(f"- planned with: {case['command']}")
     planned = [f"{name} {said}" for name, said in case["told"].items()]
     return [*lines, f"- planning: {'; '.join(planned)}"]
 
@@ -155,18 +162,9 @@ def tails(case: dict[str, Any], found: dict[str, Figures]) -> list[str]:
         if name not in found:
             continue
         one = found[name]
-        changes = [
-            100 * (mine / its - 1) if its else 0.0
-            for mine, its in (
-                (one.token_tail("prefill"), base.token_tail("prefill")),
-                (one.exchange_tail("prefill"), base.exchange_tail("prefill")),
-            )
-        ]
-        changes.append(one.change(base, "prefill").median)
+        changes = *one.tail_changes(base, "prefill"), one.change(base, "prefill").median
         rows.append([name, *(f"{value:+.1f}" for value in changes)])
-    topology = case["topology"]
-    one_node = topology["num_ranks"] == topology["ranks_per_node"]
-    kind = "one node" if one_node else "two nodes"
+    kind = kind_of(case)
     printed = [f"{value:+.1f}" for value in PAPER[kind]]
     rows.append([f"as printed, Mixtral-8x7B, {kind}", *printed])
     return table(heads, rows)

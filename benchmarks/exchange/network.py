@@ -7,22 +7,27 @@ pyroute2; no `ip` or `tc`.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+import subprocess
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator, Sequence
 
 NUM_NODES = 2
 NOT_PERMITTED = 3
 """Exit code where the machine permits no such network."""
+_POLL = 0.05  # s
+_GRACE = 10.0  # s, that ranks live on after one has failed
 _MTU = 9000
 _SETTLE = 0.02  # s, the longest that a packet waits in the shaper
 _QUEUE = 1 << 20  # bytes that may wait there at least, however slow: else all are lost
 _BURST = 1 << 17  # bytes that may pass at once at least: two of the largest packets
+_BURST_TIME = 2.5e-4  # s of the rate that may pass at once: small batches pay it too
 
 
 class NotPermitted(Exception):
@@ -42,19 +47,53 @@ class Node:
         return {
             "GLOO_SOCKET_IFNAME": self.interface,
             "NCCL_SOCKET_IFNAME": self.interface,
-            "NCCL_HOSTID": self.namespace,  # else NCCL sees one machine
+            # Else NCCL sees one machine, and our own exchange maps memory across.
+            "NCCL_HOSTID": self.namespace,
             "OMP_NUM_THREADS": "1",
         }
 
 
+def device_of(number: int) -> dict[str, str]:
+    """What lets a rank of that node see the GPU of its node, and none else.
+
+    Where only one is visible, both nodes share it.
+    """
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = _all_devices() if told is None else [d for d in told.split(",") if d]
+    if not visible:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]}
+
+
+@cache
+def _all_devices() -> list[str]:
+    from torch.cuda import device_count
+
+    return [str(number) for number in range(device_count())]
+
+
 def wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """The codes of all ranks at their end; none is left when the wait is cut off."""
+    """The codes of all ranks at their end; none is left when the wait is cut off.
+
+    Where one fails, the others have some time to say what they saw of it.
+    """
     try:
-        return [rank.wait() for rank in ranks]
+        while None in (codes := [rank.poll() for rank in ranks]):
+            if any(codes):
+                _wait_until(time.monotonic() + _GRACE, ranks)
+                break
+            time.sleep(_POLL)
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
+    return [rank.returncode for rank in ranks]
+
+
+def _wait_until(end: float, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        with suppress(subprocess.TimeoutExpired):
+            rank.wait(max(end - time.monotonic(), 0))
 
 
 @contextmanager
@@ -112,7 +151,7 @@ def _bring_up(inside, node: Node, gbit: float) -> None:
     inside.link("set", index=inside.link_lookup(ifname="lo")[0], state="up")
     if gbit > 0:
         rate = int(gbit * 1e9 / 8)  # bytes a second
-        burst = max(rate // 500, _BURST)
+        burst = max(int(rate * _BURST_TIME), _BURST)
         wait = f"{round(max(_SETTLE, _QUEUE / rate) * 1000)}ms"
         inside.tc("add", "tbf", index, 0x10000, rate=rate, burst=burst, latency=wait)
 

@@ -5,9 +5,11 @@
     python benchmarks/exchange/on_two_nodes.py --gbit 1 --ranks-per-node 2 \
         -- benchmarks/planning/calibrated.py --device cpu
 
-With GPUs each of two is a node, shared by its ranks (several need MPS and NCCL >= 2.30,
-NCCL_MULTI_RANK_GPU_ENABLE=1). Ends with code 3, and says why, where the machine permits
-no such network; else with the largest code of a rank.
+With GPUs each of two is a node, shared by its ranks; where one is visible, both nodes
+share it. Several ranks on a GPU need MPS and NCCL >= 2.30: put ``on_one_gpu.sh`` and
+its LIBNCCL ahead of the command. Ends with code 3, and says why, where the machine
+permits no such network; else with the largest code of a rank, or with 128 and the
+signal where all that failed were killed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from network import (
     NUM_NODES,
     Node,
     NotPermitted,
+    device_of,
     enter,
     two_nodes,
     wait_for,
@@ -44,15 +47,18 @@ def environment(
     """What torchrun tells a rank, and which way its messages take."""
     number, place = divmod(rank, ranks_per_node)
     node = nodes[number]
-    return node.environment() | {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(NUM_NODES * ranks_per_node),
-        "LOCAL_RANK": str(place),
-        "LOCAL_WORLD_SIZE": str(ranks_per_node),
-        "MASTER_ADDR": nodes[0].address,
-        "MASTER_PORT": str(PORT),
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", str(number)),
-    }
+    return (
+        node.environment()
+        | device_of(number)
+        | {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(NUM_NODES * ranks_per_node),
+            "LOCAL_RANK": str(place),
+            "LOCAL_WORLD_SIZE": str(ranks_per_node),
+            "MASTER_ADDR": nodes[0].address,
+            "MASTER_PORT": str(PORT),
+        }
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,7 +70,9 @@ def run(options: argparse.Namespace) -> int:
             command = [sys.executable, __file__, _ON_NODE, node, *options.program]
             own = environment(rank, options.ranks_per_node, nodes)
             ranks.append(subprocess.Popen(command, env=os.environ | own))
-        return max(wait_for(ranks))
+        codes = wait_for(ranks)
+    killed = min(codes)
+    return 128 - killed if killed < 0 and max(codes) <= 0 else max(codes)
 
 
 def become(node: Node, program: list[str]) -> None:

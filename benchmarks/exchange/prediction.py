@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from moetuner.evaluation.cost import CostModel, Homes
-from moetuner.evaluation.shapes import shape_for_model
+from moetuner.evaluation.models import shape_for_model
 
 if TYPE_CHECKING:
     import numpy as np

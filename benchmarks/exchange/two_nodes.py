@@ -3,10 +3,16 @@
     python benchmarks/exchange/two_nodes.py --gbit 20 --ranks-per-node 4 --out FILE.json
     python benchmarks/exchange/two_nodes.py --device cpu --gbit 1 --ranks-per-node 2 ...
 
-With GPUs each of two is a node, shared by its ranks (several need MPS and NCCL >= 2.30,
-NCCL_MULTI_RANK_GPU_ENABLE=1); with ``--device cpu`` Gloo carries the rows. Every method
-makes the same sums; rows that were counted on the links must equal the evaluator's, and
-the bytes on the wire are read from the kernel. Times are the slowest rank's.
+With GPUs each of two is a node, shared by its ranks; where one is visible, both nodes
+share it. Several ranks on a GPU need MPS and NCCL >= 2.30, which ``on_one_gpu.sh`` sees
+to:
+
+    on_one_gpu.sh LIBNCCL python benchmarks/exchange/two_nodes.py --out FILE.json ...
+
+NCCL carries rows between nodes, mapped memory inside one; with ``--device cpu`` Gloo
+does both. Every method makes the same sums; rows that were counted on the links must
+equal the evaluator's, and the bytes on the wire are read from the kernel. Times are the
+slowest rank's.
 
 Ends with code 3, and says why, where the machine permits no such network.
 """
@@ -23,7 +29,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from network import NOT_PERMITTED, NUM_NODES, NotPermitted, two_nodes, wait_for
+from network import (
+    NOT_PERMITTED,
+    NUM_NODES,
+    NotPermitted,
+    device_of,
+    two_nodes,
+    wait_for,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness import environment
@@ -39,9 +52,7 @@ def start_rank(
 ) -> subprocess.Popen[bytes]:
     """A process that will be one rank, on that node."""
     task = vars(options) | {"node": asdict(node), "rank": rank, "folder": folder}
-    own = node.environment() | {
-        "CUDA_VISIBLE_DEVICES": str(rank // options.ranks_per_node),
-    }
+    own = node.environment() | device_of(rank // options.ranks_per_node)
     command = [sys.executable, str(RANK_PROGRAM), json.dumps(task)]
     return subprocess.Popen(command, env=os.environ | own)
 

@@ -39,7 +39,7 @@ from moetuner.calibration.options import CalibrationOptions, Device
 from moetuner.calibration.samples import Form, LayerShape
 from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.hardware_file import find_hardware, hardware_text
-from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.step_times import part_seconds
 from moetuner.evaluation.tally import tally
 from moetuner.evaluation.workload import Workload

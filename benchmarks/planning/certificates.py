@@ -24,7 +24,7 @@ import report
 from moetuner.bounds import certify
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.evaluate import evaluate
-from moetuner.evaluation.shapes import shape_for_model
+from moetuner.evaluation.models import shape_for_model
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem

@@ -17,7 +17,7 @@ import numpy as np
 import report
 from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.evaluate import evaluate
-from moetuner.evaluation.shapes import shape_for_model
+from moetuner.evaluation.models import shape_for_model
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem

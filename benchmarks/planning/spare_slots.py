@@ -17,8 +17,8 @@ import numpy as np
 import report
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.models import shape_for_model
 from moetuner.evaluation.replica_rule import ReplicaRule
-from moetuner.evaluation.shapes import MODEL_SHAPES
 from moetuner.evaluation.tally import RoutingTally
 from moetuner.evaluation.workload import BatchKind, Workload, num_batches, price
 from moetuner.export import fill_slots
@@ -96,7 +96,7 @@ def changes(label, batch_tokens, args) -> list[list[float]]:
     """Relative change of the held-out mean batch, [rules][ways]."""
     file, model = TRACES[label]
     split = split_by_sequence(read_trace(report.traces_folder() / file), 0.5, args.seed)
-    cost = CostModel(hardware=HARDWARE[args.hardware], shape=MODEL_SHAPES[model])
+    cost = CostModel(hardware=HARDWARE[args.hardware], shape=shape_for_model(model))
     tight = problem_of(split.plan, cost, args, batch_tokens)
     solver = get_solver("joint", JointConfig(rounds=args.rounds))
     options = SolverOptions(time_limit=1e4, seed=args.seed, threads=args.threads)

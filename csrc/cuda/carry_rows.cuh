@@ -28,6 +28,7 @@ struct Room {
     const Device& device = Device::current();
     const std::int64_t per_processor = peers.sharing > 1 ? kBlocksPerProcessor : 1;
     blocks = device.processors * per_processor / peers.sharing;
+    if (peers.most_blocks > 0) blocks = std::min<std::int64_t>(blocks, peers.most_blocks);
     shared_bytes = device.shared_bytes / per_processor - kStaticShared;
   }
 };

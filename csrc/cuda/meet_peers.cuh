@@ -55,10 +55,14 @@ __device__ void count_tokens(const DispatchArgs<Id>& args, const Tiling& tiling,
     }
     if (threadIdx.x == 0) add_to(&args.counters[0], tiling.num_tokens);
   }
+  const int g = static_cast<int>(threadIdx.x);
+  if (args.passed_on && g < tiling.num_ranks) {
+    add_to(&args.passed_on[g], total[tiling.num_slots + g]);
+  }
   if (args.overflow && threadIdx.x == 0) {
     int lost = 0;
-    for (int g = 0; g < tiling.num_ranks; ++g) {
-      lost += max(total[tiling.num_slots + g] - static_cast<int>(args.capacity), 0);
+    for (int other = 0; other < tiling.num_ranks; ++other) {
+      lost += max(total[tiling.num_slots + other] - static_cast<int>(args.capacity), 0);
     }
     atomicAdd(args.overflow, lost);
   }

@@ -98,7 +98,9 @@ void run(SumArgs args, const Peers& peers, cudaStream_t stream) {
     // Few rows do not fill the link: half of the blocks send them, for the sake of time.
     const std::int64_t most = args.num_tokens <= 4 * blocks ? blocks / 2 : 0;
     args.senders = static_cast<int>(std::clamp<std::int64_t>(
-        args.senders > 0 ? args.senders : std::max(most, kSenders), 1, blocks - 1));
+        args.senders > 0 ? args.senders : std::max(most, std::min(kSenders, blocks * 2 / 5)),
+        1,
+        blocks - 1));
     first_home = args.senders;
   } else {
     args.senders = peers.num_ranks > 1 ? static_cast<int>(blocks) : 0;

@@ -113,6 +113,7 @@ struct Tile {
   __device__ std::int32_t slot_of(std::int64_t token, std::int64_t choice) const {
     const Id expert = args.topk_ids[choice];
     if (expert < 0 || expert >= args.num_experts) return -1;
+    if (args.candidates == nullptr) return static_cast<std::int32_t>(expert);
     const std::int32_t count = args.num_candidates[expert];
     if (count < 1 || count > args.max_candidates) return -1;
     const std::int32_t slot = args.candidates[expert * args.max_candidates + token % count];

@@ -33,6 +33,13 @@ ComputeRates compute_rates(double row, double expert) {
   return {row, expert};
 }
 
+RankCompute rank_compute(const ComputeRates& rates,
+                         std::vector<ComputeRates> planes,
+                         double start) {
+  check_rate("RankCompute: start", start);
+  return {rates, std::move(planes), start};
+}
+
 WireRules wire_rules(Rows rows, Crossing crossing) {
   const WireRules rules{rows, crossing};
   check(rules.known(),
@@ -69,13 +76,16 @@ Rates make_rates(const ComputeRates& compute,
                  LinkFactors rank_links,
                  LinkFactors node_links,
                  std::vector<ComputeRates> planes,
-                 double layer) {
+                 double layer,
+                 std::vector<RankCompute> rank_compute) {
   check_rate("Rates: layer", layer);
   check(dispatch_share >= 0 && dispatch_share <= 1,
         "Rates: dispatch_share must be in [0, 1], got " + std::to_string(dispatch_share));
   check_speeds("Rates: rank_speeds", rank_speeds);
   const auto ranks = static_cast<std::int64_t>(rank_speeds.size());
   check(rank_links.fits(ranks), "Rates: rank_links must be of all ranks, or empty");
+  check(rank_compute.empty() || rank_compute.size() == rank_speeds.size(),
+        "Rates: rank_compute must be of all ranks, or empty");
   check(node_links.alike() || ranks % static_cast<std::int64_t>(node_links.egress.size()) == 0,
         "Rates: node_links must be of nodes that divide the ranks, or empty");
   return {compute,
@@ -87,7 +97,8 @@ Rates make_rates(const ComputeRates& compute,
           std::move(rank_links),
           std::move(node_links),
           std::move(planes),
-          layer};
+          layer,
+          std::move(rank_compute)};
 }
 
 Rates of_nodes(const Rates& rates, std::vector<double> speeds) {
@@ -143,6 +154,13 @@ Array<double> exchange(const LayerPrice&,
   });
 }
 
+std::vector<ComputeRates> planes_of(const LayerPrice& price, std::int64_t rank) {
+  check(rank >= 0 && rank < price.num_ranks(),
+        "LayerPrice.planes_of: wanted one of " + std::to_string(price.num_ranks()) +
+            " ranks, got " + std::to_string(rank));
+  return busy_planes(price.compute_of(rank), price.planes_of(rank));
+}
+
 /// Rows on the busiest link, from those of each place.
 Array<double> busiest(const LinkFactors& links,
                       const char* where,
@@ -186,6 +204,15 @@ void bind_rates(py::module_& module) {
       .def(py::init(&compute_rates), py::kw_only(), py::arg("row"), py::arg("expert"))
       .def_readonly("row", &ComputeRates::row, "Of one (token, expert) row.")
       .def_readonly("expert", &ComputeRates::expert, "Of one expert that has a row.");
+  py::class_<RankCompute>(module, "RankCompute", "How one rank of speed 1 computes.")
+      .def(py::init(&rank_compute),
+           py::kw_only(),
+           py::arg("rates"),
+           py::arg("planes"),
+           py::arg("start"))
+      .def_readonly("rates", &RankCompute::rates)
+      .def_readonly("planes", &RankCompute::planes, "Where larger than `rates`.")
+      .def_readonly("start", &RankCompute::start, "Once, beside `Rates.layer`, at any speed.");
   py::class_<LinkRates>(module, "LinkRates", "Seconds of one direction of the exchange.")
       .def(py::init(&link_rates),
            py::kw_only(),
@@ -218,7 +245,8 @@ void bind_rates(py::module_& module) {
            py::arg("rank_links"),
            py::arg("node_links"),
            py::arg("planes") = std::vector<ComputeRates>(),
-           py::arg("layer") = 0.0)
+           py::arg("layer") = 0.0,
+           py::arg("rank_compute") = std::vector<RankCompute>())
       .def_readonly("compute", &Rates::compute)
       .def_readonly("dispatch", &Rates::dispatch)
       .def_readonly("combine", &Rates::combine)
@@ -229,6 +257,7 @@ void bind_rates(py::module_& module) {
       .def_readonly("node_links", &Rates::node_links, "Of nodes.")
       .def_readonly("planes", &Rates::planes, "Of computing, where larger than `compute`.")
       .def_readonly("layer", &Rates::layer, "Once, where any rank has a row: launches.")
+      .def_readonly("rank_compute", &Rates::rank_compute, "[G], or empty where all are alike.")
       .def("of_nodes",
            &of_nodes,
            py::arg("speeds"),
@@ -270,11 +299,18 @@ void bind_price(py::module_& module) {
            &busy,
            py::arg("rows"),
            py::arg("active_experts"),
-           "Seconds of a rank of speed 1: never falls, and is convex, in rows and experts.")
+           "Seconds of a rank of speed 1 that computes in no way of its own: never falls, and is "
+           "convex, in rows and experts.")
       .def_property_readonly(
           "busy_planes",
-          [](const LayerPrice& price) { return busy_planes(price.rates()); },
+          [](const LayerPrice& price) {
+            return busy_planes(price.rates().compute, price.rates().planes);
+          },
           "`busy` as the largest of linear functions.")
+      .def("planes_of",
+           &planes_of,
+           py::arg("rank"),
+           "The same of one rank at speed 1, in its own way.")
       .def("busiest_rank",
            &busiest_rank,
            py::arg("egress"),

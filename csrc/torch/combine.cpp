@@ -15,6 +15,7 @@
 //
 //     combine            weighted sums at the experts' rank, the wire, sums at home
 //     combine_backward   a token's gradient to its rows at the experts' ranks
+//     resend             rows of tokens, other than those dispatched, the same way
 //     dispatch_backward  gradients of what `dispatch` sent, rows and weights, to their tokens
 
 namespace moetuner {
@@ -56,6 +57,33 @@ void check_sum(const char* op,
 }
 #endif
 
+/// Sums of rows here, or of `rows` by lines as they are, at home.
+T bring_home(const Trail& trail,
+             const T& rows,
+             const T& recv_map,
+             const OptionalTensor& recv_weights,
+             bool by_lines) {
+#ifdef MOETUNER_WITH_CUDA
+  if (goes_over_peers(trail.op(), rows, trail.last().group)) {
+    check_sum(trail.op(), rows, recv_map, recv_weights);
+    const T sums = sum_over_peers(trail.op(), rows, recv_map, recv_weights, by_lines, trail.last());
+    return trail.home(sums, trail.num_hops() - 1);
+  }
+#endif
+  return trail.home(by_lines ? rows : sum_rows(rows, recv_map, recv_weights), trail.num_hops());
+}
+
+/// A row for each token to all lines where its rows arrived.
+T carry_out(const Trail& trail, const T& rows, const T& recv_map) {
+#ifdef MOETUNER_WITH_CUDA
+  if (goes_over_peers(trail.op(), rows, trail.last().group)) {
+    const T arrived = trail.out(rows, trail.num_hops() - 1, recv_map.size(0));
+    return resend_over_peers(trail.op(), arrived, recv_map, trail.last());
+  }
+#endif
+  return trail.out(rows, trail.num_hops(), recv_map.size(0));
+}
+
 T combine(const T& rows,
           const T& recv_map,
           const OptionalTensor& recv_weights,
@@ -64,15 +92,19 @@ T combine(const T& rows,
           Names groups) {
   constexpr const char* kOp = "combine";
   check_recv_map(kOp, recv_map);
-  const Trail trail(kOp, groups, send_maps, splits);
-#ifdef MOETUNER_WITH_CUDA
-  if (goes_over_peers(rows, groups)) {
-    check_sum(kOp, rows, recv_map, recv_weights);
-    return sum_over_peers(
-        kOp, rows, recv_map, recv_weights, false, send_maps[0], splits[0], groups[0]);
-  }
-#endif
-  return trail.home(sum_rows(rows, recv_map, recv_weights));
+  return bring_home({kOp, groups, send_maps, splits}, rows, recv_map, recv_weights, false);
+}
+
+/// Rows of tokens to all lines where theirs arrived, by the maps of their dispatch.
+T resend(const T& rows,
+         const T& recv_map,
+         at::TensorList send_maps,
+         at::TensorList splits,
+         Names groups) {
+  constexpr const char* kOp = "resend";
+  check_recv_map(kOp, recv_map);
+  check_contiguous(kOp, "rows", rows);
+  return carry_out({kOp, groups, send_maps, splits}, rows, recv_map);
 }
 
 Two combine_backward(const T& grad_out,
@@ -85,15 +117,7 @@ Two combine_backward(const T& grad_out,
                      const OptionalTensor& rows) {
   constexpr const char* kOp = "combine_backward";
   check_recv_map(kOp, recv_map);
-  const Trail trail(kOp, groups, send_maps, splits);
-#ifdef MOETUNER_WITH_CUDA
-  const T arrived =
-      goes_over_peers(grad_out, groups)
-          ? resend_over_peers(kOp, grad_out, recv_map, send_maps[0], splits[0], groups[0])
-          : trail.out(grad_out, recv_map.size(0));
-#else
-  const T arrived = trail.out(grad_out, recv_map.size(0));
-#endif
+  const T arrived = carry_out({kOp, groups, send_maps, splits}, grad_out, recv_map);
   return scatter_rows(arrived, recv_map, num_rows, recv_weights, rows);
 }
 
@@ -109,15 +133,7 @@ Two dispatch_backward(const OptionalTensor& grad_rows,
   check_recv_map(kOp, recv_map);
   const Trail trail(kOp, groups, send_maps, splits);
   Two out{at::empty({0}, recv_map.options()), at::empty({0}, recv_map.options())};
-  const auto home = [&](const T& grad, bool by_lines) {
-#ifdef MOETUNER_WITH_CUDA
-    if (goes_over_peers(grad, groups)) {
-      return sum_over_peers(kOp, grad, recv_map, {}, by_lines, send_maps[0], splits[0], groups[0]);
-    }
-#endif
-    return trail.home(by_lines ? grad : sum_rows(grad, recv_map, {}));
-  };
-  if (grad_rows) std::get<0>(out) = home(*grad_rows, false);
+  if (grad_rows) std::get<0>(out) = bring_home(trail, *grad_rows, recv_map, {}, false);
   if (grad_weights) {
     TORCH_CHECK_VALUE(grad_weights->sizes() == recv_map.sizes(),
                       kOp,
@@ -126,7 +142,7 @@ Two dispatch_backward(const OptionalTensor& grad_rows,
                       " like recv_map, got ",
                       grad_weights->sizes());
     check_contiguous(kOp, "grad_weights", *grad_weights);
-    std::get<1>(out) = home(*grad_weights, true);
+    std::get<1>(out) = bring_home(trail, *grad_weights, recv_map, {}, true);
   }
   return out;
 }
@@ -207,6 +223,7 @@ T combine_autograd(const T& rows,
 
 void implement(torch::Library& m) {
   m.impl("combine", &combine);
+  m.impl("resend", &resend);
   m.impl("combine_backward", &combine_backward);
   m.impl("dispatch_backward", &dispatch_backward);
 }
@@ -217,6 +234,9 @@ TORCH_LIBRARY_FRAGMENT(moetuner, m) {
   m.def(
       "combine(Tensor rows, Tensor recv_map, Tensor? recv_weights, Tensor[] send_maps, "
       "Tensor[] splits, str[] groups) -> Tensor");
+  m.def(
+      "resend(Tensor rows, Tensor recv_map, Tensor[] send_maps, Tensor[] splits, str[] groups) "
+      "-> Tensor");
   m.def(
       "combine_backward(Tensor grad_out, Tensor recv_map, Tensor? recv_weights, "
       "Tensor[] send_maps, Tensor[] splits, str[] groups, SymInt num_rows, Tensor? rows=None) "
@@ -235,6 +255,7 @@ TORCH_LIBRARY_IMPL(moetuner, CUDA, m) { implement(m); }
 
 TORCH_LIBRARY_IMPL(moetuner, Autograd, m) {
   m.impl("combine", &combine_autograd);
+  m.impl("resend", torch::autograd::autogradNotImplementedFallback());
   m.impl("combine_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("dispatch_backward", torch::autograd::autogradNotImplementedFallback());
 }

@@ -30,7 +30,7 @@ at::Tensor as_bytes(const at::Tensor& rows) {
 }  // namespace
 
 Communicator::Communicator(const char* op, const std::string& group_name)
-    : group_(find_group(op, group_name)) {}
+    : op_(op), name_(group_name), group_(find_group(op, group_name)) {}
 
 std::int64_t Communicator::timeout_ms() const {
   return group_->getBackend(control_device().type())->getBackendOptions()->timeout.count();
@@ -72,9 +72,31 @@ void Communicator::exchange_into(at::Tensor out,
       return group.alltoall_base(to, from, received, sent, options);
     }
   };
-  const auto work = all_to_all(*group_);
-  // On CUDA this orders streams and does not wait on the host.
-  if (work) work->wait();
+  try {
+    const auto work = all_to_all(*group_);
+    // On CUDA this orders streams and does not wait on the host.
+    if (work) work->wait();
+  } catch (const c10::DistError& error) {
+    fail(error.what_without_backtrace());
+  } catch (const c10::Error&) {
+    throw;  // what was wrong with the call
+  } catch (const std::exception& error) {
+    fail(error.what());
+  }
+}
+
+void Communicator::fail(const std::string& why) const {
+  TORCH_CHECK_WITH(DistBackendError,
+                   false,
+                   op_,
+                   ": the exchange of group '",
+                   name_,
+                   "' did not end on rank ",
+                   rank(),
+                   " of ",
+                   num_ranks(),
+                   ", as another rank has ended, stands still or calls other operations: ",
+                   why);
 }
 
 Splits::Splits(const char* op, const at::Tensor& splits, std::int64_t num_ranks) {

@@ -31,13 +31,18 @@ class Communicator {
                       std::vector<std::int64_t> sent,
                       std::vector<std::int64_t> received) const;
 
-  /// As `exchange`, into memory that is there already.
+  /// As `exchange`, into memory that is there already. Where the backend gives up, the error is a
+  /// DistBackendError by the name of the op.
   void exchange_into(at::Tensor out,
                      const at::Tensor& rows,
                      std::vector<std::int64_t> sent,
                      std::vector<std::int64_t> received) const;
 
  private:
+  [[noreturn]] void fail(const std::string& why) const;
+
+  const char* op_;
+  std::string name_;
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
 };
 

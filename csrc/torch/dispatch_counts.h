@@ -25,6 +25,14 @@ inline std::pair<at::Tensor, at::Tensor> count_between(const Communicator& wire,
           received.narrow(1, 0, width).sum({0}, false, at::kInt).view({-1, 2})};
 }
 
+/// Of the first of two hops alone. The host waits once.
+inline Counts count_crossing(const Path& path,
+                             const at::Tensor& counts,
+                             const at::Tensor& node_ends) {
+  const at::Tensor between = count_between(path.between_nodes(), counts[0], node_ends).first;
+  return {.splits = {between.cpu().to(at::kLong).contiguous()}, .num_choices = 0};
+}
+
 /// `counts` int32 [2, G, 2] has, in its first half, rows to each rank and choices there; the other
 /// half is room. `place_ends` int32 [places] are the ends of rows on the first wire. The host waits
 /// once.

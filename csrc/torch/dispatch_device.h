@@ -3,6 +3,7 @@
 #include "dispatch_forward.h"
 #include "moetuner/ops/dispatch.h"
 #include "moetuner/ops/permute.h"
+#include "peer_exchange.h"
 
 #ifdef MOETUNER_WITH_CUDA
 #include <c10/cuda/CUDAStream.h>
@@ -14,6 +15,7 @@ namespace moetuner {
 
 /// Where the twins run.
 struct Cpu {
+  static constexpr bool kHasPeers = false;
   static void check_limits(const DispatchInputs&, std::int64_t) {}
   template <typename Id>
   static void route(const RouteArgs<Id>& args) {
@@ -26,6 +28,7 @@ struct Cpu {
 
 #ifdef MOETUNER_WITH_CUDA
 struct Cuda {
+  static constexpr bool kHasPeers = true;
   static void check_limits(const DispatchInputs& in, std::int64_t num_ranks) {
     TORCH_CHECK_VALUE(in.slots_per_rank <= cuda::kMaxPermuteExperts,
                       kDispatchOp,
@@ -58,6 +61,17 @@ struct Cuda {
   }
   static void unpack(const UnpackArgs& args) {
     cuda::unpack(args, c10::cuda::getCurrentCUDAStream());
+  }
+  static bool passes_on_over_peers(const DispatchInputs& in, const Sizes& sizes) {
+    return moetuner::passes_on_over_peers(in, sizes);
+  }
+  static void pass_on_over_peers(const DispatchInputs& in,
+                                 const Path& path,
+                                 const Sizes& sizes,
+                                 const at::Tensor& rows,
+                                 const at::Tensor& travel,
+                                 Dispatched& out) {
+    moetuner::pass_on_over_peers(in, path, sizes, rows, travel, out);
   }
   static void permute(PermuteArgs<std::int32_t> args, const at::Tensor& like) {
     at::Tensor workspace;

@@ -25,6 +25,8 @@
 //               send again
 //
 //     place     slots that are here, and rows to them: `permute` again
+//
+// Over peer memory, what crossed between nodes is a dispatch of its own inside the node instead.
 
 namespace moetuner {
 namespace {
@@ -186,7 +188,7 @@ Packed spread(const Inputs& in,
   const std::int64_t num_ranks = sizes.ranks_per_node;
   const std::int64_t top_k = in.topk_ids.size(1);
   const std::int64_t node = path.between_nodes().rank();
-  const std::int64_t capacity = sizes.capacity * sizes.num_nodes();
+  const std::int64_t capacity = sizes.inside().capacity;
   const std::int64_t num_destinations = std::min(top_k, num_ranks);
   const at::Tensor destinations =
       at::empty({here.rows.size(0), num_destinations}, here.travel.options());
@@ -250,11 +252,32 @@ void check_received(const Counts& counts, std::int64_t top_k) {
   }
 }
 
+/// Of the first `num_hops` hops, which communicators carry.
+Counts count(const Inputs& in,
+             const Path& path,
+             std::size_t num_hops,
+             const at::Tensor& counts,
+             const at::Tensor& place_ends,
+             std::int64_t max_rows) {
+  Counts out{.splits = {}, .num_choices = max_rows};
+  if (in.fixed()) {
+    // One for each hop: what an op returns may not share memory.
+    for (std::size_t i = 0; i < num_hops; ++i) out.splits.push_back(at::empty({0}, at::kLong));
+    return out;
+  }
+  out = num_hops < path.num_hops() ? count_crossing(path, counts, place_ends)
+                                   : count_rows(path, counts, place_ends);
+  check_received(out, in.topk_ids.size(1));
+  return out;
+}
+
 template <typename Device>
 Dispatched dispatch(const Inputs& in) {
   const Path path(kDispatchOp, in.groups);
   const Sizes sizes = check_dispatch(in, path);
   Device::check_limits(in, sizes.num_ranks);
+  bool passes_on = false;
+  if constexpr (Device::kHasPeers) passes_on = Device::passes_on_over_peers(in, sizes);
   const Routed routed = route<Device>(in, sizes);
   const std::int64_t most_rows = in.x.size(0) * routed.destinations.size(1);
   Packed packed = pack<Device>({in.x, routed.travel},
@@ -264,16 +287,12 @@ Dispatched dispatch(const Inputs& in) {
                                sizes.capacity,
                                routed.blank,
                                routed.overflow);
-  Counts counts{.splits = {}, .num_choices = sizes.max_rows};
-  if (in.fixed()) {
-    // One for each hop: what an op returns may not share memory.
-    for (std::size_t i = 0; i < path.num_hops(); ++i) {
-      counts.splits.push_back(at::empty({0}, at::kLong));
-    }
-  } else {
-    counts = count_rows(path, routed.counts, packed.end_offsets);
-    check_received(counts, in.topk_ids.size(1));
-  }
+  const Counts counts = count(in,
+                              path,
+                              path.num_hops() - (passes_on ? 1 : 0),
+                              routed.counts,
+                              packed.end_offsets,
+                              sizes.max_rows);
 
   Dispatched out;
   out.overflow = routed.overflow;
@@ -282,6 +301,12 @@ Dispatched dispatch(const Inputs& in) {
   if (path.crosses_nodes()) {
     out.send_maps.push_back(packed.send_map);
     const Travelling here = send(path.between_nodes(), packed.sent, counts.splits[0]);
+    if constexpr (Device::kHasPeers) {
+      if (passes_on) {
+        Device::pass_on_over_peers(in, path, sizes, here.rows, here.travel, out);
+        return out;
+      }
+    }
     const std::int64_t num_rows = in.fixed() ? 0 : counts.splits[1][0].sum().item<std::int64_t>();
     packed = spread<Device>(in, path, sizes, here, num_rows, routed);
   }

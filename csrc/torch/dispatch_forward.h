@@ -55,6 +55,10 @@ struct Sizes {
   /// Of the first hop, which goes to ranks or, of two hops, to nodes.
   std::int64_t ranks_per_place() const { return crosses_nodes ? ranks_per_node : 1; }
   std::int64_t num_places() const { return num_ranks / ranks_per_place(); }
+  /// Of the second hop alone, as if there were no other: it has room for all that the first brings.
+  Sizes inside() const {
+    return {ranks_per_node, ranks_per_node, false, capacity * num_nodes(), max_rows};
+  }
   /// Counters of the second hop.
   std::int64_t num_passed_on() const { return crosses_nodes ? ranks_per_node : 0; }
 };

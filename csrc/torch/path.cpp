@@ -39,7 +39,7 @@ Trail::Trail(const char* op,
              const std::vector<std::string>& groups,
              at::TensorList send_maps,
              at::TensorList splits)
-    : op_(op), path_(op, groups), send_maps_(send_maps.vec()) {
+    : op_(op), path_(op, groups) {
   TORCH_CHECK_VALUE(send_maps.size() == groups.size() && splits.size() == groups.size(),
                     op,
                     ": there must be a send_map and splits for each of the ",
@@ -50,13 +50,13 @@ Trail::Trail(const char* op,
                     splits.size());
   for (std::size_t i = 0; i < groups.size(); ++i) {
     check_map(op, send_maps[i]);
-    splits_.emplace_back(op, splits[i], path_.hop(i).num_ranks());
+    hops_.push_back({groups[i], send_maps[i], Splits(op, splits[i], path_.hop(i).num_ranks())});
   }
 }
 
-at::Tensor Trail::home(at::Tensor rows) const {
-  for (std::size_t i = path_.num_hops(); i-- > 0;) {
-    const Splits& shares = splits_[i];
+at::Tensor Trail::home(at::Tensor rows, std::size_t hops) const {
+  for (std::size_t i = hops; i-- > 0;) {
+    const Splits& shares = hops_[i].shares;
     shares.check_received(op_, rows.size(0), path_.hop(i).num_ranks());
     at::Tensor returned;
     {
@@ -64,19 +64,19 @@ at::Tensor Trail::home(at::Tensor rows) const {
       returned = path_.hop(i).exchange(rows, shares.received, shares.sent);
     }
     const Range range("sum");
-    rows = sum_rows(returned, send_maps_[i], {});
+    rows = sum_rows(returned, hops_[i].send_map, {});
   }
   return rows;
 }
 
-at::Tensor Trail::out(at::Tensor rows, std::int64_t num_arrived) const {
-  for (std::size_t i = 0; i < path_.num_hops(); ++i) {
-    const Splits& shares = splits_[i];
+at::Tensor Trail::out(at::Tensor rows, std::size_t hops, std::int64_t num_arrived) const {
+  for (std::size_t i = 0; i < hops; ++i) {
+    const Splits& shares = hops_[i].shares;
     // Where shares are equal, rows between two hops are those of the map of the second.
-    const bool is_last = i + 1 == path_.num_hops();
-    const std::int64_t arrive = is_last ? num_arrived : send_maps_[i + 1].size(0);
+    const bool is_last = i + 1 == num_hops();
+    const std::int64_t arrive = is_last ? num_arrived : hops_[i + 1].send_map.size(0);
     const std::int64_t num_sent = shares.num_sent(arrive);
-    const at::Tensor sent = std::get<0>(scatter_rows(rows, send_maps_[i], num_sent, {}, {}));
+    const at::Tensor sent = std::get<0>(scatter_rows(rows, hops_[i].send_map, num_sent, {}, {}));
     rows = path_.hop(i).exchange(sent, shares.sent, shares.received);
   }
   return rows;

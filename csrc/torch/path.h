@@ -13,7 +13,7 @@
 //     two hops    home ---> gateway ---> rank      one row for each node, then one for each rank
 //
 // The gateway is the evaluator's (`Wire::kDedup` of the planner). The last hop stays inside a node
-// when there are two; it is where another transport than a communicator may take rows.
+// when there are two; it is where peer memory may take the place of a communicator.
 
 namespace moetuner {
 
@@ -38,8 +38,14 @@ class Path {
   std::vector<Communicator> hops_;
 };
 
-/// A way that rows have gone, by what was kept of it: of each hop int32 [rows, places], the row on
-/// the wire for each place that a row went to, and its `Splits`.
+/// One hop of a way that rows have gone, by what was kept of it.
+struct Hop {
+  std::string group;
+  at::Tensor send_map;  // int32 [rows, places], the row on the wire for each place it went to
+  Splits shares;
+};
+
+/// A way that rows have gone.
 class Trail {
  public:
   Trail(const char* op,
@@ -47,18 +53,22 @@ class Trail {
         at::TensorList send_maps,
         at::TensorList splits);
 
-  /// Rows from where they arrived to their homes; those of one token are summed at each end of a
-  /// hop, in the order of places.
-  at::Tensor home(at::Tensor rows) const;
+  const char* op() const { return op_; }
+  std::size_t num_hops() const { return hops_.size(); }
+  const Hop& last() const { return hops_.back(); }
 
-  /// A row for each token to all places where its rows arrived, `num_arrived` of them here.
-  at::Tensor out(at::Tensor rows, std::int64_t num_arrived) const;
+  /// Rows from the end of the first `hops` hops to their homes; those of one token are summed at
+  /// each end of a hop, in the order of places.
+  at::Tensor home(at::Tensor rows, std::size_t hops) const;
+
+  /// A row for each token to the ends of the first `hops` hops; `num_arrived` are here at the end
+  /// of all.
+  at::Tensor out(at::Tensor rows, std::size_t hops, std::int64_t num_arrived) const;
 
  private:
   const char* op_;
   Path path_;
-  std::vector<at::Tensor> send_maps_;
-  std::vector<Splits> splits_;
+  std::vector<Hop> hops_;
 };
 
 }  // namespace moetuner

@@ -2,6 +2,8 @@
 
 #include <map>
 #include <mutex>
+#include <optional>
+#include <utility>
 
 #ifdef MOETUNER_WITH_CUDA
 #include "../cuda/checked_call.h"
@@ -23,6 +25,8 @@ struct Registry {
   std::map<std::string, TransportSettings> settings;
 #ifdef MOETUNER_WITH_CUDA
   std::map<std::string, std::unique_ptr<PeerGroup>> groups;
+  std::map<std::string, std::pair<Communicator, transport::Standing>>
+      standings;  // by the name inside a node
 #endif
 };
 
@@ -80,6 +84,51 @@ const char* what_of(transport::Wait what) {
   return "something";
 }
 
+/// The answers of all ranks, in their order.
+std::vector<std::vector<std::int64_t>> tell_all(const Communicator& group,
+                                                const std::vector<std::int64_t>& mine) {
+  const auto size = static_cast<std::int64_t>(mine.size());
+  const at::Tensor row = at::tensor(mine, at::TensorOptions().dtype(at::kLong));
+  const at::Tensor sent = row.expand({group.num_ranks(), size}).contiguous();
+  const at::Tensor all = group.exchange(sent.to(group.control_device()), {}, {}).cpu();
+  std::vector<std::vector<std::int64_t>> out;
+  for (std::int64_t g = 0; g < group.num_ranks(); ++g) {
+    const auto* begin = all[g].const_data_ptr<std::int64_t>();
+    out.emplace_back(begin, begin + size);
+  }
+  return out;
+}
+
+void refuse_capture(const char* op) {
+  TORCH_CHECK_VALUE(
+      c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None,
+      op,
+      ": memory of the ranks is mapped at the first call, which a CUDA graph cannot capture: call "
+      "it once with the same sizes before");
+}
+
+/// Where ranks share a device, one may be in the hop between nodes, whose kernels need processors
+/// to themselves, while all others wait for it: they are counted twice, so that those who wait
+/// leave enough of them free.
+transport::Standing find_standing(const char* op,
+                                  const Communicator& inside,
+                                  const Communicator& between) {
+  refuse_capture(op);
+  const auto mine = transport::name_of_device();
+  std::vector<std::int64_t> of_place;  // the devices of this place in all nodes
+  for (const auto& device : tell_all(between, {mine.begin(), mine.end()})) {
+    of_place.insert(of_place.end(), device.begin(), device.end());
+  }
+  int sharing = 0;
+  for (const auto& devices : tell_all(inside, of_place)) {
+    for (auto at = devices.begin(); at != devices.end(); at += mine.size()) {
+      sharing += std::equal(mine.begin(), mine.end(), at);
+    }
+  }
+  return {.first_rank = between.rank() * inside.num_ranks(),
+          .sharing = sharing > 1 ? 2 * sharing : 1};
+}
+
 }  // namespace
 
 PeerGroup& peer_group(const std::string& group_name) {
@@ -91,6 +140,27 @@ PeerGroup& peer_group(const std::string& group_name) {
   return *group;
 }
 
+PeerGroup& peer_group_of_node(const char* op,
+                              const std::string& inside,
+                              const std::string& between) {
+  PeerGroup& group = peer_group(inside);
+  const auto known = [&]() -> std::optional<transport::Standing> {
+    const std::lock_guard lock(registry().mutex);
+    const auto found = registry().standings.find(inside);
+    if (found == registry().standings.end() || !group.is_of(found->second.first)) return {};
+    return found->second.second;
+  };
+  std::optional<transport::Standing> standing = known();
+  if (!standing) {
+    const Communicator of_node(op, inside);
+    standing = find_standing(op, of_node, Communicator(op, between));
+    const std::lock_guard lock(registry().mutex);
+    registry().standings.insert_or_assign(inside, std::pair(of_node, *standing));
+  }
+  group.stand(*standing);
+  return group;
+}
+
 std::string describe_transport(const std::string& group_name) {
   return peer_group(group_name).describe();
 }
@@ -100,41 +170,27 @@ PeerGroup::PeerGroup(const std::string& group_name, const TransportSettings& set
   if (settings_.timeout_ms == 0) settings_.timeout_ms = communicator_.timeout_ms();
 }
 
-std::vector<std::vector<std::int64_t>> PeerGroup::tell_all(
-    const std::vector<std::int64_t>& mine) const {
-  const auto size = static_cast<std::int64_t>(mine.size());
-  const at::Tensor row = at::tensor(mine, at::TensorOptions().dtype(at::kLong));
-  const at::Tensor sent = row.expand({num_ranks(), size}).contiguous();
-  const at::Tensor all =
-      communicator_.exchange(sent.to(communicator_.control_device()), {}, {}).cpu();
-  std::vector<std::vector<std::int64_t>> out;
-  for (std::int64_t g = 0; g < num_ranks(); ++g) {
-    const auto* begin = all[g].const_data_ptr<std::int64_t>();
-    out.emplace_back(begin, begin + size);
-  }
-  return out;
+std::string PeerGroup::name_of(std::int64_t rank) const {
+  return "rank " + std::to_string(standing_.first_rank + rank);
 }
 
 /// Empty where no rank has trouble; else whose, and this rank's own words.
 std::string PeerGroup::agree(const std::string& trouble) const {
-  const auto all = tell_all({trouble.empty() ? 0 : 1});
+  const auto all = tell_all(communicator_, {trouble.empty() ? 0 : 1});
   for (std::size_t g = 0; g < all.size(); ++g) {
     if (all[g][0] == 0) continue;
-    return trouble.empty() ? "rank " + std::to_string(g) + " cannot map memory" : trouble;
+    return trouble.empty() ? name_of(static_cast<std::int64_t>(g)) + " cannot map memory" : trouble;
   }
   return {};
 }
 
 void PeerGroup::open(const char* op, transport::WindowShape shape) {
-  TORCH_CHECK_VALUE(
-      c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None,
-      op,
-      ": memory of the ranks is mapped at the first call, which a CUDA graph cannot capture: call "
-      "it once with the same sizes before");
+  refuse_capture(op);
   // Nobody may still use the window that goes, neither here nor, once all have met, elsewhere.
   MOETUNER_CUDA_CHECK(cudaStreamSynchronize(c10::cuda::getCurrentCUDAStream()));
   if (window_) shape = larger(shape, window_->shape());
-  const auto all = tell_all({static_cast<std::int64_t>(settings_.transport),
+  const auto all = tell_all(communicator_,
+                            {static_cast<std::int64_t>(settings_.transport),
                              shape.num_rows,
                              shape.row_bytes,
                              shape.top_k,
@@ -144,7 +200,7 @@ void PeerGroup::open(const char* op, transport::WindowShape shape) {
   for (std::size_t g = 0; g < all.size(); ++g) {
     shape = larger(shape, {shape.num_ranks, all[g][1], all[g][2], all[g][3], all[g][4]});
     if (all[g][0] == static_cast<std::int64_t>(Transport::kCollectives)) {
-      refusal_ = "rank " + std::to_string(g) + " is set to collectives";
+      refusal_ = name_of(static_cast<std::int64_t>(g)) + " is set to collectives";
     }
   }
   shape.num_rows = round_up(std::max<std::int64_t>(shape.num_rows, 1), kRowsAtOnce);
@@ -163,7 +219,8 @@ void PeerGroup::open(const char* op, transport::WindowShape shape) {
   std::unique_ptr<transport::Window> window;
   transport::WindowHandle handle{};
   try {
-    window = std::make_unique<transport::Window>(shape, rank(), settings_.timeout_ms * 1000000);
+    window = std::make_unique<transport::Window>(
+        shape, rank(), settings_.timeout_ms * 1000000, static_cast<int>(settings_.blocks));
     handle = window->handle();
   } catch (const std::exception& error) {
     trouble = error.what();
@@ -171,7 +228,7 @@ void PeerGroup::open(const char* op, transport::WindowShape shape) {
   std::vector<std::int64_t> packed(sizeof(handle) / sizeof(std::int64_t));
   static_assert(sizeof(handle) % sizeof(std::int64_t) == 0);
   std::memcpy(packed.data(), &handle, sizeof(handle));
-  const auto told = tell_all(packed);
+  const auto told = tell_all(communicator_, packed);
   std::vector<transport::WindowHandle> handles(told.size());
   for (std::size_t g = 0; g < told.size(); ++g) {
     std::memcpy(&handles[g], told[g].data(), sizeof(handle));
@@ -179,7 +236,7 @@ void PeerGroup::open(const char* op, transport::WindowShape shape) {
   refusal_ = agree(trouble);
   if (!refusal_.empty()) return;
   try {
-    window->map(handles);
+    window->map(handles, standing_);
   } catch (const std::exception& error) {
     trouble = error.what();
   }
@@ -211,21 +268,21 @@ void PeerGroup::fail(const char* op) const {
   TORCH_CHECK_WITH(DistBackendError,
                    abort.word == 0,
                    op,
-                   ": rank ",
-                   abort.waiting(),
+                   ": ",
+                   name_of(abort.waiting()),
                    " waited ",
                    seconds,
                    " s for ",
                    what_of(abort.what()),
-                   " of rank ",
-                   abort.whom(),
+                   " of ",
+                   name_of(abort.whom()),
                    ", which has ended, stands still or calls other operations; the exchange of "
                    "this group is over on all ranks");
   TORCH_CHECK_WITH(DistBackendError,
                    false,
                    op,
-                   ": the device of rank ",
-                   rank(),
+                   ": the device of ",
+                   name_of(rank()),
                    " did not come to the exchange within ",
                    seconds,
                    " s: what was enqueued before it has not ended");

@@ -22,6 +22,7 @@ struct TransportSettings {
   Transport transport = Transport::kAuto;
   std::int64_t senders = 0;     // blocks that send; 0: as many as suit
   std::int64_t timeout_ms = 0;  // of waits on the device; 0: the group's own
+  std::int64_t blocks = 0;      // of a kernel at most; 0: all of the device
 };
 
 /// Kept for a group by its name; before the first exchange.
@@ -40,6 +41,9 @@ class PeerGroup {
   /// Decides, with all ranks, at the first call; later calls answer alone. The window then holds
   /// `shape`, which must be the same on all ranks but for its rows at the first call.
   bool opens(const char* op, const transport::WindowShape& shape);
+
+  /// Before it opens.
+  void stand(const transport::Standing& standing) { standing_ = standing; }
 
   bool is_of(const Communicator& other) const { return communicator_.is_same(other); }
 
@@ -64,11 +68,12 @@ class PeerGroup {
 
  private:
   void open(const char* op, transport::WindowShape shape);
-  std::vector<std::vector<std::int64_t>> tell_all(const std::vector<std::int64_t>& mine) const;
+  std::string name_of(std::int64_t rank) const;
   std::string agree(const std::string& trouble) const;
 
   Communicator communicator_;
   TransportSettings settings_;
+  transport::Standing standing_;
   bool decided_ = false;
   std::string refusal_;
   std::unique_ptr<transport::Window> window_;
@@ -79,6 +84,12 @@ class PeerGroup {
 
 /// The group's own, made at the first call.
 PeerGroup& peer_group(const std::string& group_name);
+
+/// That of the ranks `inside` a node, where rows cross `between` nodes by another group. All ranks
+/// of all nodes make the first call together.
+PeerGroup& peer_group_of_node(const char* op,
+                              const std::string& inside,
+                              const std::string& between);
 #endif
 
 }  // namespace moetuner

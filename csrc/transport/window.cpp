@@ -6,9 +6,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -25,11 +28,15 @@ std::size_t control_bytes(const WindowShape& shape) {
          static_cast<std::size_t>(shape.num_ranks * shape.slots_per_rank) * sizeof(std::int32_t);
 }
 
-/// The same for all processes of a machine, containers too, and no other one's.
-std::string boot_of_machine() {
+/// The same for all processes of a machine, containers too, and no other one's. Who tells NCCL that
+/// processes of one machine are on several (NCCL_HOSTID) tells us too.
+std::string name_of_machine() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string id;
   std::getline(file, id);
+  if (const char* told = std::getenv("NCCL_HOSTID")) {
+    id += '/' + std::to_string(std::hash<std::string>{}(told));
+  }
   return id;
 }
 
@@ -39,7 +46,15 @@ std::uint32_t read_now(const std::uint32_t& word) {
 
 }  // namespace
 
-Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns)
+DeviceName name_of_device() {
+  int device = 0;
+  cudaDeviceProp properties{};
+  MOETUNER_CUDA_CHECK(cudaGetDevice(&device));
+  MOETUNER_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  return std::bit_cast<DeviceName>(properties.uuid);
+}
+
+Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns, int most_blocks)
     : peers_{.windows = {},
              .control = nullptr,
              .host = nullptr,
@@ -47,13 +62,10 @@ Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns)
              .timeout_ns = timeout_ns,
              .rank = rank,
              .num_ranks = static_cast<int>(shape.num_ranks),
-             .sharing = 1} {
+             .sharing = 1,
+             .most_blocks = most_blocks} {
   static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(handle_.memory));
   try {
-    int device = 0;
-    cudaDeviceProp properties{};
-    MOETUNER_CUDA_CHECK(cudaGetDevice(&device));
-    MOETUNER_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
     void* memory = nullptr;
     const WindowLayout& layout = peers_.layout;
     MOETUNER_CUDA_CHECK(cudaMalloc(&memory, static_cast<std::size_t>(layout.bytes)));
@@ -69,9 +81,9 @@ Window::Window(const WindowShape& shape, int rank, std::int64_t timeout_ns)
     cudaIpcMemHandle_t handle{};
     MOETUNER_CUDA_CHECK(cudaIpcGetMemHandle(&handle, peers_.windows[rank]));
     std::memcpy(handle_.memory, &handle, sizeof(handle));
-    std::memcpy(handle_.device, &properties.uuid, sizeof(handle_.device));
-    const std::string boot = boot_of_machine();
-    std::memcpy(handle_.machine, boot.data(), std::min(boot.size(), sizeof(handle_.machine) - 1));
+    handle_.device = name_of_device();
+    const std::string name = name_of_machine();
+    std::memcpy(handle_.machine, name.data(), std::min(name.size(), sizeof(handle_.machine) - 1));
     handle_.process = getpid();
   } catch (...) {
     release();
@@ -91,17 +103,18 @@ void Window::release() noexcept {
   cudaGetLastError();
 }
 
-void Window::map(const std::vector<WindowHandle>& handles) {
-  int sharing = 0;
+void Window::map(const std::vector<WindowHandle>& handles, const Standing& standing) {
+  int in_group = 0;
   for (int g = 0; g < peers_.num_ranks; ++g) {
     const WindowHandle& other = handles[static_cast<std::size_t>(g)];
-    sharing += std::memcmp(other.device, handle_.device, sizeof(other.device)) == 0;
+    in_group += other.device == handle_.device;
     if (g == peers_.rank) continue;
+    const std::string name = "rank " + std::to_string(standing.first_rank + g);
     if (std::memcmp(other.machine, handle_.machine, sizeof(other.machine)) != 0) {
-      throw std::runtime_error("rank " + std::to_string(g) + " is on another machine");
+      throw std::runtime_error(name + " is on another machine");
     }
     if (other.process == handle_.process) {
-      throw std::runtime_error("rank " + std::to_string(g) + " is in the same process");
+      throw std::runtime_error(name + " is in the same process");
     }
     cudaIpcMemHandle_t handle{};
     std::memcpy(&handle, other.memory, sizeof(handle));
@@ -110,7 +123,7 @@ void Window::map(const std::vector<WindowHandle>& handles) {
     mapped_.push_back(memory);
     peers_.windows[g] = static_cast<char*>(memory);
   }
-  peers_.sharing = sharing;
+  peers_.sharing = standing.sharing > 0 ? standing.sharing : in_group;
 }
 
 std::int64_t Window::device_bytes() const {

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from moetuner.evaluation.hardware_file import read_network as read_network
     from moetuner.evaluation.hardware_file import write_hardware as write_hardware
     from moetuner.evaluation.models import Model as Model
+    from moetuner.evaluation.models import ModelShape as ModelShape
     from moetuner.evaluation.models import ValueType as ValueType
     from moetuner.evaluation.models import find_model as find_model
     from moetuner.evaluation.models import read_model as read_model
+    from moetuner.evaluation.models import shape_for_model as shape_for_model
+    from moetuner.evaluation.other_ranks import OtherRanks as OtherRanks
     from moetuner.evaluation.rates import Bandwidth as Bandwidth
     from moetuner.evaluation.rates import Latency as Latency
     from moetuner.evaluation.replica_rule import ReplicaRule as ReplicaRule
-    from moetuner.evaluation.shapes import ModelShape as ModelShape
-    from moetuner.evaluation.shapes import shape_for_model as shape_for_model
     from moetuner.evaluation.workload import BatchKind as BatchKind
     from moetuner.evaluation.workload import Workload as Workload
     from moetuner.placement.file import read_placement as read_placement
@@ -90,17 +91,18 @@ _MODULE_OF = {
     "Hardware": "evaluation.hardware",
     "Homes": "evaluation.cost",
     "Model": "evaluation.models",
-    "ModelShape": "evaluation.shapes",
+    "ModelShape": "evaluation.models",
     "ValueType": "evaluation.models",
     "find_model": "evaluation.models",
     "read_model": "evaluation.models",
     "Wire": "evaluation.cost",
     "ReplicaRule": "evaluation.replica_rule",
-    "shape_for_model": "evaluation.shapes",
+    "shape_for_model": "evaluation.models",
     "describe": "trace.description",
     "MoetunerError": "errors",
     "Evaluation": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
+    "OtherRanks": "evaluation.other_ranks",
     "PlanOptions": "planning.options",
     "demo_trace": "planning.plan",
     "plan_trace": "planning.plan",

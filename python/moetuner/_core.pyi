@@ -19,6 +19,7 @@ __all__: list[str] = [
     "LayerPrice",
     "LinkFactors",
     "LinkRates",
+    "RankCompute",
     "Rates",
     "Rows",
     "SearchOptions",
@@ -74,6 +75,24 @@ class ComputeRates:
     @property
     def row(self) -> float:
         """Of one (token, expert) row."""
+
+class RankCompute:
+    """How one rank of speed 1 computes."""
+    def __init__(
+        self,
+        *,
+        rates: ComputeRates,
+        planes: collections.abc.Sequence[ComputeRates],
+        start: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+    @property
+    def planes(self) -> list[ComputeRates]:
+        """Where larger than `rates`."""
+    @property
+    def rates(self) -> ComputeRates: ...
+    @property
+    def start(self) -> float:
+        """Once, beside `Rates.layer`, at any speed."""
 
 class LinkRates:
     """Seconds of one direction of the exchange."""
@@ -134,6 +153,7 @@ class Rates:
         node_links: LinkFactors,
         planes: collections.abc.Sequence[ComputeRates] = [],
         layer: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        rank_compute: collections.abc.Sequence[RankCompute] = [],
     ) -> None: ...
     def of_nodes(
         self,
@@ -162,6 +182,9 @@ class Rates:
     def planes(self) -> list[ComputeRates]:
         """Of computing, where larger than `compute`."""
     @property
+    def rank_compute(self) -> list[RankCompute]:
+        """[G], or empty where all are alike."""
+    @property
     def rank_links(self) -> LinkFactors:
         """Of ranks inside their node."""
     @property
@@ -188,7 +211,7 @@ class LayerPrice:
         rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
         active_experts: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
     ) -> numpy.typing.NDArray[numpy.float64]:
-        """Seconds of a rank of speed 1: never falls, and is convex, in rows and experts."""
+        """Seconds of a rank of speed 1 that computes in no way of its own: never falls, and is convex, in rows and experts."""
     def compute(
         self,
         rank_rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
@@ -202,6 +225,10 @@ class LayerPrice:
         node_rows: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
     ) -> numpy.typing.NDArray[numpy.float64]:
         """Seconds of one direction, from rows on the busiest link of each kind."""
+    def planes_of(
+        self, rank: typing.SupportsInt | typing.SupportsIndex
+    ) -> list[ComputeRates]:
+        """The same of one rank at speed 1, in its own way."""
     def total(
         self,
         compute: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],

@@ -162,12 +162,11 @@ class PlacementProblem:
 
     def link_seconds(self) -> NDArray[np.float64]:
         """Seconds that one row needs from rank to rank, [G, G]; 0 on the diagonal."""
-        shape, topology = self.workload.cost.shape, self.topology
-        row_bytes = shape.hidden_size * shape.dispatch_bytes
-        inside, cards = self.workload.cost.link_bandwidths(topology)
-        seconds = np.where(topology.same_node(), row_bytes / inside, row_bytes / cards)
-        np.fill_diagonal(seconds, 0.0)
-        return seconds
+        cost = self.workload.cost
+        row_bytes = cost.shape.hidden_size * cost.shape.dispatch_bytes
+        bandwidth = cost.pair_bandwidths(self.topology)
+        np.fill_diagonal(bandwidth, np.inf)
+        return row_bytes / bandwidth
 
     @property
     def alike_links(self) -> bool:

@@ -38,13 +38,15 @@ class Made:
     overhead = 30e-6
     matmul, memory = 10e12, 0.5e12
 
-    def __init__(self, topology, noise=0.0, form=Form.EXACT, seed=0):
+    def __init__(self, topology, noise=0.0, form=Form.EXACT, seed=0, slow=()):
         self.topology, self.form, self.noise = topology, form, noise
+        self.slow = slow or (1.0,) * topology.num_ranks  # experts of each rank
         self.rng = np.random.default_rng(seed)
 
     def timing(self, seconds):
+        spread = self.noise * seconds
         seconds *= 1 + self.noise * self.rng.uniform(-1, 1)
-        return Timing(seconds=seconds, spread=0.0, repeats=9)
+        return Timing(seconds=seconds, spread=spread, repeats=9)
 
     def way(self, case, way):
         """Seconds of one way."""
@@ -97,12 +99,15 @@ class Made:
             slots = shape.num_experts // self.topology.num_ranks
             for active in sorted({1, slots // 2, slots}):
                 for each in (1, 16, 64, 256):
+                    seconds = self.experts(shape, each * active, active)
+                    of_ranks = [self.timing(slow * seconds) for slow in self.slow]
                     yield ExpertsSample(
                         shape=shape,
                         rows=each * active,
                         active=active,
                         replayed=False,
-                        timing=self.timing(self.experts(shape, each * active, active)),
+                        timing=max(of_ranks, key=lambda timing: timing.seconds),
+                        of_ranks=tuple(of_ranks),
                     )
 
     def layers(self):
@@ -113,13 +118,15 @@ class Made:
                 ranks = zip(
                     counts.rank_rows()[0, 0],
                     counts.active_experts()[0, 0],
+                    self.slow,
                     strict=True,
                 )
                 seconds = self.overhead + sum(
                     self.way(case, way) for way in (Way.DISPATCH, Way.COMBINE)
                 )
                 seconds += max(
-                    self.experts(case.shape, rows, active) for rows, active in ranks
+                    slow * self.experts(case.shape, rows, active)
+                    for rows, active, slow in ranks
                 )
                 yield LayerSample(
                     case=case, replayed=False, timing=self.timing(seconds)

@@ -7,7 +7,7 @@ from made_machine import ONE_NODE, SEED, SHAPES, TWO_NODES, Made
 from moetuner.calibration.fit import Comparison, Origin, fit_hardware, residuals
 from moetuner.calibration.loads import case_counts
 from moetuner.calibration.prediction import predict
-from moetuner.calibration.samples import Case, Form, LayerShape, Load, Way
+from moetuner.calibration.samples import Case, Form, LayerShape, Load, Timing, Way
 from moetuner.errors import CalibrationError
 from moetuner.evaluation.hardware import HARDWARE, LinkOf
 from moetuner.evaluation.hardware_file import read_hardware, write_hardware
@@ -48,6 +48,26 @@ def test_values_of_four_bytes_are_curves_of_such_weights():
     found = fit_hardware(measured, ORIGIN, LIKE, Form.EXACT, SEED).hardware
     assert [gemm.weight_bytes for gemm in found.grouped_gemm] == [4.0]
     assert found.memory_bandwidth == pytest.approx(2 * Made.memory, rel=0.5)
+
+
+def test_launches_are_no_part_of_experts_where_a_graph_tells_their_own_time():
+    """Each launch waits 100 us for the processor, hidden behind other work."""
+    made = Made(ONE_NODE)
+    replayed = [replace(s, replayed=True) for s in made.expert_samples()]
+    late = [
+        replace(s, timing=replace(s.timing, seconds=s.timing.seconds + 1e-4))
+        for s in made.expert_samples()
+    ]
+    measured = replace(made.measurements(), experts=(*late, *replayed))
+    found = fit_hardware(measured, ORIGIN, LIKE, Form.EXACT, SEED).hardware
+    alone = calibrated(made).hardware
+    assert found.grouped_gemm == alone.grouped_gemm
+    assert found.layer_overhead == pytest.approx(alone.layer_overhead)
+
+
+def test_calls_that_were_timed_as_one_share_their_time():
+    timing = Timing(seconds=6.0, spread=3.0, repeats=5).each_of(3)
+    assert timing == Timing(seconds=2.0, spread=1.0, repeats=5)
 
 
 def test_what_one_node_cannot_tell_is_taken_over_and_said():

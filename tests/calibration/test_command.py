@@ -13,7 +13,7 @@ from moetuner.evaluation.hardware_file import read_hardware
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 TINY = [
-    *("--seconds", "1", "--device", "cpu", "--hidden-size", "32"),
+    *("--seconds", "0.3", "--device", "cpu", "--hidden-size", "32"),
     *("--expert-hidden-size", "32", "--experts", "8", "--top-k", "2"),
 ]
 ALONE = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -136,7 +136,7 @@ from moetuner.calibration.measure import join
 from moetuner.calibration.options import CalibrationOptions
 from moetuner.calibration.samples import LayerShape
 shape = LayerShape(hidden_size=32, inner_size=32, num_experts=8, top_k=2)
-with join(CalibrationOptions(device="cpu", seconds=1.0, shapes=(shape,))):
+with join(CalibrationOptions(device="cpu", seconds=0.3, shapes=(shape,))):
     os._exit(0)
 """
 

@@ -49,12 +49,26 @@ TEST(planes_are_the_price_where_they_are_highest) {
   for (const double rows : {0.0, 1.0, 7.0}) {
     for (const double active : {0.0, 1.0, 3.0}) {
       double highest = 0.0;
-      for (const ComputeRates& plane : busy_planes(compute)) {
+      for (const ComputeRates& plane : busy_planes(compute.compute, compute.planes)) {
         highest = std::max(highest, rows * plane.row + active * plane.expert);
       }
       CHECK_EQUAL(highest, busy_seconds(compute, rows, active));
     }
   }
+}
+
+TEST(a_rank_computes_in_its_own_way) {
+  Rates mixed = rates();
+  mixed.planes = {{1.5, 1.0}};
+  mixed.rank_compute = {{mixed.compute, mixed.planes}, {{3.0, 1.0}, {}, 0.25}};
+  const LayerPrice price(mixed);
+  CHECK_EQUAL(price.compute(0, 3, 1), 6.0);
+  CHECK_EQUAL(price.compute(0, 3, 3), 15.0);
+  CHECK_EQUAL(price.compute(1, 3, 1), 18.25);  // by its own rates, at half the speed
+  CHECK_EQUAL(price.compute(1, 0, 2), 4.25);
+  CHECK_EQUAL(price.compute(1, 0, 0), 0.0);
+  CHECK_EQUAL(price.on_rank(1).row, 6.0);
+  CHECK_EQUAL(mixed.of_nodes({1.0}).rank_compute.size(), std::size_t{0});
 }
 
 TEST(the_slower_link_and_the_longer_latency_count) {

@@ -24,6 +24,7 @@ IMPORTED_ONCE = [
     "moetuner.evaluation.verify",
     "moetuner.planning.plan",
     "moetuner.integrations.transformers",  # passed over where there is no Transformers
+    "torch._inductor.compile_fx",
 ]
 RANKS_PER_DEVICE = "NCCL_MULTI_RANK_GPU_ENABLE"  # NCCL >= 2.30 lets ranks share a GPU
 

@@ -15,8 +15,8 @@ from exchange import (
     without_ranks,
 )
 from moetuner.errors import ExchangeOverflowError
-from moetuner.ops import check_overflow, combine, node_groups
-from moetuner.ops._collectives import group_named
+from moetuner.ops import check_overflow, combine, dispatch, node_groups
+from moetuner.ops._collectives import all_to_all_rows, group_named, slots_of
 from ranks import run_on_ranks
 
 # Ranks, and of those on several nodes the ranks of a node: then rows take two levels.
@@ -134,6 +134,41 @@ def _rows_and_counters(rank, num_ranks, device, levels):
             assert not rows or torch.equal(filled, torch.stack(rows)), case
 
 
+def _gateways_dispatch_on_one_level(rank, num_ranks, device, levels):
+    """What came to a node, dispatched there by its slots, is what two levels give."""
+    inside = group_named(levels["nodes"].inside)
+    between = group_named(levels["nodes"].between)
+    for case in CASES:
+        slots = make_slots(case, rank, num_ranks, device)
+        size = slots.slots_per_rank
+        x, ids, weights = make_tokens(case, rank, device)
+        wanted = dispatch_rows(slots, x, ids, weights, **levels)
+        hop = wanted.handle.between
+        token = torch.empty(int(hop.splits[0].sum()), dtype=torch.long, device=device)
+        row_of = hop.send_map.long()
+        token[row_of[row_of >= 0]] = (row_of >= 0).nonzero()[:, 0]
+        slot = slots_of(ids, slots.candidates, slots.num_candidates)
+        rows, slot, weights = (
+            all_to_all_rows(sent[token], *hop.splits, between)
+            for sent in (x, slot, weights)
+        )
+        slots_of_node = inside.size() * size
+        local = slot - between.rank() * slots_of_node
+        local[(slot < 0) | (local < 0) | (local >= slots_of_node)] = -1
+        table = torch.arange(slots_of_node, dtype=torch.int32, device=device)[:, None]
+        ones = torch.ones_like(table[:, 0])
+        found = dispatch(rows, local, weights, table, ones, size, inside.group_name)
+        for ours, other in (
+            (found.rows, wanted.rows),
+            (found.end_offsets, wanted.end_offsets),
+            (found.handle.recv_map, wanted.handle.recv_map),
+            (found.handle.recv_weights, wanted.handle.recv_weights),
+            (found.handle.send_map, wanted.handle.send_map),
+            (found.handle.splits, wanted.handle.splits),
+        ):
+            assert torch.equal(ours, other), case
+
+
 def _overflows(rank, num_ranks, device, levels):
     case = Case(8, 2, (12,))
     slots = make_slots(case, rank, num_ranks, device)
@@ -220,9 +255,13 @@ def _every_check(rank, num_ranks, device, in_node):
     levels = {}
     if in_node:
         levels["nodes"] = node_groups(dist.group.WORLD.group_name, in_node)
-    for check in (_equals_one_rank, _rows_and_counters, _fp8_rows, _overflows):
+    checks = [_equals_one_rank, _rows_and_counters, _fp8_rows, _overflows]
+    if levels:
+        checks.append(_gateways_dispatch_on_one_level)
+    for check in checks:
         check(rank, num_ranks, device, levels)
-    if device == "cuda":
+    if device == "cuda" and not (levels and dist.get_backend() == "gloo"):
+        # Gloo, between nodes, waits on the host.
         _replays(rank, num_ranks, device, levels)
 
 

@@ -96,6 +96,59 @@ def test_every_exchange_under_every_placement(results):
         assert heading in done.stdout
 
 
+def test_plans_are_made_anew_for_another_network(tmp_path):
+    """Of the case alone: no recording is read, and what knows no prices stays."""
+    import moetuner
+    import numpy as np
+
+    before, after = plan(tmp_path / "before"), tmp_path / "after"
+    moetuner.write_hardware(moetuner.HARDWARE["h100"], tmp_path / "measured.toml")
+    more = ["--gbit=40", "--measured", f"--hardware={tmp_path / 'measured.toml'}"]
+    more += ["--placement=joint for follow", "--seconds=0.5", f"--out={after}"]
+    done = run("replan.py", before, *more)
+    assert done.returncode == 0, done.stderr
+    old, new = (json.loads((f / "case.json").read_text()) for f in (before, after))
+    assert new["command"].startswith(old["command"] + "; python ")
+    assert (old["hardware"], new["hardware"]) == ("h200", "h100")
+    assert (old["network"], old["gbit"]) == ("2 Gbit/s a node", 2)
+    assert (new["network"], new["gbit"]) == ("", 40), "its links are the file's own"
+    changed = {"command", "hardware", "network", "gbit"}
+    for about in (old, new):
+        about["told"]["joint for follow"] = "after some time"
+    assert {name for name in old if old[name] != new[name]} == changed
+    assert sorted(f.name for f in before.iterdir()) == sorted(
+        f.name for f in after.iterdir()
+    )
+    for name in ("contiguous.json", "lpt-chain.json", "eplb-with-replicas.json"):
+        assert (before / name).read_bytes() == (after / name).read_bytes()
+    for name in ("replayed.safetensors", "planned.safetensors"):
+        traces = [moetuner.read_trace(folder / name) for folder in (before, after)]
+        assert np.array_equal(traces[0].topk_ids, traces[1].topk_ids)
+
+
+def test_a_search_starts_at_the_placement_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import plans
+    from case import PLANNED, read_case
+    from moetuner import read_trace
+
+    case, starts = read_case(plan(tmp_path / "case")), []
+    given = case.placements["joint for follow"]
+
+    class Keeps:
+        def solve(self, *_, warm_start):
+            starts.append(warm_start)
+            status = SimpleNamespace(value="kept")
+            return SimpleNamespace(placement=warm_start, status=status)
+
+    monkeypatch.setattr(plans, "get_solver", lambda _: Keeps())
+    trace = read_trace(tmp_path / "case" / PLANNED)
+    asked = plans.Asked.of(case, trace, seconds=0.5, seed=0, threads=1)
+    plans.plan_all(["joint for follow"], asked, case)
+    assert starts == [given]
+    assert case.placements["joint for follow"] is given
+
+
 def test_wrong_rows_end_the_run(tmp_path):
     """A placement that is not the one whose rows are predicted."""
     case = plan(tmp_path / "case")

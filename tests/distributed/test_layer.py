@@ -38,6 +38,7 @@ from moetuner.nn import (  # noqa: E402
     record_run,
     return_home,
 )
+from moetuner.ops import node_groups  # noqa: E402
 from moetuner.placement.topology import Topology  # noqa: E402
 from moetuner.trace import Trace  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
@@ -272,6 +273,22 @@ def _one_level(rank, num_ranks):
         link_rows(record, other)
 
 
+def _transport_is_that_of_a_node(rank, num_ranks):
+    """On two levels a layer chooses it for the ranks that can map memory."""
+    placement, told = make_placement("shuffled", num_ranks), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "moetuner.nn.exchange.set_transport",
+            lambda group, *_, **__: told.append(group),
+        )
+        for levels in ("auto", "one"):
+            options = ExchangeOptions(levels=levels, transport="collectives")
+            placed_layers(whole_layers(), placement, rank, options=options)
+    world = dist.group.WORLD.group_name
+    inside = node_groups(world, placement.topology.ranks_per_node).inside
+    assert told == [inside, inside, world, world]
+
+
 def _records_only_what_a_trace_can_say(rank, num_ranks):
     """Ids beyond int32 are padding; trouble of one rank is said on all."""
     placement = make_placement("shuffled", num_ranks)
@@ -356,6 +373,7 @@ def _everything(rank, num_ranks):
     _counts(rank, num_ranks)
     if num_ranks == 4:
         _one_level(rank, num_ranks)
+        _transport_is_that_of_a_node(rank, num_ranks)
     if num_ranks == 2:
         _weight_gradients(rank, num_ranks)
         _stays_with_padding(rank, num_ranks)

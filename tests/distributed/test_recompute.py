@@ -90,7 +90,7 @@ def _compiled_within(rank, num_ranks):
             layers[0].exchange.check_overflow()
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_compiled_layers_count_once_where_checkpointing_surrounds_them(num_ranks):
     run_on_ranks(num_ranks, _compiled_within)
 

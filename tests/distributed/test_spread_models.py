@@ -1,5 +1,7 @@
 """Transformers models whose experts are spread over Gloo ranks, against eager ones."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -111,18 +113,17 @@ def _moves_and_comes_back(family, placements, model, rank, mine):
 def _has_gradients(family, placement, rank, num_ranks):
     """Of what every rank has whole, for a batch that all share."""
     gradients = []
-    for spread in (False, True):
+    for options in (None, ExchangeOptions(), ExchangeOptions(overlap=True)):
         model = make_model(family)
-        if spread:
-            ours.parallelize(model, placement, shared_batch=True)
+        if options:
+            ours.parallelize(model, placement, shared_batch=True, options=options)
         model(**inputs()).logits.square().mean().backward()
         gradients.append(
             {n: p.grad for n, p in model.named_parameters() if ".experts." not in n}
         )
     for name, gradient in gradients[0].items():
-        if gradient is not None:
-            found = gradients[1][name]
-            torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6)
+        for found in gradients[1:] if gradient is not None else []:
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
@@ -226,26 +227,67 @@ def test_models_that_transformers_spread_run_on_our_exchange(num_ranks, tmp_path
     run_on_ranks(num_ranks, _sharded_by_transformers, str(tmp_path))
 
 
-def _unmarked_family(rank, num_ranks):
+def _output(model, ids):
+    out = model(input_ids=ids)
+    return out.logits if hasattr(out, "logits") else out.last_hidden_state
+
+
+def _unmarked_family(rank, num_ranks, family):
     """Experts as Transformers' interface has them, though not marked for it."""
     from other_families import IDS, make_other
 
-    model = make_other("step3p7")
-    with torch.no_grad():
-        wanted = model(input_ids=IDS).last_hidden_state
-    experts = contiguous_placement(2, 6, num_ranks)
+    eager = make_other(family)
+    layers = sorted(ours.experts_of(eager))
+    plain = contiguous_placement(len(layers), 6, num_ranks)
     placement = Placement(
-        slot_experts=experts.slot_experts[1:, ::-1].copy(),
-        layer_ids=experts.layer_ids[1:],
+        slot_experts=plain.slot_experts[:, ::-1].copy(),
+        layer_ids=np.array(layers, np.int32),
         num_experts=6,
-        topology=experts.topology,
+        topology=plain.topology,
     )
-    ours.parallelize(model, placement, shared_batch=True)
-    with torch.no_grad():
-        told = model(input_ids=IDS).last_hidden_state
-    torch.testing.assert_close(told, wanted, **CLOSE)
+    _output(eager, IDS).square().mean().backward()
+    whole = dict(eager.named_parameters())
+    for shared, ids in ((True, IDS), (False, IDS[:, rank:])):
+        model = make_other(family)
+        ours.parallelize(model, placement, shared_batch=shared)
+        first, model = model, copy.deepcopy(model)
+        for parameter in first.parameters():  # a copy has nothing of it
+            parameter.data.fill_(torch.nan)
+        with record_run(model) as run, ours.record(model) as recording:
+            told = _output(model, ids)
+        with torch.no_grad():
+            torch.testing.assert_close(told, _output(eager, ids), **CLOSE)
+        assert verify(run.trace(), placement, gather_counts(model)) == []
+        assert recording.trace().num_tokens == ids.numel()
+        if shared:
+            told.square().mean().backward()
+            _has_the_gradients(model, whole, placement, rank)
+            model.zero_grad(set_to_none=True)
+        with logical_order(model, whole=True):
+            for name, value in model.named_parameters():
+                assert torch.equal(value, whole[name]), name
 
 
+def _has_the_gradients(model, whole, placement, rank):
+    """Those of one process; of experts, those of this rank's slots."""
+    from moetuner.nn import expert_parameters
+
+    owned, width = expert_parameters(model), placement.slots_per_rank
+    for name, parameter in model.named_parameters():
+        wanted = whole[name].grad
+        if wanted is None:
+            continue
+        if name in owned:
+            layer = int(name.split("layers.")[1].split(".")[0])
+            row = placement.layer_ids.tolist().index(layer)
+            wanted = wanted[placement.slot_experts[row, rank * width :][:width]]
+        scale = whole[name].grad.abs().max().clamp(min=1e-6)
+        torch.testing.assert_close(
+            parameter.grad / scale, wanted / scale, rtol=1e-3, atol=1e-4, msg=name
+        )
+
+
+@pytest.mark.parametrize("family", ours.ONLY_SPREAD)
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_an_unmarked_family_is_spread_too(num_ranks):
-    run_on_ranks(num_ranks, _unmarked_family)
+def test_unmarked_families_are_spread_too(num_ranks, family):
+    run_on_ranks(num_ranks, _unmarked_family, family)

@@ -10,7 +10,7 @@ from moetuner.evaluation.compute_curve import MAX_PLANES, curve_for
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.curves import GemmPoint, GroupedGemm, Permutation
 from moetuner.evaluation.hardware import HARDWARE
-from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.models import ModelShape
 from moetuner.placement.topology import Topology
 
 LITE = ModelShape(hidden_size=2048, expert_hidden_size=1408)
@@ -173,3 +173,21 @@ def test_experts_multiply_in_the_wider_of_rows_and_weights(rows_out, weights, wa
     assert CostModel(hardware=measured, shape=shape).rates(ONE).planes == []
     own = replace(machine, grouped_gemm=(measured_curve(shape, dtype=wanted),))
     assert CostModel(hardware=own, shape=shape).rates(ONE).layer > 0
+
+
+def test_float32_has_curves_of_its_own_else_those_of_16_bits():
+    wide = replace(LITE, dispatch_bytes=4, combine_bytes=4, weight_bytes=4)
+    half = measured_curve(wide)
+    slow = replace(measured_curve(wide, lambda *case: 3 * took(*case)), dtype="fp32")
+
+    def seconds(shape, *curves):
+        machine = replace(HARDWARE["h100"], grouped_gemm=curves)
+        return CostModel(hardware=machine, shape=shape).layer_price(ONE)
+
+    alone = seconds(wide, half).compute([512], [8])
+    assert alone == pytest.approx(took(wide, 512, 8), rel=0.02)
+    assert seconds(wide, half, slow).compute([512], [8]) == pytest.approx(
+        3 * alone, rel=0.02
+    )
+    plain = seconds(LITE).compute([512], [8])
+    assert seconds(LITE, slow).compute([512], [8]) == plain

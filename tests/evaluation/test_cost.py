@@ -5,7 +5,7 @@ import pytest
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE, Dtype, Hardware
-from moetuner.evaluation.shapes import ModelShape, shape_for_model
+from moetuner.evaluation.models import ModelShape, shape_for_model
 from moetuner.placement.topology import Topology
 
 # 10 FLOPs per row at 5 per second: 2 s a row. 10 bytes an expert at 2 per second: 5 s

@@ -15,7 +15,7 @@ from moetuner.evaluation.evaluate import (
     paired_gain,
 )
 from moetuner.evaluation.hardware import Hardware
-from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.tally import tally
 from moetuner.evaluation.workload import BatchKind, Workload, price
 from moetuner.placement.model import Placement

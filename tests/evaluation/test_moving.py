@@ -77,3 +77,13 @@ def test_links_of_different_speed_are_told_apart():
     slow = replace(MACHINE, rank_bandwidth=uneven)
     blocks = placed([0, 1, 2, 3])
     assert seconds(blocks, placed([1, 0, 2, 3]), slow) == 50 / 5
+
+
+def test_a_slow_pair_of_ranks_is_waited_for():
+    pairs = np.full((4, 4), 1e3) * ~np.eye(4, dtype=bool)
+    pairs[0, 1] = 2.0
+    machine = replace(MACHINE, ranks_per_node=2, pair_bandwidth=pairs.tolist())
+    blocks = placed([0, 1, 2, 3])
+    assert seconds(blocks, placed([1, 0, 2, 3]), machine) == 50 / 2
+    assert seconds(blocks, placed([0, 1, 3, 2]), machine) == 50 / 100
+    assert seconds(blocks, blocks, machine) == 0

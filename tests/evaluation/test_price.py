@@ -10,9 +10,9 @@ from moetuner import _core
 from moetuner.evaluation import reference
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE, Hardware
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.rates import Bandwidth
 from moetuner.evaluation.replica_rule import ReplicaRule
-from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.tally import tally
 from moetuner.evaluation.workload import price
 from moetuner.placement.topology import Topology

@@ -21,20 +21,28 @@ from moetuner.placement.topology import Topology
 from moetuner.trace import Trace, TraceMetadata
 from strategies import random_ids, random_placement
 
-# As nsys 2025 writes them, shortened to the columns that are read and some others.
+# All columns that nsys 2024 and 2025 write, with lines of its progress between them.
 NSYS = """\
-Processing [run.sqlite] with [nvtx_sum.py]...
-Time (%),Total Time (ns),Instances,Avg (ns),Med (ns),Min (ns),Max (ns),Style,Range
-40.0,4000,2,2000.0,1900.0,100,4000,PushPop,moetuner:dispatch
-30.0,3000,2,1500.0,1500.0,100,4000,PushPop,moetuner:expert
-20.0,2000,2,1000.0,900.0,100,4000,PushPop,moetuner:combine
-10.0,1000,2,500.0,500.0,100,4000,PushPop,other:dispatch
-10.0,1000,2,500.0,500.0,100,4000,PushPop,moetuner:route
+Generating SQLite file run.sqlite from run.nsys-rep
+Processing [run.sqlite] with [/opt/nvidia/nsys/reports/nvtx_sum.py]...
+Time (%),Total Time (ns),Instances,Avg (ns),Med (ns),Min (ns),Max (ns),StdDev (ns),\
+Style,Range
+40.0,4000,2,2000.0,1900.0,100,4000,2757.7,PushPop,moetuner:dispatch
+30.0,3000,2,1500.0,1500.0,100,4000,2757.7,PushPop,moetuner:expert
+20.0,2000,2,1000.0,900.0,100,4000,2757.7,PushPop,moetuner:combine
+10.0,1000,2,500.0,500.0,100,4000,2757.7,PushPop,other:dispatch
+10.0,1000,2,500.0,500.0,100,4000,2757.7,PushPop,moetuner:route
 
-Processing [run.sqlite] with [nvtx_gpu_proj_sum.py]...
-Range,Style,Total Proj Time (ns),Range Instances,Proj Avg (ns),Proj Med (ns),Med (ns)
-moetuner:dispatch,PushPop,6000,2,3000.0,2900.0,1
-moetuner:expert,PushPop,6000,2,3000.0,"3,100.0",1
+Processing [run.sqlite] with [/opt/nvidia/nsys/reports/nvtx_gpu_proj_sum.py]...
+Range,Style,Total Proj Time (ns),Total Range Time (ns),Range Instances,Proj Avg (ns),\
+Proj Med (ns),Proj Min (ns),Proj Max (ns),Proj StdDev (ns),Total GPU Ops,Avg GPU Ops,\
+Avg Range Lvl,Avg Num Child
+moetuner:dispatch,PushPop,6000,4000,2,3000.0,2900.0,100,5900,4101.2,8,4.0,1.0,0.0
+moetuner:expert,PushPop,6000,3000,2,3000.0,"3,100.0",100,5900,4101.2,4,2.0,1.0,0.0
+"""
+KERNELS = """\
+Time (%),Total Time (ns),Instances,Avg (ns),Med (ns),Min (ns),Max (ns),StdDev (ns),Name
+100.0,4000,2,2000.0,1900.0,100,4000,2757.7,"void send_rows<__nv_bfloat16>(Args)"
 """
 PROFILER = """\
 USDT: SyncActivityProfilerHandler.cpp:59] profiler_stop
@@ -88,7 +96,7 @@ def test_ranks_without_steps_are_of_one_step(read):
 
 
 def test_ranges_of_nsys_are_ours_alone_and_the_gpu_goes_first(read):
-    host = NSYS[: NSYS.index("\nProcessing [run.sqlite] with [nvtx_gpu")]
+    host = NSYS[: NSYS.index("\nProcessing [run.sqlite] with [/opt/nvidia/", 80)]
     found = read(host)
     assert seconds(found) == {
         ("dispatch", None): 1.9e-6,
@@ -100,6 +108,14 @@ def test_ranges_of_nsys_are_ours_alone_and_the_gpu_goes_first(read):
         ("dispatch", None): 2.9e-6,
         ("experts", None): 3.1e-6,
     }
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("us", 1e3), ("ms", 1e6), ("s", 1e9)])
+def test_ranges_of_nsys_may_be_in_another_unit(read, unit, factor):
+    """As `nsys stats --timeunit` has them."""
+    host = NSYS[: NSYS.index("\nProcessing [run.sqlite] with [/opt/nvidia/", 80)]
+    found = read(host.replace("(ns)", f"({unit})"))
+    assert found["dispatch", None].seconds == pytest.approx(1.9e-6 * factor)
 
 
 def test_tables_of_torch_profiler_have_the_device_time_of_a_call(read):
@@ -167,6 +183,7 @@ def test_what_torch_profiler_really_prints_is_read(tmp_path, read):
         ("part,layer\ntotal,1\n", "one of seconds, ms or us"),
         ("part,ms,us\ntotal,1,2\n", "one of seconds, ms or us"),
         ("part,ms\n", "no time of dispatch"),
+        (KERNELS, "a CSV of nsys stats with NVTX ranges"),
         ("part,ms\nrouter,1\n", "line 2: part: wanted one of dispatch, experts"),
         ("part,ms\ntotal,fast\n", "line 2: wanted a time >= 0, got 'fast'"),
         ("part,ms\ntotal,-1\n", "wanted a time >= 0"),

@@ -34,7 +34,7 @@ def router_of(model):
     return router, kinds[type(router).__name__]
 
 
-@pytest.mark.parametrize("family", [*ours.ONLY_RECORDED, "step3p7"])
+@pytest.mark.parametrize("family", [*ours.ONLY_RECORDED, *ours.ONLY_SPREAD])
 def test_what_is_recorded_is_what_the_router_chose(family):
     """The largest of its logits; weights fall; `count` sees the same."""
     model, seen = make_other(family), []
@@ -78,6 +78,19 @@ def test_what_cannot_be_spread_says_why(family):
         ours.parallelize(make_other(family), contiguous_placement(2, 6, 1))
 
 
+def test_routing_cannot_be_given_to_experts_without_ids():
+    from moetuner.nn import GivenRouting
+
+    ids = torch.zeros(IDS.numel(), 2, dtype=torch.int64)
+    given = {0: GivenRouting(topk_ids=ids, topk_weights=torch.ones(ids.shape))}
+    replay = ours.replay_routing(make_other("llama4"), given)
+    with (
+        pytest.raises(InvalidTraceError, match=r"layers \[0\] are Llama4TextExperts"),
+        replay,
+    ):
+        pass
+
+
 def families_with_experts():
     """Of this Transformers: with the experts interface, and others."""
     marked, others = set(), set()
@@ -93,11 +106,13 @@ def families_with_experts():
 def test_the_tables_are_complete_and_in_the_documentation():
     """Every family with experts is marked for the interface, or one that we know."""
     marked, others = families_with_experts()
-    known = {*ours.NOT_COVERED, *ours.ONLY_RECORDED, "step3p7"}
+    known = {*ours.NOT_COVERED, *ours.ONLY_RECORDED, *ours.ONLY_SPREAD}
     assert not known & marked, "now marked: leave it to the interface"
     nothing_routed = {"bamba", "vitpose_backbone"}  # they know the word alone
     assert others - marked == known | nothing_routed
     page = DOCS.read_text()
-    for family, why in (ours.NOT_COVERED | ours.ONLY_RECORDED).items():
+    assert marked >= ours.ONLY_RUN.keys()
+    every = ours.NOT_COVERED | ours.ONLY_RECORDED | ours.ONLY_RUN | ours.ONLY_SPREAD
+    for family, why in every.items():
         assert f"| {family} |" in page
         assert why in page

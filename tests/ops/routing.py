@@ -15,6 +15,19 @@ IDS = [torch.int32, torch.int64]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
+def same_bits(a, b):
+    """Equal to the bit, whatever the type."""
+    return torch.equal(
+        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+    )
+
+
+def make_x(num_tokens, hidden, dtype=torch.float32, seed=0, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(num_tokens, hidden, generator=generator)
+    return values.to(dtype).to(device)
+
+
 @contextmanager
 def poisoned_memory():
     """Fresh tensors hold NaN or the largest integer: what is not written shows."""

@@ -9,7 +9,7 @@ from moetuner.errors import InvalidPlacementError, InvalidProblemError
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.evaluate import evaluate
 from moetuner.evaluation.hardware import HARDWARE
-from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.models import ModelShape
 from moetuner.placement.topology import Topology
 from moetuner.planning.drift import IN_USE, NEW, DriftOptions, measure_drift
 from moetuner.planning.options import PlanOptions, Pricing

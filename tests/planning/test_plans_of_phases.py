@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel
-from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.workload import BatchKind
 from moetuner.placement.topology import Topology
 from moetuner.planning.comparison import compare_placements

@@ -9,7 +9,7 @@ from moetuner._plain import from_plain, to_plain
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.hardware import HARDWARE, Hardware
-from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.workload import BatchKind
 from moetuner.placement.file import read_placement, write_placement
 from moetuner.placement.model import Placement, Provenance, contiguous_rank_of

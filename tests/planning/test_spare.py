@@ -7,8 +7,8 @@ import pytest
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.evaluate import evaluate
 from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.replica_rule import ReplicaRule
-from moetuner.evaluation.shapes import ModelShape
 from moetuner.evaluation.workload import BatchKind
 from moetuner.placement.topology import Topology
 from moetuner.planning.options import PlanOptions

@@ -7,7 +7,7 @@ import pytest
 from moetuner.errors import InvalidProblemError, MissingStatisticsError
 from moetuner.evaluation.cost import CostModel, Wire
 from moetuner.evaluation.hardware import HARDWARE
-from moetuner.evaluation.shapes import ModelShape
+from moetuner.evaluation.models import ModelShape
 from moetuner.placement.topology import Topology
 from moetuner.planning.options import PlanOptions, Pricing
 from moetuner.planning.plan import plan_trace

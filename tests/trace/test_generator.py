@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moetuner.errors import InvalidTraceError
-from moetuner.evaluation.shapes import shape_for_model
+from moetuner.evaluation.models import shape_for_model
 from moetuner.trace import TOPIC_PRESETS, TopicRouting, read_trace, topic_trace
 from moetuner.trace.description import describe
 

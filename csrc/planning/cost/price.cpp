@@ -13,6 +13,7 @@ Rates Rates::of_nodes(std::vector<double> speeds) const {
   }
   nodes.rank_speeds = std::move(speeds);
   nodes.rank_links = {};
+  nodes.rank_compute = {};
   return nodes;
 }
 

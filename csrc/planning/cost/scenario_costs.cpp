@@ -27,6 +27,22 @@ struct NodeRows {
   double* least;
 };
 
+/// Raises `compute` to what rank i of the node takes where it starts later than others.
+void start_later(const NodeRows& node, std::int64_t i, double start) {
+  const std::int64_t rank = node.first + i;
+  const double slow = 1.0 / node.price->speed(rank);
+  for (const ComputeRates& plane :
+       busy_planes(node.price->compute_of(rank), node.price->planes_of(rank))) {
+    const ComputeRates here = plane.times(slow);
+    for (std::int64_t s = 0; s < node.size; ++s) {
+      const std::int64_t at = i * node.size + s;
+      const double rows = node.load[at] * node.row_scale[s];
+      if (node.active[at] == 0 && rows == 0.0) continue;
+      node.compute[s] = larger(node.compute[s], here.seconds(rows, node.active[at]) + start);
+    }
+  }
+}
+
 void find_maxima(const NodeRows& node) {
   const std::int64_t size = node.size;
   std::fill_n(node.compute, size, 0.0);
@@ -37,8 +53,9 @@ void find_maxima(const NodeRows& node) {
   std::fill_n(node.hits_sum, size, 0.0);
   for (std::int64_t i = 0; i < node.num_ranks; ++i) {
     const double slow = 1.0 / node.price->speed(node.first + i);
+    const double per_row = 1.0 / node.price->row_speed(node.first + i);
     const ComputeRates rates = node.price->on_rank(node.first + i);
-    vectorized([&node, rates, size, i, slow]() MOETUNER_INLINE {
+    vectorized([&node, rates, size, i, per_row]() MOETUNER_INLINE {
       const std::int32_t* __restrict load = node.load + i * size;
       const std::int32_t* __restrict active = node.active + i * size;
       const std::int32_t* __restrict hits = node.hits + i * size;
@@ -57,13 +74,13 @@ void find_maxima(const NodeRows& node) {
         compute[s] = larger(compute[s], busy_seconds(rates, load[s] * scale[s], active[s]));
       }
       for (std::int64_t s = 0; s < size; ++s) {
-        peak[s] = larger(load[s] * scale[s] * slow, peak[s]);
+        peak[s] = larger(load[s] * scale[s] * per_row, peak[s]);
       }
       for (std::int64_t s = 0; s < size; ++s) most[s] = larger(hits[s], most[s]);
       for (std::int64_t s = 0; s < size; ++s) least[s] = smaller(hits[s], least[s]);
       for (std::int64_t s = 0; s < size; ++s) sum[s] += hits[s];
     });
-    for (const ComputeRates& plane : node.price->rates().planes) {
+    for (const ComputeRates& plane : node.price->planes_of(node.first + i)) {
       const ComputeRates here = plane.times(slow);
       vectorized([&node, here, size, i]() MOETUNER_INLINE {
         const std::int32_t* __restrict load = node.load + i * size;
@@ -75,6 +92,8 @@ void find_maxima(const NodeRows& node) {
         }
       });
     }
+    const double start = node.price->start_of(node.first + i);
+    if (start > 0.0) start_later(node, i, start);
   }
 }
 
@@ -287,7 +306,7 @@ double ScenarioCosts::price() {
   }
   double fullest = 0.0;
   for (std::int64_t rank = 0; rank < problem_.num_ranks; ++rank) {
-    fullest = std::max(fullest, total_[rank] / problem_.price.speed(rank));
+    fullest = std::max(fullest, total_[rank] / problem_.price.row_speed(rank));
   }
   return seconds + smoothing.pooled * fullest;
 }

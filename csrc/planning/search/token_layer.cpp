@@ -144,7 +144,7 @@ double TokenLayer::price_scenario(std::int64_t s) const {
     }
     const double scaled = static_cast<double>(rows) * scale;
     compute = std::max(compute, price.compute(rank, scaled, static_cast<double>(active)));
-    peak = std::max(peak, scaled / price.speed(rank));
+    peak = std::max(peak, scaled / price.row_speed(rank));
     sum += static_cast<double>(rows);
     squares += static_cast<double>(rows * rows);
   }
@@ -189,7 +189,7 @@ double TokenLayer::price() const {
       for (std::int64_t i = 0; i < slots_per_rank_; ++i) here += slot[i];
       rows += static_cast<double>(here) * problem_.row_scale[s] * problem_.weight[s];
     }
-    peak = std::max(peak, rows / problem_.price.speed(rank));
+    peak = std::max(peak, rows / problem_.price.row_speed(rank));
   }
   return seconds + problem_.smoothing.pooled * peak;
 }

@@ -85,7 +85,7 @@ class Counting:
             )
         self.level = LinkLevel.of(problem, replicas)
         self.price = self.cost.layer_price(problem.topology)
-        speeds = self.cost.speeds(problem.topology.num_ranks)
+        speeds = self.cost.bound_speeds(problem.topology.num_ranks)
         self.overhead = self.price.rates.layer
         self.mean_speed, self.top_speed = float(speeds.mean()), float(speeds.max())
 

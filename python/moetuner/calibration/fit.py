@@ -9,7 +9,9 @@ import numpy as np
 
 from moetuner.calibration.exchange_fit import ExchangeFit, fit_exchange
 from moetuner.calibration.experts_fit import effective_rates, smooth_experts
+from moetuner.calibration.pair_links import slow_pairs
 from moetuner.calibration.prediction import predict, predict_experts
+from moetuner.calibration.rank_groups import RankGroup, rank_groups
 from moetuner.calibration.samples import (
     Case,
     ExchangeSample,
@@ -18,6 +20,7 @@ from moetuner.calibration.samples import (
     LayerSample,
     Load,
     Measurements,
+    ValueKind,
     Way,
 )
 from moetuner.errors import CalibrationError
@@ -29,6 +32,7 @@ from moetuner.evaluation.curves import (
     Residual,
 )
 from moetuner.evaluation.hardware import Hardware, LinkOf
+from moetuner.evaluation.other_ranks import OtherRanks
 from moetuner.evaluation.rates import Bandwidth, Latency
 from moetuner.evaluation.times_file import LayerPart
 
@@ -101,7 +105,8 @@ def fit_hardware(
     """
     exchanges = [s for s in measured.exchanges if s.case.form is form]
     layers = [s for s in measured.layers if s.case.form is form]
-    replayed = any(s.replayed for s in layers)
+    # A launch is hidden behind the work before it; what is not is the layer's overhead.
+    replayed = any(s.replayed for s in measured.experts)
     experts = [s for s in measured.experts if s.replayed is replayed]
     if not exchanges or not experts:
         raise CalibrationError(
@@ -109,12 +114,19 @@ def fit_hardware(
         )
     in_node = measured.topology.ranks_per_node
     fit = fit_exchange(exchanges, in_node, seed)
-    bare = _hardware(measured, fit, experts, like, origin)
+    usual, *others = rank_groups(experts)
+    bare = _hardware(measured, fit, usual.samples, like, origin)
+    bare = replace(bare, other_ranks=tuple(map(_other_ranks, others)))
     overhead = _overhead(layers, bare, in_node, seed)
     hardware = replace(bare, layer_overhead=overhead)
     comparisons = (
         *_of_exchanges(exchanges, hardware, in_node, seed),
-        *_of_experts(experts, hardware),
+        *_of_experts(usual.samples, hardware),
+        *(
+            comparison
+            for own, told in zip(others, hardware.other_ranks, strict=True)
+            for comparison in _of_experts(own.samples, told.on(hardware), told.name)
+        ),
         *_of_layers(layers, hardware, in_node, seed),
     )
     calibration = Calibration(
@@ -126,7 +138,11 @@ def fit_hardware(
     return Calibrated(
         hardware=replace(hardware, calibration=calibration),
         comparisons=comparisons,
-        notes=tuple(_taken_over(measured, like)),
+        notes=(
+            *_taken_over(measured, like),
+            *map(_told_apart, others),
+            *slow_pairs(measured.pairs),
+        ),
     )
 
 
@@ -195,10 +211,29 @@ def _hardware(
     )
 
 
+def _other_ranks(group: RankGroup) -> OtherRanks:
+    operations, memory = effective_rates(group.samples)
+    return OtherRanks(
+        name=f"ranks {', '.join(map(str, group.ranks))}",
+        ranks=group.ranks,
+        memory_bandwidth=memory,
+        matmul_rate=operations,
+        grouped_gemm=_curves(group.samples),
+    )
+
+
+def _told_apart(group: RankGroup) -> str:
+    ranks = ", ".join(map(str, group.ranks))
+    return (
+        f"experts of ranks {ranks}: {group.ratio:.2f} times as long as those of the "
+        f"others, so they have a curve of their own"
+    )
+
+
 def _curves(experts: Sequence[ExpertsSample]) -> tuple[GroupedGemm, ...]:
     return tuple(
         GroupedGemm(
-            dtype="bf16",
+            dtype="fp32" if shape.values is ValueKind.FLOAT32 else "bf16",
             hidden_size=shape.hidden_size,
             expert_hidden_size=shape.inner_size,
             weight_bytes=float(shape.values.num_bytes),
@@ -259,11 +294,11 @@ def _of_exchanges(
 
 
 def _of_experts(
-    samples: Sequence[ExpertsSample], hardware: Hardware
+    samples: Sequence[ExpertsSample], hardware: Hardware, of: str = ""
 ) -> list[Comparison]:
     return [
         Comparison(
-            part="experts",
+            part=f"experts of {of}" if of else "experts",
             what=f"{s.rows} rows of {s.active} experts, {s.shape}",
             measured=s.timing.seconds,
             spread=s.timing.spread,

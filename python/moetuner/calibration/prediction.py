@@ -38,8 +38,14 @@ def predict(
     case: Case, hardware: Hardware, ranks_per_node: int, seed: int
 ) -> dict[LayerPart, float]:
     """Seconds of one layer and of its parts."""
+    others = [
+        (o, [r for r in o.ranks if r < case.num_ranks]) for o in hardware.other_ranks
+    ]
+    there = tuple(replace(one, ranks=tuple(own)) for one, own in others if own)
     cost = CostModel(
-        hardware=hardware, shape=model_shape(case.shape), homes=Homes.RECORDED
+        hardware=replace(hardware, other_ranks=there),
+        shape=model_shape(case.shape),
+        homes=Homes.RECORDED,
     )
     parts = part_seconds(case_counts(case, ranks_per_node, seed), cost)
     return {part: float(seconds.sum()) for part, seconds in parts.items()}
@@ -48,8 +54,8 @@ def predict(
 def predict_experts(
     shape: LayerShape, rows: int, active: int, hardware: Hardware
 ) -> float:
-    """Seconds that one rank takes for rows spread evenly over active experts."""
-    alone = replace(hardware, permutation=None, layer_overhead=0.0)
+    """Seconds that a usual rank takes for rows spread evenly over active experts."""
+    alone = replace(hardware, permutation=None, layer_overhead=0.0, other_ranks=())
     cost = CostModel(hardware=alone, shape=model_shape(shape))
     layer_price = cost.layer_price(Topology(num_ranks=1, ranks_per_node=1))
     return float(layer_price.compute(np.array([rows]), np.array([active])))

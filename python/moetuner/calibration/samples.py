@@ -6,7 +6,7 @@ Legend: T tokens of a rank, G ranks, N nodes, H hidden, I inner.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from moetuner._checks import is_whole, one_of
@@ -141,6 +141,10 @@ class Timing:
     spread: float
     repeats: int
 
+    def each_of(self, calls: int) -> Timing:
+        """Of one call, where so many were timed as one."""
+        return replace(self, seconds=self.seconds / calls, spread=self.spread / calls)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkSample:
@@ -148,6 +152,17 @@ class LinkSample:
 
     level: Level
     direction: Direction
+    num_bytes: int
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairSample:
+    """A message from one rank to one other, while all others wait."""
+
+    level: Level
+    source: int
+    target: int
     num_bytes: int
     timing: Timing
 
@@ -209,6 +224,8 @@ class ExpertsSample:
     active: int
     replayed: bool
     timing: Timing
+    of_ranks: tuple[Timing, ...] = ()
+    """Of each rank by itself, in their order; empty where that was not told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,6 +247,7 @@ class Measurements:
     machine: Machine
     topology: Topology
     links: tuple[LinkSample, ...] = ()
+    pairs: tuple[PairSample, ...] = ()
     collectives: tuple[CollectiveSample, ...] = ()
     exchanges: tuple[ExchangeSample, ...] = ()
     layers: tuple[LayerSample, ...] = ()

@@ -248,7 +248,7 @@ def _expert_bytes(
     placement: Placement, hidden_size: int | None, expert_hidden_size: int | None
 ) -> float | None:
     """By the sizes given, else those that it was planned with, else its model's."""
-    from moetuner.evaluation.shapes import ModelShape, shape_for_model
+    from moetuner.evaluation.models import ModelShape, shape_for_model
     from moetuner.planning.provenance import pricing_of
 
     if hidden_size and expert_hidden_size:

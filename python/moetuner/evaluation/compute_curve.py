@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moetuner.evaluation.shapes import ModelShape
+    from moetuner.evaluation.models import ModelShape
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
@@ -74,6 +74,27 @@ def curve_for(shape: ModelShape, measured: Sequence[GroupedGemm]) -> ComputeCurv
             for factor in factors
         ),
     )
+
+
+def least_ratio(curve: ComputeCurve, other: ComputeCurve) -> float:
+    """The largest c with `curve` >= c * `other` for all rows and experts, but starts.
+
+    Along the line from one row to one active expert both are the largest of straight
+    lines, so their ratio is least where one of them bends, or at an end.
+    """
+    bends = [0.0, 1.0]
+    for planes in (curve.planes, other.planes):
+        for one in planes:
+            for two in planes:
+                rise = (one.expert - one.row) - (two.expert - two.row)
+                where = (two.row - one.row) / rise if rise else 0.0
+                bends += [where] if 0.0 < where < 1.0 else []
+
+    def highest(of: ComputeCurve, part: float) -> float:
+        return max((1 - part) * p.row + part * p.expert for p in of.planes)
+
+    pairs = [(highest(curve, part), highest(other, part)) for part in bends]
+    return min((mine / its for mine, its in pairs if its), default=1.0)
 
 
 def _features(of: GroupedGemm | ModelShape) -> tuple[float, ...]:

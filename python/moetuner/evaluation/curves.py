@@ -50,7 +50,8 @@ class GroupedGemm:
     Parameters
     ----------
     dtype
-        What was multiplied in: ``bf16``, ``fp8`` or ``fp4``.
+        What was multiplied in: ``fp32``, ``bf16`` (16 bits of any kind), ``fp8`` or
+        ``fp4``.
     hidden_size, expert_hidden_size, num_projections, weight_bytes
         Sizes of the experts, as `ModelShape` has them.
     points
@@ -65,9 +66,10 @@ class GroupedGemm:
     weight_bytes: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("bf16", "fp8", "fp4"):
+        if self.dtype not in ("fp32", "bf16", "fp8", "fp4"):
             raise InvalidProblemError(
-                f"GroupedGemm: dtype must be one of bf16, fp8, fp4, got {self.dtype!r}"
+                f"GroupedGemm: dtype must be one of fp32, bf16, fp8, fp4, got "
+                f"{self.dtype!r}"
             )
         for name in ("hidden_size", "expert_hidden_size", "num_projections"):
             value = getattr(self, name)

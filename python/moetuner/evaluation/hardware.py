@@ -19,6 +19,8 @@ from moetuner.evaluation.curves import (  # noqa: TC001 - provenance reads the t
     GroupedGemm,
     Permutation,
 )
+from moetuner.evaluation.other_ranks import OtherRanks, checked_others
+from moetuner.evaluation.pairs import Pairs, checked_pairs
 from moetuner.evaluation.rates import Bandwidth, Latency, check_seconds
 
 MAX_RANKS_PER_NODE = 4096
@@ -27,6 +29,7 @@ MAX_RANKS_PER_NODE = 4096
 class Dtype(str, enum.Enum):
     """What matrices are multiplied in."""
 
+    FP32 = "fp32"
     BF16 = "bf16"
     FP8 = "fp8"
     FP4 = "fp4"
@@ -104,13 +107,20 @@ class Hardware:
         Measured time to bring rows into the order of experts; None: nothing.
     layer_overhead
         What a layer takes besides, s: launches.
+    other_ranks
+        Ranks that compute otherwise than ``memory_bandwidth``, the matmul rates and
+        ``grouped_gemm`` say.
+    pair_bandwidth
+        From each rank to each, [G, G] bytes/s, 0 on the diagonal: what the seconds of
+        the slowest pair are made of. Empty: the slower end of the two links.
     calibration
         Where, when and how the figures were measured.
 
     Raises
     ------
     InvalidProblemError
-        When a figure is not positive, or a latency is negative.
+        When a figure is not positive, a latency is negative, or ``pair_bandwidth`` is
+        not square.
     """
 
     name: str
@@ -128,6 +138,8 @@ class Hardware:
     grouped_gemm: tuple[GroupedGemm, ...] = ()
     permutation: Permutation | None = None
     layer_overhead: float = 0.0
+    other_ranks: tuple[OtherRanks, ...] = ()
+    pair_bandwidth: Pairs = ()
     sources: tuple[str, ...] = field(default=(), compare=False)
     calibration: Calibration | None = field(default=None, compare=False)
 
@@ -145,6 +157,10 @@ class Hardware:
             latency = Latency.of(getattr(self, name), f"Hardware: {name}")
             object.__setattr__(self, name, latency.plain)
         check_seconds("Hardware: layer_overhead", self.layer_overhead)
+        others = checked_others(self.other_ranks)
+        object.__setattr__(self, "other_ranks", others)
+        pairs = checked_pairs(self.pair_bandwidth, "Hardware: pair_bandwidth")
+        object.__setattr__(self, "pair_bandwidth", pairs)
         nic_of = one_of(LinkOf, self.nic_of, "Hardware: nic_of")
         object.__setattr__(self, "nic_of", nic_of)
         object.__setattr__(self, "grouped_gemm", tuple(self.grouped_gemm))
@@ -171,13 +187,16 @@ class Hardware:
         return Latency.of(given, "Hardware: latency").seconds(num_ranks)
 
     def rate(self, dtype: Dtype) -> float:
-        """Operations/s in `dtype`, or in the next wider type that the ranks have."""
+        """Operations/s in `dtype`, or in the next wider type that the ranks have.
+
+        There is no rate of float32: it is the one of bf16.
+        """
         rate = self.matmul_rate
         for narrower, known in (
             (Dtype.FP8, self.fp8_matmul_rate),
             (Dtype.FP4, self.fp4_matmul_rate),
         ):
-            if dtype is Dtype.BF16:
+            if dtype in (Dtype.FP32, Dtype.BF16):
                 break
             rate = rate if known is None else known
             if dtype is narrower:
@@ -186,7 +205,18 @@ class Hardware:
 
 
 def with_network(hardware: Hardware, network: Network) -> Hardware:
-    """`hardware` whose nodes are joined by `network`."""
+    """`hardware` whose nodes are joined by `network`.
+
+    Raises
+    ------
+    InvalidProblemError
+        When ``pair_bandwidth`` says what joins its nodes: one of the two must be wrong.
+    """
+    if len(hardware.pair_bandwidth) > hardware.ranks_per_node:
+        raise InvalidProblemError(
+            f"with_network: {hardware.name} has the bandwidth of each pair of ranks, "
+            f"also between nodes, so {network.name} cannot join them: leave one out"
+        )
     return replace(
         hardware,
         nic_bandwidth=network.bandwidth,

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from moetuner._files import atomic_write_text
 from moetuner.errors import InvalidProblemError
-from moetuner.evaluation.curves import (
-    Calibration,
-    GemmPoint,
-    GroupedGemm,
-    Permutation,
-    Residual,
-)
 from moetuner.evaluation.hardware import (
     HARDWARE,
     NETWORKS,
     Hardware,
     LinkOf,
     Network,
+)
+from moetuner.evaluation.hardware_tables import (
+    calibration,
+    grouped_gemm,
+    links_of_pairs,
+    matmul_rates,
+    other_ranks,
+    pair_bandwidth,
+    permutation,
 )
 from moetuner.evaluation.rates import Bandwidth, Latency
 from moetuner.evaluation.toml_table import Table, read_toml
@@ -28,6 +30,9 @@ from moetuner.evaluation.units import Unit
 
 if TYPE_CHECKING:
     import os
+
+    from moetuner.evaluation.curves import GroupedGemm
+    from moetuner.evaluation.other_ranks import OtherRanks
 
 Kind = TypeVar("Kind", Hardware, Network)
 
@@ -106,13 +111,13 @@ def _network_file(top: Table) -> Network:
     )
 
 
-def _network(table: Table) -> dict[str, Any]:
+def _network(table: Table, of_pairs: Bandwidth | None = None) -> dict[str, Any]:
     link_of = table.text("link_of", LinkOf.RANK.value)
     if link_of not in [each.value for each in LinkOf]:
         table.fail("link_of", f"wanted rank or node, got {link_of!r:.60}")
     return {
         "link_of": LinkOf(link_of),
-        "bandwidth": _bandwidth(table),
+        "bandwidth": _bandwidth(table, of_pairs),
         "latency": _latency(table),
     }
 
@@ -120,30 +125,29 @@ def _network(table: Table) -> dict[str, Any]:
 def _hardware(top: Table) -> Hardware:
     rates = top.table("matmul_rate")
     inside = top.table("inside")
+    pairs, ranks_per_node = pair_bandwidth(top), top.whole("ranks_per_node")
+    near, far = links_of_pairs(pairs, ranks_per_node)
     fields = {
         "name": top.text("name"),
         "sources": top.texts("sources"),
-        "ranks_per_node": top.whole("ranks_per_node"),
+        "ranks_per_node": ranks_per_node,
+        "pair_bandwidth": pairs,
         "memory_bandwidth": top.number("memory_bandwidth", Unit.BANDWIDTH),
         "layer_overhead": top.number("layer_overhead", Unit.TIME, 0.0),
-        **rates.done(
-            dict,
-            matmul_rate=rates.number("bf16", Unit.RATE),
-            fp8_matmul_rate=_maybe_rate(rates, "fp8"),
-            fp4_matmul_rate=_maybe_rate(rates, "fp4"),
-        ),
+        **matmul_rates(rates),
         **inside.done(
-            dict, rank_bandwidth=_bandwidth(inside), rank_latency=_latency(inside)
+            dict, rank_bandwidth=_bandwidth(inside, near), rank_latency=_latency(inside)
         ),
-        **_between(top),
-        "grouped_gemm": tuple(map(_grouped_gemm, top.tables("grouped_gemm"))),
-        "permutation": _permutation(top),
-        "calibration": _calibration(top),
+        **_between(top, far),
+        "grouped_gemm": tuple(map(grouped_gemm, top.tables("grouped_gemm"))),
+        "other_ranks": tuple(map(other_ranks, top.tables("other_ranks"))),
+        "permutation": permutation(top),
+        "calibration": calibration(top),
     }
     return top.done(Hardware, **fields)
 
 
-def _between(top: Table) -> dict[str, Any]:
+def _between(top: Table, of_pairs: Bandwidth | None) -> dict[str, Any]:
     """A table, or the name of a known network."""
     name = top.take("between", "a table, or the name of a network")
     if isinstance(name, str):
@@ -160,7 +164,7 @@ def _between(top: Table) -> dict[str, Any]:
             top.fail("between", f"wanted a table, got {name!r:.60}")
         table = Table(top.file, "between.", name)
         own = table.text("name", "")
-        found = table.done(Network, name=own, **_network(table))
+        found = table.done(Network, name=own, **_network(table, of_pairs))
         bandwidth, latency, link_of = found.bandwidth, found.latency, found.link_of
     return {
         "nic_bandwidth": bandwidth,
@@ -170,11 +174,10 @@ def _between(top: Table) -> dict[str, Any]:
     }
 
 
-def _maybe_rate(table: Table, key: str) -> float | None:
-    return table.number(key, Unit.RATE) if table.has(key) else None
-
-
-def _bandwidth(table: Table) -> Bandwidth:
+def _bandwidth(table: Table, of_pairs: Bandwidth | None) -> Bandwidth:
+    """As the table says; where it says nothing, as pairs of ranks do."""
+    if of_pairs is not None and not (table.has("egress") or table.has("ingress")):
+        return of_pairs
     return Bandwidth(
         egress=table.numbers("egress", Unit.BANDWIDTH),
         ingress=table.numbers("ingress", Unit.BANDWIDTH),
@@ -187,73 +190,6 @@ def _latency(table: Table) -> Latency:
     per_rank = inner.number("per_rank", Unit.TIME, 0.0)
     inner.done(dict)
     return Latency(base=base, per_rank=per_rank)
-
-
-def _grouped_gemm(table: Table) -> GroupedGemm:
-    points = []
-    rows = table.take("points", "a list of [rows, active, seconds]")
-    if not isinstance(rows, list):
-        table.fail("points", f"wanted a list of [rows, active, seconds], got {rows!r}")
-    for i, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != 3:
-            table.fail(f"points[{i}]", f"wanted [rows, active, seconds], got {row!r}")
-        inner = Table(
-            table.file,
-            f"{table.place}points[{i}].",
-            dict(zip(("rows", "active", "seconds"), row, strict=True)),
-        )
-        points.append(
-            inner.done(
-                GemmPoint,
-                rows=inner.whole("rows"),
-                active=inner.whole("active"),
-                seconds=inner.number("seconds", Unit.TIME),
-            )
-        )
-    weight_bytes = table.take("weight_bytes", "bytes of a weight", 2.0)
-    return table.done(
-        GroupedGemm,
-        dtype=table.text("dtype"),
-        hidden_size=table.whole("hidden_size"),
-        expert_hidden_size=table.whole("expert_hidden_size"),
-        num_projections=table.whole("num_projections", 3),
-        weight_bytes=weight_bytes,
-        points=tuple(points),
-    )
-
-
-def _permutation(top: Table) -> Permutation | None:
-    if not top.has("permutation"):
-        return None
-    table = top.table("permutation")
-    return table.done(
-        Permutation,
-        per_row=table.number("per_row", Unit.TIME, 0.0),
-        per_byte=table.number("per_byte", Unit.TIME_PER_BYTE, 0.0),
-    )
-
-
-def _calibration(top: Table) -> Calibration | None:
-    if not top.has("calibration"):
-        return None
-    table = top.table("calibration")
-    residuals = [
-        each.done(
-            Residual,
-            part=each.text("part"),
-            points=each.whole("points"),
-            median=each.take("median", "a relative error"),
-            worst=each.take("worst", "a relative error"),
-        )
-        for each in table.tables("residuals")
-    ]
-    return table.done(
-        Calibration,
-        machine=table.text("machine"),
-        date=table.text("date"),
-        command=table.text("command"),
-        residuals=tuple(residuals),
-    )
 
 
 def write_hardware(hardware: Hardware, path: str | os.PathLike[str]) -> None:
@@ -271,11 +207,7 @@ def hardware_text(hardware: Hardware) -> str:
         "ranks_per_node": hardware.ranks_per_node,
         "memory_bandwidth": float(hardware.memory_bandwidth),
         "layer_overhead": float(hardware.layer_overhead),
-        "matmul_rate": {
-            "bf16": float(hardware.matmul_rate),
-            "fp8": hardware.fp8_matmul_rate,
-            "fp4": hardware.fp4_matmul_rate,
-        },
+        "matmul_rate": _rates_table(hardware),
         "inside": _link(hardware.rank_bandwidth, hardware.rank_latency),
         "between": {
             "name": hardware.network or None,
@@ -283,6 +215,9 @@ def hardware_text(hardware: Hardware) -> str:
             **_link(hardware.nic_bandwidth, hardware.node_latency),
         },
     }
+    if hardware.pair_bandwidth:
+        rows = [list(map(float, row)) for row in hardware.pair_bandwidth]
+        values["pairs"] = {"bandwidth": rows}
     if hardware.permutation is not None:
         values["permutation"] = {
             "per_row": float(hardware.permutation.per_row),
@@ -291,14 +226,35 @@ def hardware_text(hardware: Hardware) -> str:
     if hardware.calibration is not None:
         values["calibration"] = _plain(hardware.calibration)
     if hardware.grouped_gemm:
-        values["grouped_gemm"] = [
-            {
-                **_plain(each),
-                "points": [[p.rows, p.active, float(p.seconds)] for p in each.points],
-            }
-            for each in hardware.grouped_gemm
-        ]
+        values["grouped_gemm"] = [_gemm_table(each) for each in hardware.grouped_gemm]
+    if hardware.other_ranks:
+        values["other_ranks"] = [_others_table(each) for each in hardware.other_ranks]
     return toml_text(values)
+
+
+def _rates_table(of: Hardware | OtherRanks) -> dict[str, Any]:
+    rates = (of.matmul_rate, of.fp8_matmul_rate, of.fp4_matmul_rate)
+    named = zip(("bf16", "fp8", "fp4"), rates, strict=True)
+    return {name: None if rate is None else float(rate) for name, rate in named}
+
+
+def _gemm_table(curve: GroupedGemm) -> dict[str, Any]:
+    points = [[p.rows, p.active, float(p.seconds)] for p in curve.points]
+    return {**_plain(curve), "points": points}
+
+
+def _others_table(of: OtherRanks) -> dict[str, Any]:
+    memory = of.memory_bandwidth
+    found: dict[str, Any] = {
+        "name": of.name,
+        "ranks": list(of.ranks),
+        "memory_bandwidth": None if memory is None else float(memory),
+    }
+    if of.matmul_rate is not None:
+        found["matmul_rate"] = _rates_table(of)
+    if of.grouped_gemm:
+        found["grouped_gemm"] = [_gemm_table(each) for each in of.grouped_gemm]
+    return found
 
 
 def _plain(value: Any) -> dict[str, Any]:

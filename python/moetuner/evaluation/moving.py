@@ -26,8 +26,9 @@ def fetch_seconds(moved: Changes, before: Placement, hardware: Hardware) -> floa
     A replica comes from a rank of the same node where one holds the expert, over the
     links inside the node; else from another node, over what joins them, and there
     through the network card of each of the two ranks where ranks have their own. Of
-    several holders the one that has least to send gives it. The busiest link decides;
-    latency, and the traffic of serving meanwhile, are left out.
+    several holders the one that has least to send gives it. The busiest link decides,
+    or the busiest pair of ranks where the hardware has a bandwidth for each. Latency,
+    and the traffic of serving meanwhile, are left out.
 
     Parameters
     ----------
@@ -45,6 +46,7 @@ def fetch_seconds(moved: Changes, before: Placement, hardware: Hardware) -> floa
         holders.setdefault(expert, []).append(rank)
     sent = np.zeros((2, moved.num_ranks))
     received = np.zeros((2, moved.num_ranks))
+    of_pair = np.zeros((moved.num_ranks, moved.num_ranks))
     experts = (moved.layer * before.num_experts + moved.expert).tolist()
     for expert, target, far in zip(
         experts, moved.rank.tolist(), moved.between_nodes.tolist(), strict=True
@@ -54,6 +56,7 @@ def fetch_seconds(moved: Changes, before: Placement, hardware: Hardware) -> floa
         source = min(givers, key=lambda rank: (sent[int(far), rank], rank))
         sent[int(far), source] += 1
         received[int(far), target] += 1
+        of_pair[source, target] += 1
     near = _longest(sent[0], received[0], hardware.inside, moved.num_ranks)
     nodes = before.topology.num_nodes
     whole = hardware.between(per_node)
@@ -69,7 +72,11 @@ def fetch_seconds(moved: Changes, before: Placement, hardware: Hardware) -> floa
             rows[1].reshape(nodes, per_node).sum(axis=1) for rows in (sent, received)
         )
         far_seconds = _longest(out, into, whole, nodes)
-    return max(near, far_seconds) * moved.expert_bytes
+    pair = 0.0
+    if hardware.pair_bandwidth:
+        used = of_pair > 0
+        pair = (of_pair[used] / np.array(hardware.pair_bandwidth)[used]).max(initial=0)
+    return float(max(near, far_seconds, pair) * moved.expert_bytes)
 
 
 def _longest(sent: Floats, received: Floats, link: Bandwidth, places: int) -> float:

@@ -93,22 +93,25 @@ def layer_seconds(rows: RoutingTally, cost: CostModel) -> Any:
 def _slowest_rank(rows: RoutingTally, cost: CostModel, at: tuple[int, int]) -> float:
     """Arithmetic and reading weights overlap; ranks wait for each other."""
     ranks = rows.topology.num_ranks
-    slowest, curve = 0.0, cost.compute_curve()
+    slowest = 0.0
+    curves = cost.rank_curves(rows.topology) or (cost.compute_curve(),) * ranks
     used = rows.slot_rows if rows.slot_used is None else rows.slot_used
-    for slots, with_rows, speed in zip(
+    for slots, with_rows, speed, curve in zip(
         rows.slot_rows[at].reshape(ranks, -1),
         used[at].reshape(ranks, -1) > 0,
         cost.speeds(ranks),
+        curves,
         strict=True,
     ):
         seconds = max(
             slots.sum() * plane.row + with_rows.sum() * plane.expert
             for plane in curve.planes
         )
-        slowest = max(slowest, seconds / speed)
+        if seconds:
+            slowest = max(slowest, seconds / speed + curve.start)
     if not used[at].any():
         return 0.0
-    return float(slowest + curve.start + cost.hardware.layer_overhead)
+    return float(slowest + cost.hardware.layer_overhead)
 
 
 def _slowest_link(

@@ -82,7 +82,7 @@ def read_times(path: str | os.PathLike[str]) -> list[MeasuredTime]:
         found = _of_objects(_json_list(text, path), path)
     elif re.search(r"^\s*Name\s.*# of Calls", text, re.MULTILINE):
         found = _of_objects(_table_rows(text), path)
-    elif re.search(r"\bRange\b", text) and re.search(r"Med \(ns\)", text):
+    elif any(_is_range_head(line) for line in text.splitlines()):
         found = _of_ranges(text, path)
     else:
         found = _of_plain(text, path)
@@ -138,25 +138,28 @@ def _of_plain(text: str, path: Any) -> list[MeasuredTime]:
 
 
 def _of_ranges(text: str, path: Any) -> list[MeasuredTime]:
-    """The tables of nsys; of several, the one that knows the GPU's own time."""
+    """The tables of nsys; of several, the one that knows the GPU's own time.
+
+    Columns are those of nsys 2024 and 2025. Times are in ns unless ``--timeunit`` was
+    given, and their heads name the unit.
+    """
     lines = text.splitlines()
     starts = [i for i, line in enumerate(lines) if _is_range_head(line)]
     starts.sort(key=lambda i: "Proj" in lines[i], reverse=True)
-    if not starts:
-        return []
     body = lines[starts[0] :]
     end = next((i for i, line in enumerate(body) if not line.strip()), len(body))
+    median, unit = _median_of(body[0])
     found = []
     for row in csv.DictReader(body[:end]):
         name = (row.get("Range") or "").strip().lower()
         domain, _, own = name.rpartition(":")
         if domain not in ("", "moetuner") or own not in _NAMES:
             continue
-        median = row.get("Proj Med (ns)") or row.get("Med (ns)") or ""
+        value = (row.get(median) or "").replace(",", "")
         found.append(
             MeasuredTime(
                 part=_NAMES[own],
-                seconds=_number(median.replace(",", ""), f"{path}: {name}") * 1e-9,
+                seconds=_number(value, f"{path}: {name}") * unit,
                 of_each_layer=True,
             )
         )
@@ -164,8 +167,16 @@ def _of_ranges(text: str, path: Any) -> list[MeasuredTime]:
 
 
 def _is_range_head(line: str) -> bool:
-    heads = next(csv.reader([line]), [])
-    return "Range" in heads and any(head.endswith("Med (ns)") for head in heads)
+    return "Range" in next(csv.reader([line]), []) and bool(_median_of(line)[0])
+
+
+def _median_of(line: str) -> tuple[str, float]:
+    """Head and unit of the median, on the GPU where that is told; else nothing."""
+    for head in sorted(next(csv.reader([line]), []), reverse=True):  # "Proj Med" first
+        match = re.fullmatch(r"(?:Proj )?Med \((\w+)\)", head)
+        if match and match[1] in _SUFFIX:
+            return head, _SUFFIX[match[1]]
+    return "", 0.0
 
 
 def _of_objects(rows: Iterable[dict[str, Any]], path: Any) -> list[MeasuredTime]:

@@ -45,6 +45,8 @@ def _are_tables(value: Any) -> bool:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "\n".join(["[", *(f"  {_value(each)}," for each in value), "]"])
     if isinstance(value, list):
         return f"[{', '.join(_value(each) for each in value)}]"
     if isinstance(value, str):

@@ -6,24 +6,22 @@ S slots per rank, P = G * S slots, M rows of the experts here, H hidden.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-from moetuner.errors import (
-    InvalidPlacementError,
-    InvalidProblemError,
-    InvalidTraceError,
-)
+from moetuner.errors import InvalidProblemError, InvalidTraceError
+from moetuner.nn.agreement import agree, misfit
 from moetuner.nn.exchange_counts import ExchangeCounts
 from moetuner.nn.exchange_options import (
     ExchangeOptions,
-    Levels,
     describe,
     takes_two_levels,
 )
 from moetuner.nn.follow import Resident, follow_back, keys_of
+from moetuner.nn.overlap import Half, halves_of, run_halves
 from moetuner.nn.recompute import RECOMPUTED, first_pass, recomputing
 from moetuner.ops import (
     Dispatched,
@@ -36,8 +34,7 @@ from moetuner.ops import (
 )
 from moetuner.ops._collectives import group_named
 from moetuner.ops._ranges import ranged
-from moetuner.ops.transport import Transport
-from moetuner.placement.tables import PlacementTables, fingerprint
+from moetuner.placement.tables import PlacementTables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,18 +124,16 @@ class Exchange(torch.nn.Module):
                 f"the placement has layers {placement.layer_ids.tolist()}: say which "
                 f"one this is, by layer="
             )
-        wanted = f"layer {self.layer}, {self.options.residency.value}"
-        if self.options.levels is Levels.ONE:
-            wanted += ", one level"
-        if self.options.capacity is not None:
-            wanted += f", capacity {self.options.capacity}"
-        wanted += f", transport {self.options.transport.value}"
+        wanted = f"layer {self.layer}, {self.options.in_words()}"
         agree(placement, group, trouble or problem, wanted)
-        if self.options.transport is not Transport.AUTO or self.options.senders:
-            set_transport(
-                self.group_name, self.options.transport, senders=self.options.senders
-            )
         self._set_tables(placement, torch.device(device or "cpu"))
+        if self.options.chooses_transport:
+            set_transport(
+                self.nodes.inside if self.nodes else self.group_name,
+                self.options.transport,
+                senders=self.options.senders,
+                blocks=self.options.most_blocks,
+            )
 
     def set_placement(self, placement: Placement) -> None:
         """Follow another placement from now on; counters begin again at zero.
@@ -174,8 +169,14 @@ class Exchange(torch.nn.Module):
         InvalidProblemError
             When `run_experts` returns more or fewer rows.
         """
-        sent, done = self._run(x, topk_ids, topk_weights, run_experts)
-        return combine(done, sent.handle)
+        self._begin(x, topk_ids)
+        if self.options.overlap:
+            cut = halves_of(x, topk_ids, topk_weights, self._candidates_from)
+            compute = partial(self._compute, run_experts)
+            sums: torch.Tensor = run_halves(cut, self._send, compute)
+            return sums
+        sent = self._send(Half(x, topk_ids, topk_weights, self.candidates))
+        return combine(self._compute(run_experts, sent), sent.handle)
 
     def follow(
         self,
@@ -203,7 +204,9 @@ class Exchange(torch.nn.Module):
                 f"record_run: tokens that follow their experts are not at home at "
                 f"layer {self.layer}: record with residency home"
             )
-        sent, done = self._run(x, topk_ids, topk_weights, run_experts)
+        self._begin(x, topk_ids)
+        sent = self._send(Half(x, topk_ids, topk_weights, self.candidates))
+        done = self._compute(run_experts, sent)
         if keys is None:
             keys = keys_of(len(x), self.group_name, x.device)
         tables = (self.candidates, self.num_candidates, self.slots_per_rank)
@@ -229,6 +232,7 @@ class Exchange(torch.nn.Module):
             self.options,
             self.placement.topology,
             self.group_name,
+            self.nodes,
             on_cuda=self.candidates.is_cuda,
         )
 
@@ -247,48 +251,58 @@ class Exchange(torch.nn.Module):
         self.counters.zero_()
         self.overflow.zero_()
 
-    def _run(
-        self,
-        x: torch.Tensor,
-        topk_ids: torch.Tensor,
-        topk_weights: torch.Tensor,
-        run_experts: RunExperts,
-    ) -> tuple[Dispatched, torch.Tensor]:
+    def _begin(self, x: torch.Tensor, topk_ids: torch.Tensor) -> None:
+        """What one call does once."""
         self.go_to(x.device)
-        again = recomputing()  # counted and recorded already
-        if self.routing is not None and not again:
+        if self.routing is not None and not recomputing():
             # Beyond int32 they are padding too, and would wrap around to experts.
             ids = topk_ids.detach().clamp(-1, self.tables.num_experts)
             self.routing.append(first_pass(ids.to(torch.int32), RECOMPUTED))
         self.row_bytes = x.shape[-1] * x.element_size()
+
+    def _send(self, half: Half) -> Dispatched:
+        """Dispatch the tokens of a call, or half of them, and count them."""
+        again = recomputing()  # counted already
         compiling = torch.compiler.is_compiling()
         counted = torch.zeros_like(self.counters) if compiling else self.counters
         sent = dispatch(
-            x.contiguous(),
-            topk_ids.contiguous(),
-            topk_weights.contiguous(),
-            self.candidates,
+            half.x.contiguous(),
+            half.topk_ids.contiguous(),
+            half.topk_weights.contiguous(),
+            half.candidates,
             self.num_candidates,
             self.slots_per_rank,
             self.group_name,
             ranks_per_node=self.tables.ranks_per_node,
             nodes=self.nodes,
-            capacity=self.options.capacity,
-            max_rows=self.options.max_rows,
+            capacity=self.options.share(self.options.capacity),
+            max_rows=self.options.share(self.options.max_rows),
             counters=None if again else counted,
         )
         if compiling:
             self.counters += first_pass(counted)
         if sent.handle.overflow is not None and not again:
             self.overflow += first_pass(sent.handle.overflow)
+        return sent
+
+    def _compute(self, run_experts: RunExperts, sent: Dispatched) -> torch.Tensor:
         done = expert(run_experts, sent).contiguous()
         # Rows that are not there would count as padding. Compiled, that is unknown.
-        if not compiling and len(done) != len(sent.rows):
+        if not torch.compiler.is_compiling() and len(done) != len(sent.rows):
             raise InvalidProblemError(
                 f"exchange: the experts of layer {self.layer} returned {len(done)} "
                 f"rows, wanted {len(sent.rows)}, one for each that they were given"
             )
-        return sent, done
+        return done
+
+    def _candidates_from(self, token: int) -> torch.Tensor:
+        """The table for tokens from that one on: token t keeps its turn."""
+        width = self.candidates.shape[1]
+        if width == 1:
+            return self.candidates
+        turn = torch.arange(width, device=self.candidates.device) + token
+        turn = turn % self.num_candidates.clamp(min=1)[:, None]
+        return self.candidates.gather(1, turn)
 
     def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Exchange:
         """Follow the module to another device; counts go along unless it is meta."""
@@ -340,61 +354,3 @@ class Exchange(torch.nn.Module):
 def expert(run_experts: RunExperts, sent: Dispatched) -> torch.Tensor:
     """The experts, by the name of their range."""
     return run_experts(sent.rows, sent.end_offsets)
-
-
-def misfit(
-    placement: Placement,
-    group: dist.ProcessGroup,
-    num_experts: int | None,
-    layer: int | None,
-) -> str:
-    """Why the placement cannot be for this group and model; empty when it can."""
-    if placement.topology.num_ranks != group.size():
-        return (
-            f"the placement is for {placement.topology.num_ranks} ranks, the group has "
-            f"{group.size()}"
-        )
-    if num_experts is not None and placement.num_experts != num_experts:
-        return (
-            f"the placement is for another model: it has {placement.num_experts} "
-            f"experts, the model has {num_experts}"
-        )
-    if layer is not None and layer not in placement.layer_ids:
-        return (
-            f"the placement is for another model: it has layers "
-            f"{placement.layer_ids.tolist()}, not layer {layer}"
-        )
-    return ""
-
-
-def agree(
-    placement: Placement, group: dist.ProcessGroup, problem: str, wanted: str = ""
-) -> None:
-    """Raise on every rank of the group when any has a problem, or tables differ.
-
-    `wanted` is what else must be the same on all ranks, in words.
-
-    Raises
-    ------
-    InvalidPlacementError
-        Naming the first rank that has one.
-    """
-    said: list[tuple[str, str, str]] = [("", "", "")] * group.size()
-    mine = (problem, fingerprint(placement), wanted)
-    dist.all_gather_object(said, mine, group=group)
-    for rank, (trouble, _, _) in enumerate(said):
-        if trouble:
-            raise InvalidPlacementError(f"exchange: rank {rank}: {trouble}")
-    _, first_print, first_wanted = said[0]
-    for rank, (_, print_, other) in enumerate(said):
-        if print_ != first_print:
-            raise InvalidPlacementError(
-                f"exchange: rank {rank} has another placement than rank 0 "
-                f"(fingerprints {print_[:12]} and {first_print[:12]}): read the same "
-                f"file on every rank"
-            )
-        if other != first_wanted:
-            raise InvalidPlacementError(
-                f"exchange: rank {rank} says {other}, rank 0 says {first_wanted}: "
-                f"they must be the same on every rank"
-            )

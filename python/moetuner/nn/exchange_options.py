@@ -14,7 +14,12 @@ from moetuner.ops._collectives import group_named
 from moetuner.ops.transport import Transport, describe_transport
 
 if TYPE_CHECKING:
+    from moetuner.ops.node_groups import NodeGroups
     from moetuner.placement.topology import Topology
+
+
+OVERLAP_BLOCKS = 48
+"""Of the exchange that runs beside experts, which have the rest of the GPU."""
 
 
 class Residency(enum.Enum):
@@ -49,9 +54,15 @@ class ExchangeOptions:
         nothing on the host and can be captured by a CUDA graph.
     levels
         How rows cross from node to node. ``residency=follow`` has one level.
-    transport, senders
-        What carries rows on one level on CUDA, and how many blocks send: see
-        `moetuner.ops.set_transport`, which an `Exchange` calls where either is given.
+    transport, senders, blocks
+        What carries rows on CUDA (on two levels inside a node), how many blocks send,
+        and how many there are at most: see `moetuner.ops.set_transport`, which an
+        `Exchange` calls where any is given.
+    overlap
+        Cuts the tokens of a rank in two, and runs the exchange of one half beside the
+        experts of the other: on a stream of its own, with `blocks`, or `OVERLAP_BLOCKS`
+        where none are said. Each half has half of ``capacity`` and ``max_rows``,
+        rounded up. On the CPU the halves run one after the other.
 
     Raises
     ------
@@ -65,6 +76,8 @@ class ExchangeOptions:
     levels: Levels = Levels.AUTO
     transport: Transport = Transport.AUTO
     senders: int | None = None
+    blocks: int | None = None
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         residency = one_of(Residency, self.residency, "ExchangeOptions: residency")
@@ -78,7 +91,7 @@ class ExchangeOptions:
                 f"ExchangeOptions: capacity and max_rows go together, got "
                 f"capacity={self.capacity}, max_rows={self.max_rows}"
             )
-        for name in ("capacity", "max_rows", "senders"):
+        for name in ("capacity", "max_rows", "senders", "blocks"):
             value = getattr(self, name)
             if value is not None and (not is_whole(value) or value < 1):
                 raise InvalidProblemError(
@@ -90,6 +103,38 @@ class ExchangeOptions:
                 "ExchangeOptions: residency=follow needs exact sizes: leave out "
                 "capacity and max_rows"
             )
+        if residency is Residency.FOLLOW and self.overlap:
+            raise InvalidProblemError(
+                "ExchangeOptions: overlap needs residency=home: tokens that follow "
+                "their experts end in one order, not in that of two halves"
+            )
+
+    @property
+    def chooses_transport(self) -> bool:
+        """Whether anything is said that `moetuner.ops.set_transport` takes."""
+        wanted = self.transport is not Transport.AUTO
+        return wanted or self.senders is not None or self.most_blocks is not None
+
+    @property
+    def most_blocks(self) -> int | None:
+        """Blocks that a kernel of the exchange has at most; None: all."""
+        return OVERLAP_BLOCKS if self.overlap and self.blocks is None else self.blocks
+
+    def share(self, rows: int | None) -> int | None:
+        """Rows that one dispatch has room for, of those of a call."""
+        return rows if rows is None or not self.overlap else (rows + 1) // 2
+
+    def in_words(self) -> str:
+        """What must be the same on all ranks."""
+        words = [self.residency.value]
+        if self.levels is Levels.ONE:
+            words.append("one level")
+        if self.capacity is not None:
+            words.append(f"capacity {self.capacity}")
+        words.append(f"transport {self.transport.value}")
+        if self.overlap:
+            words.append("overlap")
+        return ", ".join(words)
 
 
 def takes_two_levels(options: ExchangeOptions, topology: Topology) -> bool:
@@ -102,22 +147,29 @@ def takes_two_levels(options: ExchangeOptions, topology: Topology) -> bool:
 
 
 def describe(
-    options: ExchangeOptions, topology: Topology, group_name: str, *, on_cuda: bool
+    options: ExchangeOptions,
+    topology: Topology,
+    group_name: str,
+    groups: NodeGroups | None,
+    *,
+    on_cuda: bool,
 ) -> str:
-    """What carries tokens, in words, part by part."""
-    wire = dist.get_backend(group_named(group_name)).upper()
-    if on_cuda and not takes_two_levels(options, topology):
-        wire = describe_transport(group_name)
+    """What carries tokens, in words, part by part; `groups` where there are levels."""
+    wire = last = dist.get_backend(group_named(group_name)).upper()
+    if on_cuda:
+        last = describe_transport(groups.inside if groups else group_name)
     nodes = f"{topology.num_nodes} nodes of {topology.ranks_per_node} ranks"
-    if takes_two_levels(options, topology):
+    if groups:
         way = (
             f"two levels on {nodes}: over {wire} a row crosses once to each other node "
             f"that needs it, to the rank of the same place there, which passes it on "
-            f"once to each rank"
+            f"once to each rank, over {last}"
         )
     else:
         way = f"one level on {nodes}: over {wire} a row goes once to each rank"
-    sizes = "exact sizes, for which the host waits once a call"
+    sizes = "exact sizes, for which the host waits once a dispatch"
+    if groups and on_cuda:
+        sizes += ", and once more where memory is mapped"
     if options.capacity is not None:
         sizes = (
             f"fixed sizes, {options.capacity} rows to each place and "
@@ -126,4 +178,6 @@ def describe(
     end = "sums return to the token's home"
     if options.residency is Residency.FOLLOW:
         end = "sums end on the rank of the token's first expert; the host waits again"
+    if options.overlap:
+        end += "; tokens go in two halves, one's exchange beside the other's experts"
     return "; ".join([way, sizes, end])

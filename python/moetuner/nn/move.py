@@ -15,10 +15,15 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from moetuner.errors import InvalidPlacementError
-from moetuner.nn.exchange import Exchange, agree, misfit
+from moetuner.nn.agreement import agree, misfit
 from moetuner.nn.layer import local_share, wrong_rows
 from moetuner.nn.optimizer_state import states_of
-from moetuner.nn.placed import Placed, placed_experts, what_adapts
+from moetuner.nn.placed import (
+    UNUSED_ROWS,
+    Placed,
+    placed_experts,
+    what_adapts,
+)
 from moetuner.ops._collectives import group_named
 from moetuner.placement.model import Placement, contiguous_rank_of
 from moetuner.placement.tables import PlacementTables, fingerprint
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from moetuner.nn.exchange import Exchange
 
 
 def contiguous_placement(
@@ -316,7 +323,8 @@ def _gather(
     if len(every) > exchange.placement.num_experts:
         index = torch.from_numpy(np.flatnonzero(slots >= 0)).to(share.device)
         every = every[index]
-    parameter.data = every
+    unused = vars(module).get(UNUSED_ROWS, {}).get(name, every[:0])
+    parameter.data = torch.cat([every, unused.to(every.device, every.dtype)])
     row = exchange.tables.row_of(exchange.layer)
     return _Gathered(
         module=module,

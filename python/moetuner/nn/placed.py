@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 
+UNUSED_ROWS = "moetuner_unused_rows"
+"""Where a module keeps rows of its weights, by name, that are of no expert."""
+
+
 class Placed(NamedTuple):
     """Experts of one layer, and how its tokens reach them."""
 

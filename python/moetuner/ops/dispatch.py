@@ -141,13 +141,15 @@ def dispatch(
         S; slot p lives on rank ``p // S``.
     group_name
         ``group.group_name`` of the process group whose ranks hold the experts. Its own
-        communicator carries the rows (NCCL on CUDA, Gloo on the CPU).
+        communicator carries the rows (NCCL on CUDA, Gloo on the CPU), or mapped memory:
+        see `set_transport`.
     ranks_per_node
         For `counters`; 0: all ranks share a node, or as `nodes` say.
     nodes
         Of `node_groups`: two levels. None: one level, whatever the nodes are.
     capacity, max_rows
-        Absent: exact sizes, for which **the host waits once for the counts**. Given,
+        Absent: exact sizes, for which **the host waits once for the counts** (with
+        `nodes` and mapped memory twice, for those between nodes and inside one). Given,
         both: the fixed form. Each rank sends ``capacity`` rows to each rank and has
         ``max_rows`` rows for its experts, so that M, N = G * capacity and all other
         sizes are known: no look at the host, and CUDA graphs capture it. With `nodes`,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Transport(enum.Enum):
-    """What carries rows on one level on CUDA."""
+    """What carries rows on CUDA, on two levels those inside a node."""
 
     AUTO = "auto"
     """Mapped memory where all ranks can map it, else the group's communicator."""
@@ -33,6 +33,7 @@ def set_transport(
     transport: Transport | str = Transport.AUTO,
     *,
     senders: int | None = None,
+    blocks: int | None = None,
     timeout: timedelta | None = None,
 ) -> None:
     """Choose what carries the rows of a group; every rank of it calls this alike.
@@ -40,15 +41,19 @@ def set_transport(
     Parameters
     ----------
     group_name
-        ``group.group_name``. Call it while no exchange of the group is under way:
-        mapped memory is given back, and the next `moetuner.ops.dispatch` decides again.
+        ``group.group_name``; with two levels `NodeGroups.inside`. Call it while no
+        exchange of the group is under way: mapped memory is given back, and the next
+        `moetuner.ops.dispatch` decides again.
     transport
         See `Transport`.
     senders
-        Blocks of a GPU that send; None: as many as suit. Fewer leave more of it to
-        experts that run beside.
+        Blocks of a GPU that send; None: as many as suit.
+    blocks
+        Blocks of a GPU that an exchange has at most, senders too, 4 or more; None: all.
+        Fewer leave more of it to experts that run beside.
     timeout
-        Of each wait of a GPU for another rank; None: the group's own. After it, every
+        Of each wait of a GPU for another rank, which with two levels may itself be
+        waiting for another node; None: the group's own. After it, every
         rank raises `torch.distributed.DistBackendError` naming who waited for whom, at
         the exchange that waits or the next one.
 
@@ -71,7 +76,9 @@ def set_transport(
     """
     number = list(Transport).index(Transport(transport))
     milliseconds = 0 if timeout is None else math.ceil(timeout.total_seconds() * 1000)
-    torch.ops.moetuner.set_transport(group_name, number, senders or 0, milliseconds)
+    torch.ops.moetuner.set_transport(
+        group_name, number, senders or 0, milliseconds, blocks or 0
+    )
 
 
 def describe_transport(group_name: str) -> str:

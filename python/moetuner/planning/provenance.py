@@ -12,7 +12,7 @@ from moetuner._plain import from_plain, to_plain
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.hardware import HARDWARE
-from moetuner.evaluation.shapes import DEFAULT_SHAPE
+from moetuner.evaluation.models import DEFAULT_SHAPE
 from moetuner.planning.options import PlanOptions, Pricing
 from moetuner.solver import get_solver
 

@@ -5,9 +5,8 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from moetuner.evaluation.models import find_model, known_names
+from moetuner.evaluation.models import find_model, known_names, shape_for_model
 from moetuner.evaluation.models.families import similar_names
-from moetuner.evaluation.shapes import shape_for_model
 
 # Hidden size, inner width, experts, top-k, layers, of them with experts.
 PUBLISHED = {

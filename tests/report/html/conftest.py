@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from moetuner.evaluation.cost import CostModel
-from moetuner.evaluation.shapes import shape_for_model
+from moetuner.evaluation.models import shape_for_model
 from moetuner.placement.topology import Topology
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.plan import demo_trace, plan_trace

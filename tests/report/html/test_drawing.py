@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from moetuner.report.html.charts import Line, line_chart
 from moetuner.report.html.colors import STEPS, scale_around, scale_from_zero
@@ -82,6 +82,7 @@ def test_scales_put_their_ends_and_their_centre_where_they_say():
     count=st.integers(2, 9),
     whole=st.booleans(),
 )
+@example(low=3e-12, width=1e-6, count=2, whole=True)
 def test_ticks_are_few_round_and_inside(low, width, count, whole):
     ticks = nice_ticks(low, low + width, count, whole=whole)
     assert len(ticks) <= count + 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from joint_problems import NOTHING_MORE, anneal, problems, rounds_of
 from moetuner.evaluation.cost import Homes, Wire
 from moetuner.evaluation.workload import price, tally_batches
 from moetuner.placement.topology import Topology
@@ -16,7 +17,6 @@ from moetuner.solver.joint.follow import FollowRounds
 from moetuner.solver.joint.interruptible import Interruptible
 from moetuner.solver.joint.scenarios import members
 from strategies import TOY_COST
-from test_joint import NOTHING_MORE, anneal, problems, rounds_of
 
 
 def follow_of(problem, profile=NOTHING_MORE):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.hardware import HARDWARE
+from moetuner.evaluation.models import shape_for_model
 from moetuner.evaluation.replica_rule import ReplicaRule
-from moetuner.evaluation.shapes import shape_for_model
 from moetuner.evaluation.workload import BatchKind, Workload
 from moetuner.export import fill_slots
 from moetuner.placement.topology import Topology

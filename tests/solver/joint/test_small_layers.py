@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from joint_problems import NOTHING_MORE, modelled, problems
 from moetuner.evaluation.cost import Homes
 from moetuner.placement.topology import Topology
 from moetuner.solver import SolverOptions, SolveStatus, get_solver
@@ -17,7 +18,6 @@ from moetuner.solver.joint.small_layers import try_all
 from moetuner.solver.joint.solver import JointConfig, JointSolver
 from oracle import oracle
 from strategies import random_placement, random_problem
-from test_joint import NOTHING_MORE, modelled, problems
 
 NESTED = [Topology(num_ranks=g, ranks_per_node=m) for g, m in [(4, 2), (6, 3)]]
 GO = np.zeros(1, np.int32)

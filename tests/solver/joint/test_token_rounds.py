@@ -6,6 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from joint_problems import (
+    NOTHING_MORE,
+    big_problem,
+    exchange_seconds,
+    modelled,
+    problems,
+)
 from moetuner.evaluation.cost import Homes, Wire
 from moetuner.solver import SolverOptions
 from moetuner.solver.base import place
@@ -14,13 +21,6 @@ from moetuner.solver.joint.interruptible import Interruptible
 from moetuner.solver.joint.solver import JointConfig, JointSolver
 from moetuner.solver.joint.tokens import TokenRounds
 from strategies import random_placement
-from test_joint import (
-    NOTHING_MORE,
-    big_problem,
-    exchange_seconds,
-    modelled,
-    problems,
-)
 
 
 def walk_of(problem, profile=NOTHING_MORE, replicas=False, seed=0):

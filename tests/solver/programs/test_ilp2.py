@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from moetuner.errors import SolverError
+from hypothesis import strategies as st
 from moetuner.evaluation.cost import CostModel
+from moetuner.evaluation.models import shape_for_model
 from moetuner.evaluation.rates import Bandwidth
-from moetuner.evaluation.shapes import shape_for_model
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
@@ -93,7 +93,55 @@ def test_pair_bounds_hold_for_every_naming(case):
     assert bound <= best_naming(problem, clusters) * (1 + 1e-12)
 
 
-def test_links_that_differ_within_a_level_are_refused(rng):
+def with_pairs(problem, rng, kinds=None):
+    """The problem on ranks of which each pair has a bandwidth of its own."""
+    ranks = problem.topology.num_ranks
+    rates = rng.uniform(1e9, 2e11, (ranks, ranks))
+    if kinds is not None:
+        rates = rng.choice(kinds, (ranks, ranks))
+    np.fill_diagonal(rates, 0.0)
+    workload = problem.workload
+    machine = replace(
+        workload.cost.hardware,
+        ranks_per_node=problem.topology.ranks_per_node,
+        pair_bandwidth=rates.tolist(),
+    )
+    cost = replace(workload.cost, hardware=machine)
+    return replace(problem, workload=replace(workload, cost=cost))
+
+
+PAIRED = placement_problems(
+    max_experts=8,
+    max_layers=3,
+    shapes=((3, 3), (4, 2), (4, 4)),
+    objective=Objective.LINK_TRAFFIC,
+)
+
+
+@settings(max_examples=10)
+@given(PAIRED, st.sampled_from([None, [1e9, 1e11]]))
+def test_where_each_pair_has_its_speed_no_naming_of_the_clusters_is_better(case, kinds):
+    problem, rng = case
+    problem = with_pairs(problem, rng, kinds)
+    solution = EXACT.solve(problem, QUICK)
+    stage = solution.stages[-1]
+    best = best_naming(problem, solution.placement.rank_of())
+    assert stage.status is SolveStatus.OPTIMAL
+    assert stage.value == solution.value == pytest.approx(best, rel=1e-6, abs=1e-15)
+    assert stage.lower_bound <= best * (1 + 1e-9)
+
+
+@given(PAIRED)
+def test_pair_bounds_hold_where_each_pair_has_its_speed(case):
+    problem, rng = case
+    problem = with_pairs(problem, rng)
+    row = np.arange(problem.num_experts) % problem.topology.num_ranks
+    clusters = rng.permuted(np.tile(row, (problem.num_layers, 1)), axis=1)
+    bound = pair_bounds(problem, problem.rank_flows(clusters)).sum()
+    assert bound <= best_naming(problem, clusters) * (1 + 1e-12)
+
+
+def test_ports_that_differ_are_pairs_that_differ(rng):
     problem = random_problem(rng, 2, 8, TWO_NODES, objective=Objective.LINK_TRAFFIC)
     workload = problem.workload
     narrow = replace(
@@ -103,8 +151,9 @@ def test_links_that_differ_within_a_level_are_refused(rng):
     cost = replace(workload.cost, hardware=narrow)
     problem = replace(problem, workload=replace(workload, cost=cost))
     assert not problem.alike_links
-    with pytest.raises(SolverError, match="links of one speed"):
-        Ilp2Solver().solve(problem)
+    solution = EXACT.solve(problem, QUICK)
+    best = best_naming(problem, solution.placement.rank_of())
+    assert solution.value == pytest.approx(best, rel=1e-6)
 
 
 def test_both_stages_are_told(rng):

@@ -41,6 +41,14 @@ struct LinkFactors {
   double in(std::int64_t place) const { return alike() ? 1.0 : ingress[place]; }
 };
 
+/// What computing takes on one rank of speed 1: the larger of two ratios, or a plane that is larger
+/// still. Planes are linear functions of rows and active experts; measured curves are made of them.
+struct RankCompute {
+  ComputeRates rates;
+  std::vector<ComputeRates> planes;
+  double start = 0.0;  // once, where the rank has a row, whatever its speed
+};
+
 /// All that turns the rows of a layer into seconds: `CostModel.rates` makes it.
 struct Rates {
   ComputeRates compute;
@@ -55,9 +63,13 @@ struct Rates {
   // largest counts where it is larger still. A measured curve is made of them.
   std::vector<ComputeRates> planes = {};
   double layer = 0.0;  // once, where any rank has a row: launches
+  // [G], of ranks that compute in ways of their own, in the place of `compute` and `planes`; empty
+  // where all are alike.
+  std::vector<RankCompute> rank_compute = {};
 
   /// The same for whole nodes in the place of ranks: a node computes as many times faster as it has
-  /// ranks, `speeds` [N] beside, and nothing moves inside it. Links of nodes stay as they are.
+  /// ranks, `speeds` [N] beside, and nothing moves inside it. Links of nodes stay as they are; a
+  /// way of computing that is a rank's own must be in the speeds.
   Rates of_nodes(std::vector<double> speeds) const;
 };
 
@@ -69,18 +81,25 @@ MOETUNER_INLINE inline double busy_seconds(const ComputeRates& rates, double row
 }
 
 /// Seconds that one rank of speed 1 computes.
-inline double busy_seconds(const Rates& rates, double rows, double active) {
-  double seconds = busy_seconds(rates.compute, rows, active);
-  for (const ComputeRates& plane : rates.planes) {
-    seconds = larger(seconds, plane.seconds(rows, active));
-  }
+inline double busy_seconds(const ComputeRates& rates,
+                           const std::vector<ComputeRates>& planes,
+                           double rows,
+                           double active) {
+  double seconds = busy_seconds(rates, rows, active);
+  for (const ComputeRates& plane : planes) seconds = larger(seconds, plane.seconds(rows, active));
   return seconds;
 }
 
+/// The same of ranks that compute in no way of their own.
+inline double busy_seconds(const Rates& rates, double rows, double active) {
+  return busy_seconds(rates.compute, rates.planes, rows, active);
+}
+
 /// `busy_seconds` as the largest of linear functions, each seconds per row and per active expert.
-inline std::vector<ComputeRates> busy_planes(const Rates& rates) {
-  std::vector<ComputeRates> planes{{rates.compute.row, 0.0}, {0.0, rates.compute.expert}};
-  planes.insert(planes.end(), rates.planes.begin(), rates.planes.end());
+inline std::vector<ComputeRates> busy_planes(const ComputeRates& rates,
+                                             const std::vector<ComputeRates>& more) {
+  std::vector<ComputeRates> planes{{rates.row, 0.0}, {0.0, rates.expert}};
+  planes.insert(planes.end(), more.begin(), more.end());
   return planes;
 }
 
@@ -121,16 +140,37 @@ class LayerPrice {
   std::int64_t num_ranks() const { return static_cast<std::int64_t>(rates_.rank_speeds.size()); }
   double speed(std::int64_t rank) const { return rates_.rank_speeds[rank]; }
 
+  /// How many rows a rank computes while one that computes in no way of its own does one.
+  double row_speed(std::int64_t rank) const {
+    if (rates_.rank_compute.empty() || !(compute_of(rank).row > 0.0)) return speed(rank);
+    return speed(rank) * rates_.compute.row / compute_of(rank).row;
+  }
+
   /// Seconds that a rank takes for its rows and its experts that have some.
   double compute(std::int64_t rank, double rows, double active) const {
-    return busy_seconds(rates_, rows, active) / speed(rank);
+    const double busy = busy_seconds(compute_of(rank), planes_of(rank), rows, active);
+    return busy > 0.0 ? busy / speed(rank) + start_of(rank) : 0.0;
   }
 
   /// What the slowest rank of a layer takes, and launches: `busy` is its `compute`.
   double with_launches(double busy) const { return busy > 0.0 ? busy + rates_.layer : busy; }
 
-  /// `Rates::compute` of the rank: for loops that cannot afford a division.
-  ComputeRates on_rank(std::int64_t rank) const { return rates_.compute.times(1.0 / speed(rank)); }
+  /// Of a rank of speed 1 that computes as this one does: `Rates::compute`, or its own.
+  const ComputeRates& compute_of(std::int64_t rank) const {
+    return rates_.rank_compute.empty() ? rates_.compute : rates_.rank_compute[rank].rates;
+  }
+  const std::vector<ComputeRates>& planes_of(std::int64_t rank) const {
+    return rates_.rank_compute.empty() ? rates_.planes : rates_.rank_compute[rank].planes;
+  }
+
+  double start_of(std::int64_t rank) const {
+    return rates_.rank_compute.empty() ? 0.0 : rates_.rank_compute[rank].start;
+  }
+
+  /// `compute_of` the rank at its speed: for loops that cannot afford a division.
+  ComputeRates on_rank(std::int64_t rank) const {
+    return compute_of(rank).times(1.0 / speed(rank));
+  }
 
   /// Seconds of one direction, from rows on the busiest link of each kind.
   static double exchange(const LinkRates& rates, double rank_rows, double node_rows) {

@@ -36,12 +36,13 @@ struct DispatchArgs {
   const void* x;                       // [T, row_bytes]
   const Id* topk_ids;                  // [T, K]
   const float* weights;                // [T, K]
-  const std::int32_t* candidates;      // [E, R]
+  const std::int32_t* candidates;      // [E, R]; null: an id is its slot, E = P
   const std::int32_t* num_candidates;  // [E]
   std::int32_t* send_map;              // [T, D], row on the wire; -1: no more, or no room
   std::int32_t* end_offsets;           // [S]
   std::int32_t* overflow;              // [1], added to; or null
   std::int64_t* counters;              // as RouteArgs has them; or null
+  std::int64_t* passed_on;             // [G], added to: rows to each rank; or null
   std::int32_t* workspace;             // dispatch_workspace(...) integers, zeroed by nobody
   // Of `spread` alone:
   void* rows;                   // [M, row_bytes]

@@ -103,7 +103,8 @@ struct Peers {
   std::int64_t timeout_ns;
   int rank;
   int num_ranks;
-  int sharing;  // ranks of the group that use this device
+  int sharing;      // ranks that must find room on this device side by side
+  int most_blocks;  // of one kernel; 0: all that there are
 };
 
 }  // namespace moetuner::transport

@@ -14,8 +14,11 @@ from moetuner.calibration.samples import Timing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from moetuner.calibration.measure.ranks import Ranks
 
+    Floats = NDArray[np.float64]
     Step = Callable[[Any], Any]
     """Is given what the step before returned."""
 
@@ -51,19 +54,24 @@ class Clock:
         rounds
             Calls of a repetition, one behind the other; its time is shared among them.
         """
+        mine = self._repeat(steps, seconds, rounds)
+        slowest = self._ranks.largest(mine.ravel().tolist())
+        return _timings(np.array(slowest).reshape(mine.shape))
+
+    def time_ranks(self, step: Step, seconds: float, rounds: int = 1) -> list[Timing]:
+        """Times of one step: of the slowest rank, then of each rank by itself."""
+        mine = self._repeat([step], seconds, rounds)[:, 0]
+        each = np.array(self._ranks.every(mine.tolist()))  # [G, repetitions]
+        return list(_timings(np.vstack([each.max(axis=0), each]).T))
+
+    def _repeat(self, steps: Sequence[Step], seconds: float, rounds: int) -> Floats:
+        """Seconds of this rank: [repetitions, steps and their sum]."""
         self._once(steps, rounds)  # warms up
         first = sum(self._ranks.largest(self._once(steps, rounds)))
         wanted = int(seconds / max(first, 1e-9))
         repeats = min(max(wanted, MIN_REPEATS), MAX_REPEATS)
         mine = np.array([self._once(steps, rounds) for _ in range(repeats)])
-        mine = np.column_stack([mine, mine.sum(axis=1)]) / rounds
-        slowest = self._ranks.largest(mine.ravel().tolist())
-        found = np.array(slowest).reshape(mine.shape)
-        low, middle, high = np.percentile(found, (25, 50, 75), axis=0)
-        return tuple(
-            Timing(seconds=float(median), spread=float(to - start), repeats=repeats)
-            for start, median, to in zip(low, middle, high, strict=True)
-        )
+        return np.column_stack([mine, mine.sum(axis=1)]) / rounds
 
     def _once(self, steps: Sequence[Step], rounds: int) -> list[float]:
         """Seconds of each step on this rank, all rounds together."""
@@ -95,3 +103,12 @@ class Clock:
         if self._ranks.on_cuda:
             return float(start.elapsed_time(end)) * 1e-3
         return float(end - start)
+
+
+def _timings(seconds: Floats) -> tuple[Timing, ...]:
+    """Median and spread of each column."""
+    low, middle, high = np.percentile(seconds, (25, 50, 75), axis=0)
+    return tuple(
+        Timing(seconds=float(median), spread=float(to - start), repeats=len(seconds))
+        for start, median, to in zip(low, middle, high, strict=True)
+    )

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
     Sample = ExchangeSample | LayerSample
 
+_IN_A_ROW = 3
+"""Layers of a repetition: a model runs one behind the other, and ranks wait for each
+other in each. The time of the first alone would hold their start too."""
 FIXED_LOADS = (Load.LOCAL, Load.NEXT, Load.NEXT_NODE, Load.UNIFORM)
 
 
@@ -118,7 +121,7 @@ def measure_layers(
             yield sample
         if layer is not None:
             layer.check()
-        allowance.took(series, case.num_tokens, seconds)
+        allowance.took(series, case.num_tokens, _IN_A_ROW * seconds)
 
 
 def _measure(
@@ -132,20 +135,24 @@ def _measure(
     both: list[Step] = [_nothing if layer is None else layer.both]
     if case.num_ranks < ranks.topology.num_ranks:  # how it grows with ranks
         own = both if layer is not None else []
-        replay = captured(ranks, own) if case.form is Form.FIXED else None
-        (timing,) = clock.time(both if replay is None else [replay], seconds)[:1]
+        replay = captured(ranks, own * _IN_A_ROW) if case.form is Form.FIXED else None
+        if replay is None:
+            timing = clock.time(both, seconds, _IN_A_ROW)[0]
+        else:
+            timing = clock.time([replay], seconds)[0].each_of(_IN_A_ROW)
         yield sample(Way.BOTH, timing, replay is not None)
         return
     assert layer is not None
     steps: list[Step] = [layer.dispatch, layer.experts, layer.combine]
     if case.form is Form.FIXED:
-        alone, whole = (captured(ranks, calls) for calls in (both, steps))
+        alone, whole = (captured(ranks, own * _IN_A_ROW) for own in (both, steps))
         if alone is not None and whole is not None:
-            yield sample(Way.BOTH, clock.time([alone], seconds / 2)[0], True)
-            (timing,) = clock.time([whole], seconds / 2)[:1]
+            timing = clock.time([alone], seconds / 2)[0].each_of(_IN_A_ROW)
+            yield sample(Way.BOTH, timing, True)
+            timing = clock.time([whole], seconds / 2)[0].each_of(_IN_A_ROW)
             yield LayerSample(case=case, replayed=True, timing=timing)
             return
-    out, _, back, total = clock.time(steps, seconds)
+    out, _, back, total = clock.time(steps, seconds, _IN_A_ROW)
     yield sample(Way.DISPATCH, out)
     yield sample(Way.COMBINE, back)
     yield LayerSample(case=case, replayed=False, timing=total)

@@ -5,7 +5,6 @@ Legend: T tokens, K top-k, S slots of a rank, M rows of its experts, H hidden.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from moetuner.calibration.samples import (
     ExpertsSample,
     LayerShape,
     PermuteSample,
-    Timing,
     Way,
 )
 from moetuner.ops import permute, unpermute
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from moetuner.calibration.measure.clock import Clock, Step
     from moetuner.calibration.measure.ranks import Ranks
     from moetuner.calibration.options import Sizes
+    from moetuner.calibration.samples import Timing
 
 _ROUNDS = {"cuda": 10, "cpu": 1}
 """Calls of a repetition: a GPU begins one while it works on another."""
@@ -80,13 +79,18 @@ def measure_experts(
         if not has_memory(ranks, allowance, series, rows, wanted, what):
             continue
         step = own.step(rows, active)
-        for timing, replayed in _both_ways(ranks, clock, step, allowance.case_seconds):
+        for times, replayed in _both_ways(ranks, clock, step, allowance.case_seconds):
+            slowest, *each = times
             if not replayed:
-                allowance.took(
-                    series, rows, timing.seconds * _ROUNDS[ranks.device.type]
-                )
+                rounds = _ROUNDS[ranks.device.type]
+                allowance.took(series, rows, slowest.seconds * rounds)
             yield ExpertsSample(
-                shape=shape, rows=rows, active=active, replayed=replayed, timing=timing
+                shape=shape,
+                rows=rows,
+                active=active,
+                replayed=replayed,
+                timing=slowest,
+                of_ranks=tuple(each),
             )
 
 
@@ -109,7 +113,7 @@ def measure_permutes(
             if not has_memory(ranks, allowance, series, num_tokens, wanted, what):
                 continue
             for way, step in _there_and_back(ranks, shape, num_tokens).items():
-                for timing, replayed in _both_ways(
+                for (timing, *_), replayed in _both_ways(
                     ranks, clock, step, allowance.case_seconds / 2
                 ):
                     if not replayed:
@@ -182,18 +186,14 @@ def _there_and_back(
 
 def _both_ways(
     ranks: Ranks, clock: Clock, step: Step, seconds: float
-) -> Iterator[tuple[Timing, bool]]:
-    """Launched one by one, and on GPUs replayed from a graph of several calls."""
+) -> Iterator[tuple[list[Timing], bool]]:
+    """Launched one by one, and on GPUs replayed from a graph of several calls.
+
+    The slowest rank's time, then each rank's.
+    """
     rounds = _ROUNDS[ranks.device.type]
-    yield clock.time([step], seconds / 2, rounds)[0], False
+    yield clock.time_ranks(step, seconds / 2, rounds), False
     replay = captured(ranks, [lambda _: step(None)] * rounds)
     if replay is not None:
-        timing = clock.time([replay], seconds / 2)[0]
-        yield (
-            replace(
-                timing,
-                seconds=timing.seconds / rounds,
-                spread=timing.spread / rounds,
-            ),
-            True,
-        )
+        times = clock.time_ranks(replay, seconds / 2)
+        yield [timing.each_of(rounds) for timing in times], True

@@ -15,9 +15,11 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from moetuner.evaluation.models.config_json import model_of
+from moetuner.evaluation.models.value_type import ValueType
 
 if TYPE_CHECKING:
     from moetuner.evaluation.models.model import Model
+    from moetuner.evaluation.models.shape import ModelShape
 
 _DENSE = "distill"
 """In names of dense models that learned from one of the table."""
@@ -38,6 +40,16 @@ def find_model(name: str) -> Model | None:
         return None
     key = max(found, key=len)
     return replace(_model_of(key), name=key)
+
+
+def shape_for_model(model: str) -> ModelShape | None:
+    """Shape of a known model, found by the name inside `model`; None when unknown.
+
+    Weights and rows are bf16: a name does not tell in what they are served.
+    `ModelShape.with_types` does.
+    """
+    found = find_model(model)
+    return None if found is None else found.shape.with_types(weights=ValueType.BF16)
 
 
 def known_names() -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from moetuner.integrations.transformers.experts import experts_forward
 from moetuner.integrations.transformers.families import (
     NOT_COVERED,
     ONLY_RECORDED,
+    ONLY_RUN,
+    ONLY_SPREAD,
     experts_of,
 )
 from moetuner.integrations.transformers.parallel import parallelize, register
@@ -30,6 +32,8 @@ register()
 __all__ = [
     "NOT_COVERED",
     "ONLY_RECORDED",
+    "ONLY_RUN",
+    "ONLY_SPREAD",
     "Recording",
     "count",
     "experts_forward",

@@ -100,10 +100,17 @@ def _activated(
     if weights:
         inner = defined_rows(inner, end_offsets)
     if module.has_gate:
-        done: torch.Tensor = type(module)._apply_gate(between, inner)
+        gate = getattr(type(module), "_apply_gate", _plain_gate)
+        done: torch.Tensor = gate(between, inner)
     else:
         done = between.act_fn(inner)
     return defined_rows(done, end_offsets) if weights else done
+
+
+def _plain_gate(module: Any, inner: torch.Tensor) -> torch.Tensor:
+    gate, up = inner.chunk(2, dim=-1)
+    done: torch.Tensor = module.act_fn(gate) * up
+    return done
 
 
 class _WithActivation:

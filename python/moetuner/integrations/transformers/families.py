@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moetuner.errors import InvalidTraceError
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,10 +33,20 @@ NOT_COVERED = {
 ONLY_RECORDED = {
     "dbrx": "its weights of all experts are one matrix",
     "jetmoe": "its router sorts the rows by itself",
-    "llama4": "it runs every expert on every token, scaled beforehand",
-    "longcat_flash": "some of its experts are no more than the token itself",
 }
 """Model types that `record` and `count` follow, but that run as they were written."""
+
+ONLY_SPREAD = {
+    "llama4": "its experts are not marked for the interface; it scales what they get",
+    "longcat_flash": "its experts are not marked; some are no more than the token",
+    "step3p7": "its experts are not marked for the interface",
+}
+"""Model types without `experts_implementation` that `parallelize` runs all the same."""
+
+ONLY_RUN = {
+    "ernie4_5_vl_moe": "text and pictures have experts of their own in each layer",
+}
+"""Model types that our ops run, but that have no one routing for a layer, and why."""
 
 _INTERFACE = {
     "has_gate": True,
@@ -43,7 +55,13 @@ _INTERFACE = {
     "is_transposed": False,
     "is_concatenated": True,
 }
-_LIKE_THE_INTERFACE = ("Step3p7Experts",)  # but not marked for it
+_LIKE_THE_INTERFACE: dict[str, dict[str, bool]] = {  # but not marked for it
+    "Llama4TextExperts": {"is_transposed": True},
+    "LongcatFlashExperts": {},
+    "Step3p7Experts": {},
+}
+GETS_NO_IDS = ("Llama4TextExperts",)
+"""Kinds of experts that are called with rows of all experts."""
 _GET_IDS = ("DbrxExperts", "LongcatFlashExperts")
 
 
@@ -77,17 +95,15 @@ class Routed:
 def experts_of(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
     """Experts of each layer that our ops can run, by the last number in its name.
 
+    Where a tower beside the text model has experts too, as for pictures, these are
+    those of the text model.
+
     Raises
     ------
     InvalidTraceError
-        When there is none, saying why where that is known, or two of one layer.
+        When there is none, or two of one layer, saying why where that is known.
     """
-    found: dict[int, torch.nn.Module] = {}
-    for name, module in model.named_modules():
-        if type(module).__name__ in _LIKE_THE_INTERFACE:
-            vars(module).update(_INTERFACE)
-        if hasattr(module, "is_concatenated") and hasattr(module, "num_experts"):
-            _put(found, name, module)
+    found = _by_layer(model, _runs)
     if not found:
         raise InvalidTraceError(_why_none(model))
     return found
@@ -101,11 +117,7 @@ def routed_of(model: torch.nn.Module) -> dict[int, Routed]:
     InvalidTraceError
         As `experts_of`.
     """
-    found: dict[int, Routed] = {}
-    for name, module in model.named_modules():
-        routed = _routed(name, module)
-        if routed is not None:
-            _put(found, name, routed)
+    found = _by_layer(model, _routed)
     if found:
         return found
     layers: dict[int, Any] = dict(experts_of(model).items())
@@ -113,6 +125,56 @@ def routed_of(model: torch.nn.Module) -> dict[int, Routed]:
         layer: Routed(module=experts, num_experts=int(experts.num_experts))
         for layer, experts in layers.items()
     }
+
+
+def _by_layer(
+    model: torch.nn.Module, kind: Callable[[str, Any], T | None]
+) -> dict[int, T]:
+    """What `kind` makes of the model's modules, by layer; None: of no interest."""
+    found = [
+        (name, value)
+        for name, module in model.named_modules()
+        if (value := kind(name, module)) is not None
+    ]
+    if len({_layer_of(name) for name, _ in found}) < len(found):
+        inside = _text_model(model)
+        found = [(name, value) for name, value in found if name.startswith(inside)]
+    layers: dict[int, T] = {}
+    names: dict[int, str] = {}
+    for name, value in found:
+        layer = _layer_of(name)
+        if layer in layers:
+            raise InvalidTraceError(
+                _known_reason(model)
+                or f"{name} is a second experts module of layer {layer}, after "
+                f"{names[layer]}: call this on one of the models that "
+                f"{type(model).__name__} is made of"
+            )
+        layers[layer], names[layer] = value, name
+    return layers
+
+
+def _layer_of(name: str) -> int:
+    numbers = re.findall(r"\.(\d+)\.", name)
+    return int(numbers[-1]) if numbers else 0
+
+
+def _text_model(model: Any) -> str:
+    """Where the names of the text model's modules begin; empty: nowhere else."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    names = [name for name, module in model.named_modules() if module is decoder]
+    return f"{names[0]}." if names and names[0] else ""
+
+
+def _runs(_: str, module: Any) -> Any:
+    """The module, when it is one of experts as Transformers' interface has them."""
+    kind = type(module).__name__
+    if kind in _LIKE_THE_INTERFACE:
+        vars(module).update(_INTERFACE | _LIKE_THE_INTERFACE[kind])
+        if kind == "LongcatFlashExperts":  # behind them are those that do nothing
+            vars(module)["num_experts"] = module.num_routed_experts
+    marked = hasattr(module, "is_concatenated") and hasattr(module, "num_experts")
+    return module if marked else None
 
 
 def _routed(name: str, module: Any) -> Routed | None:
@@ -139,24 +201,21 @@ def _routed(name: str, module: Any) -> Routed | None:
     return None
 
 
-def _put(found: dict[int, Any], name: str, value: object) -> None:
-    numbers = re.findall(r"\.(\d+)\.", name)
-    layer = int(numbers[-1]) if numbers else 0
-    if layer in found:
-        raise InvalidTraceError(f"{name} is a second experts module of layer {layer}")
-    found[layer] = value
-
-
 def _why_none(model: torch.nn.Module) -> str:
     """Why there are no experts to be run by our ops."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for kind in (getattr(c, "model_type", "") for c in (config, text)):
-        for known in NOT_COVERED | ONLY_RECORDED:
-            if kind.replace("-", "_").removesuffix("_text") == known:
-                why = (NOT_COVERED | ONLY_RECORDED)[known]
-                return f"{type(model).__name__} is not covered: {why}"
-    return (
+    return _known_reason(model) or (
         f"{type(model).__name__} has no experts module that Transformers can run by an "
         f"experts_implementation"
     )
+
+
+def _known_reason(model: torch.nn.Module) -> str:
+    """Why models of this type are not covered; empty for others."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    reasons = NOT_COVERED | ONLY_RECORDED | ONLY_RUN
+    for kind in (getattr(c, "model_type", "") for c in (config, text)):
+        known = kind.replace("-", "_").removesuffix("_text")
+        if known in reasons:
+            return f"{type(model).__name__} is not covered: {reasons[known]}"
+    return ""

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from moetuner.errors import InvalidProblemError
-from moetuner.integrations.transformers.experts import run_experts
+from moetuner.integrations.transformers.exchanged import ExchangedForward
 from moetuner.integrations.transformers.families import experts_of
-from moetuner.nn.data_parallel import check_owned, ready_for_ddp
+from moetuner.integrations.transformers.other_forwards import call_with_ids
+from moetuner.nn.data_parallel import ready_for_ddp
 from moetuner.nn.exchange import ATTRIBUTE, Exchange
 from moetuner.nn.exchange_options import ExchangeOptions
 from moetuner.nn.move import apply_placement, contiguous_placement
+from moetuner.nn.placed import UNUSED_ROWS
 from moetuner.placement.model import Placement, contiguous_rank_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def parallelize(
         All ranks call the model with the same tokens, as `generate` on the same prompt
         does. Each then sends its share of them, and gets the sums of all.
     options
-        Exact sizes or fixed capacity; residency home only.
+        Exact sizes or fixed capacity, transport, overlap; residency home only.
 
     Raises
     ------
@@ -115,13 +115,13 @@ def parallelize(
         )
     for layer, module in layers.items():
         _keep_own(module, exchanges[layer])
-        mesh = None
-        if shared_batch:
-            device = next(module.parameters()).device.type
-            mesh = DeviceMesh.from_group(group, device)
         vars(module)[ATTRIBUTE] = exchanges[layer]
         vars(module)[_PLACED] = True
-        vars(module)["forward"] = exchanged_forward(module, exchanges[layer], mesh)
+        exchanged = ExchangedForward(
+            module, exchanges[layer], group if shared_batch else None
+        )
+        vars(module)["forward"] = exchanged.forward
+    call_with_ids(model)
     ready_for_ddp(model)
 
 
@@ -136,7 +136,8 @@ class Sharded:
         self._module: Any = module
         self._group = ep_mesh.get_group()
         self._device = ep_mesh.device_type
-        self._mesh = tp_mesh if tp_mesh is not None and tp_mesh.size() > 1 else None
+        shared = tp_mesh is not None and tp_mesh.size() > 1
+        self._shared = tp_mesh.get_group() if shared else None
         self._forward: Callable[..., torch.Tensor] | None = None
         self._share = int(module.num_experts)  # type: ignore[arg-type]
         vars(module)[_SHARDED] = self
@@ -160,7 +161,9 @@ class Sharded:
             problem=problem,
         )
         vars(self._module)[ATTRIBUTE] = exchange
-        self._forward = exchanged_forward(self._module, exchange, self._mesh)
+        self._forward = ExchangedForward(
+            self._module, exchange, self._shared, owned=False
+        ).forward
 
     def __call__(
         self, hidden_states: Any, top_k_index: Any, top_k_weights: Any
@@ -179,63 +182,14 @@ class Sharded:
         return torch.device(self._device)
 
 
-def exchanged_forward(
-    module: torch.nn.Module, exchange: Exchange, mesh: DeviceMesh | None
-) -> Callable[..., torch.Tensor]:
-    """The forward of an experts module: [T, H], [T, K], [T, K] to [T, H]."""
-
-    def shared(parameter: torch.Tensor) -> torch.Tensor:
-        return parameter if mesh is None else _with_whole_gradient(parameter, mesh)
-
-    def run(rows: torch.Tensor, end_offsets: torch.Tensor) -> torch.Tensor:
-        return run_experts(module, rows, end_offsets, shared)
-
-    def forward(
-        hidden_states: torch.Tensor,
-        top_k_index: torch.Tensor,
-        top_k_weights: torch.Tensor,
-    ) -> torch.Tensor:
-        if _SHARDED not in vars(module):
-            check_owned(module, exchange)
-        given = (hidden_states, top_k_index, top_k_weights)
-        if mesh is not None:
-            given = tuple(_own_share(tensor, mesh) for tensor in given)  # type: ignore[assignment]
-        out: torch.Tensor = exchange(*given, run)
-        if mesh is not None:
-            out = _whole(out, mesh, hidden_states.shape)
-        return out.to(hidden_states.dtype)
-
-    return forward
-
-
-def _own_share(tensor: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-    """Rows of this rank, of what all ranks have; gradients are gathered."""
-    spread = DTensor.from_local(tensor, mesh, [Replicate()], run_check=False)
-    share: torch.Tensor = spread.redistribute(mesh, [Shard(0)]).to_local()
-    return share
-
-
-def _with_whole_gradient(parameter: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-    """The same values; the gradient is the sum of what every rank makes of its rows."""
-    spread = DTensor.from_local(parameter, mesh, [Replicate()], run_check=False)
-    same: torch.Tensor = spread.to_local(grad_placements=[Partial()])
-    return same
-
-
-def _whole(share: torch.Tensor, mesh: DeviceMesh, shape: torch.Size) -> torch.Tensor:
-    """The rows of all ranks, on all of them."""
-    spread = DTensor.from_local(
-        share.contiguous(), mesh, [Shard(0)], shape=shape, stride=(shape[1], 1)
-    )
-    return spread.full_tensor()
-
-
 @torch.no_grad()
 def _keep_own(module: torch.nn.Module, exchange: Exchange) -> None:
     """Cut weights [E, ...] down to this rank's slots [S, ...]; zeros where empty."""
     row = exchange.tables.row_of(exchange.layer)
     experts = exchange.tables.local_experts[row]
-    for parameter in module.parameters(recurse=False):
+    unused = vars(module)[UNUSED_ROWS] = {}
+    for name, parameter in module.named_parameters(recurse=False):
+        unused[name] = parameter.detach()[exchange.placement.num_experts :].clone()
         index = torch.tensor(experts, dtype=torch.int64, device=parameter.device)
         own = parameter.detach()[index.clamp(min=0)]
         own[index < 0] = 0

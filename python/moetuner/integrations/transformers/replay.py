@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moetuner.errors import InvalidTraceError
-from moetuner.integrations.transformers.families import experts_of
+from moetuner.integrations.transformers.families import GETS_NO_IDS, experts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,8 +34,8 @@ def replay_routing(
     Raises
     ------
     InvalidTraceError
-        When the model has no such layer, or weights are left out; in the forward pass,
-        for another number of tokens.
+        When the model has no such layer, weights are left out, or its experts are not
+        called with ids (llama4); in the forward pass, for another number of tokens.
     """
     layers = experts_of(model)
     unknown = sorted(routing.keys() - layers.keys())
@@ -43,6 +43,13 @@ def replay_routing(
         raise InvalidTraceError(
             f"replay_routing: the model has MoE layers {sorted(layers)}, got routing "
             f"for {unknown}"
+        )
+    deaf = sorted(n for n in routing if type(layers[n]).__name__ in GETS_NO_IDS)
+    if deaf:
+        raise InvalidTraceError(
+            f"replay_routing: the experts of layers {deaf} are "
+            f"{type(layers[deaf[0]]).__name__}, which are not called with ids and "
+            f"weights: there is no place to give them"
         )
     bare = sorted(n for n, given in routing.items() if given.topk_weights is None)
     if bare:

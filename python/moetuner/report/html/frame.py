@@ -95,8 +95,9 @@ def nice_ticks(
     unit = 10.0 ** math.floor(math.log10(rough))
     steps = (unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * 0.999)
     step = next(s for s in (*steps, 1.0) if not whole or s == int(s))
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
+    slack = 1e-9 * min(1.0, (high - low) / step)  # a whole step may be wider than all
+    first = math.ceil(low / step - slack)
+    last = math.floor(high / step + slack)
     return [i * step for i in range(first, last + 1)]
 
 

@@ -123,8 +123,6 @@ def _check(problem: PlacementProblem) -> None:
     if problem.num_experts > MAX_EXPERTS:
         refuse(f"at most {MAX_EXPERTS} experts, got {problem.num_experts}")
     workload = problem.workload
-    if problem.objective is Objective.LINK_TRAFFIC and not problem.alike_links:
-        refuse("ranks of different links cannot be renamed")
     if problem.objective is not Objective.MODELLED_TIME:
         return
     if workload.worst_case:
@@ -170,6 +168,8 @@ class _Search:
             self.names = renamings(topology, MAX_RENAMINGS)
         if homes is Homes.RECORDED:  # names matter: every one is a state of its own
             self.states = self._named()
+        elif self._pairs_differ():
+            self.states, self.names = self._named(), self.names[:1]
         elif homes is Homes.FOLLOW and self._has_gateways():
             self.states = self._named()
             self.names = self.names[:1]  # of a ring no name can be changed
@@ -182,6 +182,11 @@ class _Search:
                 batches, self.states, topology, problem.workload.cost
             )
         self._check_size()
+
+    def _pairs_differ(self) -> bool:
+        """Whether names of ranks say which links a step takes."""
+        slowest_pair = self.problem.objective is Objective.LINK_TRAFFIC
+        return slowest_pair and not self.problem.alike_links
 
     def _has_gateways(self) -> bool:
         """Whether rows enter a node at a rank that their sender's place decides.

@@ -110,19 +110,24 @@ def _least_bottleneck(flow: Floats, link_seconds: Floats) -> NDArray[np.int32]:
     """Rank of each cluster that makes the slowest link fastest; ties by total."""
     # slowest[g, c]: worst link into rank g when cluster c sits there.
     slowest = (flow[:, None, :] * link_seconds[:, :, None]).max(axis=0)
-    levels = np.unique(slowest)
-    low, high = 0, levels.size - 1
-    while low < high:  # smallest level that admits a perfect matching
-        middle = (low + high) // 2
-        allowed = csr_array(slowest <= levels[middle])
-        if (maximum_bipartite_matching(allowed) >= 0).all():
-            high = middle
-        else:
-            low = middle + 1
     total = np.einsum("hc,hg->gc", flow, link_seconds)
-    forbidden = slowest > levels[low]
+    forbidden = slowest > bottleneck(slowest)
     total[forbidden] = 1 + 2 * len(flow) * total.max()
     ranks, clusters = linear_sum_assignment(total)
     new_rank = np.empty(len(flow), np.int32)
     new_rank[clusters] = ranks
     return new_rank
+
+
+def bottleneck(cost: Floats) -> float:
+    """Least possible largest cost [G, G] of giving each row a column of its own."""
+    levels = np.unique(cost)
+    low, high = 0, levels.size - 1
+    while low < high:  # smallest level that admits a perfect matching
+        middle = (low + high) // 2
+        allowed = csr_array(cost <= levels[middle])
+        if (maximum_bipartite_matching(allowed) >= 0).all():
+            high = middle
+        else:
+            low = middle + 1
+    return float(levels[low])

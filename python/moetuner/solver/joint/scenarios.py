@@ -245,7 +245,8 @@ def search_problem(
     rates = cost.rates(topology)
     added = _smoothing(problem, profile, rates, walked=home is not None)
     if nodes_alone:
-        speeds = cost.speeds(topology.num_ranks).reshape(-1, per_node).mean(axis=1)
+        speeds = cost.bound_speeds(topology.num_ranks)
+        speeds = speeds.reshape(-1, per_node).mean(axis=1)
         rates, added = rates.of_nodes(speeds.tolist()), added.of_nodes(per_node)
     return _core.SearchProblem(
         topk_ids=scenarios.topk_ids,

@@ -5,10 +5,11 @@ layer l to cluster b of layer l + 1, and one-to-one y[l, c, g]::
 
     min sum_l w_l,   w_l >= C[l, a, b] * seconds per row between the ranks of a and b
 
-Only three speeds exist (same rank: nothing, same node, other node), so the products of
-y are needed only as "a and b share a rank" and "a and b share a node"; each is
+Where only three speeds exist (same rank: nothing, same node, other node), the products
+of y are needed only as "a and b share a rank" and "a and b share a node"; each is
 linearised with the tight form whose row sums equal y. With one speed ILP2 splits into
 exact assignments (see `moetuner.solver.heuristics.chain`) and no program is built.
+Where each pair of ranks has its own speed: `moetuner.solver.programs.pair_links`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.errors import SolverError
 from moetuner.problem import Objective
 from moetuner.solver.base import (
     Clock,
@@ -37,6 +37,7 @@ from moetuner.solver.heuristics.chain import align_layers, alignment_is_exact
 from moetuner.solver.programs.cbc import MilpNews, MilpResult, solve_milps
 from moetuner.solver.programs.ilp1 import Ilp1Solver
 from moetuner.solver.programs.model import MilpBuilder, MilpModel
+from moetuner.solver.programs.pair_links import pair_link_bounds, pair_link_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,11 +87,6 @@ class Ilp2Solver:
         """See `moetuner.solver.Solver`."""
         check_objective(self, problem)
         problem.statistics.require_transitions("solver ilp2")
-        if not problem.alike_links:
-            raise SolverError(
-                "solver ilp2: wanted links of one speed inside nodes and of one "
-                "between them, got some that differ: take joint"
-            )
         clock = Clock(time_limit=options.time_limit)
         first = Ilp1Solver().solve(
             replace(problem, objective=Objective.LOAD_DEVIATION),
@@ -177,7 +173,11 @@ class Ilp2Solver:
                 )
 
         try:
-            model = mapping_model(problem, flows, bounds, scale)
+            model = (
+                mapping_model(problem, flows, bounds, scale)
+                if problem.alike_links
+                else pair_link_model(flows, problem.link_seconds(), bounds, scale)
+            )
             (result,) = solve_milps(
                 [model],
                 time_limit=clock.left,
@@ -196,10 +196,13 @@ def pair_bounds(problem: PlacementProblem, flows: Floats) -> Floats:
 
     For a threshold, pairs too slow between nodes must share a node (at most m partners
     each) and pairs too slow inside a node must share a rank (a matching). The smallest
-    threshold that passes both necessary tests bounds every placement.
+    threshold that passes both necessary tests bounds every placement. Where pairs
+    have speeds of their own: `pair_link_bounds`.
     """
     topology = problem.topology
     seconds = problem.link_seconds()
+    if not problem.alike_links:
+        return pair_link_bounds(flows, seconds)
     inside = seconds[topology.same_node()].max()
     outside = seconds.max() if topology.num_nodes > 1 else inside
     most = topology.ranks_per_node

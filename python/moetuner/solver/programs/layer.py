@@ -188,19 +188,42 @@ class _Program:
 
     def _compute(self) -> None:
         """What the slowest rank takes."""
-        speeds = self.problem.workload.cost.speeds(self.problem.topology.num_ranks)
-        rows = self.tokens.rows
+        cost, num_ranks = self.problem.workload.cost, self.problem.topology.num_ranks
+        own = bool(cost.hardware.other_ranks)
+        speeds, rows = cost.speeds(num_ranks).tolist(), self.tokens.rows
         planes = [
-            rows * (plane.row / self.unit) + (rows > 0) * (plane.expert / self.unit)
-            for plane in self.price.busy_planes
+            [
+                rows * (plane.row / self.unit) + (rows > 0) * (plane.expert / self.unit)
+                for plane in self.price.planes_of(rank)
+            ]
+            for rank in range(num_ranks if own else 1)
         ]
+        everyone, starts = range(num_ranks), self._starts()
+        groups = [[rank] for rank in everyone] if own else [list(everyone)]
         for batch, column in enumerate(self._batch_columns().tolist()):
-            for need in _highest([plane[batch] for plane in planes]):
-                used = np.flatnonzero(need)
-                for members, speed in zip(self.x.T, speeds.tolist(), strict=True):
-                    self.builder.add_row(
-                        [column, *members[used]], [-1.0, *need[used] / speed], upper=0.0
-                    )
+            for ranks, of_ranks in zip(groups, planes, strict=True):
+                for need in _highest([plane[batch] for plane in of_ranks]):
+                    used = np.flatnonzero(need)
+                    for rank in ranks:
+                        begun = starts.get((batch, rank), [])
+                        self.builder.add_row(
+                            [column, *self.x[used, rank], *begun],
+                            [-1.0, *need[used] / speeds[rank], *[1.0] * len(begun)],
+                            upper=0.0,
+                        )
+
+    def _starts(self) -> dict[tuple[int, int], list[int]]:
+        """A column for each batch and rank that starts later than others: seconds."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for rank, own in enumerate(self.price.rates.rank_compute):
+            start = own.start / self.unit
+            for batch, rows in enumerate(self.tokens.rows if start else ()):
+                columns = self.builder.add_columns(1)
+                for expert in np.flatnonzero(rows).tolist():
+                    one = [columns[0], self.x[expert, rank]]
+                    self.builder.add_row(one, [1.0, -start], lower=0.0)
+                found[batch, rank] = columns.tolist()
+        return found
 
     def _exchange(self) -> None:
         """What the busiest link takes, there and back."""
