@@ -15,6 +15,7 @@
 //
 //     combine            weighted sums at the experts' rank, the wire, sums at home
 //     combine_backward   a token's gradient to its rows at the experts' ranks
+//     resend             rows of tokens, other than those dispatched, the same way
 //     dispatch_backward  gradients of what `dispatch` sent, rows and weights, to their tokens
 
 namespace moetuner {
@@ -63,7 +64,7 @@ T bring_home(const Trail& trail,
              const OptionalTensor& recv_weights,
              bool by_lines) {
 #ifdef MOETUNER_WITH_CUDA
-  if (goes_over_peers(rows, trail.last().group)) {
+  if (goes_over_peers(trail.op(), rows, trail.last().group)) {
     check_sum(trail.op(), rows, recv_map, recv_weights);
     const T sums = sum_over_peers(trail.op(), rows, recv_map, recv_weights, by_lines, trail.last());
     return trail.home(sums, trail.num_hops() - 1);
@@ -75,7 +76,7 @@ T bring_home(const Trail& trail,
 /// A row for each token to all lines where its rows arrived.
 T carry_out(const Trail& trail, const T& rows, const T& recv_map) {
 #ifdef MOETUNER_WITH_CUDA
-  if (goes_over_peers(rows, trail.last().group)) {
+  if (goes_over_peers(trail.op(), rows, trail.last().group)) {
     const T arrived = trail.out(rows, trail.num_hops() - 1, recv_map.size(0));
     return resend_over_peers(trail.op(), arrived, recv_map, trail.last());
   }
@@ -92,6 +93,18 @@ T combine(const T& rows,
   constexpr const char* kOp = "combine";
   check_recv_map(kOp, recv_map);
   return bring_home({kOp, groups, send_maps, splits}, rows, recv_map, recv_weights, false);
+}
+
+/// Rows of tokens to all lines where theirs arrived, by the maps of their dispatch.
+T resend(const T& rows,
+         const T& recv_map,
+         at::TensorList send_maps,
+         at::TensorList splits,
+         Names groups) {
+  constexpr const char* kOp = "resend";
+  check_recv_map(kOp, recv_map);
+  check_contiguous(kOp, "rows", rows);
+  return carry_out({kOp, groups, send_maps, splits}, rows, recv_map);
 }
 
 Two combine_backward(const T& grad_out,
@@ -210,6 +223,7 @@ T combine_autograd(const T& rows,
 
 void implement(torch::Library& m) {
   m.impl("combine", &combine);
+  m.impl("resend", &resend);
   m.impl("combine_backward", &combine_backward);
   m.impl("dispatch_backward", &dispatch_backward);
 }
@@ -220,6 +234,9 @@ TORCH_LIBRARY_FRAGMENT(moetuner, m) {
   m.def(
       "combine(Tensor rows, Tensor recv_map, Tensor? recv_weights, Tensor[] send_maps, "
       "Tensor[] splits, str[] groups) -> Tensor");
+  m.def(
+      "resend(Tensor rows, Tensor recv_map, Tensor[] send_maps, Tensor[] splits, str[] groups) "
+      "-> Tensor");
   m.def(
       "combine_backward(Tensor grad_out, Tensor recv_map, Tensor? recv_weights, "
       "Tensor[] send_maps, Tensor[] splits, str[] groups, SymInt num_rows, Tensor? rows=None) "
@@ -238,6 +255,7 @@ TORCH_LIBRARY_IMPL(moetuner, CUDA, m) { implement(m); }
 
 TORCH_LIBRARY_IMPL(moetuner, Autograd, m) {
   m.impl("combine", &combine_autograd);
+  m.impl("resend", torch::autograd::autogradNotImplementedFallback());
   m.impl("combine_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("dispatch_backward", torch::autograd::autogradNotImplementedFallback());
 }

@@ -171,15 +171,18 @@ PeerGroup& ready_group(const char* op, const Hop& hop, const at::Tensor& rows) {
   WindowShape shape = group.window().shape();
   shape.row_bytes = std::max(shape.row_bytes, rounded_bytes(bytes_of_row(rows)));
   group.opens(op, shape);
-  group.check(op);
   group.follow_stream();
   return group;
 }
 
 }  // namespace
 
-bool goes_over_peers(const at::Tensor& rows, const std::string& group_name) {
-  return rows.is_cuda() && peer_group(group_name).is_open() && dtype_of(rows).has_value();
+bool goes_over_peers(const char* op, const at::Tensor& rows, const std::string& group_name) {
+  if (!rows.is_cuda() || !dtype_of(rows).has_value()) return false;
+  PeerGroup& group = peer_group(group_name);
+  if (!group.is_open()) return false;
+  group.check(op);
+  return true;
 }
 
 bool dispatch_over_peers(const DispatchInputs& in, const Sizes& sizes, Dispatched& out) {
@@ -201,7 +204,9 @@ bool dispatch_over_peers(const DispatchInputs& in, const Sizes& sizes, Dispatche
 bool passes_on_over_peers(const DispatchInputs& in, const Sizes& sizes) {
   if (!sizes.crosses_nodes) return false;
   PeerGroup& group = peer_group_of_node(kDispatchOp, in.groups[1], in.groups[0]);
-  return group.opens(kDispatchOp, shape_of(in, sizes.inside(), group));
+  if (!group.opens(kDispatchOp, shape_of(in, sizes.inside(), group))) return false;
+  group.check(kDispatchOp);
+  return true;
 }
 
 void pass_on_over_peers(const DispatchInputs& in,

@@ -15,7 +15,8 @@ namespace moetuner {
 /// Of one hop. False, and nothing is done, where rows of this group do not go this way.
 bool dispatch_over_peers(const DispatchInputs& in, const Sizes& sizes, Dispatched& out);
 
-/// Whether the last of two hops goes this way: decided at the first call, with all ranks.
+/// Whether the last of two hops goes this way: decided at the first call, with all ranks. It comes
+/// ahead of the first hop, and throws where a rank has given up: that one takes no part in either.
 bool passes_on_over_peers(const DispatchInputs& in, const Sizes& sizes);
 
 /// What crossed to this node, `rows` [A, H] and `travel` [A, 2 K], to the ranks of its experts;
@@ -42,8 +43,9 @@ at::Tensor resend_over_peers(const char* op,
                              const at::Tensor& recv_map,
                              const Hop& hop);
 
-/// Whether an earlier dispatch of this group went over peer memory.
-bool goes_over_peers(const at::Tensor& rows, const std::string& group_name);
+/// Whether an earlier dispatch of this group went over peer memory. Ahead of all hops, and throws
+/// as `passes_on_over_peers` does.
+bool goes_over_peers(const char* op, const at::Tensor& rows, const std::string& group_name);
 
 #endif
 

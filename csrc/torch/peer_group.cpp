@@ -25,7 +25,8 @@ struct Registry {
   std::map<std::string, TransportSettings> settings;
 #ifdef MOETUNER_WITH_CUDA
   std::map<std::string, std::unique_ptr<PeerGroup>> groups;
-  std::map<std::string, std::pair<Communicator, Standing>> standings;  // by the name inside a node
+  std::map<std::string, std::pair<Communicator, transport::Standing>>
+      standings;  // by the name inside a node
 #endif
 };
 
@@ -109,7 +110,9 @@ void refuse_capture(const char* op) {
 /// Where ranks share a device, one may be in the hop between nodes, whose kernels need processors
 /// to themselves, while all others wait for it: they are counted twice, so that those who wait
 /// leave enough of them free.
-Standing find_standing(const char* op, const Communicator& inside, const Communicator& between) {
+transport::Standing find_standing(const char* op,
+                                  const Communicator& inside,
+                                  const Communicator& between) {
   refuse_capture(op);
   const auto mine = transport::name_of_device();
   std::vector<std::int64_t> of_place;  // the devices of this place in all nodes
@@ -141,13 +144,13 @@ PeerGroup& peer_group_of_node(const char* op,
                               const std::string& inside,
                               const std::string& between) {
   PeerGroup& group = peer_group(inside);
-  const auto known = [&]() -> std::optional<Standing> {
+  const auto known = [&]() -> std::optional<transport::Standing> {
     const std::lock_guard lock(registry().mutex);
     const auto found = registry().standings.find(inside);
     if (found == registry().standings.end() || !group.is_of(found->second.first)) return {};
     return found->second.second;
   };
-  std::optional<Standing> standing = known();
+  std::optional<transport::Standing> standing = known();
   if (!standing) {
     const Communicator of_node(op, inside);
     standing = find_standing(op, of_node, Communicator(op, between));
@@ -233,7 +236,7 @@ void PeerGroup::open(const char* op, transport::WindowShape shape) {
   refusal_ = agree(trouble);
   if (!refusal_.empty()) return;
   try {
-    window->map(handles, standing_.sharing);
+    window->map(handles, standing_);
   } catch (const std::exception& error) {
     trouble = error.what();
   }

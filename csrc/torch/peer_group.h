@@ -32,13 +32,6 @@ void set_transport(const std::string& group_name, const TransportSettings& setti
 std::string describe_transport(const std::string& group_name);
 
 #ifdef MOETUNER_WITH_CUDA
-/// Where a group stands among others like it: where rows cross between nodes first, there is one
-/// for each node.
-struct Standing {
-  std::int64_t first_rank = 0;  // of all, which errors name
-  int sharing = 0;              // of `Window::map`
-};
-
 /// A group whose ranks map each other's memory, or know why they do not. All ranks call the same
 /// functions in the same order.
 class PeerGroup {
@@ -50,7 +43,7 @@ class PeerGroup {
   bool opens(const char* op, const transport::WindowShape& shape);
 
   /// Before it opens.
-  void stand(const Standing& standing) { standing_ = standing; }
+  void stand(const transport::Standing& standing) { standing_ = standing; }
 
   bool is_of(const Communicator& other) const { return communicator_.is_same(other); }
 
@@ -80,7 +73,7 @@ class PeerGroup {
 
   Communicator communicator_;
   TransportSettings settings_;
-  Standing standing_;
+  transport::Standing standing_;
   bool decided_ = false;
   std::string refusal_;
   std::unique_ptr<transport::Window> window_;

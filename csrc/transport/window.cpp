@@ -103,17 +103,18 @@ void Window::release() noexcept {
   cudaGetLastError();
 }
 
-void Window::map(const std::vector<WindowHandle>& handles, int sharing) {
+void Window::map(const std::vector<WindowHandle>& handles, const Standing& standing) {
   int in_group = 0;
   for (int g = 0; g < peers_.num_ranks; ++g) {
     const WindowHandle& other = handles[static_cast<std::size_t>(g)];
     in_group += other.device == handle_.device;
     if (g == peers_.rank) continue;
+    const std::string name = "rank " + std::to_string(standing.first_rank + g);
     if (std::memcmp(other.machine, handle_.machine, sizeof(other.machine)) != 0) {
-      throw std::runtime_error("rank " + std::to_string(g) + " is on another machine");
+      throw std::runtime_error(name + " is on another machine");
     }
     if (other.process == handle_.process) {
-      throw std::runtime_error("rank " + std::to_string(g) + " is in the same process");
+      throw std::runtime_error(name + " is in the same process");
     }
     cudaIpcMemHandle_t handle{};
     std::memcpy(&handle, other.memory, sizeof(handle));
@@ -122,7 +123,7 @@ void Window::map(const std::vector<WindowHandle>& handles, int sharing) {
     mapped_.push_back(memory);
     peers_.windows[g] = static_cast<char*>(memory);
   }
-  peers_.sharing = sharing > 0 ? sharing : in_group;
+  peers_.sharing = standing.sharing > 0 ? standing.sharing : in_group;
 }
 
 std::int64_t Window::device_bytes() const {

@@ -3,8 +3,9 @@
 import pytest
 from made_machine import ONE_NODE, SEED, TWO_NODES, Made
 from moetuner.calibration.fit import Origin, fit_hardware
+from moetuner.calibration.pair_links import slow_pairs
 from moetuner.calibration.rank_groups import rank_groups
-from moetuner.calibration.samples import Form
+from moetuner.calibration.samples import Form, Level, PairSample, Timing
 from moetuner.evaluation.hardware import HARDWARE
 from moetuner.evaluation.hardware_file import read_hardware, write_hardware
 
@@ -58,3 +59,32 @@ def test_they_are_written_and_their_times_are_told(tmp_path, topology):
         assert parts[part].worst < 0.1, parts[part]
     write_hardware(found.hardware, tmp_path / "mixed.toml")
     assert read_hardware(tmp_path / "mixed.toml") == found.hardware
+
+
+def pairs(seconds, spread=0.0, level=Level.RANK):
+    """One message for each pair of four ranks; `seconds` of those that differ."""
+    return [
+        PairSample(
+            level=level,
+            source=a,
+            target=b,
+            num_bytes=1 << 21,
+            timing=Timing(seconds=seconds.get((a, b), 1.0), spread=spread, repeats=3),
+        )
+        for a in range(4)
+        for b in range(4)
+        if a != b
+    ]
+
+
+def test_pairs_that_are_slower_than_most_are_said():
+    assert slow_pairs([]) == slow_pairs(pairs({})) == []
+    assert slow_pairs(pairs({(1, 2): 1.2})) == []
+    assert slow_pairs(pairs({(1, 2): 1.9}, spread=0.3)) == []
+    assert slow_pairs(pairs({(1, 2): 0.2})) == []
+    (said,) = slow_pairs(pairs({(1, 2): 1.9, (3, 0): 1.5}, spread=0.1))
+    assert "links between ranks: 2 of 12 pairs are slower" in said
+    assert "most from rank 1 to 2, 1.90 times" in said
+    both = pairs({}) + pairs({(0, 1): 2.0}, level=Level.NODE)
+    (said,) = slow_pairs(both)
+    assert said.startswith("links between nodes: 1 of 12")

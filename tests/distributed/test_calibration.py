@@ -36,6 +36,9 @@ def _two_nodes(rank, num_ranks, device):
         *("links", "collectives", "exchange", "experts", "permute"),
     ]
     assert {sample.level for sample in found.links} == set(Level)
+    told = [(pair.source, pair.target) for pair in found.pairs]
+    assert told == [(a, b) for a in range(4) for b in range(4) if a != b][: len(told)]
+    assert len(told) >= 2  # all of them where time is left
     loads = {s.case.load for s in found.exchanges if s.case.form is Form.EXACT}
     assert loads == set(Load)
     assert {s.case.num_ranks for s in found.exchanges} == {num_ranks}

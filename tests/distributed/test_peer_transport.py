@@ -10,7 +10,15 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from exchange import CASES, Case, fixed_sizes, make_slots, make_tokens, run_layer
+from exchange import (
+    CASES,
+    Case,
+    fixed_sizes,
+    make_slots,
+    make_tokens,
+    run_layer,
+    without_ranks,
+)
 from layers import make_placement, placed_layers, tokens_of, whole_layers
 from moetuner.nn import ExchangeOptions
 from moetuner.ops import (
@@ -221,25 +229,24 @@ def test_a_rank_that_dies_in_a_node_is_named_by_its_number_among_all():
 
 
 def _refused(rank, num_ranks):
-    """Memory that one rank may not map, none maps: who asks for it is told."""
-    nodes = node_groups(_group(), 2)
-    asks = rank % 2 == 1
-    way = Transport.PEERS if asks else Transport.COLLECTIVES
-    set_transport(nodes.inside, way)
+    """As if each rank were on a machine of its own."""
+    os.environ["NCCL_HOSTID"] = f"node-{rank}"
+    levels, group = _levels(2)
     case = Case(16, 4, (64,))
     slots = make_slots(case, rank, num_ranks, "cuda")
-    x, ids, weights = make_tokens(case, rank, "cuda")
-    # The others wait for those in a collective, which ends when they leave.
-    error, said = RuntimeError, ""
-    if asks:
-        error = ValueError
-        said = f"peer memory was asked for .* rank {rank - 1} is set to collectives"
-    with pytest.raises(error, match=said):
-        run_layer(slots, x, ids, weights, nodes=nodes)
-    os._exit(0)
+    tokens = make_tokens(case, rank, "cuda")
+    other = f"rank {rank ^ 1} is on another machine"
+    set_transport(group, Transport.PEERS)
+    with pytest.raises(ValueError, match=f"memory was asked for .* {other}"):
+        run_layer(slots, *tokens, **levels)
+    set_transport(group, Transport.AUTO)
+    out, _ = run_layer(slots, *tokens, **levels)
+    assert describe_transport(group) == f"the group's communicator, as {other}"
+    exact = without_ranks(case, *tokens).float()
+    torch.testing.assert_close(out, exact, rtol=1e-5, atol=1e-5)
 
 
-def test_peers_inside_a_node_are_refused_by_name():
+def test_memory_that_a_node_cannot_map_is_refused_by_name_or_left():
     run_on_ranks(4, _refused, device="cuda", backend="gloo")
 
 

@@ -15,6 +15,7 @@ from moetuner.evaluation.hardware_file import read_hardware, write_hardware
 from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.other_ranks import OtherRanks
 from moetuner.placement.topology import Topology
+from moetuner.planning.options import Pricing
 from moetuner.problem import Objective
 from moetuner.solver import SolverOptions, get_solver
 from strategies import measured, random_problem
@@ -134,6 +135,12 @@ def test_each_rank_is_priced_by_its_own_curve_and_starts_by_its_own(start):
             found = price.compute(rows, active) - machine.layer_overhead
             assert found == pytest.approx(p.seconds, rel=0.02)
     assert price.compute(np.zeros(4), np.zeros(4)) == 0.0
+
+
+def test_what_is_priced_says_that_ranks_differ():
+    pricing = Pricing(cost=CostModel(hardware=replace(PLAIN, other_ranks=(SLOW,))))
+    assert "rank speeds of the hardware" in pricing.words()
+    assert "rank speeds alike" in Pricing().words()
 
 
 def test_a_type_that_was_not_measured_on_them_is_as_on_the_others():

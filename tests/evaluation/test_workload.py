@@ -11,6 +11,7 @@ from moetuner.errors import (
     InvalidProblemError,
     InvalidTraceError,
 )
+from moetuner.evaluation import workload as workload_module
 from moetuner.evaluation.cost import Homes, Wire
 from moetuner.evaluation.evaluate import draw_batches, evaluate
 from moetuner.evaluation.workload import BatchKind, Workload, batch_index
@@ -326,3 +327,23 @@ def test_replicas_may_be_timed_and_slots_are_kept():
         replace(problem, slots_per_rank=2).objective_value(placement)
     with pytest.raises(InvalidPlacementError, match="no single rank"):
         replace(problem, objective=Objective.MAX_LOAD).objective_value(placement)
+
+
+def test_a_placement_is_tallied_once_for_its_whole_and_its_layers(rng, monkeypatch):
+    trace = make_trace(random_ids(rng, 60, 2, 8, 2), 8)
+    topology = Topology(num_ranks=2, ranks_per_node=2)
+    placement, other = (random_placement(rng, trace, topology, 1) for _ in range(2))
+    fresh = [Workload(traces=(trace,)).seconds(p) for p in (placement, other)]
+    tallied = []
+
+    def counting(*arguments, **options):
+        tallied.append(arguments[1])
+        return tally(*arguments, **options)
+
+    tally = workload_module.tally
+    monkeypatch.setattr(workload_module, "tally", counting)
+    workload = Workload(traces=(trace,))
+    for _ in range(3):
+        assert [workload.seconds(p) for p in (placement, other)] == fresh
+        assert workload.layer_seconds(placement).sum() == pytest.approx(fresh[0])
+    assert [id(p) for p in tallied] == [id(placement), id(other)]

@@ -49,6 +49,10 @@ def test_one_meaning_is_taken(array, meaning):
     ("array", "choices"),
     [
         (ids(500, 6, 4), ["routed-arrays", "eplb"]),
+        (ids(500, 6, 4).astype(np.float32), ["routed-arrays", "eplb"]),
+        (ids(500, 6).astype(np.float64), ["routed-arrays"]),
+        (ids(4, 16, experts=16), ["import-placement", "eplb"]),
+        (np.hstack([ids(4, 16, experts=16)] * 2)[:, :20], ["import-placement", "eplb"]),
         (ids(100, 6, 4), ["routed-arrays", "eplb", "rank-loads"]),
         (RNG.integers(0, 99, (6, 8, 4)), ["eplb", "rank-loads"]),
         (ids(5000, 8), ["routed-arrays"]),
@@ -90,3 +94,5 @@ def test_a_named_table_is_looked_at_too():
     plausible_loads(even_loads(1, 6, 32)[0], "'a'")
     with pytest.raises(InvalidTraceError, match=r"'a': .*routed-arrays"):
         plausible_loads(ids(50, 8), "'a'")
+    with pytest.raises(InvalidTraceError, match=r"'a': .*import-placement"):
+        plausible_loads(ids(4, 32, experts=32), "'a'")

@@ -9,6 +9,7 @@ import numpy as np
 
 from moetuner.calibration.exchange_fit import ExchangeFit, fit_exchange
 from moetuner.calibration.experts_fit import effective_rates, smooth_experts
+from moetuner.calibration.pair_links import slow_pairs
 from moetuner.calibration.prediction import predict, predict_experts
 from moetuner.calibration.rank_groups import RankGroup, rank_groups
 from moetuner.calibration.samples import (
@@ -137,7 +138,11 @@ def fit_hardware(
     return Calibrated(
         hardware=replace(hardware, calibration=calibration),
         comparisons=comparisons,
-        notes=(*_taken_over(measured, like), *map(_told_apart, others)),
+        notes=(
+            *_taken_over(measured, like),
+            *map(_told_apart, others),
+            *slow_pairs(measured.pairs),
+        ),
     )
 
 

@@ -157,6 +157,17 @@ class LinkSample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PairSample:
+    """A message from one rank to one other, while all others wait."""
+
+    level: Level
+    source: int
+    target: int
+    num_bytes: int
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CollectiveSample:
     """Every rank has so many bytes for each other rank."""
 
@@ -236,6 +247,7 @@ class Measurements:
     machine: Machine
     topology: Topology
     links: tuple[LinkSample, ...] = ()
+    pairs: tuple[PairSample, ...] = ()
     collectives: tuple[CollectiveSample, ...] = ()
     exchanges: tuple[ExchangeSample, ...] = ()
     layers: tuple[LayerSample, ...] = ()

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 DEFAULT_BATCH_TOKENS = 2048
 POOLED = 0
 """Batch size that stands for all tokens in one batch."""
+_KNOWN = 8
+"""Placements whose times a workload remembers."""
 MIN_WEIGHT = 1e-12
 """Of a trace, by the largest one's: less is lost in rounding."""
 
@@ -223,6 +225,34 @@ def tally_batches(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Times:
+    """What a workload remembers of a placement on one trace."""
+
+    total: Floats
+    """[Q]"""
+    layer_mean: Floats
+    """Over batches, [L]"""
+
+    @classmethod
+    def of(cls, rows: RoutingTally, cost: CostModel) -> _Times:
+        times = price(rows, cost)
+        total = times.total
+        total.setflags(write=False)
+        return cls(total=total, layer_mean=times.layer.mean(axis=0))
+
+
+def _routes_of(placement: Placement) -> tuple[Any, ...]:
+    """Equal for placements that send every token the same ways.
+
+    Without replicas empty slots do not matter, nor where on its rank an expert is.
+    """
+    several = placement.has_replicas
+    where = placement.slot_experts if several else placement.rank_of()
+    layers = placement.layer_ids.tobytes()
+    return placement.topology, placement.num_experts, layers, several, where.tobytes()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Workload:
     """The batches that a placement shall be fast for, and what they run on.
 
@@ -257,6 +287,9 @@ class Workload:
     worst_case: bool = False
     batches: tuple[NDArray[np.int32], ...] = field(init=False)
     """`batch_index` of each trace."""
+    _known: dict[tuple[Any, ...], tuple[_Times, ...]] = field(
+        init=False, repr=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         kind = one_of(BatchKind, self.batch_kind, "Workload: batch_kind")
@@ -302,27 +335,37 @@ class Workload:
         self, placement: Placement, *, num_threads: int = 0
     ) -> tuple[Floats, ...]:
         """Modelled time of every batch, float64 [Q] for each of the D traces."""
-        return tuple(
-            price(
-                tally_batches(
-                    trace, placement, self.cost, batches, num_threads=num_threads
-                ),
-                self.cost,
-            ).total
-            for trace, batches in zip(self.traces, self.batches, strict=True)
-        )
+        return tuple(times.total for times in self._times(placement, num_threads))
 
     def layer_seconds(self, placement: Placement) -> Floats:
         """Mean over batches of each layer's time, traces by their weights, [L]."""
         total = np.zeros(placement.num_layers)
-        for trace, batches, weight in zip(
-            self.traces, self.batches, self.weights, strict=True
-        ):
-            times = price(
-                tally_batches(trace, placement, self.cost, batches), self.cost
-            )
-            total += weight * times.layer.mean(axis=0)
+        for times, weight in zip(self._times(placement, 0), self.weights, strict=True):
+            total += weight * times.layer_mean
         return total
+
+    def _times(self, placement: Placement, num_threads: int) -> tuple[_Times, ...]:
+        """For each trace; of the last placements they are known.
+
+        A tally of a large one takes seconds, and a planner asks for the whole, then for
+        the layers of the same, and again when it is done.
+        """
+        key = _routes_of(placement)
+        found = self._known.get(key)
+        if found is None:
+            found = tuple(
+                _Times.of(
+                    tally_batches(
+                        trace, placement, self.cost, batches, num_threads=num_threads
+                    ),
+                    self.cost,
+                )
+                for trace, batches in zip(self.traces, self.batches, strict=True)
+            )
+            while len(self._known) >= _KNOWN:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = found
+        return found
 
     def seconds(self, placement: Placement, *, num_threads: int = 0) -> float:
         """Mean over batches of their modelled time, over traces as they count."""

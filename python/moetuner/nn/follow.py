@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 
 from moetuner.errors import InvalidTraceError
-from moetuner.nn.way_back import find_way_back
-from moetuner.ops import Dispatched, permute, unpermute
+from moetuner.nn.way_back import LANES, find_way_back, lane_tables
+from moetuner.ops import Dispatched, dispatch, permute, unpermute
 from moetuner.ops._collectives import all_to_all_rows, exchange_counts, group_named
 
 
@@ -49,13 +49,16 @@ def follow_back(
     A token whose first choice is padding stays where it is. **The host waits once,
     for the counts.**
     """
-    group = group_named(sent.handle.group_name)
-    way = find_way_back(topk_ids, keys, sent.handle, tables)
-    parts = unpermute(done, way.leaving_map, way.leaving_weights)
-    leaving, coming, count, stayed = way.sizes(group.rank())
-    parts = all_to_all_rows(parts, leaving, coming, group)
+    handle = sent.handle
+    group = group_named(handle.group_name)
+    way = find_way_back(topk_ids, keys, handle, tables)
+    parts = unpermute(done, handle.recv_map, handle.recv_weights)
+    weights = parts.new_ones(len(parts), 1, dtype=torch.float32)
+    lanes, one = lane_tables(group.size(), parts.device)
+    came = dispatch(parts, way.leaving, weights, lanes, one, LANES, handle.group_name)
+    count, stayed = way.sizes()
     here = way.order[:count]
-    sums = unpermute(parts, way.coming_map.index_select(0, here))
+    sums = unpermute(came.rows, way.coming_map.index_select(0, here))
     tokens = _tokens(x, sent, here, stayed)
     return Resident(sums, tokens, way.keys.index_select(0, here))
 

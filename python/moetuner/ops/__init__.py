@@ -4,6 +4,7 @@ from moetuner.ops._library import load_library
 
 load_library()
 
+from moetuner.ops import _follow  # noqa: E402, F401 - what compilers must know
 from moetuner.ops.combine import combine  # noqa: E402
 from moetuner.ops.count_routing import count_routing  # noqa: E402
 from moetuner.ops.dispatch import (  # noqa: E402

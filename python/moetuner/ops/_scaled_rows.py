@@ -53,4 +53,7 @@ def part(
 
 
 def _padded(values: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(values, (0, -values.shape[1] % _ALIGNMENT))
+    missing = -values.shape[1] % _ALIGNMENT
+    if missing == 0:  # `pad` would copy them
+        return values
+    return torch.nn.functional.pad(values, (0, missing))

@@ -129,5 +129,18 @@ def _fake_backward(
     return grad_rows, torch.empty_like(recv_weights)
 
 
-for _name in ("combine", "combine_backward", "dispatch_backward"):
+@torch.library.register_fake("moetuner::resend")  # type: ignore[untyped-decorator,unused-ignore]
+def _fake_resend(
+    rows: torch.Tensor,
+    recv_map: torch.Tensor,
+    send_maps: list[torch.Tensor],
+    splits: list[torch.Tensor],
+    groups: list[str],
+) -> torch.Tensor:
+    teach_inductor()
+    same_device("resend", rows, **_tables(recv_map, None, send_maps))
+    return rows.new_empty(recv_map.shape[0], rows.shape[1])
+
+
+for _name in ("combine", "combine_backward", "dispatch_backward", "resend"):
     keep_in_order(_name)

@@ -44,7 +44,8 @@ class Pricing:
     def words(self) -> tuple[str, ...]:
         """Part by part, for people."""
         cost = self.cost
-        speeds = ",".join(f"{speed:g}" for speed in cost.rank_speeds) or "alike"
+        speeds = ",".join(f"{speed:g}" for speed in cost.rank_speeds)
+        speeds = speeds or ("of the hardware" if cost.hardware.other_ranks else "alike")
         return (
             f"wire {cost.wire.value}",
             f"homes {cost.homes.value}",

@@ -41,6 +41,7 @@ class Meaning(enum.Enum):
     LOADS = "loads [layers, experts] or [groups, layers, experts]", "eplb"
     RANK_LOADS = "loads by rank [layers, ranks, experts of a rank]", "rank-loads"
     SCORES = "a router's scores [tokens, experts]", ""
+    PLACEMENT = "the experts in slots [layers, slots], for import-placement", ""
 
     @property
     def choice(self) -> str:
@@ -74,7 +75,7 @@ def judge(sample: NDArray[Any], shape: Sequence[int]) -> Meaning:
         )
     found = _flat(sample, shape) if len(shape) == 2 else _stacked(sample, shape)
     sure = len(shape) == 3 or found == [Meaning.LOADS]
-    if len(found) == 1 and sure and found[0] is not Meaning.SCORES:
+    if len(found) == 1 and sure and found[0].value[1]:
         return found[0]
     if not found:
         raise InvalidTraceError(
@@ -129,6 +130,8 @@ def check_layers(num_layers: int) -> None:
 def _flat(sample: NDArray[Any], shape: Sequence[int]) -> list[Meaning]:
     """Meanings of [rows, columns]."""
     loads = shape[0] <= MAX_LAYERS and _never_negative(sample)
+    if loads and _names_all_experts(sample):
+        return [Meaning.PLACEMENT, Meaning.LOADS]
     if loads and shape[0] > 1 and _even_layers(sample):
         return [Meaning.LOADS]  # each layer routed the same tokens
     found = [Meaning.LOADS] if loads else []
@@ -171,10 +174,20 @@ def _scores(values: NDArray[Any]) -> bool:
     return bool(values.max() <= 1 or values.min() < 0)
 
 
+def _names_all_experts(values: NDArray[Any]) -> bool:
+    """Whether each row holds every number from 0 to the largest: no loads do."""
+    if values.dtype.kind not in "iu" or not 3 <= values.max() < values.shape[1]:
+        return False
+    largest = int(values.max())
+    return all(np.unique(row).size == largest + 1 for row in values)
+
+
 def _distinct(values: NDArray[Any]) -> bool:
     """Whether each row lists different experts, or nothing at all (zeros, -1)."""
     width = values.shape[-1]
-    if values.dtype.kind not in "iu" or width > MAX_TOP_K:
+    if width > MAX_TOP_K or not np.isfinite(values).all():
+        return False
+    if values.dtype.kind == "f" and (values % 1).any():
         return False
     rows = values.reshape(-1, width).astype(np.int64)
     if rows.min() < -1 or rows.max() >= 1 << 15:

@@ -14,9 +14,11 @@ from moetuner.solver.heuristics.starts import quick_placements
 from moetuner.solver.joint import incumbent, run
 from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.layers import LayerRounds
+from moetuner.solver.joint.replan import widened
 from moetuner.solver.joint.replicas import (
     cheapest_layers,
     filled,
+    layer_costs,
     relieve_busiest,
     replicate_busiest,
     spread_replicas,
@@ -232,3 +234,38 @@ def test_counts_plan_with_replicas(rng):
     assert found.value < without.value
     eplb = get_solver("eplb").solve(roomy)
     assert found.value <= eplb.value
+
+
+def test_of_counts_a_single_layer_has_replicas_where_all_together_gain_little(
+    rng, monkeypatch
+):
+    """Also where to fill slots takes far longer than to value them: 58 x 256, say."""
+    problem = counted_problem(rng, 5)
+    counts = np.full_like(problem.workload.traces[0].counts, 1_000_000)
+    counts[:, 1, 3] = 3_000_000  # one expert of one layer
+    trace = replace(problem.workload.traces[0], counts=counts)
+    workload = replace(problem.workload, traces=(trace,))
+    problem = PlacementProblem.from_workload(
+        workload, problem.topology, slots_per_rank=5
+    )
+    fake = FakeTime()
+
+    def slow(*arguments):
+        for placement in filled(*arguments):
+            fake.now += 2.0
+            yield placement
+
+    monkeypatch.setattr(base, "time", fake)
+    monkeypatch.setattr(incumbent, "time", fake)
+    monkeypatch.setattr(run, "filled", slow)
+    monkeypatch.setattr(LayerRounds, "round", round_of(LayerRounds.round, fake))
+    monkeypatch.setattr(run, "PAYING_GAIN", 1.0)
+    config = JointConfig(profile=SearchProfile(), patience=1000)
+    solver, limit = get_solver("joint", config), SolverOptions(time_limit=40, threads=1)
+    found = solver.solve(problem, limit)
+    assert fake.now <= 44.0
+    assert found.placement.num_replicas()[1, 3] > 1
+    assert (found.placement.num_replicas()[0] == 1).all()
+    tight = solver.solve(without_spare(problem), limit).placement
+    costs = layer_costs(problem, widened(tight, problem))
+    assert layer_costs(problem, found.placement)[1] < costs[1]

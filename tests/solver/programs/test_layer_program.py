@@ -20,7 +20,7 @@ from moetuner.solver.programs.layer import (
 )
 from moetuner.solver.programs.layer_tokens import LayerTokens
 from oracle import MAX_STATES, oracle
-from strategies import TOY_COST, make_trace, random_ids
+from strategies import TOY_COST, make_trace, measured, random_ids, with_others
 
 TOPOLOGIES = [(2, 1), (2, 2), (4, 2), (4, 4), (6, 3), (6, 1)]
 NO_LATENCY = replace(TOY_COST.hardware, rank_latency=0.0, node_latency=0.0)
@@ -39,6 +39,8 @@ def random_layer(rng, wire, homes, shape, alike, most=9):
         home_rank=rng.integers(0, num_ranks, num_tokens).astype(np.int16),
     )
     hardware = TOY_COST.hardware if homes is Homes.UNIFORM else NO_LATENCY
+    if not alike and rng.random() < 0.5:
+        hardware = with_others(measured(hardware), rng.uniform(0.5, 3))
     cost = replace(
         TOY_COST,
         hardware=hardware,

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.importers import json_text, routed_experts
+from moetuner.trace.importers import RecordingFormat, json_text, routed_experts
 
 IDS = np.array([[[3, 1], [0, 2]], [[2, 0], [1, 3]]])  # two tokens, two layers, top-2
 
@@ -152,3 +152,20 @@ def test_shapes_must_agree(importing, tmp_path):
     flat = {"routed_experts": b64(b"\0" * 20)}
     with pytest.raises(InvalidTraceError, match="no whole rows"):
         importing(write(tmp_path / "b", flat), num_layers=2, top_k=2)
+
+
+def test_whole_floats_are_ids_and_others_are_refused(importing, tmp_path):
+    """Tools without integers write them; NaN and halves are no ids."""
+    ids = np.argsort(np.random.default_rng(0).random((20, 3, 16)))[..., :2]
+    asked = {"format": RecordingFormat.ROUTED_ARRAYS, "num_experts": 16}
+    traces = []
+    for name, array in (("ids", ids), ("floats", ids.astype(np.float32))):
+        np.save(tmp_path / f"{name}.npy", array)
+        traces.append(importing(tmp_path / f"{name}.npy", **asked))
+    assert np.array_equal(traces[0].topk_ids, traces[1].topk_ids)
+    for bad in (0.5, np.nan, np.inf, 1e20):
+        wrong = ids.astype(np.float32)
+        wrong[3, 1, 0] = bad
+        np.save(tmp_path / "bad.npy", wrong)
+        with pytest.raises(InvalidTraceError):
+            importing(tmp_path / "bad.npy", **asked)

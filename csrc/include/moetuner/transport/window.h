@@ -12,6 +12,13 @@ namespace moetuner::transport {
 using DeviceName = std::array<std::int64_t, 2>;
 DeviceName name_of_device();
 
+/// Where the ranks of a window stand among others: where rows cross between nodes first, there are
+/// such ranks on each node.
+struct Standing {
+  std::int64_t first_rank = 0;  // of all, which errors name
+  int sharing = 0;  // ranks that must find room on this device side by side; 0: those that map
+};
+
 /// What a rank tells the others so that they can map its window. Plain bytes.
 struct WindowHandle {
   char memory[64];  // cudaIpcMemHandle_t
@@ -32,9 +39,8 @@ class Window {
 
   WindowHandle handle() const { return handle_; }
 
-  /// Maps the windows of all ranks, in order. Throws where one cannot be mapped. `sharing`: as many
-  /// ranks as must be able to work on this device side by side; 0: those of `handles` that use it.
-  void map(const std::vector<WindowHandle>& handles, int sharing);
+  /// Maps the windows of all ranks, in order. Throws where one cannot be mapped.
+  void map(const std::vector<WindowHandle>& handles, const Standing& standing);
 
   const WindowShape& shape() const { return peers_.layout.shape; }
   const Peers& peers() const { return peers_; }

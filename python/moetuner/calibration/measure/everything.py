@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from moetuner.calibration.measure.links import (
     link_series,
     measure_collectives,
     measure_links,
+    measure_pairs,
 )
 from moetuner.calibration.measure.local import (
     expert_cases,
@@ -25,7 +27,13 @@ from moetuner.calibration.measure.local import (
 )
 from moetuner.calibration.measure.ranks import num_cores
 from moetuner.calibration.options import SIZES
-from moetuner.calibration.samples import Collective, LayerSample, Measurements
+from moetuner.calibration.samples import (
+    Collective,
+    LayerSample,
+    LinkSample,
+    Measurements,
+    PairSample,
+)
 from moetuner.ops import describe_transport
 
 if TYPE_CHECKING:
@@ -65,7 +73,10 @@ def measure(ranks: Ranks, options: CalibrationOptions, say: Say) -> Measurements
     if series and can_send(ranks):
         parts[Part.LINKS] = (
             len(series) * len(messages),
-            lambda clock, own: measure_links(ranks, clock, own, messages),
+            lambda clock, own: chain(
+                measure_links(ranks, clock, own, messages),
+                measure_pairs(ranks, clock, own, messages[len(messages) // 2]),
+            ),
         )
     if topology.num_ranks > 1:
         parts[Part.COLLECTIVES] = (
@@ -104,11 +115,12 @@ def measure(ranks: Ranks, options: CalibrationOptions, say: Say) -> Measurements
             ]
             if ranks.on_cuda:
                 torch.cuda.empty_cache()
-    exchange = found[Part.EXCHANGE]
+    exchange, links = found[Part.EXCHANGE], found.get(Part.LINKS, ())
     return Measurements(
         machine=machine_of(ranks),
         topology=topology,
-        links=found.get(Part.LINKS, ()),
+        links=tuple(s for s in links if isinstance(s, LinkSample)),
+        pairs=tuple(s for s in links if isinstance(s, PairSample)),
         collectives=found.get(Part.COLLECTIVES, ()),
         exchanges=tuple(s for s in exchange if not isinstance(s, LayerSample)),
         layers=tuple(s for s in exchange if isinstance(s, LayerSample)),

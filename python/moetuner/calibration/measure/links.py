@@ -14,6 +14,7 @@ from moetuner.calibration.samples import (
     Direction,
     Level,
     LinkSample,
+    PairSample,
 )
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     Pair = tuple[int | None, int | None]
     """To whom this rank sends, and from whom it receives."""
+
+MAX_PAIRED = 16
+"""Ranks whose pairs are measured one by one: there are 240 pairs."""
 
 
 def link_series(topology: Topology) -> list[tuple[Level, Direction]]:
@@ -57,6 +61,38 @@ def measure_links(
             yield LinkSample(
                 level=level, direction=direction, num_bytes=num_bytes, timing=timing
             )
+
+
+def measure_pairs(
+    ranks: Ranks, clock: Clock, allowance: Allowance, num_bytes: int
+) -> Iterator[PairSample]:
+    """A message from each rank to each other one; all pairs, or as many as fit."""
+    topology = ranks.topology
+    sent = torch.zeros(num_bytes, dtype=torch.uint8, device=ranks.device)
+    received = torch.empty_like(sent)
+    for source, target in pairs_of(topology):
+        if not allowance.has_room("pairs", num_bytes):
+            break
+        to = target if ranks.rank == source else None
+        step = _message(sent, received, to, source if ranks.rank == target else None)
+        timing, _ = clock.time([step], 0.0)
+        allowance.took("pairs", num_bytes, timing.seconds)
+        near = source // topology.ranks_per_node == target // topology.ranks_per_node
+        yield PairSample(
+            level=Level.RANK if near else Level.NODE,
+            source=source,
+            target=target,
+            num_bytes=num_bytes,
+            timing=timing,
+        )
+
+
+def pairs_of(topology: Topology) -> list[tuple[int, int]]:
+    """Pairs of ranks to compare; none of two ranks, or of too many to try."""
+    count = topology.num_ranks
+    if not 2 < count <= MAX_PAIRED:
+        return []
+    return [(a, b) for a in range(count) for b in range(count) if a != b]
 
 
 def measure_collectives(

@@ -46,9 +46,11 @@ class Incumbent:
         self.longest = max(self.longest, time.monotonic() - began)
         return value
 
-    def offer(self, placement: Placement) -> None:
-        """Take `placement` when it is better."""
-        if (value := self.value_of(placement)) < self.value:
+    def offer(self, placement: Placement, value: float | None = None) -> None:
+        """Take `placement` when it is better; a `value` that is known is taken."""
+        if value is None:
+            value = self.value_of(placement)
+        if value < self.value:
             self.placement, self.value = placement, value
 
     def prefer(self, placement: Placement, value: float | None = None) -> None:

@@ -6,6 +6,7 @@ spare slots first the plan with fewer of them: more are never worse.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,14 @@ from moetuner.solver.joint.layers import LayerRounds
 from moetuner.solver.joint.profiles import (
     TIME_PROFILES,
     TRACE_PROFILE,
+    TRIAL_PROPOSALS,
     Favour,
     choose_profile,
     few_ranks_profile,
 )
 from moetuner.solver.joint.replan import layers_that_pay, widened
 from moetuner.solver.joint.replicas import (
+    Trial,
     cheapest_layers,
     filled,
     spread_replicas,
@@ -75,8 +78,7 @@ FOLLOW_SHARE = 0.4
 REPLICA_SHARE = 0.6
 """Share of the time for a plan without replicas where these pay: the rest is theirs."""
 PAYING_GAIN = 0.002
-"""What replicas must gain of a balanced plan to pay; the search gains less at its end.
-"""
+"""What replicas must gain of a brief plan to pay; of a long search's they gain less."""
 FILLS, FEW_FILLS = 10, 4
 """Valuations that all simple rules need, or some, and the end of a solve."""
 CLOSING = 2.5
@@ -157,10 +159,10 @@ class Run:
 
     def _add_replicas(self, profile: SearchProfile) -> SolveStatus:
         """The plan with fewer slots first; then replicas where they pay, and a walk."""
-        pays = self.config.rounds == 0 and self._try_replicas()
+        trial = None if self.config.rounds else self._try_replicas(profile)
         if not self._goes_on():
             return SolveStatus.TIME_LIMIT
-        fewer = self._solve_fewer(profile, pays)
+        fewer = self._solve_fewer(profile, trial)
         self.stages.extend(fewer.stages)
         alike = not fewer.placement.has_replicas  # which one a token takes may change
         self.incumbent.prefer(fewer.placement, fewer.value if alike else None)
@@ -170,9 +172,14 @@ class Run:
         began = self.clock.seconds
         known = [fewer.placement, self.incumbent.placement]
         starts = filled(self.problem, known)
+        if trial is not None:  # single layers of it may be better, in any case
+            plain = widened(fewer.placement, self.problem)
+            starts = itertools.chain([plain, trial.placement], starts)
         if self.config.favour is not Favour.FEW_RANKS:
             best, *seen = cheapest_layers(self.problem, starts, self.clock)
             self.incumbent.offer(best)
+            if trial is not None:
+                self.incumbent.offer(trial.placement, trial.value)
             self.incumbent.floor = self.incumbent.value  # never slower than without
             starts = iter([*seen, self.incumbent.placement])
         self._add_stage("replicas", began)
@@ -180,19 +187,40 @@ class Run:
             return fewer.status
         return self._walk(profile, [*starts])
 
-    def _try_replicas(self) -> bool:
-        """Whether replicas of a balanced plan pay: then they get a part of the time."""
+    def _try_replicas(self, profile: SearchProfile) -> Trial | None:
+        """What replicas gain of a brief plan, where there is time to look at it.
+
+        A plan that is only balanced would not do: a search often finds without replicas
+        what they gain there.
+        """
         part = Clock(time_limit=TRIAL_SHARE * self.clock.left)
         tight = without_spare(self.problem)
-        plain = widened(place(tight, balanced_rank_of(tight)), self.problem)
+        brief = LayerRounds(
+            problem=tight,
+            options=self.options,
+            profile=profile,
+            start=balanced_rank_of(tight),
+            runner=self.runner,
+        )
+        if self.options.time_limit >= MIN_TRIAL_TIME:
+            brief.round(TRIAL_PROPOSALS, part.left / 2)
+        plain = widened(brief.placement, self.problem)
         before = self.incumbent.value_of(plain)
+        self.incumbent.offer(plain, before)
         if not part.left:
-            return False
-        best = cheapest_layers(self.problem, filled(self.problem, [plain]), part)[0]
-        self.incumbent.offer(best)
-        return self.incumbent.value_of(best) < (1 - PAYING_GAIN) * before
+            return None
+        began = self.clock.seconds
+        best, *seen = cheapest_layers(self.problem, filled(self.problem, [plain]), part)
+        value = self.incumbent.value_of(best)
+        self.incumbent.offer(best, value)
+        return Trial(
+            placement=best,
+            value=value,
+            gain=1 - value / before,
+            fill_seconds=(self.clock.seconds - began) / len(seen),
+        )
 
-    def _solve_fewer(self, profile: SearchProfile, pays: bool) -> Solution:
+    def _solve_fewer(self, profile: SearchProfile, trial: Trial | None) -> Solution:
         """The plan with no spare slots; by rounds, with one slot a rank less.
 
         Then more slots are never worse, for each number of them is searched on top of
@@ -203,8 +231,12 @@ class Run:
         seconds = self.clock.left
         if not rounds:
             fewer = without_spare(problem)
+            pays = trial is not None and trial.gain > PAYING_GAIN
             share = REPLICA_SHARE if pays and not self._counted() else 1.0
-            after = (FILLS if pays else FEW_FILLS) * self.incumbent.longest
+            each = self.incumbent.longest
+            if trial is not None:  # to make them takes time too
+                each = max(each, trial.fill_seconds)
+            after = (FILLS if pays else FEW_FILLS) * each
             seconds = max(min(share * seconds, seconds - after), 0.5 * seconds)
         config = self.config
         if config.favour is Favour.TIME:

@@ -33,6 +33,7 @@ from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.incumbent import Incumbent
 from moetuner.solver.joint.profiles import Favour
 from moetuner.solver.joint.replan import widened
+from moetuner.solver.joint.replicas import without_spare
 from moetuner.solver.joint.run import MIN_TRIAL_TIME, Run
 from moetuner.solver.joint.worst_case import solve_worst_case
 
@@ -103,10 +104,12 @@ class JointSolver:
             if warm_start is not None:
                 problem.check(warm_start)
                 run.incumbent.offer(warm_start)
-            # With a start that is known the slow ones of them are left out.
+            # With a start that is known the slow ones of them are left out; with spare
+            # slots they are those of the plan without them.
             most = None if warm_start is None else FAST_STARTS
-            for placement in itertools.islice(quick_starts(problem), most):
-                run.incumbent.offer(placement)
+            tight = without_spare(problem)
+            for placement in itertools.islice(quick_starts(tight), most):
+                run.incumbent.offer(widened(placement, problem))
                 if not run.clock.left:
                     break
         if self.config.favour is not Favour.FEW_RANKS:  # few of them may well cost time

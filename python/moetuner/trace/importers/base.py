@@ -133,6 +133,13 @@ def block_rows(num_layers: int, width: int) -> int:
     return max(BLOCK_BYTES // (4 * max(num_layers * width, 1)), 1)
 
 
+def whole(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Floats that are all whole as integers: tools without integers write them."""
+    if numbers.dtype.kind != "f" or not (numbers == np.floor(numbers)).all():
+        return numbers
+    return np.where(np.abs(numbers) < 1 << 31, numbers, 1 << 31).astype(np.int64)
+
+
 def as_ids(ids: NDArray[Any]) -> NDArray[np.int16]:
     """Integers as expert ids; refuses what is none or would not fit."""
     if ids.dtype.kind not in "iu":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
+from moetuner.trace.importers.base import whole
 from moetuner.trace.model import MAX_EXPERTS, PADDING
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ def expert_rows(rows: Sequence[Sequence[Any]]) -> NDArray[np.int16]:
         flat = np.array([number for row in rows for number in row])
     except (ValueError, OverflowError) as error:
         raise InvalidTraceError(f"expert ids must be integers: {error}") from error
-    if flat.size and flat.dtype.kind == "f" and (flat == np.floor(flat)).all():
-        flat = np.where(np.abs(flat) < 1 << 31, flat, 1 << 31).astype(np.int64)
+    flat = whole(flat)
     if flat.size and (flat.dtype.kind not in "iu" or flat.ndim != 1):
         raise InvalidTraceError(f"expert ids must be integers, got {flat.dtype}")
     if flat.size and (flat.min() < PADDING or flat.max() >= MAX_EXPERTS):
