@@ -149,6 +149,8 @@ def test_options_that_do_not_fit_are_refused():
         ExchangeOptions(residency="follow", overlap=True)
     with pytest.raises(InvalidProblemError, match="blocks must be a positive"):
         ExchangeOptions(blocks=0)
+    with pytest.raises(InvalidProblemError, match="overlap must be True or False"):
+        ExchangeOptions(overlap="no")
     run_on_ranks(1, _few_blocks)
 
 
