@@ -226,18 +226,6 @@ def test_bandwidths_of_other_places_are_refused(field, count):
         CostModel(hardware=machine).rates(Topology(num_ranks=8, ranks_per_node=4))
 
 
-def test_links_from_rank_to_rank_are_as_slow_as_their_slower_end():
-    machine = dataclasses.replace(
-        HARDWARE["h100"],
-        rank_bandwidth=Bandwidth(egress=(8.0, 2.0), ingress=(4.0,)),
-        nic_bandwidth=Bandwidth(egress=(1.0,), ingress=(1.0, 0.5)),
-    )
-    topology = Topology(num_ranks=4, ranks_per_node=2)
-    found = CostModel(hardware=machine).pair_bandwidths(topology)
-    wanted = [[4, 4, 0.5, 0.5], [2, 2, 0.5, 0.5], [1, 1, 4, 4], [1, 1, 2, 2]]
-    assert found.tolist() == wanted
-
-
 @pytest.mark.parametrize(
     ("value", "unit", "wanted"),
     [
