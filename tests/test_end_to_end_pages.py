@@ -93,6 +93,25 @@ def test_plans_meet_the_fastest_other_with_as_many_slots(load):
     assert best["joint + replicas"].name == "ours: eplb + replicas"
 
 
+def test_only_pairs_beyond_the_spread_are_ranked(load):
+    figures = load("figures")
+
+    def on_ours(placement, prefill, told):
+        made = result(placement, prefill)
+        return made | {"said": {"prefill": {"step": told}}}
+
+    results = [
+        on_ours("contiguous", [99.0, 100.0, 101.0], 60.0),
+        on_ours("lpt", [79.0, 80.0, 81.0], 50.0),
+        on_ours("joint", [49.0, 50.0, 51.0], 70.0),  # predicted slowest, and fastest
+        on_ours("eplb", [30.0, 75.0, 400.0], 10.0),  # of no pair: 185 ms apart
+        result("contiguous", [500.0, 500.0, 500.0], PLAIN),  # another exchange
+    ]
+    found = figures.figures_of({"case": CASE, "results": results})
+    assert figures.ranked(found, "prefill") == (1, 3)
+    assert figures.ranked(found, "decode") == (0, 0)
+
+
 def test_the_page_has_what_was_measured(load):
     page = load("table").page(CONTENT)
     assert "## made-up, 2 x 2 ranks, 5 Gbit/s\n" in page
@@ -102,6 +121,10 @@ def test_the_page_has_what_was_measured(load):
         " | 1.00 | 5.00 | 25.00 | 30.00 | 9,000 | 4,000 | 2.00 | 2.10 |"
     ) in page
     assert "- prefill, ours: joint against ours: lpt: -21.1 % (-27.2 to -4.3)" in page
+    assert (
+        "- prefill, pairs of placements on our exchange further apart than either "
+        "spread: 3, of which 0 were ranked as predicted"
+    ) in page
     assert "| exchange alone | ours: contiguous | 100.0 | -50.0 % " in page
     # Both tails and the step against the paper's stack.
     assert "| ours: joint | -50.0 | -50.0 | -62.5 |" in page

@@ -6,6 +6,7 @@ Legend: R repetitions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,6 +118,24 @@ def rivals(found: dict[str, Figures], phase: str) -> dict[str, Figures]:
         if others:
             best[name] = min(others, key=lambda one: one.step(phase).median)
     return best
+
+
+def ranked(found: dict[str, Figures], phase: str) -> tuple[int, int]:
+    """Pairs of placements on our exchange whose predicted order is the measured one.
+
+    And of how many: those whose medians are further apart than either spread.
+    """
+    ours = [
+        (one.step(phase), one.result["said"][phase]["step"])
+        for one in found.values()
+        if one.result["exchange"] == OURS and phase in one.result["said"]
+    ]
+    apart = [
+        (first.median - second.median) * (told - other)
+        for (first, told), (second, other) in combinations(ours, 2)
+        if abs(first.median - second.median) > max(first.width, second.width)
+    ]
+    return sum(product > 0 for product in apart), len(apart)
 
 
 def link_of(content: dict[str, Any]) -> str:

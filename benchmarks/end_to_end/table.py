@@ -18,6 +18,7 @@ from figures import (
     figures_of,
     kind_of,
     link_of,
+    ranked,
     reference,
     rivals,
 )
@@ -103,13 +104,18 @@ def steps(found: dict[str, Figures], phase: str) -> list[str]:
 
 
 def verdicts(found: dict[str, Figures]) -> list[str]:
-    """Our plans against the fastest of the others, whichever that is."""
+    """Our plans against the fastest of the others; whether predictions rank."""
     lines = [""]
     for phase in PHASES:
         for name, other in sorted(rivals(found, phase).items()):
             mine = found[Variant(placement=name).name]
             said = change(mine, other, phase)
             lines.append(f"- {phase}, {mine.name} against {other.name}: {said}")
+        right, apart = ranked(found, phase)
+        lines.append(
+            f"- {phase}, pairs of placements on our exchange further apart than either "
+            f"spread: {apart}, of which {right} were ranked as predicted"
+        )
     return lines
 
 

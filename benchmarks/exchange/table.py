@@ -1,4 +1,4 @@
-"""Makes a Markdown table of a result file of `run.py` or `model.py`.
+"""Makes a Markdown table of a result file of this folder's programs.
 
 python benchmarks/exchange/table.py FILE.json > FILE.md
 """
@@ -10,6 +10,8 @@ import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+from two_nodes import table as table_of_nodes
 
 EXCHANGE = """
 Milliseconds on the slowest rank, medians (interquartile); real traces: means over their
@@ -26,15 +28,72 @@ Milliseconds of one step on the slowest rank, medians (interquartile): the whole
 and its exchanges and experts alone, which is what the cost model predicts. Rows that
 leave a rank, all layers and ranks together."""
 
+NODES = """
+Milliseconds of dispatch and combine on the slowest rank, no experts. Rows that leave a
+node; bytes as the kernel counted them on the link, and rows times their size.
+"""
+LAYERS = """
+Microseconds of a whole layer on the slowest rank: median (first to ninth decile). A
+barrier stands before each call. *replayed*: the same from a CUDA graph. *blocks*: the
+most of a GPU that an exchange has beside the experts, 0 its own choice."""
+ONE_NODE = """
+Microseconds of dispatch and combine on the slowest rank, no experts: median (first to
+ninth decile). A barrier stands before each call. Calls have exact sizes, replays are of
+a CUDA graph of the fixed form. *peers*: over mapped memory; *collectives*: over the
+group's communicator. *blocks*: of a GPU, for all of it; 0 its own choice.
+"""
+
 
 def main() -> None:
     found = json.loads(Path(sys.argv[1]).read_text())
-    results = found["results"]
-    models = "phase" in results[0]
+    first = found["results"][0]
+    models = "phase" in first
     print("# Whole models\n" if models else "# Exchange between ranks\n")
     for name, value in found["environment"].items():
         print(f"- {name}: {value}")
-    (_models if models else _exchange)(results)
+    by_key = {
+        "phase": _models,
+        "sent_bytes": _nodes,
+        "layer_us": _layers,
+        "eager": _one_node,
+    }
+    (own,) = [write for key, write in by_key.items() if key in first] or [_exchange]
+    own(found["results"])
+
+
+def _nodes(results: list[dict]) -> None:
+    print(NODES)
+    print(table_of_nodes(results))
+
+
+def _layers(results: list[dict]) -> None:
+    print(LAYERS)
+    for case, own in _grouped(results, "case").items():
+        print(f"\n## {case}\n")
+        print("| method | rows carried by | blocks | layer | replayed |")
+        print("|---|---|---|---|---|")
+        for r in own:
+            cells = [r["method"], r["transport"], str(r.get("blocks", "-"))]
+            cells += [_microseconds(r.get(n)) for n in ("layer_us", "replayed_us")]
+            print("| " + " | ".join(cells) + " |")
+
+
+def _one_node(results: list[dict]) -> None:
+    print(ONE_NODE)
+    print("| tokens a rank | rows out | carried by | blocks | launched | replayed |")
+    print("|---|---|---|---|---|---|")
+    for r in results:
+        cells = [r["tokens"], r["rows"], r["way"], r["blocks"]]
+        cells += [_microseconds(r[name]) for name in ("eager", "replayed")]
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def _microseconds(found: list[float] | None) -> str:
+    """Of median, first and ninth decile."""
+    if found is None:
+        return "-"
+    median, low, high = found
+    return f"{median:.0f} ({low:.0f}-{high:.0f})"
 
 
 def _exchange(results: list[dict]) -> None:

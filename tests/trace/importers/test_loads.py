@@ -174,3 +174,12 @@ def test_a_placement_is_no_recording(tmp_path):
     torch.save({"physical_to_logical_map": torch.zeros(2, 2)}, tmp_path / "a.pt")
     with pytest.raises(InvalidTraceError, match="import-placement"):
         detect_format(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("wrong", [-5, np.nan])
+def test_numbers_that_are_no_loads_name_their_file(importing, tmp_path, wrong):
+    table = np.arange(32.0).reshape(2, 16)
+    table[1, 3] = wrong
+    np.save(tmp_path / "a.npy", table)
+    with pytest.raises(InvalidTraceError, match=r"a\.npy: "):
+        importing(tmp_path / "a.npy", format="eplb")

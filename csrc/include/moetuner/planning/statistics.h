@@ -17,8 +17,8 @@ struct StatisticsArgs {
   std::int64_t num_layers;
   std::int64_t top_k;
   std::int64_t num_experts;
-  int num_threads;                // 0: all cores
-  std::function<void()> between;  // called before each layer; what it throws ends the count
+  int num_threads;                     // 0: all cores
+  std::function<void()> between = {};  // called before each layer; what it throws ends the count
 };
 
 /// Fills the outputs; layers are shared out over threads, so the result never depends on them.

@@ -125,7 +125,10 @@ def import_recording(
     given = [Path(path) for path in paths]
     kind = format or _common_format(given)
     _check_used(kind, options)
-    found = IMPORTERS[kind](_files(given, kind), options)
+    try:
+        found = IMPORTERS[kind](_files(given, kind), options)
+    except InvalidTraceError as error:
+        raise _of_file(given, error) from error
     if not isinstance(found, Tokens):
         found = replace(found, metadata=named(found.metadata, options))
         if not found.tokens_known:
@@ -159,6 +162,14 @@ def import_recording(
             num_layers=writer.num_layers,
             num_experts=writer.num_experts,
         )
+
+
+def _of_file(given: list[Path], error: InvalidTraceError) -> InvalidTraceError:
+    """The error with the file's name, where it is about the one file that was given."""
+    text = str(error)
+    if len(given) > 1 or text.startswith("import: ") or str(given[0]) in text:
+        return error
+    return InvalidTraceError(f"{given[0]}: {text}")
 
 
 def _check_used(kind: RecordingFormat, options: ImportOptions) -> None:

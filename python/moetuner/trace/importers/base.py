@@ -141,8 +141,7 @@ def whole(numbers: NDArray[Any]) -> NDArray[Any]:
 
 
 def as_ids(ids: NDArray[Any]) -> NDArray[np.int16]:
-    """Whole numbers as expert ids; refuses what is none or would not fit."""
-    ids = whole(ids)
+    """Integers as expert ids; refuses what is none or would not fit."""
     if ids.dtype.kind not in "iu":
         raise InvalidTraceError(f"expert ids must be integers, got {ids.dtype}")
     if ids.size and (ids.min() < PADDING or ids.max() >= MAX_EXPERTS):

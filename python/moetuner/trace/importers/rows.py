@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner.errors import InvalidTraceError
-from moetuner.trace.importers.base import as_ids
+from moetuner.trace.importers.base import as_ids, whole
 from moetuner.trace.importers.layers import NamedRows, name_rows
 from moetuner.trace.model import PADDING
 from moetuner.trace.unwritten import routing_layers, without_unwritten
@@ -80,7 +80,7 @@ class TokenRows:
             When rows change shape, or a layer routes that none of the first tokens
             used.
         """
-        ids = as_ids(ids_TLK)
+        ids = as_ids(whole(ids_TLK))
         if self._shape and ids.shape[1:] != self._shape:
             raise InvalidTraceError(
                 f"responses change shape from {list(self._shape)} to "
