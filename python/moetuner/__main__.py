@@ -12,6 +12,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted, nothing was written\n")
         sys.exit(130)
+    finally:
+        # A Ctrl-C in an `exec`, as of imports that make dataclasses, leaves a mark:
+        # `python -m` then ends by the signal, not by the code. This removes it.
+        exec("")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from moetuner.calibration.rank_groups import rank_groups
 from moetuner.calibration.samples import Form, Level, PairSample, Timing
 from moetuner.evaluation.hardware import HARDWARE
 from moetuner.evaluation.hardware_file import read_hardware, write_hardware
+from moetuner.placement.topology import Topology
 
 ORIGIN = Origin(name="mixed", date="2026-11-30", command="a test")
 
@@ -42,6 +43,13 @@ def test_of_two_groups_as_large_the_faster_one_is_the_usual_one():
 
 def test_three_kinds_are_three_groups():
     assert [ranks for ranks, _ in groups_of(1, 2, 1, 3)] == [(0, 2), (1,), (3,)]
+
+
+def test_others_stand_by_their_pace_however_many_they_are():
+    eight = Topology(num_ranks=8, ranks_per_node=8)
+    made = Made(eight, noise=0.02, slow=(2, 1, 2, 3, 2, 3, 2, 3))
+    found = rank_groups(list(made.expert_samples()))
+    assert [g.ranks for g in found] == [(0, 2, 4, 6), (1,), (3, 5, 7)]
 
 
 @pytest.mark.parametrize("topology", [ONE_NODE, TWO_NODES])

@@ -42,6 +42,16 @@ def test_prices_of_the_placement_in_use_are_kept_unless_options_say_otherwise(
     assert (new.batch_tokens, new.cost.wire) == (64, told.cost.wire)
 
 
+def test_other_ranks_are_no_fault_of_prices_that_nobody_typed(folder, ids):
+    trace, old = folder.trace(ids), folder.path / "old.json"
+    folder.plan(trace, "--out", old, "--rank-speeds", "1,1,1,2", ranks=4)
+    result = folder.plan(trace, "--from", old, ranks=8, solver="joint")
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "--from, the placement in use: it is for 4 ranks in nodes of" in said
+    assert "--rank-speeds" not in said
+
+
 def test_the_file_tells_the_bound_that_was_proven_last(folder, ids):
     trace = folder.trace(ids)
     shown = folder.plan(trace, "--prove", 1, solver="joint").stdout

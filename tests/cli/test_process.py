@@ -169,6 +169,24 @@ main()
     assert done.returncode == 130
 
 
+def test_ctrl_c_while_a_dataclass_is_made_ends_by_the_exit_code(tmp_path):
+    (tmp_path / "program.py").write_text(
+        """
+import sys, types
+class Stop(types.ModuleType):
+    def __getattr__(self, _):
+        exec("raise KeyboardInterrupt")
+sys.modules["moetuner.cli"] = Stop("moetuner.cli")
+from moetuner.__main__ import main
+main()
+"""
+    )
+    command = [MOETUNER[0], "-m", "program"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == "error: interrupted, nothing was written\n"
+    assert done.returncode == 130
+
+
 def test_signal_reaches_a_job_that_a_shell_put_in_the_background(folder, hard):
     process = start(
         plan_command(hard, folder.out),

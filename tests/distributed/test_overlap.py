@@ -107,6 +107,13 @@ def _refusals(rank, num_ranks):
     placement = make_placement("contiguous", num_ranks)
     with pytest.raises(InvalidPlacementError, match=r"auto, overlap, rank 0 says"):
         _scaled_layer(placement, overlap=rank == 1)
+    for options in (ROOM, {"overlap": True}):  # nothing has been sent yet
+        layer = _scaled_layer(placement, **options)
+        x = tokens_of(rank)
+        with pytest.raises(
+            InvalidProblemError, match=r"residency='follow'\), got home"
+        ):
+            layer.exchange.follow(x, *layer.router(x), layer.experts)
     tight = _scaled_layer(placement, capacity=1, max_rows=2, overlap=True)
     tight(torch.ones(9, HIDDEN))
     with pytest.raises(ExchangeOverflowError, match="found no room"):
@@ -149,6 +156,8 @@ def test_options_that_do_not_fit_are_refused():
         ExchangeOptions(residency="follow", overlap=True)
     with pytest.raises(InvalidProblemError, match="blocks must be a positive"):
         ExchangeOptions(blocks=0)
+    with pytest.raises(InvalidProblemError, match="overlap must be True or False"):
+        ExchangeOptions(overlap="no")
     run_on_ranks(1, _few_blocks)
 
 

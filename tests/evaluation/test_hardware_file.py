@@ -226,18 +226,6 @@ def test_bandwidths_of_other_places_are_refused(field, count):
         CostModel(hardware=machine).rates(Topology(num_ranks=8, ranks_per_node=4))
 
 
-def test_links_from_rank_to_rank_are_as_slow_as_their_slower_end():
-    machine = dataclasses.replace(
-        HARDWARE["h100"],
-        rank_bandwidth=Bandwidth(egress=(8.0, 2.0), ingress=(4.0,)),
-        nic_bandwidth=Bandwidth(egress=(1.0,), ingress=(1.0, 0.5)),
-    )
-    topology = Topology(num_ranks=4, ranks_per_node=2)
-    found = CostModel(hardware=machine).pair_bandwidths(topology)
-    wanted = [[4, 4, 0.5, 0.5], [2, 2, 0.5, 0.5], [1, 1, 4, 4], [1, 1, 2, 2]]
-    assert found.tolist() == wanted
-
-
 @pytest.mark.parametrize(
     ("value", "unit", "wanted"),
     [
@@ -382,10 +370,6 @@ def test_a_network_may_be_named_between_nodes(tmp_path):
                 read_hardware(path)
 
 
-def paired(rows):
-    return dataclasses.replace(HARDWARE["h100"], pair_bandwidth=rows)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -398,10 +382,6 @@ def paired(rows):
         (lambda: dataclasses.replace(HARDWARE["h100"], ranks_per_node=0), "from 1 to"),
         (lambda: dataclasses.replace(HARDWARE["h100"], nic_of="rack"), "rank, node"),
         (lambda: Network(name="x", bandwidth=0, latency=0), "bandwidth must be pos"),
-        (lambda: paired([[0, 1], [1]]), "pair_bandwidth must be square: row 1 has 1"),
-        (lambda: paired([[0, 1], [1, 2]]), "got 2 for rank 1"),
-        (lambda: paired([[0, float("nan")], [1, 0]]), "got nan from rank 0 to rank 1"),
-        (lambda: paired([[0, -1.0], [1, 0]]), "positive and finite, got -1.0"),
     ],
 )
 def test_impossible_values_are_refused(make, message):

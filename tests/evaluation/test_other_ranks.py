@@ -84,6 +84,7 @@ def test_what_a_file_must_not_say_of_them(tmp_path, old, new, message):
     [
         (lambda: OtherRanks(name="x", ranks=(0,)), "a rate or measured times of x"),
         (lambda: OtherRanks(name=3, ranks=(0,)), "name must be printable"),
+        (lambda: replace(SLOW, ranks=3), "ranks must be whole numbers .* got 3"),
         (lambda: replace(SLOW, matmul_rate=0.0), "matmul_rate must be positive"),
         (
             lambda: OtherRanks(name="x", ranks=(0,), fp8_matmul_rate=1e15),

@@ -9,6 +9,7 @@ from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.hardware import HARDWARE, NETWORKS, with_network
 from moetuner.evaluation.hardware_file import read_hardware
+from moetuner.evaluation.rates import Bandwidth
 from moetuner.placement.topology import Topology
 
 PAGE = Path(__file__).parents[2] / "docs/hardware.md"
@@ -80,3 +81,37 @@ def test_a_network_cannot_join_what_pairs_join():
     two = dataclasses.replace(whole, ranks_per_node=2)
     with pytest.raises(InvalidProblemError, match="so efa cannot join them"):
         with_network(two, NETWORKS["efa"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 1], [1]], "pair_bandwidth must be square: row 1 has 1"),
+        ([[0, 1], [1, 2]], "got 2 for rank 1"),
+        ([[0, float("nan")], [1, 0]], "got nan from rank 0 to rank 1"),
+        ([[0, -1.0], [1, 0]], "positive and finite, got -1.0"),
+        (5, "pair_bandwidth must be a list of rows, .* got 5"),
+        ([1.0, 2.0], r"must be a list of rows, .* got \[1.0, 2.0\]"),
+    ],
+)
+def test_what_is_no_bandwidth_of_pairs_is_refused(rows, message):
+    with pytest.raises(InvalidProblemError, match=message):
+        dataclasses.replace(HARDWARE["h100"], pair_bandwidth=rows)
+
+
+def test_a_file_whose_pairs_say_nothing_is_refused(tmp_path):
+    path = without_links(tmp_path / "none.toml", [])
+    with pytest.raises(InvalidProblemError, match=r"pairs\.bandwidth: .* got \["):
+        read_hardware(path)
+
+
+def test_links_from_rank_to_rank_are_as_slow_as_their_slower_end():
+    machine = dataclasses.replace(
+        HARDWARE["h100"],
+        rank_bandwidth=Bandwidth(egress=(8.0, 2.0), ingress=(4.0,)),
+        nic_bandwidth=Bandwidth(egress=(1.0,), ingress=(1.0, 0.5)),
+    )
+    topology = Topology(num_ranks=4, ranks_per_node=2)
+    found = CostModel(hardware=machine).pair_bandwidths(topology)
+    wanted = [[4, 4, 0.5, 0.5], [2, 2, 0.5, 0.5], [1, 1, 4, 4], [1, 1, 2, 2]]
+    assert found.tolist() == wanted

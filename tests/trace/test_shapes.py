@@ -52,6 +52,7 @@ def test_one_meaning_is_taken(array, meaning):
         (ids(500, 6, 4).astype(np.float32), ["routed-arrays", "eplb"]),
         (ids(500, 6).astype(np.float64), ["routed-arrays"]),
         (ids(4, 16, experts=16), ["import-placement", "eplb"]),
+        (ids(4, 16, experts=16).astype(float), ["import-placement", "eplb"]),
         (np.hstack([ids(4, 16, experts=16)] * 2)[:, :20], ["import-placement", "eplb"]),
         (ids(100, 6, 4), ["routed-arrays", "eplb", "rank-loads"]),
         (RNG.integers(0, 99, (6, 8, 4)), ["eplb", "rank-loads"]),

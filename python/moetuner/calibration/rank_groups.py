@@ -52,7 +52,8 @@ def rank_groups(samples: Sequence[ExpertsSample]) -> list[RankGroup]:
         groups[-1].append(rank)
     if len(groups) == 1:
         return [RankGroup(ranks=(), samples=tuple(samples))]
-    groups.sort(key=len, reverse=True)  # stable: of two as large the faster one
+    usual = max(groups, key=len)  # of two as large the faster one
+    groups = [usual, *(ranks for ranks in groups if ranks is not usual)]
     slowest = [took[:, ranks].max(axis=1) for ranks in groups]
     return [
         RankGroup(

@@ -27,7 +27,8 @@ def pair_bandwidth(top: Table) -> Pairs:
     table = top.table("pairs")
     what = "a list of ranks, each a list of bandwidths to all ranks"
     rows = table.take("bandwidth", what)
-    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+    lists = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+    if not lists or not rows:
         table.fail("bandwidth", f"wanted {what}, got {rows!r:.60}")
 
     def rate(g: int, h: int) -> float:

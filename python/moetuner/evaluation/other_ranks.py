@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ class OtherRanks:
             raise InvalidProblemError(
                 f"OtherRanks: name must be printable text, got {name!r}"
             )
-        ranks = tuple(self.ranks)
+        given: Any = self.ranks
+        ranks = tuple(given) if isinstance(given, Iterable) else ()
         if not ranks or not all(is_whole(rank) and rank >= 0 for rank in ranks):
             raise InvalidProblemError(
                 f"OtherRanks: ranks must be whole numbers >= 0, at least one, got "

@@ -23,10 +23,15 @@ def checked_pairs(value: Any, name: str) -> Pairs:
     Raises
     ------
     InvalidProblemError
-        When it is not square, a rank has bandwidth to itself, or another value is not
-        positive and finite; `name` says which figure.
+        When it is not square, no table at all, a rank has bandwidth to itself, or
+        another value is not positive and finite; `name` says which figure.
     """
-    rows = tuple(map(tuple, value))
+    try:
+        rows = tuple(map(tuple, value))
+    except TypeError:
+        raise InvalidProblemError(
+            f"{name} must be a list of rows, one for each rank, got {value!r:.60}"
+        ) from None
     for g, row in enumerate(rows):
         if len(row) != len(rows):
             raise InvalidProblemError(

@@ -17,6 +17,7 @@ from moetuner.nn.agreement import agree, misfit
 from moetuner.nn.exchange_counts import ExchangeCounts
 from moetuner.nn.exchange_options import (
     ExchangeOptions,
+    Residency,
     describe,
     takes_two_levels,
 )
@@ -195,10 +196,18 @@ class Exchange(torch.nn.Module):
 
         Raises
         ------
+        InvalidProblemError
+            When the options have another residency, which may be of fixed sizes or
+            of halves.
         InvalidTraceError
             Under `record_run` when tokens are not at home: its trace has one line for
             each token, which another rank began.
         """
+        if self.options.residency is not Residency.FOLLOW:
+            raise InvalidProblemError(
+                f"Exchange.follow: wanted ExchangeOptions(residency='follow'), got "
+                f"{self.options.residency.value}"
+            )
         if self.routing is not None and keys is not None:
             raise InvalidTraceError(
                 f"record_run: tokens that follow their experts are not at home at "

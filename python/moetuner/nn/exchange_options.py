@@ -67,7 +67,7 @@ class ExchangeOptions:
     Raises
     ------
     InvalidProblemError
-        When they do not fit together, or are no positive whole numbers.
+        When they do not fit together, or one is not of its kind.
     """
 
     residency: Residency = Residency.HOME
@@ -98,6 +98,10 @@ class ExchangeOptions:
                     f"ExchangeOptions: {name} must be a positive whole number, got "
                     f"{value!r}"
                 )
+        if not isinstance(self.overlap, bool):
+            raise InvalidProblemError(
+                f"ExchangeOptions: overlap must be True or False, got {self.overlap!r}"
+            )
         if residency is Residency.FOLLOW and self.capacity is not None:
             raise InvalidProblemError(
                 "ExchangeOptions: residency=follow needs exact sizes: leave out "

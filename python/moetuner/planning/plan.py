@@ -164,7 +164,16 @@ def _score(beside: Beside, solutions: Mapping[str, Solution]) -> Comparison:
 def _check_asked(
     traces: Sequence[Trace | CountTrace], topology: Topology, options: PlanOptions
 ) -> None:
-    """Refuse options that the traces cannot answer."""
+    """Refuse options that the traces, or the placement in use, cannot answer."""
+    stay = options.stay
+    # Ahead of its prices, which may be of its ranks alone.
+    if stay is not None and stay.topology != topology:
+        own = stay.topology
+        raise InvalidPlacementError(
+            f"plan: stay, the placement in use: it is for {own.num_ranks} ranks in "
+            f"nodes of {own.ranks_per_node}, wanted {topology.num_ranks} in nodes of "
+            f"{topology.ranks_per_node}"
+        )
     counted = any(isinstance(each, CountTrace) for each in traces)
     if counted and options.cost.wire.rules.rows is not Rows.TO_ALL:
         raise MissingStatisticsError(

@@ -176,7 +176,7 @@ def _scores(values: NDArray[Any]) -> bool:
 
 def _names_all_experts(values: NDArray[Any]) -> bool:
     """Whether each row holds every number from 0 to the largest: no loads do."""
-    if values.dtype.kind not in "iu" or not 3 <= values.max() < values.shape[1]:
+    if (values % 1).any() or not 3 <= values.max() < values.shape[1]:
         return False
     largest = int(values.max())
     return all(np.unique(row).size == largest + 1 for row in values)
