@@ -1,8 +1,11 @@
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import moetuner
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 def run(code):
@@ -49,3 +52,17 @@ def test_unknown_names_are_refused():
         "except AttributeError as error: print(error)"
     )
     assert "no_such_name" in run(code)
+
+
+def test_helpers_of_tests_share_no_name_with_each_other_or_with_benchmarks():
+    """Both are imported by their bare names: in one process the first would win."""
+    of_tests, of_benchmarks = (
+        [
+            path.name
+            for path in (REPOSITORY / folder).rglob("*.py")
+            if not path.name.startswith(("test_", "conftest"))
+        ]
+        for folder in ("tests", "benchmarks")
+    )
+    assert len(of_tests) == len(set(of_tests))
+    assert not set(of_tests) & set(of_benchmarks)

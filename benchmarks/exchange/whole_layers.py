@@ -1,6 +1,6 @@
 """Whole layers, exchange and experts, inside a node: in one piece, overlapped, peers.
 
-    torchrun --nproc-per-node 2 benchmarks/exchange/layers.py --out FILE
+    torchrun --nproc-per-node 2 benchmarks/exchange/whole_layers.py --out FILE
 
 Shapes of DeepSeek-V2-Lite and gpt-oss-20b, experts chosen evenly, contiguous blocks of
 experts. All methods run the same experts and must make the same sums. Every rank
