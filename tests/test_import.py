@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import moetuner
+import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -23,6 +24,13 @@ def test_import_is_light():
         "print([n for n in heavy if n in sys.modules])"
     )
     assert run(code) == "[]"
+
+
+def test_layers_load_no_compiler():
+    """It takes as long as all else that they import."""
+    pytest.importorskip("torch")
+    code = "import sys, moetuner.nn; print('torch._dynamo' in sys.modules)"
+    assert run(code) == "False"
 
 
 def test_import_is_quick():

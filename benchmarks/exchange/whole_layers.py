@@ -25,7 +25,8 @@ import torch
 import torch.distributed as dist
 from cases import CASES, routings
 from methods import Layer, Moetuner, PerExpert
-from moetuner.nn.overlap import halves_of, run_halves
+from moetuner.nn.halves import halves_of
+from moetuner.nn.overlap import run_halves
 from moetuner.ops import check_overflow, describe_transport, set_transport
 from one_node import times
 from run import inputs_of, make_layer, slots_of, write_results

@@ -22,7 +22,7 @@ from moetuner.nn.exchange_options import (
     takes_two_levels,
 )
 from moetuner.nn.follow import Resident, follow_back, keys_of
-from moetuner.nn.overlap import Half, halves_of, run_halves
+from moetuner.nn.halves import Half, halves_of
 from moetuner.nn.recompute import RECOMPUTED, first_pass, recomputing
 from moetuner.ops import (
     Dispatched,
@@ -172,6 +172,8 @@ class Exchange(torch.nn.Module):
         """
         self._begin(x, topk_ids)
         if self.options.overlap:
+            from moetuner.nn.overlap import run_halves  # loads torch's compiler
+
             cut = halves_of(x, topk_ids, topk_weights, self._candidates_from)
             compute = partial(self._compute, run_experts)
             sums: torch.Tensor = run_halves(cut, self._send, compute)

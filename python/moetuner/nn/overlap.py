@@ -3,14 +3,14 @@
     exchange   | send A | send B      |        | return A | return B |
     experts             | experts A   | experts B         |
 
-Legend: T tokens here, K top-k, E experts, R most slots of an expert, H hidden.
+To import this loads torch's compiler. Legend: T tokens here, H hidden.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,33 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
+    from moetuner.nn.halves import Half
     from moetuner.ops import Dispatched
-
-
-class Half(NamedTuple):
-    """Tokens that one dispatch sends: all of a call, or half of them."""
-
-    x: torch.Tensor
-    """[T, H]."""
-    topk_ids: torch.Tensor
-    """[T, K]."""
-    topk_weights: torch.Tensor
-    """[T, K]."""
-    candidates: torch.Tensor
-    """int32 [E, R], slots of each expert, that of the first token first."""
-
-
-def halves_of(
-    x: torch.Tensor,
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor,
-    candidates_from: Callable[[int], torch.Tensor],
-) -> tuple[Half, Half]:
-    """The first T // 2 tokens, and the others; either may have none."""
-    cut = len(x) // 2
-    first = Half(x[:cut], topk_ids[:cut], topk_weights[:cut], candidates_from(0))
-    second = Half(x[cut:], topk_ids[cut:], topk_weights[cut:], candidates_from(cut))
-    return first, second
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call,untyped-decorator,unused-ignore]
