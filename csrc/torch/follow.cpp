@@ -68,154 +68,132 @@ void check_table(const char* name, const T& table, at::ScalarType type, const T&
   check_device(kNotesOp, name, table, "topk_ids", topk_ids);
 }
 
-template <typename Run>
-T write_notes(const T& topk_ids,
-              const T& keys,
-              const T& candidates,
-              const T& num_candidates,
-              std::int64_t slots_per_rank,
-              std::int64_t num_ranks,
-              std::int64_t rank,
-              const Run& run) {
-  check_ids(kNotesOp, "topk_ids", topk_ids);
-  check_rank(kNotesOp, num_ranks, rank);
-  check_table("keys", keys, at::kLong, topk_ids);
-  check_table("candidates", candidates, at::kInt, topk_ids);
-  check_table("num_candidates", num_candidates, at::kInt, topk_ids);
-  const std::int64_t num_tokens = topk_ids.size(0);
-  TORCH_CHECK_VALUE(keys.dim() == 2 && keys.size(0) == num_tokens && keys.size(1) == 2,
-                    kNotesOp,
-                    ": keys must be [",
-                    num_tokens,
-                    ", 2], got ",
-                    keys.sizes());
-  TORCH_CHECK_VALUE(candidates.dim() == 2 && num_candidates.numel() == candidates.size(0) &&
-                        candidates.size(1) > 0 && slots_per_rank > 0,
-                    kNotesOp,
-                    ": candidates must be [experts, replicas] beside num_candidates and a positive "
-                    "slots_per_rank, got ",
-                    candidates.sizes());
-  const std::int64_t num_destinations = std::min(topk_ids.size(1), num_ranks);
-  const std::int64_t width = note_width(num_destinations);
-  const T notes = at::empty({num_tokens, width}, topk_ids.options().dtype(at::kFloat));
-  with_id_type(topk_ids, [&]<typename Id>() {
-    run(NoteArgs<Id>{.topk_ids = topk_ids.const_data_ptr<Id>(),
-                     .keys = keys.const_data_ptr<std::int64_t>(),
-                     .candidates = candidates.const_data_ptr<std::int32_t>(),
-                     .num_candidates = num_candidates.const_data_ptr<std::int32_t>(),
-                     .notes = notes.mutable_data_ptr<float>(),
-                     .num_tokens = num_tokens,
-                     .top_k = topk_ids.size(1),
-                     .num_experts = candidates.size(0),
-                     .max_candidates = candidates.size(1),
-                     .slots_per_rank = slots_per_rank,
-                     .num_ranks = num_ranks,
-                     .rank = rank,
-                     .num_destinations = num_destinations,
-                     .width = width});
-  });
-  return notes;
-}
+class OnCpu {
+ public:
+  explicit OnCpu(const T&) {}
 
-template <typename Run>
-Lines read_lines(const T& arrived,
-                 const T& mine,
-                 std::int64_t num_destinations,
-                 std::int64_t num_ranks,
-                 std::int64_t rank,
-                 const Run& run) {
-  check_rank(kLinesOp, num_ranks, rank);
-  TORCH_CHECK_VALUE(num_destinations > 0 && num_destinations <= num_ranks,
-                    kLinesOp,
-                    ": num_destinations must be 1 to ",
-                    num_ranks,
-                    ", got ",
-                    num_destinations);
-  check_notes("arrived", arrived, note_width(num_destinations));
-  check_notes("mine", mine, note_width(num_destinations));
-  check_device(kLinesOp, "mine", mine, "arrived", arrived);
-  const auto int32 = arrived.options().dtype(at::kInt);
-  const std::int64_t lines = arrived.size(0) + mine.size(0);
-  Lines found{at::empty({arrived.size(0), 1}, int32),
-              at::empty({lines, num_destinations}, int32),
-              at::empty({lines, 2}, int32.dtype(at::kLong)),
-              at::empty({lines}, int32.dtype(at::kLong)),
-              at::zeros({2}, int32)};
-  auto& [out, into, keys, order, counts] = found;
-  run(LineArgs{.arrived = arrived.const_data_ptr<float>(),
-               .mine = mine.const_data_ptr<float>(),
-               .out = out.mutable_data_ptr<std::int32_t>(),
-               .into = into.mutable_data_ptr<std::int32_t>(),
-               .keys = keys.mutable_data_ptr<std::int64_t>(),
-               .order = order.mutable_data_ptr<std::int64_t>(),
-               .counts = counts.mutable_data_ptr<std::int32_t>(),
-               .num_arrived = arrived.size(0),
-               .num_tokens = mine.size(0),
-               .num_destinations = num_destinations,
-               .num_ranks = num_ranks,
-               .rank = rank,
-               .width = arrived.size(1)});
-  return found;
-}
-
-T notes_cpu(const T& topk_ids,
-            const T& keys,
-            const T& candidates,
-            const T& num_candidates,
-            std::int64_t slots_per_rank,
-            std::int64_t num_ranks,
-            std::int64_t rank) {
-  return write_notes(topk_ids,
-                     keys,
-                     candidates,
-                     num_candidates,
-                     slots_per_rank,
-                     num_ranks,
-                     rank,
-                     [](const auto& args) { cpu::write_notes(args); });
-}
-
-Lines lines_cpu(const T& arrived,
-                const T& mine,
-                std::int64_t num_destinations,
-                std::int64_t num_ranks,
-                std::int64_t rank) {
-  return read_lines(arrived, mine, num_destinations, num_ranks, rank, [](const LineArgs& args) {
-    cpu::read_lines(args);
-  });
-}
+  template <typename Id>
+  void run(const NoteArgs<Id>& args) const {
+    cpu::write_notes(args);
+  }
+  void run(const LineArgs& args) const { cpu::read_lines(args); }
+};
 
 #ifdef MOETUNER_WITH_CUDA
-T notes_cuda(const T& topk_ids,
-             const T& keys,
-             const T& candidates,
-             const T& num_candidates,
-             std::int64_t slots_per_rank,
-             std::int64_t num_ranks,
-             std::int64_t rank) {
-  const c10::DeviceGuard guard(topk_ids.device());
-  return write_notes(
-      topk_ids,
-      keys,
-      candidates,
-      num_candidates,
-      slots_per_rank,
-      num_ranks,
-      rank,
-      [](const auto& args) { cuda::write_notes(args, c10::cuda::getCurrentCUDAStream()); });
-}
+class OnCuda {
+ public:
+  explicit OnCuda(const T& here) : guard_(here.device()) {}
 
-Lines lines_cuda(const T& arrived,
-                 const T& mine,
-                 std::int64_t num_destinations,
+  template <typename Id>
+  void run(const NoteArgs<Id>& args) const {
+    cuda::write_notes(args, c10::cuda::getCurrentCUDAStream());
+  }
+  void run(const LineArgs& args) const {
+    cuda::read_lines(args, c10::cuda::getCurrentCUDAStream());
+  }
+
+ private:
+  c10::DeviceGuard guard_;
+};
+#endif
+
+/// Both ops on one kind of device.
+template <typename Device>
+struct Ops {
+  static T notes(const T& topk_ids,
+                 const T& keys,
+                 const T& candidates,
+                 const T& num_candidates,
+                 std::int64_t slots_per_rank,
                  std::int64_t num_ranks,
                  std::int64_t rank) {
-  const c10::DeviceGuard guard(arrived.device());
-  return read_lines(arrived, mine, num_destinations, num_ranks, rank, [](const LineArgs& args) {
-    cuda::read_lines(args, c10::cuda::getCurrentCUDAStream());
-  });
-}
-#endif
+    const Device device(topk_ids);
+    check_ids(kNotesOp, "topk_ids", topk_ids);
+    check_rank(kNotesOp, num_ranks, rank);
+    check_table("keys", keys, at::kLong, topk_ids);
+    check_table("candidates", candidates, at::kInt, topk_ids);
+    check_table("num_candidates", num_candidates, at::kInt, topk_ids);
+    const std::int64_t num_tokens = topk_ids.size(0);
+    TORCH_CHECK_VALUE(keys.dim() == 2 && keys.size(0) == num_tokens && keys.size(1) == 2,
+                      kNotesOp,
+                      ": keys must be [",
+                      num_tokens,
+                      ", 2], got ",
+                      keys.sizes());
+    TORCH_CHECK_VALUE(
+        candidates.dim() == 2 && num_candidates.numel() == candidates.size(0) &&
+            candidates.size(1) > 0 && slots_per_rank > 0,
+        kNotesOp,
+        ": candidates must be [experts, replicas] beside num_candidates and a positive "
+        "slots_per_rank, got ",
+        candidates.sizes());
+    const std::int64_t num_destinations = std::min(topk_ids.size(1), num_ranks);
+    const std::int64_t width = note_width(num_destinations);
+    const T notes = at::empty({num_tokens, width}, topk_ids.options().dtype(at::kFloat));
+    with_id_type(topk_ids, [&]<typename Id>() {
+      device.run(NoteArgs<Id>{.topk_ids = topk_ids.const_data_ptr<Id>(),
+                              .keys = keys.const_data_ptr<std::int64_t>(),
+                              .candidates = candidates.const_data_ptr<std::int32_t>(),
+                              .num_candidates = num_candidates.const_data_ptr<std::int32_t>(),
+                              .notes = notes.mutable_data_ptr<float>(),
+                              .num_tokens = num_tokens,
+                              .top_k = topk_ids.size(1),
+                              .num_experts = candidates.size(0),
+                              .max_candidates = candidates.size(1),
+                              .slots_per_rank = slots_per_rank,
+                              .num_ranks = num_ranks,
+                              .rank = rank,
+                              .num_destinations = num_destinations,
+                              .width = width});
+    });
+    return notes;
+  }
+
+  static Lines lines(const T& arrived,
+                     const T& mine,
+                     std::int64_t num_destinations,
+                     std::int64_t num_ranks,
+                     std::int64_t rank) {
+    const Device device(arrived);
+    check_rank(kLinesOp, num_ranks, rank);
+    TORCH_CHECK_VALUE(num_destinations > 0 && num_destinations <= num_ranks,
+                      kLinesOp,
+                      ": num_destinations must be 1 to ",
+                      num_ranks,
+                      ", got ",
+                      num_destinations);
+    check_notes("arrived", arrived, note_width(num_destinations));
+    check_notes("mine", mine, note_width(num_destinations));
+    check_device(kLinesOp, "mine", mine, "arrived", arrived);
+    const auto int32 = arrived.options().dtype(at::kInt);
+    const std::int64_t num_lines = arrived.size(0) + mine.size(0);
+    Lines found{at::empty({arrived.size(0), 1}, int32),
+                at::empty({num_lines, num_destinations}, int32),
+                at::empty({num_lines, 2}, int32.dtype(at::kLong)),
+                at::empty({num_lines}, int32.dtype(at::kLong)),
+                at::zeros({2}, int32)};
+    auto& [out, into, keys, order, counts] = found;
+    device.run(LineArgs{.arrived = arrived.const_data_ptr<float>(),
+                        .mine = mine.const_data_ptr<float>(),
+                        .out = out.mutable_data_ptr<std::int32_t>(),
+                        .into = into.mutable_data_ptr<std::int32_t>(),
+                        .keys = keys.mutable_data_ptr<std::int64_t>(),
+                        .order = order.mutable_data_ptr<std::int64_t>(),
+                        .counts = counts.mutable_data_ptr<std::int32_t>(),
+                        .num_arrived = arrived.size(0),
+                        .num_tokens = mine.size(0),
+                        .num_destinations = num_destinations,
+                        .num_ranks = num_ranks,
+                        .rank = rank,
+                        .width = arrived.size(1)});
+    return found;
+  }
+
+  static void implement(torch::Library& m) {
+    m.impl("follow_notes", &notes);
+    m.impl("follow_lines", &lines);
+  }
+};
 
 }  // namespace
 
@@ -228,16 +206,10 @@ TORCH_LIBRARY_FRAGMENT(moetuner, m) {
       "-> (Tensor out, Tensor into, Tensor keys, Tensor order, Tensor counts)");
 }
 
-TORCH_LIBRARY_IMPL(moetuner, CPU, m) {
-  m.impl("follow_notes", &notes_cpu);
-  m.impl("follow_lines", &lines_cpu);
-}
+TORCH_LIBRARY_IMPL(moetuner, CPU, m) { Ops<OnCpu>::implement(m); }
 
 #ifdef MOETUNER_WITH_CUDA
-TORCH_LIBRARY_IMPL(moetuner, CUDA, m) {
-  m.impl("follow_notes", &notes_cuda);
-  m.impl("follow_lines", &lines_cuda);
-}
+TORCH_LIBRARY_IMPL(moetuner, CUDA, m) { Ops<OnCuda>::implement(m); }
 #endif
 
 }  // namespace moetuner
