@@ -52,7 +52,8 @@ class Made:
         """Seconds of one way."""
         load = one_way(case, way, self.topology.ranks_per_node, SEED)
         rates = (self.egress, self.ingress, self.node_egress, self.node_ingress)
-        links = max(b / r for b, r in zip(load.bytes_on, rates, strict=True))
+        seconds = [b / r for b, r in zip(load.bytes_on, rates, strict=True)]
+        links = max(seconds[:2]) + max(seconds[2:])  # of ranks, then of nodes
         start = {
             "local": self.local,
             "rank": self.rank_base + self.rank_per_rank * self.in_node(case),
