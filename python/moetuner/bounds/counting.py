@@ -234,7 +234,7 @@ class Counting:
         num_ranks = self.problem.topology.num_ranks
         ranks = -(-(ids >= 0).sum(axis=1) // self.problem.slots_per_rank)
         sums = np.bincount(batches, weights=ranks, minlength=len(rows))
-        return np.maximum(sums / num_ranks, rows.max(axis=1))
+        return np.asarray(np.maximum(sums / num_ranks, rows.max(axis=1)))
 
     def uniform(self, part: str, layer: int) -> bool:
         """Whether homes are uniform for one direction at a layer."""

@@ -34,7 +34,7 @@ class LinkLevel:
     combine: float
     latency: float
     inside: dict[str, float]
-    """By direction, seconds at least of a token's visit to a rank: of the hop inside its
+    """By direction, seconds at least of a token's visit to a rank: the hop inside its
     node, from uniform homes. 0 where that is not a hop of its own."""
 
     @classmethod
