@@ -1,5 +1,7 @@
 """Models whose ranks share a batch: shares and sums, exported and compiled."""
 
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -41,6 +43,25 @@ def test_shares_and_sums_with_gradients(num_ranks):
     run_on_ranks(num_ranks, _shares)
 
 
+def _checked_by_torch(rank, num_ranks):
+    group, ops = dist.group.WORLD.group_name, torch.ops.moetuner
+    batch = torch.randn(6, HIDDEN, requires_grad=True)
+    share = torch.randn(6 // num_ranks, HIDDEN, requires_grad=True)
+    ids = torch.arange(12).view(6, 2)
+    for op, args in (
+        (ops.own_rows, ([batch, ids], group)),
+        (ops.own_rows_again, (batch.detach(), len(share), group)),
+        (ops.all_rows, (share, 6, group)),
+        (ops.in_common, (batch, group)),
+        (ops.sum_over_ranks, (batch.detach(), group)),
+    ):
+        torch.library.opcheck(op.default, args)
+
+
+def test_opcheck():
+    run_on_ranks(2, _checked_by_torch)
+
+
 class Logits(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
@@ -63,7 +84,7 @@ def _ids(count, seed=0):
 
 def _exported(rank, num_ranks):
     placement = make_placement("replicated", num_ranks, num_layers=3)
-    placement = _from_layer_0(placement)
+    placement = replace(placement, layer_ids=placement.layer_ids - 3)
     eager = Logits(make_model("Olmoe"))
     for shared, options in [(s, f) for s in (True, False) for f in _forms(num_ranks)]:
         model = make_model("Olmoe")
@@ -80,12 +101,6 @@ def _exported(rank, num_ranks):
                 ids = _ids(count, seed=0 if shared else rank)
                 wanted = eager(ids)
                 torch.testing.assert_close(run(ids), wanted, rtol=1e-4, atol=1e-5)
-
-
-def _from_layer_0(placement):
-    from dataclasses import replace
-
-    return replace(placement, layer_ids=placement.layer_ids - placement.layer_ids[0])
 
 
 ALSO = [pytest.param(n, marks=pytest.mark.slow) for n in (1, 4)]
