@@ -2,6 +2,7 @@
 
 #include "communicator.h"
 #include "moetuner/transport/window.h"
+#include "size_guess.h"
 
 #include <cstdint>
 #include <memory>
@@ -61,6 +62,7 @@ class PeerGroup {
   void follow_stream();
 
   transport::Window& window() { return *window_; }
+  SizeGuess& size_guess() { return size_guess_; }
   int rank() const { return static_cast<int>(communicator_.rank()); }
   std::int64_t num_ranks() const { return communicator_.num_ranks(); }
   const TransportSettings& settings() const { return settings_; }
@@ -80,6 +82,7 @@ class PeerGroup {
   std::vector<std::unique_ptr<transport::Window>> captured_;  // that CUDA graphs still use
   bool is_captured_ = false;
   void* stream_ = nullptr;
+  SizeGuess size_guess_;
 };
 
 /// The group's own, made at the first call.
