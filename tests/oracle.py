@@ -48,6 +48,8 @@ def _couples_layers(problem):
 
 def _shortest_path(problem, states):
     """State of each layer, int64 [L], that minimises the objective."""
+    if problem.objective is Objective.MODELLED_TIME:
+        return _times_of_layers(problem, states).argmin(axis=0)
     if problem.objective not in (Objective.LINK_TRAFFIC, Objective.TOTAL_TRAFFIC):
         return np.array(
             [
@@ -71,6 +73,12 @@ def _shortest_path(problem, states):
     for previous in reversed(came_from):
         path.append(int(previous[path[-1]]))
     return np.array(path[::-1])
+
+
+def _times_of_layers(problem, states):
+    """Seconds [states, L]: of placements whose layers are all in one state."""
+    alike = (place(problem, np.tile(s, (problem.num_layers, 1))) for s in states)
+    return np.stack([problem.workload.layer_seconds(each) for each in alike])
 
 
 def _varied(problem, states, layer):

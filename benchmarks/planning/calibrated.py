@@ -214,7 +214,7 @@ def plan(machines, options, ranks, folder: Path) -> Path:
     while code is None:
         if program is not None:
             try:
-                mine = program.wait(_POLL)
+                mine = abs(program.wait(_POLL))  # a signal's is negative
             except subprocess.TimeoutExpired:
                 mine = -1
         code = (

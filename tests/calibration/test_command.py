@@ -1,13 +1,13 @@
 """`moetuner calibrate` on Gloo ranks, in tiny sizes; and what goes wrong."""
 
 import json
-import os
 import re
 import socket
 import subprocess
 import sys
 
 import pytest
+from forked import Done, run_programs
 from moetuner.evaluation.hardware_file import read_hardware
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -16,26 +16,19 @@ TINY = [
     *("--seconds", "0.3", "--device", "cpu", "--hidden-size", "32"),
     *("--expert-hidden-size", "32", "--experts", "8", "--top-k", "2"),
 ]
-ALONE = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def run(*arguments, cwd, ranks=0, code=0):
-    """The command alone, or on so many ranks under torchrun."""
-    program = [sys.executable, "-m", "moetuner"]
-    if ranks:
-        program = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        program += ["--nproc-per-node", str(ranks), "-m", "moetuner"]
-    done = subprocess.run(
-        [*program, "calibrate", *TINY, *map(str, arguments)],
-        cwd=cwd,
-        env=ALONE,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
+def run(*arguments, cwd, ranks=1, code=0):
+    """The command, alone or on so many ranks, and what they all said."""
+    words = ["-m", "moetuner", "calibrate", *TINY, *arguments]
+    every = run_programs([words] * ranks, cwd=cwd, ranked=ranks > 1)
+    codes = [done.returncode for done in every]
+    assert codes == [code] * ranks, [done.stdout + done.stderr for done in every]
+    return Done(
+        returncode=code,
+        stdout="".join(done.stdout for done in every),
+        stderr="".join(done.stderr for done in every),
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -141,40 +134,14 @@ with join(CalibrationOptions(device="cpu", seconds=0.3, shapes=(shape,))):
 """
 
 
-def start(program, rank, port, cwd):
-    """One of two ranks; nobody ends the other when it fails."""
-    own = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
-    return subprocess.Popen(
-        [sys.executable, *program],
-        cwd=cwd,
-        env=ALONE | own,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def two_ranks(first, second, cwd):
-    """Codes and errors of two programs that are rank 0 and rank 1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [start(p, i, port, cwd) for i, p in enumerate((first, second))]
-    try:
-        said = [rank.communicate(timeout=200)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [rank.returncode for rank in ranks], said
-
-
 def test_a_rank_that_ends_is_an_error_and_the_former_file_stays(tmp_path):
     (tmp_path / "x.toml").write_text("as it was")
     command = ["-m", "moetuner", "calibrate", *TINY, "--out", "x.toml"]
-    codes, said = two_ranks(command, ["-c", GONE], tmp_path)
-    assert codes[0] == 1, said
-    assert re.search(r"error: calibrate: .*a rank ended or no longer answers", said[0])
+    said, _ = run_programs([command, ["-c", GONE]], cwd=tmp_path)
+    assert said.returncode == 1, said
+    assert re.search(
+        r"error: calibrate: .*a rank ended or no longer answers", said.stderr
+    )
     assert (tmp_path / "x.toml").read_text() == "as it was"
     assert [path.name for path in tmp_path.iterdir()] == ["x.toml"]
 

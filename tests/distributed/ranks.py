@@ -15,17 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from forked import fork_server
 
 TIMEOUT = timedelta(seconds=240)  # ranks that compile wait for each other
-IMPORTED_ONCE = [
-    "pytest",
-    "torch.distributed",
-    "moetuner.nn",
-    "moetuner.evaluation.verify",
-    "moetuner.planning.plan",
-    "moetuner.integrations.transformers",  # passed over where there is no Transformers
-    "torch._inductor.compile_fx",
-]
 RANKS_PER_DEVICE = "NCCL_MULTI_RANK_GPU_ENABLE"  # NCCL >= 2.30 lets ranks share a GPU
 
 
@@ -62,8 +54,7 @@ def start_method(device="cpu"):
     """How a process for a rank begins."""
     if device == "cuda":
         return "spawn"
-    mp.set_forkserver_preload(IMPORTED_ONCE)
-    return "forkserver"
+    return fork_server().get_start_method()
 
 
 def need_devices(num_ranks):

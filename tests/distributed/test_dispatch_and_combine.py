@@ -116,6 +116,7 @@ def _rows_and_counters(rank, num_ranks, device, levels):
         wanted = np.concatenate([wanted, passed_on])
         arrivals.sort()
         x, ids, weights = make_tokens(case, rank, device)
+        sent_by = [make_tokens(case, sender)[0] for sender in range(num_ranks)]
         for options in _forms(case, num_ranks, levels):
             counters = torch.zeros(len(wanted), dtype=torch.int64, device=device)
             options |= {"counters": counters}
@@ -129,7 +130,7 @@ def _rows_and_counters(rank, num_ranks, device, levels):
                 [a[0] for a in arrivals], rank * size + 1 + np.arange(size)
             )
             assert sent.end_offsets.tolist() == ends.tolist(), case
-            rows = [make_tokens(case, a[2])[0][a[3]] for a in arrivals]
+            rows = [sent_by[sender][token] for *_, sender, token in arrivals]
             filled = sent.rows[: len(rows)].cpu()
             assert not rows or torch.equal(filled, torch.stack(rows)), case
 

@@ -1,4 +1,4 @@
-"""The three programs on two Gloo processes, each started as its README says."""
+"""The three programs on Gloo ranks; slow tests start them as their README says."""
 
 import functools
 import os
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import run_programs
 
 pytest.importorskip("torch", reason="torch is not installed")
 
@@ -15,6 +16,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "exchange"
 
 
 def run(script, ranks=2):
+    """What all ranks print: they are told what torchrun tells them."""
+    every = run_programs([[EXAMPLES / script]] * ranks, cwd=Path.cwd())
+    said = "".join(done.stdout for done in every)
+    codes = [done.returncode for done in every]
+    assert codes == [0] * ranks, said + "".join(done.stderr for done in every)
+    return said
+
+
+def torchrun(script, ranks=2):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -30,8 +40,12 @@ def run(script, ranks=2):
     return done.stdout
 
 
-def test_ops():
-    said = run("ops.py")
+STARTERS = [run, pytest.param(torchrun, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("start", STARTERS)
+def test_ops(start):
+    said = start("ops.py")
     told = re.findall(r"(\w+): (\d+) rows left a rank, predicted (\d+)", said)
     assert [name for name, *_ in told] == ["contiguous", "planned"], said
     assert all(int(counted) == int(predicted) > 0 for _, counted, predicted in told)
@@ -44,8 +58,9 @@ def layer_says():
     return functools.cache(functools.partial(run, "layer.py"))
 
 
-def test_layer(layer_says):
-    said = layer_says(2)
+@pytest.mark.parametrize("start", STARTERS)
+def test_layer(layer_says, start):
+    said = layer_says(2) if start is run else start("layer.py")
     losses = losses_of(said)
     assert losses[1] < losses[0], said
     assert "placed: the output is the same" in said
@@ -67,6 +82,6 @@ def test_layer_trains_like_one_process(layer_says, ranks):
 @pytest.mark.slow
 def test_transformers_model():
     pytest.importorskip("transformers", reason="Transformers is not there")
-    said = run("transformers_model.py")
+    said = torchrun("transformers_model.py")
     assert "2 ranks generate what one does: 20 tokens each" in said
     assert "counters are as predicted" in said

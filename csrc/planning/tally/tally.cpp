@@ -59,11 +59,18 @@ ReplicaNumbers numbers_of(const TallyArgs& args, const Choosing& choosing, std::
           choosing.rows};
 }
 
+/// Threads for the tally: to start one takes longer than to count a few thousand choices.
+int threads_of(const TallyArgs& args) {
+  constexpr std::int64_t kFewChoices = 4096;
+  const bool few = args.num_tokens * args.num_layers * args.top_k <= kFewChoices;
+  return few ? 1 : args.num_threads;
+}
+
 /// `parallel_for`, with a look at what may end it before each piece.
 void in_pieces(const TallyArgs& args,
                std::int64_t count,
                const std::function<void(std::int64_t)>& body) {
-  parallel_for(count, args.num_threads, [&](std::int64_t piece) {
+  parallel_for(count, threads_of(args), [&](std::int64_t piece) {
     if (args.between) args.between();
     body(piece);
   });

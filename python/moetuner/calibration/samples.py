@@ -221,7 +221,7 @@ class LayerSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertsSample:
-    """The experts of one rank on rows that are spread evenly over the active ones."""
+    """The experts of one rank on rows of the active ones, shared out unevenly."""
 
     shape: LayerShape
     rows: int

@@ -26,7 +26,9 @@ from moetuner.trace.split import sequence_index
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moetuner._core import LayerPrice
     from moetuner.placement.model import Placement
+    from moetuner.placement.topology import Topology
 
     Floats = NDArray[np.float64]
 
@@ -68,7 +70,10 @@ class LayerSeconds:
 
 def price(rows: RoutingTally, cost: CostModel) -> LayerSeconds:
     """Modelled time of every layer, for each group of the tally."""
-    layer_price = cost.layer_price(rows.topology)
+    return _price_by(rows, cost.layer_price(rows.topology))
+
+
+def _price_by(rows: RoutingTally, layer_price: LayerPrice) -> LayerSeconds:
     exchange = {}
     for prefix, direction in (
         ("", layer_price.rates.dispatch),
@@ -234,8 +239,8 @@ class _Times:
     """Over batches, [L]"""
 
     @classmethod
-    def of(cls, rows: RoutingTally, cost: CostModel) -> _Times:
-        times = price(rows, cost)
+    def of(cls, rows: RoutingTally, layer_price: LayerPrice) -> _Times:
+        times = _price_by(rows, layer_price)
         total = times.total
         total.setflags(write=False)
         return cls(total=total, layer_mean=times.layer.mean(axis=0))
@@ -288,6 +293,9 @@ class Workload:
     batches: tuple[NDArray[np.int32], ...] = field(init=False)
     """`batch_index` of each trace."""
     _known: dict[tuple[Any, ...], tuple[_Times, ...]] = field(
+        init=False, repr=False, default_factory=dict
+    )
+    _prices: dict[Topology, LayerPrice] = field(
         init=False, repr=False, default_factory=dict
     )
 
@@ -358,13 +366,20 @@ class Workload:
                     tally_batches(
                         trace, placement, self.cost, batches, num_threads=num_threads
                     ),
-                    self.cost,
+                    self._price_on(placement.topology),
                 )
                 for trace, batches in zip(self.traces, self.batches, strict=True)
             )
             while len(self._known) >= _KNOWN:
                 self._known.pop(next(iter(self._known)))
             self._known[key] = found
+        return found
+
+    def _price_on(self, topology: Topology) -> LayerPrice:
+        """The layer's price there: made once, for a search asks thousands of times."""
+        found = self._prices.get(topology)
+        if found is None:
+            found = self._prices[topology] = self.cost.layer_price(topology)
         return found
 
     def seconds(self, placement: Placement, *, num_threads: int = 0) -> float:
