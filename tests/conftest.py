@@ -21,7 +21,11 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 os.environ["TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"] = "1"
 
 # `make test-all` takes the last, by its name.
-for profile, examples, same in (("dev", 50, False), ("ci", 50, True), ("all", 200, True)):
+for profile, examples, same in (
+    ("dev", 50, False),
+    ("ci", 50, True),
+    ("all", 200, True),
+):
     hypothesis.settings.register_profile(
         profile, max_examples=examples, deadline=None, derandomize=same
     )
