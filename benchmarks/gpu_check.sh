@@ -41,8 +41,11 @@ tail -5 "$OUT/tests.log"
 on_one_gpu=()
 [ -n "${MOETUNER_NCCL:-}" ] && on_one_gpu=(benchmarks/exchange/on_one_gpu.sh "$MOETUNER_NCCL")
 "${on_one_gpu[@]}" python3 -m pytest tests/distributed -q -p no:cacheprovider -k cuda \
-  > "$OUT/distributed.log" 2>&1 || failed=1
+  --ignore tests/distributed/test_matrix.py > "$OUT/distributed.log" 2>&1 || failed=1
+"${on_one_gpu[@]}" python3 -m pytest tests/distributed/test_matrix.py -q -p no:cacheprovider -k cuda \
+  -n 6 --matrix "$OUT/matrix.md" > "$OUT/matrix.log" 2>&1 || failed=1
 tail -5 "$OUT/distributed.log"
+tail -5 "$OUT/matrix.log"
 for tool in "${tools[@]}"; do wait "$tool" || failed=1; done
 tail -qn 2 "$OUT"/{memcheck,racecheck,initcheck}.log
 

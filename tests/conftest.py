@@ -1,3 +1,4 @@
+import itertools
 import os
 import zlib
 from pathlib import Path
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import numpy as np
 import pytest
+from matrix_table import outcomes_of, summary_of, table_of
 
 # torch keeps what it compiled for later programs. It knows a graph by its calls, not by
 # what our ops tell the compiler of themselves: a stale one left an exchange out.
@@ -69,3 +71,24 @@ def pytest_runtest_setup(item):
     if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
         pytest.fail("needs a CUDA device, and FAIL_WITHOUT_CUDA=1", pytrace=False)
     pytest.skip("needs a CUDA device")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--matrix", metavar="FILE", help="write the table of the matrix's cells there"
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What the tests of the matrix went through; also where they ran elsewhere."""
+    reports = itertools.chain.from_iterable(terminalreporter.stats.values())
+    outcomes = outcomes_of(reports)
+    if not outcomes:
+        return
+    lines = table_of(outcomes)
+    terminalreporter.section(f"matrix: {summary_of(outcomes)}")
+    for line in lines:
+        terminalreporter.write_line(line)
+    named = config.getoption("--matrix")
+    if named:
+        Path(named).write_text("\n".join([*lines, "", summary_of(outcomes), ""]))

@@ -1,7 +1,8 @@
-"""DeepEP's normal kernels as a method of the benchmarks; needs its wheel.
+"""DeepEP's kernels as methods of the benchmarks, inside a node; needs its wheel, 1.2.
 
-Its rows are by token. Our permute brings them to their experts, and our unpermute makes
-the sums that it takes back.
+Rows of the normal ones are by token. Our permute brings them to their experts, and our
+unpermute makes the sums that they take back. The low-latency ones have a row for each
+(token, expert) and room for all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ BUFFER_BYTES = int(2e9)  # as its own tests have it inside a node
 
 
 class DeepEp(Method):
-    """`deep_ep.Buffer` of DeepEP 1.2, inside a node."""
+    """Its normal kernels."""
 
     def __init__(self, layer, inputs):
         from deep_ep import Buffer
@@ -40,3 +41,35 @@ class DeepEp(Method):
     def combine(self, done):
         sums = unpermute(done, self.state["map"], self.state["weights"])
         return self.buffer.combine(sums, self.state["handle"])[0]
+
+
+class DeepEpLowLatency(Method):
+    """Its low-latency kernels, for the tokens that `inputs` have."""
+
+    def __init__(self, layer, inputs):
+        from deep_ep import Buffer
+
+        super().__init__(layer, "DeepEP low latency", inputs)
+        num_ranks, experts = dist.get_world_size(), len(layer.slot_experts)
+        size = Buffer.get_low_latency_rdma_size_hint(
+            *inputs[0].shape, num_ranks, experts
+        )
+        self.buffer = Buffer(
+            dist.group.WORLD,
+            0,
+            size,
+            low_latency_mode=True,
+            num_qps_per_rank=experts // num_ranks,
+            allow_nvlink_for_low_latency_mode=True,
+        )
+
+    def dispatch(self, x, ids, weights):
+        rows, counts, handle, _, _ = self.buffer.low_latency_dispatch(
+            x, ids, len(x), len(self.layer.slot_experts), use_fp8=False
+        )
+        self.state = {"ids": ids, "weights": weights, "handle": handle}
+        return rows, counts
+
+    def combine(self, done):
+        ids, weights, handle = self.state.values()
+        return self.buffer.low_latency_combine(done, ids, weights, handle)[0]

@@ -1,15 +1,22 @@
-"""How well a calibrated machine predicts: calibrates on some shapes, scores others.
+"""How well a calibrated machine predicts, and whether plans made with it are faster.
 
     torchrun --nproc-per-node 4 benchmarks/planning/calibrated.py --device cpu
     torchrun --nproc-per-node 2 benchmarks/planning/calibrated.py --out FILE.json
     python benchmarks/planning/calibrated.py --seconds 25 --out FILE.json
 
+Calibrates on some shapes, plans for others, and measures the plans and every baseline.
 A cell is a model's shape, a number of tokens of a rank and a placement: some layers of
-made-up routing that none of the placements was planned on, run behind each other.
+made-up routing, of tokens that no placement was planned on, run behind each other.
 Prefill is launched, in the exact form; decoding is replayed from a CUDA graph of the
-fixed form where one can hold it. Scores: the error of each cell, how many are within
-15 %, how many pairs of placements are ranked as they were measured, and predicted
-gains that were losses. Writes nothing where the machine was busy when it began.
+fixed form where one can hold it. Placements take turns, so that none has the better
+moment. Scores: the error of each cell, how many are within 15 %, how many pairs of
+placements are ranked as they were measured, predicted gains that were losses, and each
+plan beside the fastest baseline. Writes nothing where the machine was busy when it
+began.
+
+In three steps, where the machine is dear: `--calibrate-only --machines FOLDER` there,
+`calibrated_plans.py` anywhere, then `--hardware FOLDER/exact.toml,FOLDER/fixed.toml
+--plans PLANS.json`.
 
 Legend: T tokens of a rank, L layers, G ranks.
 """
@@ -17,18 +24,28 @@ Legend: T tokens of a rank, L layers, G ranks.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
-import statistics
-from dataclasses import asdict, replace
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import report
 import torch
+from calibrated_cells import (
+    MAX_BATCHES,
+    Cell,
+    add_cell_options,
+    cell_arguments,
+    cells_asked,
+    one_layer,
+)
+from calibrated_plans import add_plan_options, machines_of, plan_arguments, read_plans
+from calibrated_scores import page, row_of, summary
 from moetuner.calibration.fit import Origin, fit_hardware
-from moetuner.calibration.loads import KnownLoad
 from moetuner.calibration.measure import join, measure
 from moetuner.calibration.measure.clock import Clock
 from moetuner.calibration.measure.graphs import captured
@@ -36,100 +53,15 @@ from moetuner.calibration.measure.layers import path_of
 from moetuner.calibration.measure.memory import need_memory
 from moetuner.calibration.measure.timed_layer import TimedLayer, make_experts
 from moetuner.calibration.options import CalibrationOptions, Device
-from moetuner.calibration.samples import Form, LayerShape
+from moetuner.calibration.samples import Form
 from moetuner.evaluation.cost import CostModel, Homes
 from moetuner.evaluation.hardware_file import find_hardware, hardware_text
-from moetuner.evaluation.models import ModelShape
 from moetuner.evaluation.step_times import part_seconds
 from moetuner.evaluation.tally import tally
-from moetuner.evaluation.workload import Workload
-from moetuner.placement.model import Placement
-from moetuner.problem import Objective, PlacementProblem
-from moetuner.solver import SolverOptions, get_solver
-from moetuner.trace import TOPIC_PRESETS, Trace, topic_trace
 
-# Sizes of the models that score. On CPUs their routing, with smaller experts.
-SCORED = {
-    "cuda": {
-        "deepseek-v2-lite": (2048, 1408),
-        "gpt-oss": (2880, 2880),
-        "mixtral": (4096, 14336),
-    },
-    "cpu": {
-        "deepseek-v2-lite": (320, 176),
-        "gpt-oss": (360, 360),
-        "mixtral": (448, 448),
-    },
-}
-TOKENS = {
-    "cuda": {Form.EXACT: (512, 2048, 8192), Form.FIXED: (16, 64, 256)},
-    "cpu": {Form.EXACT: (128, 512), Form.FIXED: (8, 32)},
-}
-PLANNERS = {
-    "contiguous": Objective.MAX_LOAD,
-    "random": Objective.MAX_LOAD,
-    "lpt": Objective.MAX_LOAD,
-    "joint": Objective.MODELLED_TIME,
-}
-ALONE = {"contiguous": Objective.MAX_LOAD}  # one rank has no choice
-WITHIN, CERTAIN_GAIN = 0.15, 0.02
-MEASURED_SEED, PLANNED_SEED = 1, 2
-
-
-def first_tokens(whole: Trace, num_tokens: int, num_ranks: int) -> Trace:
-    """The first of a trace, `num_tokens` on each rank in turn."""
-    number = np.arange(num_tokens * num_ranks)
-    return Trace(
-        topk_ids=whole.topk_ids[number],
-        num_experts=whole.num_experts,
-        layer_ids=whole.layer_ids,
-        sequence=whole.sequence[number],
-        home_rank=(number // num_tokens).astype(np.int16),
-        ranked=whole.ranked,
-    )
-
-
-def planned(trace: Trace, cost: CostModel, ranks, seconds: float):
-    """Placements by name, planned on rank 0, the same on all."""
-    found = None
-    if ranks.rank == 0:
-        workload = Workload(traces=(trace,), cost=cost, batch_tokens=0)
-        problem = PlacementProblem.from_workload(workload, ranks.topology)
-        options = SolverOptions(time_limit=seconds, seed=0)
-        planners = PLANNERS if ranks.topology.num_ranks > 1 else ALONE
-        found = {
-            name: get_solver(name)
-            .solve(replace(problem, objective=objective), options)
-            .placement.slot_experts
-            for name, objective in planners.items()
-        }
-    slots = ranks.every(found)[0]
-    return {
-        name: Placement(
-            slot_experts=own,
-            layer_ids=trace.layer_ids,
-            num_experts=trace.num_experts,
-            topology=ranks.topology,
-        )
-        for name, own in slots.items()
-    }
-
-
-def one_layer(trace: Trace, placement: Placement, layer: int) -> KnownLoad:
-    only = np.zeros(1, np.int32)
-    return KnownLoad(
-        trace=Trace(
-            topk_ids=np.ascontiguousarray(trace.topk_ids[:, layer : layer + 1]),
-            num_experts=trace.num_experts,
-            layer_ids=only,
-            home_rank=trace.home_rank,
-        ),
-        placement=replace(
-            placement,
-            slot_experts=placement.slot_experts[layer : layer + 1],
-            layer_ids=only,
-        ),
-    )
+PLANNER = Path(__file__).with_name("calibrated_plans.py")
+PARTS = ("dispatch", "experts", "combine")
+_POLL = 0.5  # s
 
 
 def predicted(trace, placement, cost) -> dict[str, float]:
@@ -138,162 +70,117 @@ def predicted(trace, placement, cost) -> dict[str, float]:
     return {part.value: float(seconds.sum()) for part, seconds in told.items()}
 
 
-def timed(layers: list[TimedLayer], form: Form, ranks, seconds: float):
-    """Seconds of all layers behind each other; and of the parts where launched."""
-    clock = Clock(ranks)
-    steps = [s for own in layers for s in (own.dispatch, own.experts, own.combine)]
-    replay = captured(ranks, steps) if form is Form.FIXED else None
-    if replay is not None:
-        (_, total) = clock.time([replay], seconds)
-        return {"total": total}, True
-    *parts, total = clock.time(steps, seconds)
-    found = {"total": total}
-    for number, name in enumerate(("dispatch", "experts", "combine")):
-        own = parts[number::3]
-        found[name] = replace(total, seconds=sum(one.seconds for one in own))
-    return found, False
+def mean(dicts) -> dict[str, float]:
+    """Of each key that all have."""
+    keys = set.intersection(*map(set, dicts))
+    return {key: float(np.mean([d[key] for d in dicts])) for key in sorted(keys)}
 
 
-def score_model(model, machines, options, ranks) -> list[dict]:
-    """The cells of one model: all its phases, sizes and placements."""
-    kind, num_ranks = ranks.device.type, ranks.topology.num_ranks
-    hidden, inner = SCORED[kind][model]
-    routing = TOPIC_PRESETS[model]
-    shape = LayerShape(
-        hidden_size=hidden,
-        inner_size=inner,
-        num_experts=routing.num_experts,
-        top_k=routing.top_k,
-    )
-    size = -(-routing.num_experts // num_ranks)
-    need_memory(
-        ranks, 6 * options.layers * size * hidden * inner, f"experts of {model}"
-    )
-    experts = [make_experts(shape, size, ranks.device) for _ in range(options.layers)]
-    routing = replace(routing, num_layers=options.layers)
-    most = num_ranks * max(max(sizes) for sizes in TOKENS[kind].values())
-    traces = [
-        topic_trace(routing, num_tokens=most, seed=seed)
-        for seed in (MEASURED_SEED, PLANNED_SEED)
-    ]
-    path, cells = path_of(ranks), []
-    for form, sizes in TOKENS[kind].items():
-        for num_tokens in sizes:
-            cost = CostModel(
-                hardware=machines[form],
-                shape=ModelShape(hidden_size=hidden, expert_hidden_size=inner),
-                homes=Homes.RECORDED,
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All layers of one batch under one placement, ready to be timed."""
+
+    steps: list
+    replay: object | None
+
+    @classmethod
+    def of(cls, cell: Cell, batch, placement, experts, ranks, path) -> Run:
+        layers = [
+            TimedLayer(
+                one_layer(batch, placement, i), cell.form, cell.shape, own, ranks, path
             )
-            run, seen = (first_tokens(t, num_tokens, num_ranks) for t in traces)
-            placements = planned(seen, cost, ranks, options.plan_seconds)
-            for name, placement in placements.items():
-                layers = [
-                    TimedLayer(
-                        one_layer(run, placement, i), form, shape, own, ranks, path
-                    )
-                    for i, own in enumerate(experts)
-                ]
-                times, replayed = timed(layers, form, ranks, options.cell_seconds)
-                cells.append(
-                    {
-                        "model": model,
-                        "form": form.value,
-                        "replayed": replayed,
-                        "tokens_per_rank": num_tokens,
-                        "placement": name,
-                        "measured": {part: t.seconds for part, t in times.items()},
-                        "spread": times["total"].spread,
-                        "repeats": times["total"].repeats,
-                        "predicted": predicted(run, placement, cost),
-                    }
-                )
-                if ranks.rank == 0:
-                    print(*row_of(cells[-1]), sep="  ", flush=True)
+            for i, own in enumerate(experts)
+        ]
+        if cell.form is Form.FIXED:
+            for layer in layers:
+                layer.check()
+        steps = [s for own in layers for s in (own.dispatch, own.experts, own.combine)]
+        replay = captured(ranks, steps) if cell.form is Form.FIXED else None
+        return cls(steps=steps, replay=replay)
+
+    def time(self, clock: Clock, seconds: float) -> dict[str, float]:
+        """Seconds of all layers behind each other and their spread; of the parts, too,
+        where they are launched."""
+        if self.replay is not None:
+            (_, total) = clock.time([self.replay], seconds)
+            return {"total": total.seconds, "spread": total.spread}
+        *parts, total = clock.time(self.steps, seconds)
+        found = {"total": total.seconds, "spread": total.spread}
+        for number, name in enumerate(PARTS):
+            found[name] = sum(one.seconds for one in parts[number :: len(PARTS)])
+        return found
+
+
+def score_cell(cell, placements, hardware, experts, ranks, options) -> list[dict]:
+    """Every placement on the same batches, in turns, forwards and back again."""
+    cost = CostModel(hardware=hardware, shape=cell.model_shape, homes=Homes.RECORDED)
+    batches = cell.batches(ranks.topology.num_ranks, options.batches)
+    path, clock = path_of(ranks), Clock(ranks)
+    runs = {
+        name: [
+            Run.of(
+                cell, batch, placement, experts[placement.slots_per_rank], ranks, path
+            )
+            for batch in batches
+        ]
+        for name, placement in placements.items()
+    }
+    seconds = options.cell_seconds / (options.rounds * len(batches))
+    rounds = {name: [] for name in placements}
+    for number in range(options.rounds):
+        for name in list(placements)[:: -1 if number % 2 else 1]:
+            rounds[name].append(mean([run.time(clock, seconds) for run in runs[name]]))
+    cells = []
+    for name, placement in placements.items():
+        measured = mean(rounds[name])
+        totals = [of["total"] for of in rounds[name]]
+        spread = max(measured.pop("spread"), max(totals) - min(totals))
+        cells.append(
+            {
+                "model": cell.model,
+                "form": cell.form.value,
+                "replayed": runs[name][0].replay is not None,
+                "tokens_per_rank": cell.num_tokens,
+                "placement": name,
+                "measured": measured,
+                "spread": spread,
+                "predicted": mean(
+                    [predicted(batch, placement, cost) for batch in batches]
+                ),
+            }
+        )
+        if ranks.rank == 0:
+            print(*row_of(cells[-1]), sep="  ", flush=True)
     return cells
 
 
-def error_of(cell) -> float:
-    return cell["predicted"]["total"] / cell["measured"]["total"] - 1
-
-
-def row_of(cell) -> list[str]:
-    measured, told = cell["measured"], cell["predicted"]
-    parts = [
-        f"{told[part] / measured[part]:.2f}" if part in measured else "-"
-        for part in ("dispatch", "experts", "combine")
-    ]
-    return [
-        cell["model"],
-        f"{cell['form']}{', replayed' if cell['replayed'] else ''}",
-        str(cell["tokens_per_rank"]),
-        cell["placement"],
-        f"{measured['total'] * 1e3:.4g} ({cell['spread'] * 1e3:.2g})",
-        f"{told['total'] * 1e3:.4g}",
-        f"{error_of(cell):+.0%}",
-        *parts,
-    ]
-
-
-def summary(cells) -> dict[str, float | int]:
-    """Errors of cells; pairs of placements of one model and size, and their order."""
-    errors = [abs(error_of(cell)) for cell in cells]
-    pairs = right = gains = losses = 0
-
-    def group(cell):
-        return cell["model"], cell["form"], cell["tokens_per_rank"]
-
-    for _, own in itertools.groupby(sorted(cells, key=group), key=group):
-        for a, b in itertools.combinations(list(own), 2):
-            measured = a["measured"]["total"] - b["measured"]["total"]
-            told = a["predicted"]["total"] - b["predicted"]["total"]
-            certain = abs(measured) > max(a["spread"], b["spread"])
-            pairs += certain
-            right += certain and measured * told > 0
-            slower = max(a["predicted"]["total"], b["predicted"]["total"])
-            gain = abs(told) > CERTAIN_GAIN * slower
-            gains += gain
-            losses += gain and certain and measured * told < 0
-    return {
-        "cells": len(cells),
-        "median_error": statistics.median(errors),
-        "worst_error": max(errors),
-        "within_15_percent": sum(error <= WITHIN for error in errors) / len(errors),
-        "pairs_beyond_spread": pairs,
-        "ranked_right": right,
-        "predicted_gains": gains,
-        "gains_that_were_losses": losses,
-    }
-
-
-def page(env, machines, cells, told) -> list[str]:
-    lines = report.head("Calibrated predictions beside measured times", env)
-    lines += [
-        f"- {name.replace('_', ' ')}: {value:.4g}" for name, value in told.items()
-    ]
-    for form, machine in machines.items():
-        lines += ["", f"Fitted times, {form.value} form:", ""]
-        head = ["part", "times", "median error", "worst"]
-        rows = [
-            [r.part, str(r.points), f"{r.median:.1%}", f"{r.worst:.1%}"]
-            for r in machine.calibration.residuals
+def score_model(cells, machines, plans, options, ranks) -> list[dict]:
+    """All cells of one model, whose experts are made once."""
+    placements = {cell.key: read_plans(plans, cell, ranks.topology) for cell in cells}
+    sizes = {p.slots_per_rank for own in placements.values() for p in own.values()}
+    first = cells[0]
+    weights = 6 * sum(sizes) * first.hidden_size * first.inner_size
+    need_memory(ranks, first.num_layers * weights, f"experts of {first.model}")
+    experts = {
+        size: [
+            make_experts(first.shape, size, ranks.device)
+            for _ in range(first.num_layers)
         ]
-        lines += report.table(head, rows)
-    lines += [
-        "Milliseconds of all layers, medians (interquartile range) of the slowest "
-        "rank. Parts: predicted over measured.",
-        "",
+        for size in sizes
+    }
+    return [
+        found
+        for cell in cells
+        for found in score_cell(
+            cell, placements[cell.key], machines[cell.form], experts, ranks, options
+        )
     ]
-    head = ["model", "form", "tokens of a rank", "placement", "measured", "predicted"]
-    head += ["error", "dispatch", "experts", "combine"]
-    return lines + report.table(head, [row_of(cell) for cell in cells])
 
 
 def calibrate(options, ranks, say):
     """The machine of each form; `options.hardware` stands for a new calibration."""
     if options.hardware:
-        names = options.hardware.split(",")
-        found = [find_hardware(name) for name in names]
-        return dict(zip(Form, (found[0], found[-1]), strict=True))
+        return machines_of(options.hardware)
     wanted = CalibrationOptions(seconds=options.seconds, device=Device(options.device))
     measured = measure(ranks, wanted, say)
     origin = Origin(name="calibrated", date="", command="")
@@ -304,20 +191,94 @@ def calibrate(options, ranks, say):
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def write_machines(machines, folder: Path) -> str:
+    """Their files, as options take them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for form, machine in machines.items():
+        (folder / f"{form.value}.toml").write_text(hardware_text(machine))
+    return ",".join(str(folder / f"{form.value}.toml") for form in machines)
+
+
+def plan(machines, options, ranks, folder: Path) -> Path:
+    """Plans of all cells, by another program on rank 0; no call waits for long."""
+    program, out = None, folder / "plans.json"
+    if ranks.rank == 0:
+        topology = ranks.topology
+        command = [sys.executable, str(PLANNER), "--out", str(out)]
+        command += ["--hardware", write_machines(machines, folder)]
+        command += ["--ranks", str(topology.num_ranks), "--kind", ranks.device.type]
+        command += ["--ranks-per-node", str(topology.ranks_per_node)]
+        command += [*cell_arguments(options), *plan_arguments(options)]
+        program = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    code = None
+    while code is None:
+        if program is not None:
+            try:
+                mine = abs(program.wait(_POLL))  # a signal's is negative
+            except subprocess.TimeoutExpired:
+                mine = -1
+        code = (
+            None
+            if (ended := ranks.largest([mine if program else -1])[0]) < 0
+            else ended
+        )
+    if code:
+        raise SystemExit(f"calibrated: planning ended with {code:g}")
+    return out
+
+
+def shared_folder(ranks, mine: str) -> Path:
+    """Of rank 0: all ranks are on one machine."""
+    return Path(ranks.every(mine)[0])
+
+
+def score(options, ranks, say):
+    """Machines by form, and all cells."""
+    machines = calibrate(options, ranks, say)
+    if options.machines and ranks.rank == 0:
+        write_machines(machines, options.machines)
+    if options.calibrate_only:
+        return machines, []
+    with tempfile.TemporaryDirectory() as own:
+        plans = options.plans
+        if plans is None:
+            say("plans")
+            plans = plan(machines, options, ranks, shared_folder(ranks, own))
+        cells = cells_asked(options, ranks.device.type)
+        found = []
+        for model in options.models:
+            own_cells = [cell for cell in cells if cell.model == model]
+            found += score_model(own_cells, machines, plans, options, ranks)
+        ranks.wait()
+    return machines, found
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="auto", choices=[d.value for d in Device])
     parser.add_argument("--seconds", type=float, default=40, help="to calibrate")
     parser.add_argument(
         "--hardware", default="", help="EXACT.toml[,FIXED.toml] made before, instead"
     )
-    parser.add_argument("--models", nargs="+", default=list(SCORED["cuda"]))
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--machines", type=Path, help="folder for the machine files")
+    parser.add_argument("--calibrate-only", action="store_true")
+    parser.add_argument("--plans", type=Path, help="of calibrated_plans.py")
     parser.add_argument("--cell-seconds", type=float, default=0.5)
-    parser.add_argument("--plan-seconds", type=float, default=1.0)
+    parser.add_argument(
+        "--batches", type=int, default=4, choices=range(1, MAX_BATCHES + 1)
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="turns of placements")
     parser.add_argument("--ranks-per-node", type=int)
     parser.add_argument("--out", type=Path, help="JSON; a page of the same name beside")
-    options = parser.parse_args()
+    add_cell_options(parser)
+    add_plan_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
     load = os.getloadavg()[0] if os.environ.get("RANK", "0") == "0" else 0.0
     joined = CalibrationOptions(
         device=Device(options.device), ranks_per_node=options.ranks_per_node
@@ -328,13 +289,9 @@ def main() -> None:
             if ranks.rank == 0:
                 print(what, flush=True)
 
-        machines = calibrate(options, ranks, say)
-        cells = []
-        for model in options.models:
-            cells += score_model(model, machines, options, ranks)
-        ranks.wait()
+        machines, cells = score(options, ranks, say)
         rank = ranks.rank
-    if rank:
+    if rank or options.calibrate_only:
         return
     told = summary(cells)
     print(json.dumps(told, indent=1))

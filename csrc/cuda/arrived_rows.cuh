@@ -27,7 +27,8 @@ struct Arrival {
   std::int64_t index;
 };
 
-/// The rows of one of `step` carriers: number `position`, `position` + `step`, ...
+/// The rows of one of `step` carriers: number `position`, `position` + `step`, ... In 32 bits, as
+/// windows have no more rows and 64 take some times as long to divide.
 class ArrivalOrder {
  public:
   __device__ ArrivalOrder(const PeerView& view,
@@ -37,12 +38,12 @@ class ArrivalOrder {
       : arrivals_(arrivals),
         rank_(view.rank()),
         num_ranks_(view.num_ranks()),
-        position_(position),
-        step_(step) {
+        position_(static_cast<int>(position)),
+        step_(static_cast<int>(step)) {
     own_ = arrivals.counts[rank_];
-    std::int64_t longest = 0;
+    int longest = 0;
     for (int g = 0; g < num_ranks_; ++g) {
-      if (g != rank_) longest = max(longest, std::int64_t{arrivals.counts[g]});
+      if (g != rank_) longest = max(longest, arrivals.counts[g]);
     }
     end_ = own_ + longest * (num_ranks_ - 1);
     skip();
@@ -51,9 +52,10 @@ class ArrivalOrder {
   __device__ bool ended() const { return position_ >= end_; }
   __device__ Arrival now() const {
     if (position_ < own_) return {rank_, position_};
-    const std::int64_t other = position_ - own_;
-    const int turn = static_cast<int>(other % (num_ranks_ - 1));
-    return {(rank_ + 1 + turn) % num_ranks_, other / (num_ranks_ - 1)};
+    const int other = position_ - own_;
+    const int index = other / (num_ranks_ - 1);
+    const int sender = rank_ + 1 + other - index * (num_ranks_ - 1);
+    return {sender < num_ranks_ ? sender : sender - num_ranks_, index};
   }
   __device__ void next() {
     position_ += step_;
@@ -78,7 +80,7 @@ class ArrivalOrder {
 
   const Arrivals& arrivals_;
   int rank_, num_ranks_;
-  std::int64_t own_, end_, position_, step_;
+  int own_, end_, position_, step_;
   std::uint32_t ended_ = 0;  // ranks of which no more comes
 };
 

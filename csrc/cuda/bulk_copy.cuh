@@ -76,13 +76,6 @@ __device__ inline void store(void* to, const void* from_shared, int bytes) {
 #endif
 }
 
-/// Shared memory that this thread has written may be stored.
-__device__ inline void fence_shared() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 /// Closes the group of stores that this thread has begun since the last one.
 __device__ inline void commit() {
 #if __CUDA_ARCH__ >= 900

@@ -13,10 +13,9 @@
 namespace moetuner::transport {
 
 constexpr int kThreads = 512;
-constexpr int kBlocksPerProcessor = 2;  // of ranks that share a device: no rank's are few then
-constexpr int kStages = 3;              // of each warp that carries by the copy engine
-constexpr int kPieces = 4;              // of rows of at least kWholeRow bytes
-constexpr int kWholeRow = 2048;
+constexpr int kBlocksPerProcessor = 2;      // of ranks that share a device: no rank's are few then
+constexpr int kStages = 3;                  // of each warp that carries by the copy engine
+constexpr std::int64_t kPieceBytes = 4096;  // that suit the copy engine, or less
 constexpr std::int64_t kStaticShared = 6144;  // bytes that are enough for what kernels declare
 
 /// What one rank may use at a time. Blocks wait for those of other ranks, so that all of them, of
@@ -33,9 +32,14 @@ struct Room {
   }
 };
 
+/// Pieces that a row is cut into: 1, 2 or 4.
+inline int pieces_of(std::int64_t row_bytes) {
+  return row_bytes <= kPieceBytes ? 1 : row_bytes <= 2 * kPieceBytes ? 2 : 4;
+}
+
 /// As many warps as shared memory has room for; none: it has none for a row.
 inline Carry carry_rows(std::int64_t row_bytes, std::int64_t room) {
-  const int pieces = row_bytes < kWholeRow ? 1 : kPieces;
+  const int pieces = pieces_of(row_bytes);
   const std::int64_t piece_bytes = ceil_div(ceil_div(row_bytes, pieces), 16) * 16;
   Carry carry{
       kThreads / kWarp, kStages, static_cast<int>(row_bytes), static_cast<int>(piece_bytes)};
@@ -54,8 +58,14 @@ void with_ring(const void* x, const void* to, const Carry& carry, const Run& run
   const int bytes = carry.row_bytes;
   const bool by_16 = is_multiple(16, x, to, bytes) && bytes > 0;
   if (by_16 && carry.warps > 0 && Device::current().is_hopper) {
-    bytes < kWholeRow ? run.template operator()<EngineRing<1>>()
-                      : run.template operator()<EngineRing<kPieces>>();
+    switch (pieces_of(bytes)) {
+      case 1:
+        return run.template operator()<EngineRing<1>>();
+      case 2:
+        return run.template operator()<EngineRing<2>>();
+      default:
+        return run.template operator()<EngineRing<4>>();
+    }
   } else if (by_16) {
     run.template operator()<WordRing<uint4>>();
   } else if (is_multiple(4, x, to, bytes)) {

@@ -11,8 +11,11 @@
 
 #include <cstdint>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace moetuner::cuda {
@@ -104,6 +107,22 @@ struct Grid {
   std::int64_t shared_bytes = 0;
 };
 
+/// Lets `kernel` have so much shared memory. What was said of it on this device is remembered, as
+/// the driver takes longer to hear it again than to be told of a launch.
+template <typename... Args>
+void allow_shared_bytes(void (*kernel)(Args...), std::int64_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<void (*)(Args...), int>, std::int64_t> allowed;
+  int device = 0;
+  MOETUNER_CUDA_CHECK(cudaGetDevice(&device));
+  const std::lock_guard lock(mutex);
+  std::int64_t& most = allowed[{kernel, device}];
+  if (bytes <= most) return;
+  MOETUNER_CUDA_CHECK(cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  most = bytes;
+}
+
 /// Enqueues `kernel`, overlapped with the end of its predecessor where the device can.
 template <typename Kernel, typename... Args>
 void launch(Kernel kernel, const Grid& grid, cudaStream_t stream, const Args&... args) {
@@ -112,10 +131,7 @@ void launch(Kernel kernel, const Grid& grid, cudaStream_t stream, const Args&...
                             std::to_string(grid.blocks) + " blocks: split them");
   }
   constexpr std::int64_t kAlwaysThere = 40 * 1024;  // static shared memory comes on top
-  if (grid.shared_bytes > kAlwaysThere) {
-    MOETUNER_CUDA_CHECK(cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)));
-  }
+  if (grid.shared_bytes > kAlwaysThere) allow_shared_bytes(kernel, grid.shared_bytes);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

@@ -13,6 +13,8 @@
 
 namespace moetuner::transport {
 
+constexpr std::int64_t kMostChoices = 0x7fffffff;  // that a map of int32 can tell apart
+
 /// The first row of each sender's choices in each slot here, [G, S].
 __device__ inline std::int32_t* bases_of(const Peers& peers) {
   return reinterpret_cast<std::int32_t*>(peers.control + 1);
@@ -44,27 +46,27 @@ __device__ void tell_counts(const DispatchArgs<Id>& args,
   if (g < num_ranks) store_relaxed(view.arrived(g, view.rank()), view.epoch());
 }
 
-/// What this rank's tokens add to the counters and the overflow, which is zero at first.
+/// The counters of this rank's tokens, and what they add to the overflow.
 template <typename Id>
 __device__ void count_tokens(const DispatchArgs<Id>& args, const Tiling& tiling, const int* total) {
   if (args.counters) {
     const int others = tiling.num_ranks + tiling.num_nodes;
     for (int i = threadIdx.x; i < tiling.columns; i += kThreads) {
       const int at = i < tiling.num_slots ? i + others : i - tiling.num_slots;
-      if (total[i] > 0) add_to(&args.counters[1 + at], total[i]);
+      args.counters[1 + at] = total[i];
     }
-    if (threadIdx.x == 0) add_to(&args.counters[0], tiling.num_tokens);
+    if (threadIdx.x == 0) args.counters[0] = tiling.num_tokens;
   }
   const int g = static_cast<int>(threadIdx.x);
   if (args.passed_on && g < tiling.num_ranks) {
-    add_to(&args.passed_on[g], total[tiling.num_slots + g]);
+    args.passed_on[g] = total[tiling.num_slots + g];
   }
   if (args.overflow && threadIdx.x == 0) {
     int lost = 0;
     for (int other = 0; other < tiling.num_ranks; ++other) {
       lost += max(total[tiling.num_slots + other] - static_cast<int>(args.capacity), 0);
     }
-    atomicAdd(args.overflow, lost);
+    *args.overflow += lost;
   }
 }
 
@@ -131,13 +133,15 @@ __device__ void place_arrivals(const DispatchArgs<Id>& args,
   }
   __syncthreads();
   if (g != 0) return;
+  int largest = 0;
+  for (int s = 0; s < num_ranks; ++s) largest = max(largest, counts[s * values + 1]);
+  tiling.received[num_ranks] = largest;
+  tiling.received[num_ranks + 1] = static_cast<std::int32_t>(min(end_of_all, kMostChoices));
   store_release_here(&peers.control->placed, view.epoch());
   if (args.overflow) {
-    atomicAdd(args.overflow, static_cast<int>(max(end_of_all - args.max_rows, std::int64_t{0})));
+    *args.overflow += static_cast<int>(max(end_of_all - args.max_rows, std::int64_t{0}));
   }
   if (args.ticket != 0) {
-    int largest = 0;
-    for (int s = 0; s < num_ranks; ++s) largest = max(largest, counts[s * values + 1]);
     peers.host->num_choices = end_of_all;
     peers.host->largest = largest;
     store_release(&peers.host->ticket, args.ticket);

@@ -24,6 +24,20 @@ __device__ T from_float(float value) {
   }
 }
 
+/// The next value of float32, or the next two of 16 bits: one instruction rounds both.
+template <typename T>
+__device__ std::uint32_t word_from(const float* values) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(values[0], values[1]);
+    return *reinterpret_cast<const std::uint32_t*>(&two);
+  } else if constexpr (std::is_same_v<T, __half>) {
+    const __half2 two = __floats2half2_rn(values[0], values[1]);
+    return *reinterpret_cast<const std::uint32_t*>(&two);
+  } else {
+    return __float_as_uint(values[0]);
+  }
+}
+
 /// What one thread reads and writes at a time.
 template <typename T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Pack {

@@ -6,8 +6,8 @@
 //     spread           begins as soon as the blocks of the first are at work: carries own rows, and
 //                      those of peers as they arrive, to the rows of their experts
 //
-// Where sizes are exact, the host reads between the two how many rows there will be; rows are on
-// their way meanwhile.
+// Where sizes are exact, the host reads how many rows there are, before the second where it has no
+// guess of them, and else after it; rows are on their way meanwhile.
 
 #include "arrived_rows.cuh"
 #include "carry_rows.cuh"
@@ -88,6 +88,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   }
   __syncthreads();
   const bool drops = args.capacity > 0 && args.capacity < args.num_tokens;
+  if (meets && threadIdx.x == 0 && args.overflow && !args.adds_overflow) *args.overflow = 0;
   if (meets && !drops) {
     meet_peers(args, peers, tiling, view, tile.total, tile.segments);
     return count_tokens(args, tiling, tile.total);
@@ -121,6 +122,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
         return Visit{value.x, value.y};
       },
       [&](std::int64_t token) { return tiling.travel + token * note_ints; });
+}
+
+/// Whether all that comes fits in here, and into the windows. Where it does not, nobody may wait
+/// for rows, and the host enqueues this again.
+template <typename Id>
+__device__ bool has_room(const DispatchArgs<Id>& args,
+                         const Peers& peers,
+                         const Tiling& tiling,
+                         std::int64_t num_lines) {
+  if (args.capacity > 0) return true;
+  const std::int64_t largest = __ldcg(tiling.received + tiling.num_ranks);
+  const std::int64_t num_choices = __ldcg(tiling.received + tiling.num_ranks + 1);
+  return largest <= peers.layout.shape.num_rows && num_choices <= args.max_rows &&
+         num_lines <= args.max_lines;
 }
 
 /// In the fixed form, the lines of rows that did not come: no choice is here.
@@ -164,6 +179,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   __syncthreads();
   first_rows(counts, args.capacity, num_ranks, first);
   __syncthreads();
+  if (!has_room(args, peers, tiling, first[num_ranks])) return wait_for_predecessor();
   const Arrivals arrivals{counts, first};
   Spreader<Ring> spreader(view, arrivals, 0, carry, shared);
   const int slots = static_cast<int>(args.slots_per_rank);
@@ -290,7 +306,7 @@ std::int64_t dispatch_workspace(std::int64_t num_tokens,
                                 std::int64_t slots_per_rank) {
   const std::int64_t columns = num_ranks * (slots_per_rank + 2);
   return num_tokens * (3 * top_k + 2 * std::min(top_k, num_ranks) + 2) + 2 * kMaxTiles * columns +
-         num_ranks;
+         num_ranks + 2;
 }
 
 template <typename Id>

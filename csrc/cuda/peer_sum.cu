@@ -21,13 +21,14 @@
 namespace moetuner::transport {
 namespace {
 
-constexpr std::int64_t kSenders = 48;  // enough for an NVLink of an H200
+constexpr std::int64_t kSenders = 32;  // enough for an NVLink of an H200
 
 /// Who adds up by registers.
 template <typename T, int kWidth>
 struct ByRegisters {
   using Element = T;
   static constexpr int kWarps = kSumWarps;
+  static constexpr int kThreads = kWarps * kWarp;
   static constexpr std::int64_t kShared = 0;
 
   __device__ explicit ByRegisters(char*) {}
@@ -48,11 +49,10 @@ struct ByRegisters {
 };
 
 template <typename Way>
-__global__ void __launch_bounds__(Way::kWarps* kWarp, 1)
-    sum_kernel(const __grid_constant__ SumArgs args,
-               const __grid_constant__ Peers peers,
-               const int first_home,
-               const Teams teams) {
+__global__ void __launch_bounds__(Way::kThreads, 1) sum_kernel(const __grid_constant__ SumArgs args,
+                                                               const __grid_constant__ Peers peers,
+                                                               const int first_home,
+                                                               const Teams teams) {
   extern __shared__ __align__(128) char shared[];
   __shared__ std::int32_t counts[kMaxPeers];
   __shared__ std::int64_t first_sent[kMaxPeers + 1];
@@ -109,7 +109,7 @@ void run(SumArgs args, const Peers& peers, cudaStream_t stream) {
   const Teams teams{team_of(sent, std::max(args.senders, 1), Way::kWarps),
                     team_of(args.num_tokens, blocks - first_home, Way::kWarps)};
   launch(sum_kernel<Way>,
-         {.blocks = blocks, .threads = Way::kWarps * kWarp, .shared_bytes = Way::kShared},
+         {.blocks = blocks, .threads = Way::kThreads, .shared_bytes = Way::kShared},
          stream,
          args,
          peers,

@@ -30,7 +30,7 @@ struct Tiling {
   int num_tiles, num_ranks, num_nodes, num_slots, columns, top_k, num_destinations;
   std::int64_t num_tokens;
   std::int32_t *visits, *travel, *own_tokens, *counts, *kept_counts;
-  std::int32_t* received;  // [G], rows from each rank
+  std::int32_t* received;  // [G + 2], rows from each rank; most of any rank; choices that come
   std::uint32_t* ranks;
 
   template <typename Id>

@@ -91,10 +91,10 @@ __device__ Columns<T, kWidth> rounded(const float (&sum)[kWidth]) {
   if constexpr (kWidth == 1) {
     out.word = from_float<T>(sum[0]);
   } else {
-    Pack<T, kWidth> values;
-#pragma unroll
-    for (int w = 0; w < kWidth; ++w) values.values[w] = from_float<T>(sum[w]);
-    out.word = *reinterpret_cast<const uint4*>(&values);
+    out.word = {word_from<T>(sum),
+                word_from<T>(sum + kWidth / 4),
+                word_from<T>(sum + kWidth / 2),
+                word_from<T>(sum + kWidth * 3 / 4)};
   }
   return out;
 }

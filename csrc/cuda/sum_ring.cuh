@@ -6,11 +6,12 @@
 //
 //     [ row 0 ][ row 1 ] ... [ stored 0 ][ stored 1 ] ...        a piece each, of `bytes`
 //
-// The more rows, the shorter the pieces. The sum takes the place of the first row, from where the
-// engine stores it.
+// The more rows, the shorter the pieces. Lanes store the sums as they make them; one more warp sets
+// the flags of those for peers.
 
 #include "arrived_rows.cuh"
 #include "bulk_copy.cuh"
+#include "flag_board.cuh"
 #include "moetuner/transport/exchange.h"
 #include "peer_waits.cuh"
 #include "send_rows.cuh"
@@ -35,25 +36,27 @@ struct SumLine {
 template <typename T>
 class SumRing {
  public:
-  static constexpr int kWarps = 12;
+  static constexpr int kWarps = 12;  // that add
+  static constexpr int kThreads = (kWarps + 1) * kWarp;
   static constexpr int kMostRows = 16;
   static constexpr int kUnit = kWarp * 16;  // bytes that a warp adds at a time
   static constexpr int kStageBytes = kMostRows * kUnit;
   static constexpr int kStages = 2;
-  static constexpr int kLate = 2;             // pieces behind a sum until its flag is set
+  static constexpr int kTogether = 2;         // units that a warp adds side by side
   static constexpr int kLines = kStages + 1;  // on their way
   static constexpr std::int64_t kOfWarp =
-      kStages * (kStageBytes + 8) + kLines * std::int64_t{sizeof(SumLine)} + kLate * 16;
-  static constexpr std::int64_t kShared = kWarps * (kOfWarp + 127) / 128 * 128;
+      kStages * (kStageBytes + 8) + kLines * std::int64_t{sizeof(SumLine)};
+  static constexpr std::int64_t kShared = kWarps * kOfWarp + sizeof(FlagBoard<kWarps>);
 
   __device__ explicit SumRing(char* shared) {
     stages_ = shared + warp_index() * kStages * kStageBytes;
     char* tables = shared + kWarps * kStages * kStageBytes;
     barriers_ = reinterpret_cast<std::uint64_t*>(tables) + warp_index() * kStages;
     lines_ = reinterpret_cast<SumLine*>(tables + kWarps * kStages * 8) + warp_index() * kLines;
-    char* late = tables + kWarps * (kStages * 8 + kLines * sizeof(SumLine));
-    late_ = reinterpret_cast<Late*>(late) + warp_index() * kLate;
-    if (lane_index() == 0) {
+    char* board = tables + kWarps * (kStages * 8 + kLines * sizeof(SumLine));
+    board_ = reinterpret_cast<FlagBoard<kWarps>*>(board);
+    board_->clear();
+    if (adds() && lane_index() == 0) {
       for (int s = 0; s < kStages; ++s) bulk::init(&barriers_[s]);
     }
     __syncwarp();
@@ -64,6 +67,7 @@ class SumRing {
                        const PeerView& view,
                        const Arrivals& arrivals,
                        int team_warps) {
+    if (!adds()) return board_->keep(view.epoch());
     const Team team(team_warps);
     const std::int64_t position = blockIdx.x + std::int64_t{team.index} * args.senders;
     ArrivalOrder order(
@@ -87,6 +91,7 @@ class SumRing {
           return next;
         },
         view.epoch());
+    if (lane_index() == 0) board_->close();
   }
 
   /// Own tokens: the rows here, and what peers have stored.
@@ -96,6 +101,7 @@ class SumRing {
                          const std::int64_t* first_received,
                          int first_home,
                          int team_warps) {
+    if (!adds()) return;
     const Team team(team_warps);
     const int blocks = static_cast<int>(gridDim.x) - first_home;
     std::int64_t token = blockIdx.x - first_home + std::int64_t{team.index} * blocks;
@@ -137,12 +143,6 @@ class SumRing {
     float weight = 0.0f;
   };
 
-  /// A sum whose flag is not set, and the pieces that were added up when it was complete.
-  struct Late {
-    std::uint32_t* flag;
-    int pieces;
-  };
-
   struct Next {
     Rows rows;
     const char* stored = nullptr;  // a visit for each lane
@@ -151,6 +151,9 @@ class SumRing {
     char* out = nullptr;
     std::uint32_t* flag = nullptr;
   };
+
+  /// Whether this warp adds, or sets flags.
+  __device__ static bool adds() { return warp_index() < kWarps; }
 
   __device__ static Rows rows_at(const SumArgs& args, std::int64_t line) {
     if (lane_index() >= args.top_k) return {};
@@ -200,7 +203,7 @@ class SumRing {
     int ended = 0;  // lines that are added up
     int added_piece = team.member;
     while (true) {
-      while (read_ - free_ < kStages) {
+      while (read_ - added_ < kStages) {
         if (read_piece >= read_pieces) {
           if (begun - ended >= kLines || !more()) break;
           if (!ready(false)) {
@@ -219,7 +222,7 @@ class SumRing {
       if (begun == ended) break;
       const SumLine& line = lines_[ended % kLines];
       if (added_piece < line.pieces) {
-        add(line, added_piece, epoch);
+        add(line, added_piece);
         added_piece += team.warps;
       }
       if (added_piece < line.pieces) continue;
@@ -228,34 +231,14 @@ class SumRing {
       ++ended;
       added_piece = team.member;
     }
-    if (lane_index() == 0) {
-      set_late<0>(epoch);
-      bulk::wait_written<0>();
-    }
-    __syncwarp();
   }
 
-  /// Sets the flag of a sum, or keeps it until the sum is there: pieces may be on their way.
+  /// Sets the flag of a sum that all its warps have stored, or hands it in: where many warps share
+  /// a line, lines are few.
   __device__ void end_line(std::uint32_t* flag, const Team& team, std::uint32_t epoch) {
-    if (team.warps == 1) {
-      if (lane_index() == 0) late_[last_late_++ % kLate] = {flag, added_};
-      return;
-    }
-    if (lane_index() == 0) bulk::wait_written<0>();
     team.sync();
-    if (team.member == 0 && lane_index() == 0) store_release(flag, epoch);
-  }
-
-  /// Sets the flags of sums whose last piece is at least `kLeft` pieces back. Of lane 0.
-  template <int kLeft>
-  __device__ void set_late(std::uint32_t epoch) {
-    if (first_late_ == last_late_ || late_[first_late_ % kLate].pieces + kLeft > added_) return;
-    bulk::wait_written<kLeft>();
-    for (; first_late_ != last_late_; ++first_late_) {
-      const Late& late = late_[first_late_ % kLate];
-      if (late.pieces + kLeft > added_) return;
-      store_release(late.flag, epoch);
-    }
+    if (team.member != 0 || lane_index() != 0) return;
+    team.warps == 1 ? board_->give(flag) : store_release(flag, epoch);
   }
 
   /// Writes down a line whose rows are known; returns its pieces.
@@ -308,57 +291,66 @@ class SumRing {
     ++read_;
   }
 
-  /// Adds up a piece, and begins to store its sum.
-  __device__ void add(const SumLine& line, int piece, std::uint32_t epoch) {
-    char* stage = stages_ + added_ % kStages * kStageBytes;
+  /// Adds up a piece and stores its sum.
+  __device__ void add(const SumLine& line, int piece) {
+    const char* stage = stages_ + added_ % kStages * kStageBytes;
     bulk::wait(&barriers_[added_ % kStages], added_ / kStages % 2);
-    const int bytes = bytes_of(line, piece);
-    add_units(line, stage, bytes);
-    bulk::fence_shared();
+    add_units(line, stage, line.out + std::int64_t{piece} * line.bytes, bytes_of(line, piece));
     __syncwarp();
     ++added_;
-    if (lane_index() == 0) {
-      bulk::store(line.out + std::int64_t{piece} * line.bytes, stage, bytes);
-      bulk::commit();
-      set_late<kLate>(epoch);
-      bulk::wait_read<1>();
-    }
-    __syncwarp();
-    free_ = max(added_ - 1, 0);
   }
 
-  /// Adds up this lane's columns of a piece, some rows at a time: their reads are under way
-  /// together.
-  __device__ static void add_units(const SumLine& line, char* stage, int bytes) {
-    constexpr int kWidth = kWide<T>;
-    constexpr int kBatch = 4;
+  /// Adds up this lane's columns of a piece: some units side by side, and of each the next row is
+  /// on its way while one is added.
+  __device__ static void add_units(const SumLine& line, const char* stage, char* out, int bytes) {
     const int rows = line.rows;  // in registers, as stores below might change what is in memory
     const int step = line.bytes;
     const unsigned int visits = line.visits;
-    const unsigned int here_visit = line.here;
-    for (int at = lane_index() * 16; at < bytes; at += kUnit) {
+    const unsigned int here = line.here;
+    for (int at = lane_index() * 16; at < bytes; at += kTogether * kUnit) {
       const char* from = stage + at;
-      float sum[kWidth] = {};
-      for (int first = 0; first < rows; first += kBatch) {
-        Values values[kBatch];
-        float weights[kBatch];
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          if (first + i >= rows) continue;
-          values[i].word = *reinterpret_cast<const uint4*>(from + (first + i) * step);
-          weights[i] = line.weights[first + i];
+      float sums[kTogether][kWide<T>] = {};
+      Part next = rows > 0 ? part_of(from, bytes - at, line.weights[0]) : Part{};
+      for (int row = 0; row < rows; ++row) {
+        const Part part = next;
+        if (row + 1 < rows) {
+          next = part_of(from + (row + 1) * step, bytes - at, line.weights[row + 1]);
         }
 #pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          if (first + i >= rows) continue;
+        for (int u = 0; u < kTogether; ++u) {
 #pragma unroll
-          for (int w = 0; w < kWidth; ++w) sum[w] += weights[i] * values[i][w];
+          for (int w = 0; w < kWide<T>; ++w) sums[u][w] += part.weight * part.units[u][w];
         }
       }
-      Values result = rounded<T>(sum);
-      if (visits != 0) result = add_visits(visits, here_visit, from + rows * step, step, result);
-      *reinterpret_cast<uint4*>(stage + at) = result.word;
+#pragma unroll
+      for (int u = 0; u < kTogether; ++u) {
+        const int offset = u * kUnit;
+        if (at + offset >= bytes) break;
+        Values result = rounded<T>(sums[u]);
+        if (visits != 0) {
+          result = add_visits(visits, here, from + offset + rows * step, step, result);
+        }
+        *reinterpret_cast<uint4*>(out + at + offset) = result.word;
+      }
     }
+  }
+
+  /// Of one row, those of `kTogether` units that begin before `bytes`.
+  struct Part {
+    Values units[kTogether];
+    float weight;
+  };
+
+  __device__ static Part part_of(const char* from, int bytes, float weight) {
+    Part part{};
+    part.weight = weight;
+#pragma unroll
+    for (int u = 0; u < kTogether; ++u) {
+      if (u * kUnit < bytes) {
+        part.units[u].word = *reinterpret_cast<const uint4*>(from + u * kUnit);
+      }
+    }
+    return part;
   }
 
   /// The sum of what the visits have left, in their order; `here` was made of the rows here.
@@ -386,9 +378,8 @@ class SumRing {
   std::uint64_t* barriers_;
   SumLine* lines_;
   int row_bytes_ = 0;
-  Late* late_;
-  int read_ = 0, added_ = 0, free_ = 0;  // pieces
-  int first_late_ = 0, last_late_ = 0;   // sums whose flag is not set, as lane 0 knows
+  FlagBoard<kWarps>* board_;
+  int read_ = 0, added_ = 0;  // pieces
 };
 
 }  // namespace moetuner::transport

@@ -19,12 +19,13 @@ void check_rate(const char* name, double value) {
   check(value >= 0, std::string(name) + " must be >= 0 s, got " + std::to_string(value));
 }
 
-LinkRates link_rates(double rank_row, double node_row, double rank_latency, double node_latency) {
+LinkRates link_rates(
+    double rank_row, double node_row, double rank_latency, double node_latency, Hops hops) {
   check_rate("LinkRates: rank_row", rank_row);
   check_rate("LinkRates: node_row", node_row);
   check_rate("LinkRates: rank_latency", rank_latency);
   check_rate("LinkRates: node_latency", node_latency);
-  return {rank_row, node_row, rank_latency, node_latency};
+  return {rank_row, node_row, rank_latency, node_latency, hops};
 }
 
 ComputeRates compute_rates(double row, double expert) {
@@ -40,10 +41,11 @@ RankCompute rank_compute(const ComputeRates& rates,
   return {rates, std::move(planes), start};
 }
 
-WireRules wire_rules(Rows rows, Crossing crossing) {
-  const WireRules rules{rows, crossing};
+WireRules wire_rules(Rows rows, Crossing crossing, Hops hops) {
+  const WireRules rules{rows, crossing, hops};
   check(rules.known(),
-        "WireRules: rows to all go around a ring and no others do; rows of experts cross directly");
+        "WireRules: rows to all go around a ring and no others do; rows of experts cross directly; "
+        "only rows of a gateway take their hops in turn");
   return rules;
 }
 
@@ -219,11 +221,13 @@ void bind_rates(py::module_& module) {
            py::arg("rank_row"),
            py::arg("node_row"),
            py::arg("rank_latency"),
-           py::arg("node_latency"))
+           py::arg("node_latency"),
+           py::arg_v("hops", Hops::kTogether, "Hops.TOGETHER"))
       .def_readonly("rank_row", &LinkRates::rank_row, "Of a row over a rank's link.")
       .def_readonly("node_row", &LinkRates::node_row, "Of a row over a node's links.")
       .def_readonly("rank_latency", &LinkRates::rank_latency, "Where no row leaves its node.")
-      .def_readonly("node_latency", &LinkRates::node_latency, "Where a row leaves its node.");
+      .def_readonly("node_latency", &LinkRates::node_latency, "Where a row leaves its node.")
+      .def_readonly("hops", &LinkRates::hops);
   py::class_<LinkFactors>(
       module, "LinkFactors", "How slow links are beside `LinkRates`, at most 1; empty: all alike.")
       .def(py::init(&link_factors),
@@ -277,10 +281,20 @@ void bind_price(py::module_& module) {
       .value("DIRECT", Crossing::kDirect)
       .value("RING", Crossing::kRing)
       .finalize();
+  py::native_enum<Hops>(
+      module, "Hops", "enum.Enum", "What a direction takes on links of both kinds.")
+      .value("TOGETHER", Hops::kTogether)
+      .value("IN_TURN", Hops::kInTurn)
+      .finalize();
   py::class_<WireRules>(module, "WireRules", "All that the planner must know of a wire.")
-      .def(py::init(&wire_rules), py::kw_only(), py::arg("rows"), py::arg("crossing"))
+      .def(py::init(&wire_rules),
+           py::kw_only(),
+           py::arg("rows"),
+           py::arg("crossing"),
+           py::arg_v("hops", Hops::kTogether, "Hops.TOGETHER"))
       .def_readonly("rows", &WireRules::rows)
       .def_readonly("crossing", &WireRules::crossing)
+      .def_readonly("hops", &WireRules::hops)
       .def_property_readonly("once_per_place",
                              &WireRules::once_per_place,
                              "Whether a token sends one row to each rank and node it visits.");

@@ -54,6 +54,7 @@ std::string describe_transport(const std::string&) { return "the group's communi
 namespace {
 
 constexpr std::int64_t kRowsAtOnce = 128;  // windows grow in steps, so that they grow seldom
+constexpr std::int64_t kMostRows = std::int64_t{1} << 30;  // kernels number those that come by int
 
 std::int64_t round_up(std::int64_t value, std::int64_t step) {
   return (value + step - 1) / step * step;
@@ -212,6 +213,9 @@ void PeerGroup::open(const char* op, transport::WindowShape shape) {
   is_captured_ = false;
   if (refusal_.empty() && num_ranks() > transport::kMaxPeers) {
     refusal_ = "there are more than " + std::to_string(transport::kMaxPeers) + " ranks";
+  }
+  if (num_ranks() * shape.num_rows > kMostRows) {
+    refusal_ = "more than " + std::to_string(kMostRows) + " rows may come to a rank";
   }
   if (!refusal_.empty()) return;
 

@@ -2,7 +2,9 @@
 
 #include "communicator.h"
 #include "moetuner/transport/window.h"
+#include "size_guess.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -32,6 +34,15 @@ void set_transport(const std::string& group_name, const TransportSettings& setti
 std::string describe_transport(const std::string& group_name);
 
 #ifdef MOETUNER_WITH_CUDA
+inline std::int64_t bytes_of_row(const at::Tensor& rows) {
+  return rows.size(1) * rows.element_size();
+}
+
+/// Of a row in a window: multiples of 16 suit the copy engine.
+inline std::int64_t rounded_bytes(std::int64_t bytes) {
+  return std::max<std::int64_t>((bytes + 15) / 16 * 16, 16);
+}
+
 /// A group whose ranks map each other's memory, or know why they do not. All ranks call the same
 /// functions in the same order.
 class PeerGroup {
@@ -61,6 +72,7 @@ class PeerGroup {
   void follow_stream();
 
   transport::Window& window() { return *window_; }
+  SizeGuess& size_guess() { return size_guess_; }
   int rank() const { return static_cast<int>(communicator_.rank()); }
   std::int64_t num_ranks() const { return communicator_.num_ranks(); }
   const TransportSettings& settings() const { return settings_; }
@@ -80,6 +92,7 @@ class PeerGroup {
   std::vector<std::unique_ptr<transport::Window>> captured_;  // that CUDA graphs still use
   bool is_captured_ = false;
   void* stream_ = nullptr;
+  SizeGuess size_guess_;
 };
 
 /// The group's own, made at the first call.

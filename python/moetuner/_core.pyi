@@ -16,6 +16,7 @@ __all__: list[str] = [
     "ArcCost",
     "ComputeRates",
     "Crossing",
+    "Hops",
     "LayerPrice",
     "LinkFactors",
     "LinkRates",
@@ -50,11 +51,19 @@ class Crossing(enum.Enum):
     GATEWAY = ...
     RING = ...
 
+class Hops(enum.Enum):
+    """What a direction takes on links of both kinds."""
+
+    IN_TURN = ...
+    TOGETHER = ...
+
 class WireRules:
     """All that the planner must know of a wire."""
-    def __init__(self, *, rows: Rows, crossing: Crossing) -> None: ...
+    def __init__(self, *, rows: Rows, crossing: Crossing, hops: Hops = ...) -> None: ...
     @property
     def crossing(self) -> Crossing: ...
+    @property
+    def hops(self) -> Hops: ...
     @property
     def once_per_place(self) -> bool:
         """Whether a token sends one row to each rank and node it visits."""
@@ -103,7 +112,10 @@ class LinkRates:
         node_row: typing.SupportsFloat | typing.SupportsIndex,
         rank_latency: typing.SupportsFloat | typing.SupportsIndex,
         node_latency: typing.SupportsFloat | typing.SupportsIndex,
+        hops: Hops = ...,
     ) -> None: ...
+    @property
+    def hops(self) -> Hops: ...
     @property
     def node_latency(self) -> float:
         """Where a row leaves its node."""

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moetuner import _workers
 from moetuner.bounds import certify, decomposition
+from moetuner.bounds.certificate import counting_bound
 from moetuner.bounds.priced_sets import few_enough, visits
 from moetuner.bounds.visits import RuleBook
 from moetuner.errors import InvalidProblemError, MissingStatisticsError
@@ -76,6 +77,35 @@ def test_pairs_that_belong_together_are_seen(rng):
     for whole in (True, False):
         bound = bound_here(problem, best.placement, whole=whole)
         assert bound == pytest.approx(best.value, rel=1e-4)
+
+
+def test_hops_inside_nodes_add_to_the_bound():
+    """Four pairs of experts, two of four ranks in a node: a rank for each pair is best.
+
+    By counting each token visits one rank, too; where pairs overlap it does not say so.
+    """
+    pairs = np.array([[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]] * 400, np.int16)
+    together = Placement(
+        slot_experts=np.arange(8, dtype=np.int32)[None],
+        layer_ids=np.zeros(1, np.int32),
+        num_experts=8,
+        topology=Topology(num_ranks=4, ranks_per_node=2),
+    )
+    slow = replace(HARDWARE["h100"], rank_bandwidth=5e9, rank_latency=0.0)
+    cost = CostModel(shape=SHAPES[0], hardware=slow)
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(make_trace(pairs, 8),), cost=cost, batch_tokens=0),
+        together.topology,
+    )
+    best = problem.objective_value(together)
+    assert bound_here(problem, together) == pytest.approx(best, rel=1e-4)
+    circle = np.array([[[e, (e + 1) % 8]] for e in range(8)] * 200, np.int16)
+    workload = Workload(traces=(make_trace(circle, 8),), cost=cost, batch_tokens=0)
+    problem = replace(problem, workload=workload)
+    counted = counting_bound(problem)
+    bound, value = bound_here(problem, together), problem.objective_value(together)
+    assert counted < 0.92 * value
+    assert 0.995 * value < bound <= value * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("wire", list(Wire))

@@ -1,5 +1,7 @@
 """Measurements of a machine whose figures are known: what a fit must find again."""
 
+from dataclasses import replace
+
 import numpy as np
 from moetuner.calibration.exchange_fit import one_way
 from moetuner.calibration.loads import case_counts, loads_of
@@ -39,6 +41,7 @@ class Made:
     matmul, memory = 10e12, 0.5e12
 
     def __init__(self, topology, noise=0.0, form=Form.EXACT, seed=0, slow=()):
+        """Of the fixed form each rank sends a whole share to each other node."""
         self.topology, self.form, self.noise = topology, form, noise
         self.slow = slow or (1.0,) * topology.num_ranks  # experts of each rank
         self.rng = np.random.default_rng(seed)
@@ -51,8 +54,13 @@ class Made:
     def way(self, case, way):
         """Seconds of one way."""
         load = one_way(case, way, self.topology.ranks_per_node, SEED)
+        if self.form is Form.FIXED and self.topology.num_nodes > 1:
+            shares = self.topology.ranks_per_node * (self.topology.num_nodes - 1)
+            sent = float(shares * case.num_tokens * load.row_bytes)
+            load = replace(load, bytes_on=(*load.bytes_on[:2], sent, sent))
         rates = (self.egress, self.ingress, self.node_egress, self.node_ingress)
-        links = max(b / r for b, r in zip(load.bytes_on, rates, strict=True))
+        seconds = [b / r for b, r in zip(load.bytes_on, rates, strict=True)]
+        links = max(seconds[:2]) + max(seconds[2:])  # of ranks, then of nodes
         start = {
             "local": self.local,
             "rank": self.rank_base + self.rank_per_rank * self.in_node(case),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from made_machine import ONE_NODE, TWO_NODES
-from moetuner.calibration.loads import known_load, loads_of, spread_evenly
+from moetuner.calibration.loads import known_load, loads_of, spread_evenly, uneven
 from moetuner.calibration.samples import Case, Form, LayerShape, Load
 from moetuner.placement.topology import Topology
 
@@ -20,6 +20,19 @@ def counts(load, topology, shape=SHAPE):
         num_ranks=topology.num_ranks,
     )
     return known_load(case, topology, 0)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "active"), [(1, 1), (16, 16), (1024, 16), (3200, 32), (999, 7)]
+)
+def test_rows_of_experts_go_from_one_to_twice_the_mean(num_rows, active):
+    each = uneven(num_rows, active)
+    assert (len(each), each.sum(), each.min() >= 1) == (active, num_rows, True)
+    mean = num_rows / active
+    assert each.max() <= 2 * mean
+    if mean > 50 and active > 1:
+        assert each.min() < 0.2 * mean
+        assert each.max() > 1.8 * mean
 
 
 def rows(known):

@@ -139,6 +139,7 @@ def test_arguments_are_named_as_typed(message, wanted):
         ("--rank-speeds", "1,1,1,0"),
         ("--homes", "recorded"),
         ("--move-cost", "nan"),
+        ("--move-cost", -1),
         ("--from", "lpt.json"),
     ],
 )
@@ -155,6 +156,17 @@ def test_a_refused_value_names_its_option(folder, ids, option, value):
     assert result.exit_code == 2
     assert option in result.stderr.splitlines()[-1]
     assert not folder.out.exists()
+
+
+def test_the_cost_of_a_move_is_told_in_the_unit_that_was_typed(folder, ids):
+    trace, used = folder.trace(ids), folder.path / "used.json"
+    assert folder.plan(trace, "--out", used).exit_code == 0
+    result = folder.plan(
+        trace, "--solver", "joint", "--from", used, "--move-cost", "-1"
+    )
+    assert result.exit_code == 2
+    said = "--move-cost must be at least 0 microseconds, got -1"
+    assert said in result.stderr.replace("\n", " ")
 
 
 SPEEDS = "1,1,0.5,0.25"

@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -309,3 +310,32 @@ def test_terminal_shows_progress_and_a_table_of_its_width(folder, ids):
     said = " ".join(" ".join(lines[begin:end]).split())
     assert "best baseline" in said  # the verdict, wrapped between words
     assert any(line.startswith("ilp1") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "expected"),
+    [("plan", None, "1"), ("plan", "3", "3"), ("calibrate", None, "None")],
+)
+def test_matrix_products_get_one_thread_unless_somebody_says_otherwise(
+    command, given, expected
+):
+    """OpenBLAS's threads spin on cores that the planner's own need."""
+    name = "OPENBLAS_NUM_THREADS"
+    environment = {k: v for k, v in os.environ.items() if k != name}
+    if given is not None:
+        environment[name] = given
+    code = (
+        f"import os, sys; sys.argv[1:] = [{command!r}, '--help']\n"
+        "from moetuner.__main__ import main\n"
+        "assert 'numpy' not in sys.modules\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"print(os.environ.get({name!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == expected

@@ -96,10 +96,11 @@ void Instance::draw() {
   for (const std::int32_t rows : load) active.push_back(rows > 0);
 }
 
-Rates Instance::rates() const {
-  const LinkRates dispatch{3.0, 5.0, 0.5, 2.0};
-  const LinkRates combine{6.0, 10.0, 0.5, 2.0};
-  Rates found{{2.0, 7.0}, dispatch, combine, {9.0, 15.0, 1.0, 4.0}, 1.0 / 3.0, rank_speeds};
+Rates Instance::rates(WireRules wire) const {
+  const LinkRates dispatch{3.0, 5.0, 0.5, 2.0, wire.hops};
+  const LinkRates combine{6.0, 10.0, 0.5, 2.0, wire.hops};
+  const LinkRates both_ways{9.0, 15.0, 1.0, 4.0, wire.hops};
+  Rates found{{2.0, 7.0}, dispatch, combine, both_ways, 1.0 / 3.0, rank_speeds};
   if (uneven) {
     const auto slow = [](std::int64_t places, double first) {
       std::vector<double> factors;
@@ -135,7 +136,7 @@ SearchProblem Instance::problem(WireRules wire, Homes homes, bool with_home) con
           .num_scenarios = num_scenarios,
           .wire = wire,
           .follow = homes == Homes::kFollow,
-          .price = LayerPrice(rates()),
+          .price = LayerPrice(rates(wire)),
           .smoothing = {},
           .stay_rank = nullptr,
           .move_seconds = 0.0,
@@ -199,7 +200,7 @@ std::vector<double> Instance::priced(const std::vector<std::int32_t>& slots,
   args = with_outputs(args, counts);
   tally_routing(args);
 
-  const LayerPrice price(rates());
+  const LayerPrice price(rates(wire));
   const auto unit = static_cast<double>(tally_scale(homes, num_ranks));
   const std::int64_t per_rank = args.num_slots / num_ranks;
   const bool moves = wire.rows != Rows::kToAll;  // a search leaves those links out

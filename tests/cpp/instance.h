@@ -38,7 +38,7 @@ struct Instance {
   /// Fills the arrays.
   void draw();
 
-  Rates rates() const;
+  Rates rates(WireRules wire) const;
   SearchProblem problem(WireRules wire, Homes homes, bool with_home) const;
 
   /// Ranks [L, P] that deal out experts and `spare` empty slots per rank in turn.
@@ -54,7 +54,8 @@ struct Instance {
 };
 
 /// Every wire that there is, and those that could be.
-inline constexpr std::array kAllRules{WireRules{Rows::kPerRank, Crossing::kGateway},
+inline constexpr std::array kAllRules{WireRules{Rows::kPerRank, Crossing::kGateway, Hops::kInTurn},
+                                      WireRules{Rows::kPerRank, Crossing::kGateway},
                                       WireRules{Rows::kPerRank, Crossing::kDirect},
                                       WireRules{Rows::kPerExpert, Crossing::kDirect},
                                       WireRules{Rows::kToAll, Crossing::kRing}};

@@ -79,6 +79,15 @@ TEST(the_slower_link_and_the_longer_latency_count) {
   CHECK_EQUAL(LayerPrice::exchange(kCombine, 9, 2), 18.5);
 }
 
+TEST(hops_in_turn_count_both) {
+  LinkRates in_turn = kDispatch;
+  in_turn.hops = Hops::kInTurn;
+  CHECK_EQUAL(LayerPrice::exchange(in_turn, 9, 2), 17.5);
+  for (const double rows : {0.0, 0.1, 7.3}) {  // on one level nothing changes
+    CHECK_EQUAL(LayerPrice::exchange(in_turn, rows, 0), LayerPrice::exchange(kDispatch, rows, 0));
+  }
+}
+
 TEST(nodes_compute_together_and_move_nothing_inside) {
   const Rates nodes = rates().of_nodes({0.75});
   CHECK_EQUAL(nodes.compute.row, 1.0);

@@ -24,20 +24,16 @@ TEST(replicas_are_picked_on_the_rank_then_on_the_node_then_in_turn) {
   }
 }
 
-TEST(all_homes_at_once_pick_what_each_picks) {
-  // Two slots a rank, two ranks a node; expert 0 is everywhere, twice on rank 1.
-  const std::array<std::int32_t, 12> experts{0, 1, 0, 0, 1, -1, 2, 0, 1, -1, 2, -1};
+TEST(an_expert_with_one_slot_is_found_there_from_everywhere) {
+  // Two slots a rank, two ranks a node; expert 0 is on three ranks, expert 1 on one, 2 nowhere.
+  const std::array<std::int32_t, 8> experts{0, -1, 0, -1, 1, -1, 0, -1};
   for (const ReplicaRule rule : kAll<ReplicaRule>) {
-    const Replicas replicas({experts.data(), 12, 3, 6, 2, rule, nullptr});
-    for (const std::int64_t expert : {0, 1, 2}) {
-      for (const std::int64_t token : {0, 1, 2, 7}) {
-        std::array<std::int32_t, 12> slots{};
-        replicas.pick_by_home(expert, token, slots.data(), 2);
-        for (std::int64_t home = 0; home < 6; ++home) {
-          CHECK_EQUAL(std::int64_t{slots[2 * home]}, replicas.pick(expert, home, token));
-        }
-      }
-    }
+    const Replicas replicas({experts.data(), 8, 3, 4, 2, rule, nullptr});
+    CHECK_EQUAL(replicas.lone(0), -1);
+    CHECK_EQUAL(replicas.lone(1), 4);
+    CHECK_EQUAL(replicas.lone(2), -1);
+    CHECK_EQUAL(replicas.in_turn(0, 4), 2);
+    CHECK_EQUAL(replicas.rank_of(6), 3);
   }
 }
 

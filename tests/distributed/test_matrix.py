@@ -1,194 +1,106 @@
 """What may be put around layers, times form, ranks and dtype: trained like one process.
 
-Each cell takes one step and compares outputs and all gradients with the same layers
-on one process that has the tokens of all ranks. Undefined memory is full of NaN.
+`matrix` has the cells; the end of the run shows a table of them, and `--matrix FILE`
+writes it.
 """
 
-import contextlib
-import copy
 import itertools
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from layers import (  # noqa: E402
-    EXPERTS,
-    TOKENS,
-    TOP_K,
-    make_placement,
-    placed_layers,
-    tokens_of,
-    whole_layers,
-)
-from moetuner.nn import (  # noqa: E402
-    ExchangeOptions,
-    ExpertOptions,
-    average_gradients,
-    expert_parameters,
-    keep_routing,
-    ready_for_ddp,
-)
-from poison import poisoned  # noqa: E402
+from matrix import CLOSE, FEATURES, FORMS, INDUCTOR, outcomes_in, run_cells  # noqa: E402
+from matrix_table import PROPERTY, outcomes_of, summary_of, table_of  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
-from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
-from torch.distributed.fsdp import fully_shard  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-FORMS = {
-    "exact": ExchangeOptions(),
-    "fixed": ExchangeOptions(capacity=max(TOKENS), max_rows=5 * max(TOKENS) * TOP_K),
-}
-CLOSE = {  # products are rounded to the dtype, and there are few of them
-    torch.float32: {"rtol": 1e-3, "atol": 1e-4},
-    torch.float16: {"rtol": 2e-2, "atol": 2e-2},
-    torch.bfloat16: {"rtol": 1e-1, "atol": 1e-1},
-}
+BOTH = (False, True)
+QUICK = [name for name in FEATURES if name not in INDUCTOR]
 
 
-class Stack(torch.nn.Module):
-    """Layers with residuals, each called in some way."""
+@pytest.fixture
+def check(tmp_path, record_property):
+    """Runs cells on ranks of a device; hands them in for the table."""
 
-    def __init__(self, layers, call=lambda layer, x: layer(x)):
-        super().__init__()
-        self.layers, self.call = layers, call
+    def run(num_ranks, cells, device="cpu"):
+        cells = [tuple(cell) for cell in cells]
+        run_on_ranks(num_ranks, run_cells, cells, device, str(tmp_path), device=device)
+        outcomes = [
+            outcome | {"device": device} for outcome in outcomes_in(tmp_path, num_ranks)
+        ]
+        record_property(PROPERTY, outcomes)
+        assert len(outcomes) == len(cells)
+        wrong = [outcome for outcome in outcomes if outcome["wrong"]]
+        if wrong:
+            pytest.fail("\n".join(map(_in_words, wrong)), pytrace=False)
 
-    def forward(self, x):
-        for layer in self.layers:
-            x = x + self.call(layer, x)
-        return x
-
-
-def _checkpointed(**options):
-    return lambda layers: Stack(layers, lambda la, x: checkpoint(la, x, **options))
-
-
-def _compiled(backend, dynamic=None):
-    def wrap(layers):
-        torch._dynamo.reset()
-        model = Stack(layers)
-        model.forward = torch.compile(
-            model.forward, backend=backend, fullgraph=True, dynamic=dynamic
-        )
-        return model
-
-    return wrap
+    return run
 
 
-def _sharded(layers):
-    model = Stack(layers)
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    fully_shard(model, mesh=mesh, ignored_params=set(expert_parameters(model).values()))
-    return model
+def _in_words(outcome):
+    named = {name: value for name, value in outcome.items() if name != "wrong"}
+    return f"{named}\n{outcome['wrong']}\n"
 
 
-def _from_meta(layers):
-    state = copy.deepcopy(layers.state_dict())
-    empty = layers.to("meta").to_empty(device="cpu")
-    empty.load_state_dict(state)
-    return Stack(empty)
-
-
-SHORT = {
-    "plain": Stack,
-    "copied": lambda layers: Stack(copy.deepcopy(layers)),
-    "meta": _from_meta,
-    "ddp": lambda layers: DistributedDataParallel(ready_for_ddp(Stack(layers))),
-    "fsdp2": _sharded,
-    "reentrant": _checkpointed(use_reentrant=True),
-    "checkpointed": _checkpointed(use_reentrant=False),
-    "routing kept": _checkpointed(use_reentrant=False, context_fn=keep_routing),
-    "aot_eager": _compiled("aot_eager"),
-}
-LONG = SHORT | {
-    "inductor": _compiled("inductor"),
-    "dynamic": _compiled("inductor", dynamic=True),
-}
-AVERAGES_BY_ITSELF = ("ddp", "fsdp2")
-
-
-def _one_process(whole, num_ranks):
-    """Outputs of each rank's tokens; gradients of the mean of the ranks' losses."""
-    outputs = []
-    for rank in range(num_ranks):
-        x = given = tokens_of(rank, requires_grad=True, dtype=whole[0][1].up.dtype)
-        for router, experts in whole:
-            ids, weights = router(x)
-            order = ids.flatten().argsort(stable=True)
-            ends = torch.bincount(ids.flatten(), minlength=EXPERTS).cumsum(0).int()
-            done = experts(x[order // TOP_K], ends).float()
-            done = done * weights.flatten()[order, None]
-            total = done.new_zeros(x.shape).index_add(0, order // TOP_K, done)
-            x = x + total.to(x.dtype)
-        (x.float().square().sum() / num_ranks).backward()
-        grad = given.grad if given.grad is None else given.grad * num_ranks
-        outputs.append((x, grad))
-    return outputs
-
-
-def _whole(gradient):
-    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
-
-
-def _cell(name, form, dtype, kind, rank, num_ranks):
-    options = ExpertOptions(bias=True)
-    whole = whole_layers(options, dtype=dtype)
-    wanted, x_grad = _one_process(whole, num_ranks)[rank]
-    placement = make_placement(kind, num_ranks)
-    layers = placed_layers(
-        whole_layers(options, dtype=dtype), placement, rank, options=FORMS[form]
-    )
-    compiles = name in ("aot_eager", "inductor", "dynamic")
-    with contextlib.nullcontext() if compiles else poisoned():
-        model = LONG[name](layers)
-        x = tokens_of(rank, requires_grad=True, dtype=dtype)
-        out = model(x)
-        out.float().square().sum().backward()
-        average_gradients(model, shared=name not in AVERAGES_BY_ITSELF)
-    stack = getattr(model, "module", model)
-    torch.testing.assert_close(out, wanted, **CLOSE[dtype])
-    if len(x):
-        _close(x.grad, x_grad, dtype)
-    width = placement.slots_per_rank
-    for row, layer in enumerate(stack.layers):
-        layer.exchange.check_overflow()
-        router, experts = whole[row]
-        found = _whole(layer.router.linear.weight.grad)
-        _close(found, router.linear.weight.grad, dtype)
-        mine = placement.slot_experts[row, rank * width :][:width]
-        for own, other in zip(
-            layer.experts.parameters(), experts.parameters(), strict=True
-        ):
-            for slot, expert in enumerate(mine):
-                if expert >= 0:
-                    _close(own.grad[slot], other.grad[expert], dtype)
-                else:
-                    assert not own.grad[slot].any()
-
-
-def _close(found, wanted, dtype):
-    """Against the largest value of the gradient: what cancels is rounded too."""
-    scale = wanted.abs().max().clamp(min=1e-3)
-    torch.testing.assert_close(found / scale, wanted / scale, **CLOSE[dtype])
-
-
-def _cells(rank, num_ranks, names, dtypes, kinds):
-    for cell in itertools.product(names, FORMS, dtypes, kinds):
-        try:
-            _cell(*cell, rank, num_ranks)
-        except Exception as error:
-            raise AssertionError(f"{cell} on {num_ranks} ranks") from error
-
-
-def test_every_way_trains_like_one_process():
-    run_on_ranks(2, _cells, list(SHORT), [torch.float32], ["replicated"])
+def test_every_way_trains_like_one_process(check):
+    cells = itertools.product(QUICK, FORMS, ["float32"], [True])
+    check(2, cells)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("names", [list(SHORT), ["inductor"], ["dynamic"]])
-@pytest.mark.parametrize("dtype", list(CLOSE), ids=str)
+@pytest.mark.parametrize("names", [QUICK, *([name] for name in INDUCTOR)])
+@pytest.mark.parametrize("dtype", list(CLOSE))
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_every_way_in_every_dtype(num_ranks, dtype, names):
-    run_on_ranks(num_ranks, _cells, names, [dtype], ["shuffled", "replicated"])
+def test_every_way_in_every_dtype(check, num_ranks, dtype, names):
+    check(num_ranks, itertools.product(names, FORMS, [dtype], BOTH))
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dtype", list(CLOSE))
+@pytest.mark.parametrize(("device", "num_ranks"), [("cuda", 1), ("cuda", 2)])
+def test_every_way_on_gpus(check, monkeypatch, device, num_ranks, dtype):
+    """A process for each test pays here: `-n 6`."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for defined memory
+    quick = itertools.product(QUICK, FORMS, [dtype], BOTH)
+    compiled = itertools.product(INDUCTOR, FORMS, [dtype], [True])
+    check(num_ranks, [*quick, *compiled], device)
+
+
+def test_the_table_names_what_ran_and_what_went_wrong():
+    class Report:
+        when = "call"
+        user_properties = (
+            (
+                PROPERTY,
+                [
+                    _outcome("plain", "float32", bias=True),
+                    _outcome("plain", "float32", bias=False),
+                    _outcome("plain", "bfloat16", bias=True, ranks=2),
+                    _outcome("export", "float16", bias=False, wrong="rank 1: no"),
+                ],
+            ),
+            ("other", "value"),
+        )
+
+    outcomes = outcomes_of([Report(), object()])
+    assert summary_of(outcomes) == "4 cells, 1 wrong"
+    assert table_of(outcomes) == [
+        "| feature | device | exact, 1 rank | exact, 2 ranks |",
+        "| --- | --- | --- | --- |",
+        "| plain | cpu | f32 | bf16+b |",
+        "| export | cpu | f16 FAILS | - |",
+    ]
+
+
+def _outcome(feature, dtype, *, bias, ranks=1, wrong=""):
+    return {
+        "feature": feature,
+        "form": "exact",
+        "dtype": dtype,
+        "bias": bias,
+        "ranks": ranks,
+        "device": "cpu",
+        "wrong": wrong,
+    }

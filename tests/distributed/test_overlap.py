@@ -189,8 +189,13 @@ def _runs_beside(rank, num_ranks):
 
 
 def _is_captured(rank, num_ranks):
+    # Between nodes Gloo would carry rows, which no graph captures.
     layer = _scaled_layer(
-        make_placement("shuffled", num_ranks), "cuda", overlap=True, **ROOM
+        make_placement("shuffled", num_ranks),
+        "cuda",
+        overlap=True,
+        levels="one",
+        **ROOM,
     )
     x = tokens_of(rank).cuda()
     with torch.no_grad():

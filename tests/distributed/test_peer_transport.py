@@ -167,6 +167,31 @@ def test_windows_grow_when_any_rank_has_more_tokens(num_ranks, in_node):
     run_on_ranks(num_ranks, _grows, in_node, device="cuda", backend="gloo")
 
 
+def _other_routing(rank, num_ranks, in_node):
+    """As many tokens, and other numbers of rows than the call before has seen."""
+    levels, group = _levels(in_node)
+    set_transport(group, Transport.PEERS)
+    case = Case(8, 2, (600,))
+    slots = make_slots(case, rank, num_ranks, "cuda")
+    x, ids, weights = make_tokens(case, rank, "cuda")
+    nowhere, crowded = torch.full_like(ids, -1), torch.zeros_like(ids)
+    crowded[:, 1] = -1
+    room = {"capacity": 600, "max_rows": 2 * 600 * num_ranks}
+    for chosen in (nowhere, ids, ids, crowded, crowded, ids, nowhere, ids):
+        out, sent = run_layer(slots, x, chosen, weights, **levels)
+        again, fixed = run_layer(slots, x, chosen, weights, **levels, **room)
+        check_overflow(fixed.handle.overflow)
+        assert torch.equal(out, again)
+        assert len(sent.rows) == int(sent.end_offsets[-1]) == int(fixed.end_offsets[-1])
+        assert torch.equal(sent.rows, fixed.rows[: len(sent.rows)])
+        assert len(sent.handle.recv_map) == int(sent.handle.splits[1].sum())
+
+
+@pytest.mark.parametrize(("num_ranks", "in_node"), [(1, 0), (2, 0), (4, 2)])
+def test_rows_differ_from_what_the_last_call_let_expect(num_ranks, in_node):
+    run_on_ranks(num_ranks, _other_routing, in_node, device="cuda", backend="gloo")
+
+
 def _one_dies(rank, num_ranks, dies_at):
     set_transport(_group(), Transport.PEERS, timeout=timedelta(seconds=3))
     case = Case(16, 4, (64,), hidden=256)

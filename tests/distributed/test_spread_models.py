@@ -233,7 +233,10 @@ def _output(model, ids):
 
 
 def _unmarked_family(rank, num_ranks, family):
-    """Experts as Transformers' interface has them, though not marked for it."""
+    """Experts as Transformers' interface has them, though not marked for it.
+
+    `test_stacked_experts` has those that lie otherwise.
+    """
     from other_families import IDS, make_other
 
     eager = make_other(family)
@@ -287,7 +290,7 @@ def _has_the_gradients(model, whole, placement, rank):
         )
 
 
-@pytest.mark.parametrize("family", ours.ONLY_SPREAD)
+@pytest.mark.parametrize("family", sorted({*ours.ONLY_SPREAD} - {"jetmoe"}))
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_unmarked_families_are_spread_too(num_ranks, family):
     run_on_ranks(num_ranks, _unmarked_family, family)

@@ -14,7 +14,8 @@ PAGE = (Path(__file__).parents[2] / "docs/engines.md").read_text()
 def test_wires_and_backends_have_names():
     for wire in Wire:
         assert wire_named(wire.value) is wire
-    assert wire_named("deepep") is Wire.DEDUP
+    assert wire_named("moetuner") is Wire.DEDUP
+    assert wire_named("deepep") is Wire.DEDUP_PIPELINED
     assert wire_named("deepep_low_latency") is Wire.PER_EXPERT
     assert wire_named("moetuner-one-level") is Wire.DEDUP_RANKS
     assert not set(BACKENDS) & {wire.value for wire in Wire}

@@ -60,17 +60,22 @@ def test_layers_are_timed_one_by_one():
         (0, 0, 2, 0),  # nothing crosses: no latency either
         (2, 0, 2, 2 * 1 + 0.25),  # 8 bytes a row over 8 bytes/s
         (0, 2, 2, 2 * 4 + 0.5),  # 8 bytes a row over two network cards
-        (9, 2, 2, 9 + 0.5),  # both: the slower link, the longer latency
-        (1, 2, 2, 8 + 0.5),
+        (9, 2, 2, 9 + 8 + 0.5),  # both, one after the other; the longer latency
         (0, 2, 8, 2 * 1 + 0.5),  # eight network cards
     ],
 )
-def test_exchange_is_bound_by_the_slowest_link(
-    rank_rows, node_rows, ranks_per_node, seconds
-):
+def test_exchange_takes_both_hops(rank_rows, node_rows, ranks_per_node, seconds):
     topology = Topology(num_ranks=8, ranks_per_node=ranks_per_node)
     price = TOY.layer_price(topology)
     assert price.exchange(price.rates.dispatch, rank_rows, node_rows) == seconds
+
+
+@pytest.mark.parametrize("wire", [wire for wire in Wire if wire is not Wire.DEDUP])
+@pytest.mark.parametrize(("rank_rows", "seconds"), [(9, 9 + 0.5), (1, 8 + 0.5)])
+def test_links_that_work_at_once_are_bound_by_the_slower_kind(wire, rank_rows, seconds):
+    topology = Topology(num_ranks=8, ranks_per_node=2)
+    price = dataclasses.replace(TOY, wire=wire).layer_price(topology)
+    assert price.exchange(price.rates.dispatch, rank_rows, 2) == seconds
 
 
 def test_fp8_out_and_bf16_back():

@@ -81,11 +81,18 @@ def expert_on_its_rank(num_layers=2, topology=TWO_NODES):
 # dispatch and combine [layer 0, layer 1] in seconds; remote ranks and nodes summed over
 # tokens and layers; busiest receiver [layer 0, layer 1] in rows. For example recorded
 # homes, dedup, layer 0: A 0 -> {1, 2}, B 1 -> {0}, C 3 -> {1} is one row on the busiest
-# rank link and one between the nodes: max(1, 2) + 0.5 out, max(2, 4) + 0.5 back.
+# rank link and one between the nodes: 1 + 2 + 0.5 out, 2 + 4 + 0.5 back, or, where the
+# hops overlap, max(1, 2) + 0.5 and max(2, 4) + 0.5.
 BY_HAND = {
-    (Wire.DEDUP, Homes.RECORDED): ([2.5, 2.5], [4.5, 4.5], 8, 3, [2, 2]),
-    (Wire.DEDUP, Homes.UNIFORM): ([3.5, 2.5], [6.5, 4.5], 9, 4, [2.25, 1.5]),
-    (Wire.DEDUP, Homes.FOLLOW): ([3.5, 2.5], [8.5, 2.25], 9.5, 4.5, [2.25, 2]),
+    (Wire.DEDUP, Homes.RECORDED): ([3.5, 4.5], [6.5, 8.5], 8, 3, [2, 2]),
+    (Wire.DEDUP, Homes.UNIFORM): ([5, 3.5], [9.5, 6.5], 9, 4, [2.25, 1.5]),
+    (Wire.DEDUP, Homes.FOLLOW): ([5, 4.5], [10.5, 2.25], 9.5, 4.5, [2.25, 2]),
+    (Wire.DEDUP_PIPELINED, Homes.RECORDED): ([2.5, 2.5], [4.5, 4.5], 8, 3, [2, 2]),
+    (Wire.DEDUP_PIPELINED, Homes.UNIFORM): ([3.5, 2.5], [6.5, 4.5], 9, 4, [2.25, 1.5]),
+    (Wire.DEDUP_PIPELINED, Homes.FOLLOW): (
+        *([3.5, 2.5], [8.5, 2.25]),
+        *(9.5, 4.5, [2.25, 2]),
+    ),
     (Wire.PER_EXPERT, Homes.RECORDED): ([2.5, 4.5], [4.5, 8.5], 8, 3, [2, 2]),
     (Wire.PER_EXPERT, Homes.UNIFORM): ([4.5, 4.5], [8.5, 8.5], 9, 4, [2.25, 1.5]),
     (Wire.PER_EXPERT, Homes.FOLLOW): ([4.5, 4.5], [8.5, 2.25], 9.5, 4.5, [2.25, 2]),
@@ -221,7 +228,7 @@ def test_json_holds_the_promised_fields():
     assert fields["imbalance_worst"] == 2
     assert fields["remote_ranks_per_token"] == 1.5
     assert fields["remote_nodes_per_token"] == pytest.approx(4 / 6)
-    assert fields["modelled_seconds"] == 22.5
+    assert fields["modelled_seconds"] == 30
     assert fields["rank_rows"] == [[1, 3, 1, 1], [1, 1, 2, 2]]
 
 

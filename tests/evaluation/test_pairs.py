@@ -83,6 +83,21 @@ def test_a_network_cannot_join_what_pairs_join():
         with_network(two, NETWORKS["efa"])
 
 
+def test_a_file_cannot_name_a_network_beside_pairs_of_nodes(tmp_path):
+    path = without_links(tmp_path / "both.toml", [list(row) for row in PAIRS])
+    text = path.read_text()
+    start = text.index("[between]")
+    end = text.index("\n[", start)
+    named = 'between = "efa"\n' + text[:start] + text[end:]
+    path.write_text(named)
+    message = "between: wanted a table, or no `pairs`: .* so efa cannot"
+    with pytest.raises(InvalidProblemError, match=message):
+        read_hardware(path)
+    # Pairs of one node say nothing of what joins it to others.
+    path.write_text(named.replace("ranks_per_node = 2", "ranks_per_node = 4"))
+    assert read_hardware(path).nic_bandwidth == NETWORKS["efa"].bandwidth
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -190,13 +190,19 @@ def test_prices_of_other_shapes_are_refused(call, message):
 
 def test_the_core_knows_every_wire_and_no_other():
     rules = {
-        wire.value: (wire.rules.rows.name, wire.rules.crossing.name) for wire in Wire
+        wire.value: (
+            wire.rules.rows.name,
+            wire.rules.crossing.name,
+            wire.rules.hops.name,
+        )
+        for wire in Wire
     }
     assert rules == {
-        "dedup": ("PER_RANK", "GATEWAY"),
-        "dedup_ranks": ("PER_RANK", "DIRECT"),
-        "per_expert": ("PER_EXPERT", "DIRECT"),
-        "allgather": ("TO_ALL", "RING"),
+        "dedup": ("PER_RANK", "GATEWAY", "IN_TURN"),
+        "dedup_pipelined": ("PER_RANK", "GATEWAY", "TOGETHER"),
+        "dedup_ranks": ("PER_RANK", "DIRECT", "TOGETHER"),
+        "per_expert": ("PER_EXPERT", "DIRECT", "TOGETHER"),
+        "allgather": ("TO_ALL", "RING", "TOGETHER"),
     }
     with pytest.raises(ValueError, match=r"wanted one of dedup, .*got smoke"):
         _core.wire_rules("smoke")

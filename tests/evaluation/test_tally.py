@@ -129,11 +129,12 @@ def test_homes_of_wide_nodes_find_replicas_like_the_readable_twin(
 # experts {1, 2, 3}, home rank 0.
 #
 #   dedup:      0 -> 1 inside node 0; one row to node 1, arriving at rank 2 (local index
-#               of 0), which keeps it and passes it on to rank 3.
+#               of 0), which keeps it and passes it on to rank 3. So does the pipelined.
 #   dedup_ranks, per_expert: 0 -> 1 inside; two rows between the nodes.
 #   allgather:  around the ring, 0 -> 1 inside, 1 -> 2 between, 2 -> 3 inside.
 HAND_COUNTED = {
     Wire.DEDUP: ([1, 0, 1, 0], [0, 1, 0, 1], [1, 0], [0, 1]),
+    Wire.DEDUP_PIPELINED: ([1, 0, 1, 0], [0, 1, 0, 1], [1, 0], [0, 1]),
     Wire.DEDUP_RANKS: ([1, 0, 0, 0], [0, 1, 0, 0], [2, 0], [0, 2]),
     Wire.PER_EXPERT: ([1, 0, 0, 0], [0, 1, 0, 0], [2, 0], [0, 2]),
     Wire.ALLGATHER: ([1, 0, 1, 0], [0, 1, 0, 1], [1, 0], [0, 1]),

@@ -69,6 +69,23 @@ def test_what_is_not_covered_says_why(family):
             pass
 
 
+def test_two_experts_of_nllb_are_all_that_run():
+    """Whatever the others hold: so there is nothing to place."""
+    model = make_other("nllb_moe")
+
+    def logits():
+        with torch.no_grad():
+            return model(input_ids=IDS, decoder_input_ids=IDS).logits
+
+    wanted, lost = logits(), 0
+    for name, parameter in model.named_parameters():
+        if "experts.expert_" in name and name.split("expert_")[1][0] not in "01":
+            parameter.data.fill_(torch.nan)
+            lost += 1
+    assert lost == 2 * 2 * 4  # experts 2 and 3 of each stack
+    assert torch.equal(logits(), wanted)
+
+
 @pytest.mark.parametrize("family", ours.NOT_COVERED | ours.ONLY_RECORDED)
 def test_what_cannot_be_spread_says_why(family):
     from moetuner.nn import contiguous_placement
@@ -106,13 +123,14 @@ def families_with_experts():
 def test_the_tables_are_complete_and_in_the_documentation():
     """Every family with experts is marked for the interface, or one that we know."""
     marked, others = families_with_experts()
-    known = {*ours.NOT_COVERED, *ours.ONLY_RECORDED, *ours.ONLY_SPREAD}
+    known = {*ours.NOT_COVERED, *ours.ONLY_RECORDED, *ours.ONLY_SPREAD, *ours.BY_STACK}
     assert not known & marked, "now marked: leave it to the interface"
     nothing_routed = {"bamba", "vitpose_backbone"}  # they know the word alone
     assert others - marked == known | nothing_routed
     page = DOCS.read_text()
     assert marked >= ours.ONLY_RUN.keys()
     every = ours.NOT_COVERED | ours.ONLY_RECORDED | ours.ONLY_RUN | ours.ONLY_SPREAD
+    every |= ours.BY_STACK
     for family, why in every.items():
         assert f"| {family} |" in page
         assert why in page

@@ -176,7 +176,7 @@ def test_a_map_with_empty_slots_is_no_reason_to_stop():
         ((EXAMPLE, 8, 4, 2, 8), "num_replicas must be >= 12"),
         ((EXAMPLE, 18, 4, 2, 8), "num_replicas must be a multiple of num_gpus"),
         ((EXAMPLE, 15, 4, 2, 5), "num_gpus must be a multiple of num_nodes"),
-        ((EXAMPLE, 16, 5, 2, 8), "multiple of num_groups, got 12 and 5"),
+        ((EXAMPLE, 16, 5, 1, 8), "multiple of num_groups, got 12 and 5"),
         ((EXAMPLE, 16, 0, 2, 8), "num_groups must be >= 1"),
         (
             (EXAMPLE, 16, 4, 2, 8, PUBLISHED[:1]),
@@ -188,3 +188,10 @@ def test_a_map_with_empty_slots_is_no_reason_to_stop():
 def test_what_does_not_fit_is_refused(arguments, message):
     with pytest.raises(InvalidProblemError, match=message):
         rebalance_experts(*arguments)
+
+
+def test_groups_that_no_nodes_share_say_nothing_about_ranks_or_experts():
+    """The published one looks at neither then: 3 nodes of 8 ranks, 5 groups of 12."""
+    ours = rebalance_experts(EXAMPLE, 16, 5, 3, 8)
+    alone = rebalance_experts(EXAMPLE, 16, 1, 1, 8)
+    assert np.array_equal(ours.physical_to_logical_map, alone.physical_to_logical_map)

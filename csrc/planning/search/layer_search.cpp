@@ -94,8 +94,8 @@ void LayerSearch::value_ends(std::int64_t layer) {
   const LinkRates& links = problem_.price.rates().both_ways;
   const double dispatch_share = problem_.price.rates().dispatch_share;
   const bool between = num_nodes_ > 1;
-  const double rank_share =
-      between ? 0.0 : links.rank_row / static_cast<double>(problem_.num_ranks);
+  const bool inside = !between || links.hops == Hops::kInTurn;
+  const double rank_share = inside ? links.rank_row / static_cast<double>(problem_.num_ranks) : 0.0;
   const double node_share = between ? links.node_row / static_cast<double>(num_nodes_) : 0.0;
   const double rank_value = dispatch_share * (problem_.smoothing.rank_copies + rank_share);
   const double node_value = dispatch_share * (problem_.smoothing.node_copies + node_share);

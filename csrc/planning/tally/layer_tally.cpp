@@ -6,6 +6,13 @@
 #include <string>
 
 namespace moetuner {
+namespace {
+
+/// Tokens whose choices are fetched ahead: those of a layer lie too far apart for the machine's
+/// own guess.
+constexpr std::int64_t kAhead = 12;
+
+}  // namespace
 
 LayerTally::LayerTally(const TallyArgs& args,
                        std::int64_t layer,
@@ -16,10 +23,14 @@ LayerTally::LayerTally(const TallyArgs& args,
       replicas_(replicas),
       numbers_(numbers),
       num_nodes_(args.num_ranks / args.ranks_per_node),
+      node_of_(static_cast<std::size_t>(args.num_ranks)),
       rank_seen_(static_cast<std::size_t>(args.num_ranks), 0),
       node_seen_(static_cast<std::size_t>(num_nodes_), 0),
       all_ranks_(static_cast<std::size_t>(args.num_ranks)) {
   std::iota(all_ranks_.begin(), all_ranks_.end(), 0);
+  for (std::int64_t rank = 0; rank < args.num_ranks; ++rank) {
+    node_of_[rank] = static_cast<std::int32_t>(rank / args.ranks_per_node);
+  }
 }
 
 std::int64_t LayerTally::offset(std::int64_t group, std::int64_t width) const {
@@ -54,16 +65,21 @@ void LayerTally::visit(std::int64_t token,
   visit_.left_out.clear();
   visit_.first_rank = -1;
   ++stamp_;
-  const std::int16_t* ids = args_.topk_ids + (token * args_.num_layers + layer_) * args_.top_k;
+  const std::int64_t stride = args_.num_layers * args_.top_k;
+  const std::int16_t* ids = args_.topk_ids + token * stride + layer_ * args_.top_k;
+  __builtin_prefetch(ids + kAhead * stride);  // a hint: behind the last token it does nothing
   std::int64_t* rows = args_.slot_rows + offset(args_.group[token], args_.num_slots);
   for (std::int64_t k = 0; k < args_.top_k; ++k) {
     if (ids[k] < 0 || ids[k] >= args_.num_experts) continue;
-    const std::int64_t number = numbers_.of(token, k, ids[k]);
-    if (experts == Experts::kAlikeFromAll && depends_on_home(ids[k])) {
-      visit_.left_out.push_back({ids[k], number});
-      continue;
+    std::int64_t slot = replicas_.lone(ids[k]);
+    if (slot < 0) {
+      const std::int64_t number = numbers_.of(token, k, ids[k]);
+      if (experts == Experts::kAlikeFromAll && depends_on_home(ids[k])) {
+        visit_.left_out.push_back({ids[k], number});
+        continue;
+      }
+      slot = replicas_.pick(ids[k], home, number);
     }
-    const std::int64_t slot = replicas_.pick(ids[k], home, number);
     if (slot < 0) {
       throw std::invalid_argument("tally_routing: token " + std::to_string(token) +
                                   " chose expert " + std::to_string(ids[k]) +

@@ -64,13 +64,14 @@ class LayerTally {
                     const std::vector<std::int64_t>& rank_hits,
                     const std::vector<std::int64_t>& node_hits);
   std::int64_t offset(std::int64_t group, std::int64_t width) const;
-  std::int64_t node_of(std::int64_t rank) const { return rank / args_.ranks_per_node; }
+  std::int64_t node_of(std::int64_t rank) const { return node_of_[rank]; }
 
   const TallyArgs& args_;
   const std::int64_t layer_;
   const Replicas& replicas_;
   const ReplicaNumbers& numbers_;
   const std::int64_t num_nodes_;
+  std::vector<std::int32_t> node_of_;  // [G]; division is slow
   Visit visit_;
   std::vector<std::int64_t> rank_seen_;  // [G], stamp of the last token that visited
   std::vector<std::int64_t> node_seen_;  // [N]

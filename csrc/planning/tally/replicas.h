@@ -104,27 +104,28 @@ class Replicas {
   /// Slot that serves `expert` for a token at `home`; -1 when the expert has none.
   std::int64_t pick(std::int64_t expert, std::int64_t home, std::int64_t number) const;
 
-  /// The same from every home at once: of home g into slots[g * stride]. The expert has a slot.
-  void pick_by_home(std::int64_t expert,
-                    std::int64_t number,
-                    std::int32_t* slots,
-                    std::int64_t stride) const;
+  /// The only slot that a token of any home finds `expert` in; -1 where there are more, or none.
+  std::int64_t lone(std::int64_t expert) const { return lone_[expert]; }
 
-  std::int64_t rank_of(std::int64_t slot) const { return slot / layout_.slots_per_rank; }
+  /// Slots of `expert`, `count` of them in order.
+  const std::int64_t* slots(std::int64_t expert) const { return slots_.data() + begin_[expert]; }
+
+  /// One of all slots of a replicated expert.
+  std::int64_t in_turn(std::int64_t expert, std::int64_t number) const {
+    return slots(expert)[number % count(expert)];
+  }
+
+  std::int64_t rank_of(std::int64_t slot) const { return rank_of_[slot]; }
 
  private:
-  void nearest_by_home(std::int64_t expert,
-                       std::int64_t number,
-                       std::int32_t* slots,
-                       std::int64_t stride) const;
-
   ReplicaLayout layout_;
-  std::int64_t num_ranks_;
   const std::int32_t* rank_slots_;
   std::int64_t num_experts_;
   bool any_ = false;
-  std::vector<std::int64_t> begin_;  // [E + 1], into slots_
-  std::vector<std::int64_t> slots_;  // grouped by expert, in slot order
+  std::vector<std::int64_t> begin_;    // [E + 1], into slots_
+  std::vector<std::int64_t> slots_;    // grouped by expert, in slot order
+  std::vector<std::int32_t> rank_of_;  // [P]; division is slow
+  std::vector<std::int32_t> lone_;     // [E]
 };
 
 }  // namespace moetuner

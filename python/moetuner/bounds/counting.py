@@ -57,11 +57,14 @@ class LayerShare:
     combine_base: float = 0.0
     links: Floats | None = None
     """float64 [E, E], seconds per pair that shares a group; never negative."""
+    inside_least: float = 0.0
+    """Of hops inside nodes, where they come on top."""
 
     @property
     def least(self) -> float:
         """All parts together, by counting."""
-        return self.compute_least + self.dispatch_least + self.combine_least
+        links = self.dispatch_least + self.combine_least + self.inside_least
+        return self.compute_least + links
 
 
 class Counting:
@@ -208,6 +211,30 @@ class Counting:
             base = weight * float(latency.sum())
             setattr(share, f"{part}_base", base)
             setattr(share, f"{part}_least", base + weight * per_row * least.sum())
+        visits = self._rank_visits(ids, batches, rows)
+        share.inside_least = weight * self.inside(layer) * float(visits.sum())
+
+    def inside(self, layer: int) -> float:
+        """Seconds at least, both ways, that a visit to a rank adds inside its node.
+
+        Replicas may keep rows of all homes at their gateways: nothing then.
+        """
+        if not self.level.equal:
+            return 0.0
+        return sum(
+            seconds
+            for part, seconds in self.level.inside.items()
+            if self.uniform(part, layer)
+        )
+
+    def _rank_visits(
+        self, ids: NDArray[np.int16], batches: NDArray[np.int32], rows: Floats
+    ) -> Floats:
+        """Tokens that visit the busiest rank at least, by counting, [Q]."""
+        num_ranks = self.problem.topology.num_ranks
+        ranks = -(-(ids >= 0).sum(axis=1) // self.problem.slots_per_rank)
+        sums = np.bincount(batches, weights=ranks, minlength=len(rows))
+        return np.asarray(np.maximum(sums / num_ranks, rows.max(axis=1)))
 
     def uniform(self, part: str, layer: int) -> bool:
         """Whether homes are uniform for one direction at a layer."""

@@ -136,18 +136,51 @@ class Decomposition:
         )
 
     def _compute_piece(self, layer: int, shares: list[LayerShare]) -> RelaxedPiece:
-        least = sum(share.compute_least for share in shares)
+        """Of ranks where links are of nodes: compute, and hops inside nodes."""
+        least = sum(share.compute_least + share.inside_least for share in shares)
         ranks = self.problem.topology.num_ranks
         slots = self.problem.slots_per_rank
         groups = Groups(num_groups=ranks, sizes=(slots,))
         options = self._options([(layer, 1.0)], {layer: 0}, [shares], groups, 0.0)
-        options = options[1:]  # the first is counting
+        visits = self._inside_visits(layer)
+        if not visits:
+            options = options[1:]  # the first is counting
         name = f"{layer} compute"
         if not self.level.equal or not options:
             return RelaxedPiece(name=name, least=least)
         return RelaxedPiece(
-            name=name, least=least, groups=groups, options=tuple(options)
+            name=name,
+            least=least,
+            groups=groups,
+            options=tuple(options),
+            visits=tuple(visits),
+            together=self._together_on_ranks(groups, layer),
         )
+
+    def _inside_visits(self, layer: int) -> list[Visits]:
+        """Visits to ranks, which hops inside nodes go to."""
+        inside = self.counting.inside(layer)
+        visits: list[Visits] = []
+        for trace, batch in zip(
+            self.workload.traces if inside else (),
+            self.counting.weights() if inside else (),
+            strict=True,
+        ):
+            assert isinstance(trace, Trace)
+            ids = trace.topk_ids[:, layer].astype(np.int64)
+            some = ids[(ids >= 0).any(axis=1)]
+            seconds = batch * inside / self.problem.topology.num_ranks
+            _add(visits, Visits(items=some, weight=seconds, free=0))
+        return visits
+
+    def _together_on_ranks(self, groups: Groups, layer: int) -> Floats | None:
+        """Y of the known placement, whose groups are ranks."""
+        if self.known is None:
+            return None
+        rank_of = self.known.rank_of()[layer]
+        group = -1 - np.arange(groups.num_items)
+        group[: len(rank_of)] = rank_of
+        return np.asarray(group[:, None] == group, np.float64)
 
     def _options(
         self,

@@ -1,9 +1,14 @@
-"""The links that a bound looks at: of nodes where there are several, else of ranks."""
+"""The links that a bound looks at: of nodes where there are several, else of ranks.
+
+Where rows are passed on inside a node after all have crossed, those links add to that.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from moetuner._core import Hops
 
 if TYPE_CHECKING:
     from moetuner._core import Rows
@@ -28,6 +33,9 @@ class LinkLevel:
     """Seconds per row at least, where it enters a group and where it leaves again."""
     combine: float
     latency: float
+    inside: dict[str, float]
+    """By direction, seconds at least of a token's visit to a rank: the hop inside its
+    node, from uniform homes. 0 where that is not a hop of its own."""
 
     @classmethod
     def of(cls, problem: PlacementProblem, replicas: bool) -> LinkLevel:
@@ -38,6 +46,9 @@ class LinkLevel:
         per_group = topology.ranks_per_node if several else 1
         dispatch, combine = rates.dispatch, rates.combine
         links = rates.node_links if several else rates.rank_links
+        own_hop = several and rules.hops is Hops.IN_TURN
+        passed_on = 1 - 1 / per_group if own_hop else 0.0  # else it is the gateway
+        inside = rates.rank_links
         slots = problem.slots_per_rank
         spare = problem.spare_slots if replicas else 0
         return cls(
@@ -52,6 +63,10 @@ class LinkLevel:
             combine=_fastest(links.egress)
             * (combine.node_row if several else combine.rank_row),
             latency=dispatch.node_latency if several else dispatch.rank_latency,
+            inside={
+                "dispatch": passed_on * _fastest(inside.ingress) * dispatch.rank_row,
+                "combine": passed_on * _fastest(inside.egress) * combine.rank_row,
+            },
         )
 
     @property

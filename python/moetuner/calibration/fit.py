@@ -13,6 +13,7 @@ from moetuner.calibration.pair_links import slow_pairs
 from moetuner.calibration.prediction import predict, predict_experts
 from moetuner.calibration.rank_groups import RankGroup, rank_groups
 from moetuner.calibration.samples import (
+    PADDED_LOADS,
     Case,
     ExchangeSample,
     ExpertsSample,
@@ -103,8 +104,8 @@ def fit_hardware(
     CalibrationError
         When nothing was measured of that form.
     """
-    exchanges = [s for s in measured.exchanges if s.case.form is form]
-    layers = [s for s in measured.layers if s.case.form is form]
+    exchanges = [s for s in measured.exchanges if _tells(s.case, form, measured)]
+    layers = [s for s in measured.layers if _tells(s.case, form, measured)]
     # A launch is hidden behind the work before it; what is not is the layer's overhead.
     replayed = any(s.replayed for s in measured.experts)
     experts = [s for s in measured.experts if s.replayed is replayed]
@@ -186,8 +187,10 @@ def _hardware(
         inside["rank_bandwidth"] = Bandwidth(
             egress=(1 / fit.rank_egress,), ingress=(1 / fit.rank_ingress,)
         )
-        inside["rank_latency"] = Latency(
-            base=fit.rank_base or 0.0, per_rank=fit.rank_per_rank
+        inside["rank_latency"] = (
+            Latency(base=fit.node_base or 0.0, per_rank=fit.node_per_rank)
+            if fit.rank_base is None  # no exchange stayed inside a node: at most that
+            else Latency(base=fit.rank_base, per_rank=fit.rank_per_rank)
         )
     if fit.node_egress is not None and fit.node_ingress is not None:
         between["nic_bandwidth"] = Bandwidth(
@@ -260,6 +263,16 @@ def _overhead(
     )
     weights = took**-2.0  # relative errors count
     return max(float(weights @ (took - parts) / weights.sum()), 0.0)
+
+
+def _tells(case: Case, form: Form, measured: Measurements) -> bool:
+    """Whether a case is of that form, and its rows are what travels.
+
+    Where the fixed form sends whole shares, a load that stays on its rank takes as long
+    as one that goes everywhere: its rows say nothing of links.
+    """
+    whole = form is Form.FIXED and measured.pads_shares and case.num_ranks > 1
+    return case.form is form and (not whole or case.load in PADDED_LOADS)
 
 
 def _is_priced(case: Case) -> bool:

@@ -54,7 +54,7 @@ def predict(
 def predict_experts(
     shape: LayerShape, rows: int, active: int, hardware: Hardware
 ) -> float:
-    """Seconds that a usual rank takes for rows spread evenly over active experts."""
+    """Seconds that a usual rank takes for rows of its active experts."""
     alone = replace(hardware, permutation=None, layer_overhead=0.0, other_ranks=())
     cost = CostModel(hardware=alone, shape=model_shape(shape))
     layer_price = cost.layer_price(Topology(num_ranks=1, ranks_per_node=1))

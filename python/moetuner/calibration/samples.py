@@ -78,6 +78,10 @@ class Load(str, enum.Enum):
     """Every expert is as likely as any other."""
 
 
+PADDED_LOADS = (Load.NEXT_NODE, Load.UNIFORM)
+"""Of these about as many rows travel as are counted, where whole shares are sent."""
+
+
 class ValueKind(str, enum.Enum):
     """What rows and weights of a measured layer are, by torch's names."""
 
@@ -217,7 +221,7 @@ class LayerSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertsSample:
-    """The experts of one rank on rows that are spread evenly over the active ones."""
+    """The experts of one rank on rows of the active ones, shared out unevenly."""
 
     shape: LayerShape
     rows: int
@@ -257,3 +261,12 @@ class Measurements:
     """That measuring took."""
     notes: tuple[str, ...] = field(default=())
     """What was not measured, and why."""
+
+    @property
+    def pads_shares(self) -> bool:
+        """Whether the fixed form sends whole shares, however few of its rows are used.
+
+        It does so wherever a communicator carries rows, and always between nodes.
+        """
+        mapped = "mapped memory" in self.machine.transport
+        return self.topology.num_nodes > 1 or not mapped

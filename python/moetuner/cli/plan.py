@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,6 +87,10 @@ class JointOptions:
         """Options of `joint`; None for another solver, which takes none of them."""
         if self.from_placement is None and self.move_cost:
             raise InvalidProblemError("--move-cost needs --from")
+        if not 0 <= self.move_cost < math.inf:
+            raise InvalidProblemError(
+                f"--move-cost must be at least 0 microseconds, got {self.move_cost:g}"
+            )
         if solver == "joint":
             return JointConfig(
                 favour=self.favour,

@@ -13,13 +13,13 @@ BACKENDS: dict[str, Wire] = {
     "moetuner": Wire.DEDUP,
     "moetuner-one-level": Wire.DEDUP_RANKS,
     # DeepEP: normal kernels, low-latency kernels, V2 without hybrid mode
-    "deepep": Wire.DEDUP,
+    "deepep": Wire.DEDUP_PIPELINED,
     "deepep-ll": Wire.PER_EXPERT,
     "deepep-direct": Wire.DEDUP_RANKS,
     "nccl-ep": Wire.DEDUP_RANKS,
     # vLLM: --all2all-backend
     "allgather_reducescatter": Wire.ALLGATHER,
-    "deepep_high_throughput": Wire.DEDUP,
+    "deepep_high_throughput": Wire.DEDUP_PIPELINED,
     "deepep_low_latency": Wire.PER_EXPERT,
     # SGLang: --moe-a2a-backend none; deepep above is its --deepep-mode normal
     "sglang-none": Wire.ALLGATHER,

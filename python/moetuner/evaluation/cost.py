@@ -49,6 +49,8 @@ class Wire(str, enum.Enum):
 
     DEDUP = "dedup"
     """One row per distinct remote rank; between nodes one per distinct remote node."""
+    DEDUP_PIPELINED = "dedup_pipelined"
+    """The same, but rows are passed on inside a node while others still cross."""
     DEDUP_RANKS = "dedup_ranks"
     """One row per distinct remote rank, also between nodes."""
     PER_EXPERT = "per_expert"
@@ -292,6 +294,7 @@ class CostModel:
             node_row=row_bytes / between.slowest,
             rank_latency=messages * near,
             node_latency=messages * far,
+            hops=self.wire.rules.hops,
         )
 
 

@@ -17,7 +17,7 @@ class GemmPoint:
     Parameters
     ----------
     rows
-        (token, expert) rows, spread over the active experts as evenly as they go.
+        (token, expert) rows, shared out over the active experts as a router does.
     active
         Experts that have a row.
     seconds

@@ -156,6 +156,12 @@ def _between(top: Table, of_pairs: Bandwidth | None) -> dict[str, Any]:
                 "between",
                 f"wanted a table, or one of {', '.join(NETWORKS)}, got {name!r:.60}",
             )
+        if of_pairs is not None:
+            top.fail(
+                "between",
+                f"wanted a table, or no `pairs`: they say what joins nodes, so {name} "
+                f"cannot",
+            )
         known = NETWORKS[name]
         bandwidth, latency, link_of = known.bandwidth, known.latency, known.link_of
         own = ""

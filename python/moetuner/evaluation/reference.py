@@ -121,9 +121,12 @@ def _slowest_link(
     way: str,
     bytes_per_value: float,
 ) -> float:
-    """Links work side by side; the longest message start counts once."""
+    """Links of a kind work side by side; the longest message start counts once.
+
+    Both kinds do, too, but where rows are passed on only when all have crossed.
+    """
     row_bytes = cost.shape.hidden_size * bytes_per_value
-    seconds, latency = 0.0, 0.0
+    slowest, latency = {"rank": 0.0, "node": 0.0}, 0.0
     hardware, topology = cost.hardware, rows.topology
     for kind, bandwidth, start in (
         (
@@ -142,9 +145,11 @@ def _slowest_link(
             given = getattr(bandwidth, side)
             for place, link in enumerate(links):
                 speed = given[place % len(given)]
-                seconds = max(seconds, link * row_bytes / speed)
+                slowest[kind] = max(slowest[kind], link * row_bytes / speed)
                 if link > 0:
                     latency = start  # of a node's link where there is one: it is last
+    kinds = slowest.values()
+    seconds = sum(kinds) if cost.wire is Wire.DEDUP else max(kinds)
     return float(seconds + latency)
 
 
@@ -283,7 +288,7 @@ class _Walk:
 
     def targets(self, ranks: list[int]) -> list[int]:
         """Ranks that rows of a token go to, whose experts are on `ranks`."""
-        if self.wire is Wire.DEDUP or self.wire is Wire.DEDUP_RANKS:
+        if self.wire in (Wire.DEDUP, Wire.DEDUP_PIPELINED, Wire.DEDUP_RANKS):
             return sorted(set(ranks))
         if self.wire is Wire.PER_EXPERT:
             return ranks
@@ -293,7 +298,7 @@ class _Walk:
 
     def has_gateway(self) -> bool:
         """Whether rows enter a node once, at the rank with their home's place."""
-        if self.wire is Wire.DEDUP:
+        if self.wire in (Wire.DEDUP, Wire.DEDUP_PIPELINED):
             return True
         if self.wire is Wire.DEDUP_RANKS or self.wire is Wire.PER_EXPERT:
             return False

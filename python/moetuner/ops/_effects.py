@@ -36,7 +36,7 @@ def teach_inductor() -> None:
     wherever no data flows from one to the other: in a layer without tokens, say.
     """
     lowering: Any = sys.modules.get("torch._inductor.lowering")
-    if lowering is None or _op(_NAMES[0]) in getattr(lowering, "lowerings", {}):
+    if lowering is None or _op(_NAMES[-1]) in getattr(lowering, "lowerings", {}):
         return
     for name in _NAMES:
         lowering.lowerings[_op(name)] = _Ordered(_op(name))
@@ -72,4 +72,7 @@ class _Ordered:
 def _wrap(value: Any) -> Any:
     from torch._inductor import ir
 
-    return value.wrap_for_lowering() if isinstance(value, ir.IRNode) else value
+    if not isinstance(value, ir.IRNode):
+        return value
+    wrap = getattr(value, "wrap_for_lowering", None)  # torch 2.13; before, a box is one
+    return wrap() if wrap else ir.TensorBox.create(value)

@@ -149,7 +149,9 @@ def dispatch(
         Of `node_groups`: two levels. None: one level, whatever the nodes are.
     capacity, max_rows
         Absent: exact sizes, for which **the host waits once for the counts** (with
-        `nodes` and mapped memory twice, for those between nodes and inside one). Given,
+        `nodes` and mapped memory twice, for those between nodes and inside one). On one
+        level over mapped memory it waits when all is enqueued, where the last call with
+        these `candidates` had as many tokens: it guesses sizes from that one. Given,
         both: the fixed form. Each rank sends ``capacity`` rows to each rank and has
         ``max_rows`` rows for its experts, so that M, N = G * capacity and all other
         sizes are known: no look at the host, and CUDA graphs capture it. With `nodes`,
@@ -204,7 +206,7 @@ def dispatch(
     groups = [group_name] if nodes is None else [nodes.between, nodes.inside]
     travelling = x if scales is None else join(x, scales)
     rows, end_offsets, recv_map, recv_weights, overflow, counted, *hops = (
-        torch.ops.moetuner.dispatch(
+        torch.ops.moetuner.dispatch.default(
             travelling,
             topk_ids,
             topk_weights.float(),
@@ -285,7 +287,8 @@ def buffer_nbytes(
         T, the most tokens of any rank; K, H, G; of x.
     capacity, max_rows
         As for `dispatch`. Absent: the exact form, under the worst routing, where every
-        token chooses experts of this rank alone.
+        token chooses experts of this rank alone. Where sizes are guessed, 64 rows and
+        3 % of those of the call before may come on top.
 
     Examples
     --------

@@ -6,7 +6,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from moetuner._files import atomic_path
-from moetuner.report.html.colors import AFTER, BEFORE, OTHER, PARTS
+from moetuner.report.html.palette import AFTER, BEFORE, OTHER, PARTS
 from moetuner.report.plot import new_figure
 from moetuner.report.table import plain_table
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from moetuner.calibration.samples import Measurements
     from moetuner.evaluation.hardware import Hardware
 
-_STYLES = ((BEFORE, "o"), (AFTER, "s"), (PARTS[1], "D"), (PARTS[2], "^"), (OTHER, "v"))
+_STYLES = tuple(
+    (ink.day, mark)
+    for ink, mark in zip((BEFORE, AFTER, *PARTS[1:], OTHER), "osD^v", strict=True)
+)
 """Of parts, in the order in which they come."""
 _MAX_WORST = 5  # cases listed; the measurements file has all
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from moetuner._files import atomic_path
 from moetuner.report.changes import changes_in
-from moetuner.report.html.colors import AFTER, BEFORE, OTHER, PARTS
+from moetuner.report.html.palette import AFTER, BEFORE, OTHER, PARTS
 from moetuner.report.plot import new_figure, plain, plot_loads, plot_traffic
 from moetuner.report.quantities import (
     FLOW_LEVELS,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from moetuner.planning.scores import Comparison, Scored
 
 SUFFIXES = (".png", ".svg")
-_COLORS, _DASHES = (BEFORE, AFTER), ("--", "-")
+_COLORS, _DASHES = (BEFORE.day, AFTER.day), ("--", "-")
 
 
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
@@ -64,7 +64,7 @@ def _gains(comparison: Comparison, figure: Any) -> bool:
         gain = scored.gain
         assert gain is not None
         ends = [[100 * (gain.gain - gain.low)], [100 * (gain.high - gain.gain)]]
-        color = AFTER if gain.certain and gain.gain > 0 else OTHER
+        color = (AFTER if gain.certain and gain.gain > 0 else OTHER).day
         axis.errorbar(100 * gain.gain, i, xerr=ends, fmt="o", color=color, capsize=3)
     axis.axvline(0, color="black", linewidth=1)
     axis.set_yticks(range(len(rows)), [plain(c.name) for c in rows])
@@ -135,8 +135,8 @@ def _flow(comparison: Comparison, figure: Any) -> bool:
         flows = rank_flows(scored.placement, transitions)
         base = np.zeros(len(layers))
         shares = flow_levels(scored.placement, flows)
-        for level, share, color in zip(FLOW_LEVELS, shares.T, PARTS, strict=True):
-            axis.bar(layers, 100 * share, bottom=base, color=color, label=level)
+        for level, share, ink in zip(FLOW_LEVELS, shares.T, PARTS, strict=True):
+            axis.bar(layers, 100 * share, bottom=base, color=ink.day, label=level)
             base += 100 * share
         axis.set_title(plain(scored.name))
         axis.set_xlabel("from layer, to the next")
@@ -189,8 +189,8 @@ def _moves(comparison: Comparison, figure: Any) -> bool:
         for kind in (False, True)
     )
     ranks = range(moved.num_ranks)
-    axis.bar(ranks, near, color=PARTS[1], label="from its own node")
-    axis.bar(ranks, far, bottom=near, color=PARTS[0], label="from another node")
+    axis.bar(ranks, near, color=PARTS[1].day, label="from its own node")
+    axis.bar(ranks, far, bottom=near, color=PARTS[0].day, label="from another node")
     axis.set_xlabel("rank")
     axis.set_ylabel("GB to fetch")
     axis.set_title(f"{plain(before.name)} to {plain(after.name)}")

@@ -13,6 +13,7 @@ import subprocess
 
 import pytest
 from moetuner.report.html import render_page
+from moetuner.report.html.palette import PALETTE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -94,6 +95,66 @@ def measure(tmp_path, text, size):
     out, console = browse(tmp_path, "--dump-dom", page=page)
     found = re.search(r'id="measured">(.*?)</script>', out, re.DOTALL)
     return json.loads(html.unescape(found[1])) if found else None, console
+
+
+CONTRAST = """
+const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+const light = (c) => c.slice(0, 3).map((v) => v / 255).map(
+  (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
+).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const behind = (e) => {
+  for (let at = e; at; at = at.parentElement) {
+    const c = rgb(getComputedStyle(at).backgroundColor);
+    if (c.length === 3 || c[3] === 1) return c;
+  }
+  return [255, 255, 255];
+};
+const bad = [];
+let count = 0;
+for (const e of document.querySelectorAll('body *')) {
+  const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+  // Numbers in cells lie on a picture; a test of the scales looks at them.
+  if (!own || !e.checkVisibility() || e.matches('script, title, .cell')) continue;
+  const style = getComputedStyle(e);
+  const color = rgb(e instanceof SVGElement ? style.fill : style.color);
+  const [a, b] = [light(color), light(behind(e))].sort((x, y) => x - y);
+  count += 1;
+  const found = (b + 0.05) / (a + 0.05);
+  if (found < 4.5) bad.push([e.outerHTML.slice(0, 90), found.toFixed(2)]);
+}
+const pictures = [...document.querySelectorAll('svg image')];
+const kept = document.createElement('script');
+kept.type = 'application/json';
+kept.id = 'measured';
+kept.textContent = JSON.stringify({
+  bad, count, paper: getComputedStyle(document.querySelector('section + section'))
+    .backgroundColor,
+  shown: [...new Set(pictures.filter((p) => p.getBoundingClientRect().width > 0)
+    .map((p) => p.getAttribute('class')))],
+  colors: [...new Set([...document.querySelectorAll('svg .line')].map(
+    (p) => getComputedStyle(p).stroke))],
+});
+document.body.append(kept);
+"""
+DARK = "--blink-settings=preferredColorScheme=0"
+
+
+@pytest.mark.parametrize("scheme", ["day", "night"])
+def test_all_writing_is_easy_to_read_by_day_and_by_night(demo, tmp_path, scheme):
+    page = tmp_path / "page.html"
+    text = render_page(demo).replace("</body>", f"<script>{CONTRAST}</script></body>")
+    page.write_text(text)
+    dark = [DARK] if scheme == "night" else []
+    out, console = browse(tmp_path, "--dump-dom", *dark, page=page)
+    found = re.search(r'id="measured">(.*?)</script>', out, re.DOTALL)
+    seen = json.loads(html.unescape(found[1]))
+    assert console == []
+    assert seen["count"] > 200
+    assert seen["bad"] == []
+    assert seen["shown"] == [scheme]
+    inks = {getattr(ink, scheme) for ink in PALETTE}
+    for color in (seen["paper"], *seen["colors"]):
+        assert "#" + "".join(f"{int(n):02x}" for n in re.findall(r"\d+", color)) in inks
 
 
 def test_a_console_message_would_be_seen(tmp_path):

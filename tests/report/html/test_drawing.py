@@ -9,7 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from moetuner.report.html.charts import Line, line_chart
-from moetuner.report.html.colors import STEPS, scale_around, scale_from_zero
+from moetuner.report.html.colors import (
+    STEPS,
+    contrast,
+    luminance,
+    scale_around,
+    scale_from_zero,
+)
 from moetuner.report.html.content import Numbers
 from moetuner.report.html.frame import every, nice_ticks
 from moetuner.report.html.markup import Markup, join, tag
@@ -46,19 +52,36 @@ def test_a_picture_has_the_pixels_it_was_given():
 
 
 def lightness(ramp):
-    return ramp @ np.array([0.2126, 0.7152, 0.0722])
+    return ramp[:STEPS] @ np.array([0.2126, 0.7152, 0.0722])
 
 
 def test_colours_tell_values_apart_by_lightness_alone():
-    """So that nobody needs to tell hues apart."""
+    """So that nobody needs to tell hues apart; by night it is the other way round."""
     more = scale_from_zero(np.array([1.0]), label="").ramp
-    assert (np.diff(lightness(more)) < 0.5).all()
-    assert lightness(more)[0] - lightness(more)[-1] > 190
-    around = lightness(scale_around(1.0, np.array([2.0]), label="").ramp)
+    around = scale_around(1.0, np.array([2.0]), label="").ramp
     half = STEPS // 2
-    assert around[half] > 240
-    assert (np.diff(around[:half]) > -0.5).all()
-    assert (np.diff(around[half:]) < 0.5).all()
+    for sign, one, two in ((1, more.day, around.day), (-1, more.night, around.night)):
+        rising, both = -sign * lightness(one), sign * lightness(two)
+        assert (np.diff(rising) > -0.5).all()
+        assert rising[-1] - rising[0] > 190
+        assert (np.diff(both[:half]) > -0.5).all()
+        assert (np.diff(both[half:]) < 0.5).all()
+    assert lightness(around.day)[half] > 240
+    assert lightness(around.night)[half] < 50
+
+
+def test_numbers_are_easy_to_read_on_every_colour_of_a_scale():
+    for scale in (
+        scale_from_zero(np.array([1.0]), label=""),
+        scale_around(1.0, np.array([2.0]), label=""),
+    ):
+        for value in np.linspace(scale.low, scale.high, 301):
+            entry = int(scale.index(np.array([value]))[0])
+            for night, ramp in ((False, scale.ramp.day), (True, scale.ramp.night)):
+                behind = luminance(ramp[entry])
+                white = scale.wants_white(value, night=night)
+                found = contrast(1, behind) if white else contrast(behind, 0)
+                assert found >= 4.5
 
 
 def test_scales_put_their_ends_and_their_centre_where_they_say():
@@ -72,8 +95,10 @@ def test_scales_put_their_ends_and_their_centre_where_they_say():
     ]
     assert scale_from_zero(np.array([0.0, 4.0]), label="").high == 4
     assert scale_from_zero(np.array([np.nan]), label="").high == 1
-    assert not scale.is_dark(1.0)
-    assert scale.is_dark(1.5)
+    assert not scale.wants_white(1.0)
+    assert scale.wants_white(1.5)
+    assert scale.wants_white(1.0, night=True)
+    assert not scale.wants_white(1.5, night=True)
 
 
 @given(

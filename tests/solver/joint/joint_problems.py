@@ -96,3 +96,22 @@ def exchange_seconds(problem, placement):
     cost = problem.workload.cost
     parts = price(tally_batches(trace, placement, cost, batches), cost)
     return (parts.dispatch + parts.combine).sum(axis=1).mean()
+
+
+class FakeTime:
+    """Time that passes when somebody is seen to work."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+def round_of(method, fake):
+    """A round that does little in a second."""
+
+    def work(rounds, proposals, seconds):
+        fake.now += min(seconds, 1.0)
+        return method(rounds, min(proposals, 50), np.inf)
+
+    return work

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from joint_problems import FakeTime, round_of
 from moetuner.evaluation.cost import Homes, Wire
 from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
@@ -11,7 +12,7 @@ from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import SolverOptions, base, get_solver
 from moetuner.solver.base import Clock
 from moetuner.solver.heuristics.starts import quick_placements
-from moetuner.solver.joint import incumbent, run
+from moetuner.solver.joint import incumbent, replica_trial, run
 from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.layers import LayerRounds
 from moetuner.solver.joint.replan import widened
@@ -171,25 +172,6 @@ def test_a_hot_expert_is_relieved_first():
     assert (full.num_replicas()[:, 5] == TOPOLOGY.num_ranks).all()
 
 
-class FakeTime:
-    """Time that passes when somebody is seen to work."""
-
-    now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-
-def round_of(method, fake):
-    """A round that does little in a second."""
-
-    def work(rounds, proposals, seconds):
-        fake.now += min(seconds, 1.0)
-        return method(rounds, min(proposals, 50), np.inf)
-
-    return work
-
-
 @pytest.mark.parametrize("pays", [True, False])
 @pytest.mark.parametrize("limit", [10.0, 40.0, 200.0])
 def test_a_solve_ends_within_its_limit(monkeypatch, limit, pays):
@@ -257,7 +239,8 @@ def test_of_counts_a_single_layer_has_replicas_where_all_together_gain_little(
 
     monkeypatch.setattr(base, "time", fake)
     monkeypatch.setattr(incumbent, "time", fake)
-    monkeypatch.setattr(run, "filled", slow)
+    for module in (run, replica_trial):
+        monkeypatch.setattr(module, "filled", slow)
     monkeypatch.setattr(LayerRounds, "round", round_of(LayerRounds.round, fake))
     monkeypatch.setattr(run, "PAYING_GAIN", 1.0)
     config = JointConfig(profile=SearchProfile(), patience=1000)

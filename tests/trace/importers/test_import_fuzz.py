@@ -226,6 +226,8 @@ KEYS = [
     "prompt_tokens",
     "step",
     "layer",
+    "layers",
+    "model.layers.3.mlp",
     "rank",
     "top_indices",
     "num_tokens",
@@ -249,7 +251,12 @@ KEYS = [
 ]
 JSON_KINDS = ["routed-responses", "megatron", "eplb", "rank-loads", "table"]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["model.layers.3.mlp", "layer_4", "layers.1.layers.2"]),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5)

@@ -32,6 +32,30 @@ JSON = {
 }
 
 
+NAMES = [f"model.layers.{n}.mlp.experts" for n in (3, 4, 6)]
+BY_MODULE = {
+    "keys": dict(zip(NAMES, LOAD.tolist(), strict=True)),
+    "a list": {"layers": NAMES, "expert_count": LOAD.tolist()},
+    "a line each": [
+        {"layer": name, "expert_count": row}
+        for name, row in zip(NAMES, LOAD.tolist(), strict=True)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BY_MODULE)
+def test_layers_by_the_names_of_modules(importing, tmp_path, name):
+    trace = importing(text(tmp_path / "a.json", BY_MODULE[name]))
+    assert trace.counts.tolist() == [LOAD.tolist()]
+    assert trace.layer_ids.tolist() == [3, 4, 6]
+
+
+def test_names_that_say_no_layer_are_refused(importing, tmp_path):
+    value = {"layers": ["a", "b", "c"], "expert_count": LOAD.tolist()}
+    with pytest.raises(InvalidTraceError, match="'a' says no number of a layer"):
+        importing(text(tmp_path / "a.json", value))
+
+
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("name", JSON)
 def test_counts_in_json(importing, tmp_path, name, indent):

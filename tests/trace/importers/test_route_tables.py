@@ -68,6 +68,26 @@ def test_a_list_of_experts_a_row(importing, tmp_path, ids, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", ["model.layers.{}.mlp", "v2.layers.{}.mlp.experts.w13", "Layer {}", "L{}"]
+)
+def test_layers_by_the_names_of_modules(importing, tmp_path, ids, kind, name):
+    table = [row | {"layer": name.format(row["layer"])} for row in routes(ids)]
+    trace = importing(write(tmp_path / "a", table, kind))
+    assert np.array_equal(trace.topk_ids, ids)
+    assert trace.layer_ids.tolist() == [3, 4, 6]
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "-3", "stage.1.block.2", "layers.3.layers.4", "layer 70000", ""]
+)
+def test_what_says_no_layer_is_refused(importing, tmp_path, ids, name):
+    table = [row | {"layer": name} for row in routes(ids)]
+    with pytest.raises(InvalidTraceError, match="layer"):
+        importing(write(tmp_path / "a", table, "csv"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_column_for_each_choice(importing, tmp_path, ids, kind):
     table = [
         {k: v for k, v in row.items() if k != "topk_ids"}
@@ -295,3 +315,14 @@ def test_parquet_without_its_library_says_how_to_get_it(
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingDependencyError, match=r"moetuner\[parquet\]"):
         importing(tmp_path / "a")
+
+
+def test_counts_of_layers_by_the_names_of_modules(importing, tmp_path):
+    table = [
+        {"layer": f"model.layers.{layer}.mlp", "expert": e, "count": 10 * layer + e}
+        for layer in LAYERS
+        for e in range(EXPERTS)
+    ]
+    trace = importing(write(tmp_path / "a", table, "csv"))
+    assert trace.layer_ids.tolist() == list(LAYERS)
+    assert trace.counts[0, 1].tolist() == [40 + e for e in range(EXPERTS)]

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "moetuner/planning/inlined.h"
+#include "moetuner/planning/wire.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -25,6 +26,7 @@ struct LinkRates {
   double node_row;      // one row over a node's links together
   double rank_latency;  // once, where rows cross ranks' links alone
   double node_latency;  // once, where any row crosses a node's link
+  Hops hops = Hops::kTogether;
 };
 
 /// How slow the links of places (ranks or nodes) are: 1 is as `LinkRates` say, less is faster.
@@ -123,7 +125,9 @@ double busiest_link(const LinkFactors& links,
 
 /// What one direction takes beside its latency, from rows on the busiest link of each kind.
 inline double transfer_seconds(const LinkRates& rates, double rank_rows, double node_rows) {
-  return larger(rank_rows * rates.rank_row, node_rows * rates.node_row);
+  const double inside = rank_rows * rates.rank_row;
+  const double between = node_rows * rates.node_row;
+  return rates.hops == Hops::kInTurn ? inside + between : larger(inside, between);
 }
 
 inline double latency_seconds(const LinkRates& rates, double rank_rows, double node_rows) {

@@ -9,10 +9,11 @@ namespace moetuner {
 
 /// What crosses the network for one token. Python's `moetuner.Wire` has the same names.
 enum class Wire {
-  kDedup,       // one row per distinct remote rank; between nodes one per distinct remote node
-  kDedupRanks,  // one row per distinct remote rank, also between nodes
-  kPerExpert,   // one row per (token, expert) on a remote rank
-  kAllGather,   // every row goes to every rank, around a ring
+  kDedup,           // one row per distinct remote rank; between nodes one per distinct remote node
+  kDedupPipelined,  // the same, but rows are passed on while others still cross between nodes
+  kDedupRanks,      // one row per distinct remote rank, also between nodes
+  kPerExpert,       // one row per (token, expert) on a remote rank
+  kAllGather,       // every row goes to every rank, around a ring
 };
 
 /// Where a token's hidden state lives when a layer begins. Python's `moetuner.Homes`.
@@ -36,10 +37,17 @@ enum class Crossing {
   kRing,     // from rank to next rank, the last one's next is the first, until all have it
 };
 
+/// What a direction takes whose rows use links inside nodes and between them.
+enum class Hops {
+  kTogether,  // all links are at work at once: the slower kind counts
+  kInTurn,    // no row is passed on inside a node before all have crossed: both kinds count
+};
+
 /// All that the planner must know of a wire. Nothing else asks which wire it is.
 struct WireRules {
   Rows rows;
   Crossing crossing;
+  Hops hops = Hops::kTogether;
 
   /// Whether a token sends one row to each rank and to each node that it visits: a place costs what
   /// its set of tokens does.
@@ -47,9 +55,11 @@ struct WireRules {
     return rows == Rows::kPerRank && crossing == Crossing::kGateway;
   }
 
-  /// Rows to all go around a ring and no others do; rows of experts cross directly.
+  /// Rows to all go around a ring and no others do; rows of experts cross directly; only a gateway
+  /// passes rows on.
   constexpr bool known() const {
     if ((rows == Rows::kToAll) != (crossing == Crossing::kRing)) return false;
+    if (hops == Hops::kInTurn && crossing != Crossing::kGateway) return false;
     return rows != Rows::kPerExpert || crossing == Crossing::kDirect;
   }
 };
@@ -57,13 +67,15 @@ struct WireRules {
 constexpr WireRules rules_of(Wire wire) {
   switch (wire) {
     case Wire::kDedup:
-      return {Rows::kPerRank, Crossing::kGateway};
+      return {Rows::kPerRank, Crossing::kGateway, Hops::kInTurn};
+    case Wire::kDedupPipelined:
+      return {Rows::kPerRank, Crossing::kGateway, Hops::kTogether};
     case Wire::kDedupRanks:
-      return {Rows::kPerRank, Crossing::kDirect};
+      return {Rows::kPerRank, Crossing::kDirect, Hops::kTogether};
     case Wire::kPerExpert:
-      return {Rows::kPerExpert, Crossing::kDirect};
+      return {Rows::kPerExpert, Crossing::kDirect, Hops::kTogether};
     case Wire::kAllGather:
-      return {Rows::kToAll, Crossing::kRing};
+      return {Rows::kToAll, Crossing::kRing, Hops::kTogether};
   }
   throw std::invalid_argument("rules_of: no such wire");
 }
@@ -72,6 +84,8 @@ constexpr std::string_view name_of(Wire wire) {
   switch (wire) {
     case Wire::kDedup:
       return "dedup";
+    case Wire::kDedupPipelined:
+      return "dedup_pipelined";
     case Wire::kDedupRanks:
       return "dedup_ranks";
     case Wire::kPerExpert:
@@ -99,7 +113,7 @@ template <typename Choice>
 inline constexpr std::array<Choice, 0> kAll{};
 template <>
 inline constexpr std::array kAll<Wire>{
-    Wire::kDedup, Wire::kDedupRanks, Wire::kPerExpert, Wire::kAllGather};
+    Wire::kDedup, Wire::kDedupPipelined, Wire::kDedupRanks, Wire::kPerExpert, Wire::kAllGather};
 template <>
 inline constexpr std::array kAll<Homes>{Homes::kUniform, Homes::kRecorded, Homes::kFollow};
 

@@ -40,9 +40,9 @@ struct DispatchArgs {
   const std::int32_t* num_candidates;  // [E]
   std::int32_t* send_map;              // [T, D], row on the wire; -1: no more, or no room
   std::int32_t* end_offsets;           // [S]
-  std::int32_t* overflow;              // [1], added to; or null
-  std::int64_t* counters;              // as RouteArgs has them; or null
-  std::int64_t* passed_on;             // [G], added to: rows to each rank; or null
+  std::int32_t* overflow;              // [1], or null
+  std::int64_t* counters;              // as RouteArgs has them, whatever was there; or null
+  std::int64_t* passed_on;             // [G], rows to each rank; or null
   std::int32_t* workspace;             // dispatch_workspace(...) integers, zeroed by nobody
   // Of `spread` alone:
   void* rows;                   // [M, row_bytes]
@@ -56,9 +56,11 @@ struct DispatchArgs {
   std::int64_t slots_per_rank;  // S
   std::int64_t ranks_per_node;
   std::int64_t row_bytes;
-  std::int64_t capacity;  // rows from one rank to another; 0: as many as there are
-  std::int64_t max_rows;  // M
-  int senders;            // blocks that send; 0: as many as suit
+  std::int64_t capacity;   // rows from one rank to another; 0: as many as there are
+  std::int64_t max_rows;   // M; without a capacity, `spread` does nothing where more come
+  std::int64_t max_lines;  // N; alike
+  bool adds_overflow;      // to what is there
+  int senders;             // blocks that send; 0: as many as suit
 };
 
 /// Rows `x` of tokens to the ranks that `send_map` says.

@@ -12,7 +12,7 @@ import torch
 from moetuner.calibration.budget import SHARES, Allowance, Part
 from moetuner.calibration.machine import Machine, cpu_name, driver_version
 from moetuner.calibration.measure.clock import Clock
-from moetuner.calibration.measure.layers import cases_of, measure_layers
+from moetuner.calibration.measure.layers import cases_of, measure_layers, path_of
 from moetuner.calibration.measure.links import (
     can_send,
     link_series,
@@ -66,7 +66,7 @@ def measure(ranks: Ranks, options: CalibrationOptions, say: Say) -> Measurements
     kind = ranks.device.type
     sizes, shapes = SIZES[kind], options.shapes_on(kind)
     topology = ranks.topology
-    cases = cases_of(shapes, sizes.tokens, topology)
+    cases = cases_of(shapes, sizes.tokens, topology, mapped=ranks.on_cuda)
     experts = expert_cases(shapes, sizes, topology.num_ranks)
     series, messages = link_series(topology), sizes.messages
     parts: dict[Part, tuple[int, Measure]] = {}
@@ -133,7 +133,8 @@ def measure(ranks: Ranks, options: CalibrationOptions, say: Say) -> Measurements
 
 def machine_of(ranks: Ranks) -> Machine:
     """What rank 0 sees."""
-    cuda, cpu = ranks.on_cuda, cpu_name()
+    cuda, cpu, path = ranks.on_cuda, cpu_name(), path_of(ranks)
+    inside = path.group_name if path.nodes is None else path.nodes.inside
     local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.topology.ranks_per_node))
     return Machine(
         device=torch.cuda.get_device_name() if cuda else cpu,
@@ -142,7 +143,7 @@ def machine_of(ranks: Ranks) -> Machine:
         cpu=cpu,
         num_cores=num_cores(),
         backend=ranks.backend,
-        transport=describe_transport(ranks.group_name) if cuda else "gloo",
+        transport=describe_transport(inside) if cuda else "gloo",
         torch=str(torch.__version__),
         cuda=str(torch.version.cuda) if cuda else "",
         nccl=_nccl_version() if ranks.backend == "nccl" else "",

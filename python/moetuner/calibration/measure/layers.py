@@ -15,6 +15,7 @@ from moetuner.calibration.measure.graphs import captured
 from moetuner.calibration.measure.memory import has_memory
 from moetuner.calibration.measure.timed_layer import Path, TimedLayer, make_experts
 from moetuner.calibration.samples import (
+    PADDED_LOADS,
     Case,
     ExchangeSample,
     Form,
@@ -44,13 +45,20 @@ FIXED_LOADS = (Load.LOCAL, Load.NEXT, Load.NEXT_NODE, Load.UNIFORM)
 
 
 def cases_of(
-    shapes: Sequence[LayerShape], tokens: Sequence[int], topology: Topology
+    shapes: Sequence[LayerShape],
+    tokens: Sequence[int],
+    topology: Topology,
+    *,
+    mapped: bool,
 ) -> list[Case]:
     """What is measured, few tokens first.
 
     Uniform loads come in every size, all others in every second one. The smallest batch
-    is measured among fewer ranks too: how a latency grows with them.
+    is measured among fewer ranks too: how a latency grows with them. ``mapped``: memory
+    of ranks may be, so that the fixed form sends no whole shares inside a node.
     """
+    whole = topology.num_ranks > 1 and (topology.num_nodes > 1 or not mapped)
+    fixed_loads = PADDED_LOADS if whole else FIXED_LOADS
     found = [
         Case(
             shape=shape,
@@ -64,7 +72,7 @@ def cases_of(
         for load in loads_of(topology)
         if number % 2 == 0 or load is Load.UNIFORM or topology.num_ranks == 1
         for form in Form
-        if form is Form.EXACT or load in FIXED_LOADS
+        if form is Form.EXACT or load in fixed_loads
     ]
     fewer, size = [], 2
     while topology.num_nodes == 1 and size < topology.num_ranks:

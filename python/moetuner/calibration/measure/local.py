@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from moetuner.calibration.loads import uneven
 from moetuner.calibration.measure.graphs import captured
 from moetuner.calibration.measure.memory import has_memory, need_memory
 from moetuner.calibration.measure.timed_layer import dtype_of, make_experts
@@ -64,7 +65,7 @@ def measure_experts(
     cases: Sequence[tuple[LayerShape, int, int]],
     cold_bytes: int,
 ) -> Iterator[ExpertsSample]:
-    """Experts of one rank on rows spread evenly: launched, and replayed on GPUs."""
+    """Experts of one rank on `uneven` rows: launched, and replayed on GPUs."""
     made: dict[LayerShape, _ColdExperts] = {}
     for shape, rows, active in cases:
         series = f"{active} active, {shape}"
@@ -162,10 +163,9 @@ class _ColdExperts:
         return run
 
     def _ends(self, rows: int, active: int, start: int) -> torch.Tensor:
-        """int32 [S], where `active` slots from `start` on share the rows evenly."""
+        """int32 [S], where `active` slots from `start` on share the rows."""
         each = torch.zeros(self._num_slots, dtype=torch.int32)
-        each[start : start + active] = rows // active
-        each[start : start + rows % active] += 1
+        each[start : start + active] = torch.from_numpy(uneven(rows, active))
         return each.cumsum(0).to(torch.int32).to(self._device)
 
 

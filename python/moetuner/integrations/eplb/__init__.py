@@ -166,6 +166,8 @@ def _shape(
             f"rebalance_experts: num_replicas must be >= {num_experts}, the number of "
             f"experts, got {num_replicas}"
         )
+    if num_groups % num_nodes:  # as published: neither of them counts then
+        num_groups = num_nodes = 1
     for whole, part, name in (
         (num_replicas, num_gpus, "num_replicas must be a multiple of num_gpus"),
         (num_gpus, num_nodes, "num_gpus must be a multiple of num_nodes"),
@@ -175,8 +177,6 @@ def _shape(
             raise InvalidProblemError(
                 f"rebalance_experts: {name}, got {whole} and {part}"
             )
-    if num_groups % num_nodes:
-        num_groups = num_nodes = 1
     return Shape(
         num_slots=num_replicas,
         num_groups=num_groups,

@@ -16,6 +16,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moetuner.integrations.transformers.experts import experts_forward
 from moetuner.integrations.transformers.families import (
+    BY_STACK,
     NOT_COVERED,
     ONLY_RECORDED,
     ONLY_RUN,
@@ -30,6 +31,7 @@ ALL_EXPERTS_FUNCTIONS.register("moetuner", experts_forward)
 register()
 
 __all__ = [
+    "BY_STACK",
     "NOT_COVERED",
     "ONLY_RECORDED",
     "ONLY_RUN",

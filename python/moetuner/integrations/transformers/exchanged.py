@@ -5,14 +5,11 @@ Legend: T tokens here, K top-k, H hidden.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from typing import TYPE_CHECKING
 
 from moetuner.integrations.transformers.experts import run_experts
 from moetuner.nn.data_parallel import check_owned
-from moetuner.ops._collectives import group_named
+from moetuner.ops._shared_batch import all_rows, in_common, own_rows
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +47,6 @@ class ExchangedForward:
     ) -> None:
         self._module, self._exchange, self._owned = module, exchange, owned
         self._shared = None if shared is None else str(shared.group_name)
-        self._device = next(module.parameters()).device.type
-        self._mesh = self._new_mesh()
 
     def forward(
         self,
@@ -62,56 +57,18 @@ class ExchangedForward:
         """[T, H], [T, K], [T, K] to [T, H]."""
         if self._owned:
             check_owned(self._module, self._exchange)
-        given = (hidden_states, top_k_index, top_k_weights)
-        if self._device != hidden_states.device.type:  # the model moved
-            self._device = hidden_states.device.type
-            self._mesh = self._new_mesh()
-        mesh = self._mesh
-        if mesh is not None:
-            given = tuple(_own_share(tensor, mesh) for tensor in given)  # type: ignore[assignment]
+        given = [hidden_states, top_k_index, top_k_weights]
+        shared = self._shared
+        if shared is not None:
+            given = own_rows(given, shared)
         out: torch.Tensor = self._exchange(*given, self._run)
-        if mesh is not None:
-            out = _whole(out, mesh, hidden_states.shape)
+        if shared is not None:
+            out = all_rows(out, hidden_states.shape[0], shared)
         return out.to(hidden_states.dtype)
 
     def _run(self, rows: torch.Tensor, end_offsets: torch.Tensor) -> torch.Tensor:
         return run_experts(self._module, rows, end_offsets, self._in_common)
 
     def _in_common(self, parameter: torch.Tensor) -> torch.Tensor:
-        mesh = self._mesh
-        return parameter if mesh is None else _with_whole_gradient(parameter, mesh)
-
-    def _new_mesh(self) -> DeviceMesh | None:
-        if self._shared is None:
-            return None
-        return DeviceMesh.from_group(group_named(self._shared), self._device)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All but the mesh, which belongs to this process."""
-        return {name: value for name, value in vars(self).items() if name != "_mesh"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._mesh = self._new_mesh()
-
-
-def _own_share(tensor: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-    """Rows of this rank, of what all ranks have; gradients are gathered."""
-    spread = DTensor.from_local(tensor, mesh, [Replicate()], run_check=False)
-    share: torch.Tensor = spread.redistribute(mesh, [Shard(0)]).to_local()
-    return share
-
-
-def _with_whole_gradient(parameter: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-    """The same values; the gradient is the sum of what every rank makes of its rows."""
-    spread = DTensor.from_local(parameter, mesh, [Replicate()], run_check=False)
-    same: torch.Tensor = spread.to_local(grad_placements=[Partial()])
-    return same
-
-
-def _whole(share: torch.Tensor, mesh: DeviceMesh, shape: torch.Size) -> torch.Tensor:
-    """The rows of all ranks, on all of them."""
-    spread = DTensor.from_local(
-        share.contiguous(), mesh, [Shard(0)], shape=shape, stride=(shape[1], 1)
-    )
-    return spread.full_tensor()
+        shared = self._shared
+        return parameter if shared is None else in_common(parameter, shared)

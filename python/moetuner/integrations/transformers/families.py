@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moetuner.errors import InvalidTraceError
+from moetuner.integrations.transformers.stacked import BLOCKS, INTERFACE, LISTS
 
 T = TypeVar("T")
 
@@ -25,43 +26,41 @@ if TYPE_CHECKING:
 
 NOT_COVERED = {
     "doge": "its experts are rows of two embeddings, not modules or 3-D weights",
-    "nllb_moe": "its encoder and decoder route different tokens",
-    "switch_transformers": "its encoder and decoder route different tokens",
+    "nllb_moe": "Transformers runs its experts 0 and 1 alone, whatever was chosen",
 }
 """Model types of Transformers with experts that nothing here follows, and why."""
 
 ONLY_RECORDED = {
     "dbrx": "its weights of all experts are one matrix",
-    "jetmoe": "its router sorts the rows by itself",
 }
 """Model types that `record` and `count` follow, but that run as they were written."""
 
 ONLY_SPREAD = {
+    "jetmoe": "its experts are not marked; those of its attention stay as they are",
     "llama4": "its experts are not marked for the interface; it scales what they get",
     "longcat_flash": "its experts are not marked; some are no more than the token",
     "step3p7": "its experts are not marked for the interface",
 }
 """Model types without `experts_implementation` that `parallelize` runs all the same."""
 
+BY_STACK = {
+    "switch_transformers": "its encoder and decoder route different tokens: call this "
+    "on each of the two",
+}
+"""Likewise, but the encoder and the decoder each for itself."""
+
 ONLY_RUN = {
     "ernie4_5_vl_moe": "text and pictures have experts of their own in each layer",
 }
 """Model types that our ops run, but that have no one routing for a layer, and why."""
 
-_INTERFACE = {
-    "has_gate": True,
-    "has_bias": False,
-    "has_post_expert_norm": False,
-    "is_transposed": False,
-    "is_concatenated": True,
-}
 _LIKE_THE_INTERFACE: dict[str, dict[str, bool]] = {  # but not marked for it
     "Llama4TextExperts": {"is_transposed": True},
     "LongcatFlashExperts": {},
     "Step3p7Experts": {},
 }
-GETS_NO_IDS = ("Llama4TextExperts",)
-"""Kinds of experts that are called with rows of all experts."""
+GETS_NO_IDS = ("JetMoeMoE", "Llama4TextExperts", "SwitchTransformersExperts")
+"""Kinds of experts that are called with something else than ids and weights."""
 _GET_IDS = ("DbrxExperts", "LongcatFlashExperts")
 
 
@@ -73,6 +72,8 @@ class Routed:
     num_experts: int
     choices: Callable[[Any], tuple[torch.Tensor, torch.Tensor]] | None = None
     """Of the output of a router; None: the module is called with ids and weights."""
+    arguments: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
+    """Of what experts are called with, where that is something else."""
 
     def watch(self, seen: Seen) -> RemovableHandle:
         """Call `seen` with ids [T, K] and weights [T, K] of every call."""
@@ -87,9 +88,18 @@ class Routed:
         def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             names = ("hidden_states", "top_k_index", "top_k_weights")
             given = dict(zip(names, args, strict=False)) | kwargs
-            seen(given["top_k_index"], given["top_k_weights"])
+            ids, weights = given["top_k_index"], given["top_k_weights"]
+            seen(*(self.arguments(ids, weights) if self.arguments else (ids, weights)))
 
         return self.module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def ids_of_mask(
+    chosen: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [T, K] of a mask [T, K, E], -1 where nothing is chosen; and weights."""
+    found = chosen.max(dim=-1)
+    return found.indices.masked_fill(found.values == 0, -1), weights
 
 
 def experts_of(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
@@ -136,6 +146,9 @@ def _by_layer(
         for name, module in model.named_modules()
         if (value := kind(name, module)) is not None
     ]
+    both = _reason_in(model, BY_STACK)
+    if both and len({name.partition("block.")[0] for name, _ in found}) > 1:
+        raise InvalidTraceError(both)
     if len({_layer_of(name) for name, _ in found}) < len(found):
         inside = _text_model(model)
         found = [(name, value) for name, value in found if name.startswith(inside)]
@@ -155,6 +168,7 @@ def _by_layer(
 
 
 def _layer_of(name: str) -> int:
+    name = re.sub(r"\b(block\.\d+)\.layer\.\d+", r"\1", name)  # parts of a T5 block
     numbers = re.findall(r"\.(\d+)\.", name)
     return int(numbers[-1]) if numbers else 0
 
@@ -170,9 +184,14 @@ def _runs(_: str, module: Any) -> Any:
     """The module, when it is one of experts as Transformers' interface has them."""
     kind = type(module).__name__
     if kind in _LIKE_THE_INTERFACE:
-        vars(module).update(_INTERFACE | _LIKE_THE_INTERFACE[kind])
+        vars(module).update(INTERFACE | _LIKE_THE_INTERFACE[kind])
         if kind == "LongcatFlashExperts":  # behind them are those that do nothing
             vars(module)["num_experts"] = module.num_routed_experts
+    if kind in BLOCKS and "experts" not in module._modules:
+        vars(module)["num_experts"] = module.router.num_experts
+        return module
+    if kind in LISTS:
+        return module
     marked = hasattr(module, "is_concatenated") and hasattr(module, "num_experts")
     return module if marked else None
 
@@ -182,6 +201,10 @@ def _routed(name: str, module: Any) -> Routed | None:
     if kind in _GET_IDS:
         number = getattr(module, "num_routed_experts", None) or module.num_experts
         return Routed(module=module, num_experts=number)
+    if kind in LISTS:
+        return Routed(
+            module=module, num_experts=module.num_experts, arguments=ids_of_mask
+        )
     if kind == "Llama4Router":
         top_k = module.top_k
 
@@ -211,9 +234,13 @@ def _why_none(model: torch.nn.Module) -> str:
 
 def _known_reason(model: torch.nn.Module) -> str:
     """Why models of this type are not covered; empty for others."""
+    return _reason_in(model, NOT_COVERED | ONLY_RECORDED | ONLY_RUN)
+
+
+def _reason_in(model: torch.nn.Module, reasons: dict[str, str]) -> str:
+    """What the table says of models of this type; empty where nothing."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    reasons = NOT_COVERED | ONLY_RECORDED | ONLY_RUN
     for kind in (getattr(c, "model_type", "") for c in (config, text)):
         known = kind.replace("-", "_").removesuffix("_text")
         if known in reasons:

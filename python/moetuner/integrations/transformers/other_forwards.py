@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moetuner.integrations.transformers.families import ids_of_mask
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,6 +20,10 @@ def call_with_ids(model: torch.nn.Module) -> None:
             vars(module)["forward"] = _ScaledInputs(module).forward
         elif type(module).__name__ == "LongcatFlashExperts":
             vars(module)["forward"] = _TokensThemselves(module).forward
+        elif type(module).__name__ == "SwitchTransformersExperts":
+            vars(module)["forward"] = _Masked(module).forward
+        elif type(module).__name__ == "JetMoeMoE":
+            vars(module)["forward"] = _SortsNothing(module).forward
 
 
 class _ScaledInputs:
@@ -57,3 +63,39 @@ class _TokensThemselves:
         done: torch.Tensor = self._exchanged(hidden_states, ids, top_k_weights)
         stays = top_k_weights.masked_fill(travels, 0).sum(dim=1, keepdim=True)
         return done + (hidden_states * stays).to(done.dtype)
+
+
+class _Masked:
+    """Switch Transformers: one expert a token, or none where that one is full."""
+
+    def __init__(self, module: Any) -> None:
+        self._exchanged = vars(module)["forward"]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        selected_experts: torch.Tensor,
+        routing_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """[T, H], a mask [T, 1, E], [T, 1] to [T, H]."""
+        ids, weights = ids_of_mask(selected_experts, routing_weights)
+        done: torch.Tensor = self._exchanged(hidden_states, ids, weights)
+        return done
+
+
+class _SortsNothing:
+    """JetMoE: its router sorts the rows of a rank, which are to be sorted elsewhere."""
+
+    def __init__(self, block: Any) -> None:
+        self._block = block
+
+    def forward(self, layer_input: torch.Tensor) -> torch.Tensor:
+        """[B, S, H] to [B, S, H]."""
+        block = self._block
+        tokens = layer_input.reshape(-1, layer_input.shape[-1])
+        *_, logits = block.router(tokens)
+        chosen, ids = logits.topk(block.router.top_k, dim=1)
+        weights = chosen.softmax(dim=1).type_as(tokens)
+        done = block.experts(tokens, ids, weights) + block.bias
+        out: torch.Tensor = done.view(layer_input.shape)
+        return out

@@ -15,6 +15,7 @@ from moetuner.errors import InvalidProblemError
 from moetuner.integrations.transformers.exchanged import ExchangedForward
 from moetuner.integrations.transformers.families import experts_of
 from moetuner.integrations.transformers.other_forwards import call_with_ids
+from moetuner.integrations.transformers.stacked import check_stackable, stacked
 from moetuner.nn.data_parallel import ready_for_ddp
 from moetuner.nn.exchange import ATTRIBUTE, Exchange
 from moetuner.nn.exchange_options import ExchangeOptions
@@ -87,6 +88,8 @@ def parallelize(
             "placement with moetuner.nn.apply_placement"
         )
     trouble = _other_layers(layers, placement) or _adapted(model, layers)
+    for layer, module in layers.items():
+        trouble = trouble or check_stackable(module, layer)
     sharded = [module for module in layers.values() if _SHARDED in vars(module)]
     if sharded:
         for layer, module in layers.items():
@@ -113,7 +116,8 @@ def parallelize(
             num_experts=_num_experts(module),
             problem=trouble,
         )
-    for layer, module in layers.items():
+    for layer, given in layers.items():
+        module = stacked(given)
         _keep_own(module, exchanges[layer])
         vars(module)[ATTRIBUTE] = exchanges[layer]
         vars(module)[_PLACED] = True

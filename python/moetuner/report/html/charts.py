@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moetuner.report.html.colors import AFTER, OTHER
 from moetuner.report.html.frame import Frame, every, nice_ticks, short_number
 from moetuner.report.html.markup import Markup, tag
+from moetuner.report.html.palette import AFTER, OTHER
 from moetuner.report.words import gain_cell, number
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def gain_chart(
     drawn.append(tag("path", d=zero, class_="zero"))
     for i, (label, gain) in enumerate(gains):
         y = frame.top + (i + 0.5) * row
-        color = AFTER if gain.certain and gain.gain > 0 else OTHER
+        color = (AFTER if gain.certain and gain.gain > 0 else OTHER).css
         words = f"{label}: {gain_cell(gain)}"
         drawn.append(_row_name(frame, y, label))
         whisker = f"M{at(gain.low):.1f} {y:g}H{at(gain.high):.1f}"

@@ -10,11 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BEFORE = "#c2570c"
-AFTER = "#1f5fa8"
-OTHER = "#64748b"
-PARTS = ("#1f5fa8", "#8fb8de", "#f0b862")
-"""Three parts of a whole, from dark to light."""
 STEPS = 128
 
 
@@ -26,17 +21,38 @@ def _ramp(*anchors: str) -> NDArray[np.uint8]:
     return np.round(np.stack(channels, axis=1)).astype(np.uint8)
 
 
-# Light is little: white paper stays white, and lightness falls all the way.
-_MORE = _ramp(
-    "#f7fafd", "#d3e3f3", "#9cc3e4", "#5b9bd0", "#2a6fb5", "#134a86", "#06254d"
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Ramp:
+    """Colours of rising values, uint8 [STEPS + 1, 3]; the last is of no value."""
+
+    day: NDArray[np.uint8]
+    night: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, day: tuple[str, ...], night: tuple[str, ...]) -> Ramp:
+        """Through these anchors."""
+        return cls(
+            day=np.vstack([_ramp(*day), _ramp("#dee2e8")[:1]]),
+            night=np.vstack([_ramp(*night), _ramp("#3a4250")[:1]]),
+        )
+
+
+# Little is as the paper, and lightness goes one way: down by day, up by night.
+_MORE = Ramp.of(
+    ("#f7fafd", "#d3e3f3", "#9cc3e4", "#5b9bd0", "#2a6fb5", "#134a86", "#06254d"),
+    ("#1b2230", "#143a66", "#1f5c9c", "#3f86c9", "#78b0e3", "#b2d4f3", "#eaf4fe"),
 )
-# White is even; blue is less, orange is more: no red beside green.
-_AROUND = _ramp(
-    "#123f75", "#2f73b4", "#86b6dc", "#d6e6f3", "#fbfbfb",
-    "#fde3c4", "#f5b26b", "#d9731f", "#8a3a05",
-)  # fmt: skip
-NOTHING = (222, 226, 232)
-"""Where there is no value."""
+# As the paper is even; blue is less, orange is more: no red beside green.
+_AROUND = Ramp.of(
+    (
+        *("#123f75", "#2f73b4", "#86b6dc", "#d6e6f3", "#fbfbfb"),
+        *("#fde3c4", "#f5b26b", "#d9731f", "#8a3a05"),
+    ),
+    (
+        *("#b9dbfa", "#6fb0ec", "#2f73b4", "#1d3f66", "#1d222b"),
+        *("#55330f", "#a35a14", "#e5923f", "#fdd5a6"),
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -45,7 +61,7 @@ class Scale:
 
     low: float
     high: float
-    ramp: NDArray[np.uint8]
+    ramp: Ramp
     label: str
 
     def index(self, values: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -54,10 +70,26 @@ class Scale:
         steps = np.clip(np.nan_to_num(share) * STEPS, 0, STEPS - 1).astype(np.uint8)
         return np.where(np.isfinite(values), steps, np.uint8(STEPS))
 
-    def is_dark(self, value: float) -> bool:
-        """Whether writing on the value's colour should be white."""
-        red, green, blue = self.ramp[int(self.index(np.array([value]))[0])]
-        return bool(0.299 * red + 0.587 * green + 0.114 * blue < 140)
+    def wants_white(self, value: float, *, night: bool = False) -> bool:
+        """Whether white is easier to read on the value's colour than black.
+
+        The better of the two has a contrast of at least 4.58, by WCAG 2.2.
+        """
+        ramp = self.ramp.night if night else self.ramp.day
+        behind = luminance(ramp[int(self.index(np.array([value]))[0])])
+        return contrast(1.0, behind) > contrast(behind, 0.0)
+
+
+def luminance(color: NDArray[np.uint8]) -> float:
+    """Relative luminance of sRGB [3], 0 to 1; WCAG 2.2, "relative luminance"."""
+    share = color / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return float(linear @ np.array([0.2126, 0.7152, 0.0722]))
+
+
+def contrast(lighter: float, darker: float) -> float:
+    """Contrast of two luminances; WCAG 2.2, "contrast ratio"."""
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 def scale_from_zero(*tables: NDArray[np.float64], label: str, cap: float = 1) -> Scale:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moetuner.report.html.colors import AFTER, BEFORE
 from moetuner.report.html.frame import key
 from moetuner.report.html.markup import Markup, tag
+from moetuner.report.html.palette import AFTER, BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,7 +42,7 @@ class Pair:
 
     def colors(self) -> tuple[str, ...]:
         """A colour for each of `both`."""
-        return (BEFORE, AFTER) if self.differ else (AFTER,)
+        return (BEFORE.css, AFTER.css) if self.differ else (AFTER.css,)
 
     def dashes(self) -> tuple[str, ...]:
         """A dash pattern for each of `both`: grey prints tell them apart."""

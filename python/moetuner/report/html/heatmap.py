@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner.report.html.colors import NOTHING, STEPS, Scale
+from moetuner.report.html.colors import STEPS, Scale
 from moetuner.report.html.frame import Frame, every
 from moetuner.report.html.markup import Markup, tag
 from moetuner.report.html.png import png_uri
@@ -58,14 +58,18 @@ def heatmap(
     frame = Frame(height=height or frame.width * rows / columns)
     dx, dy = frame.width / columns, frame.height / rows
     parts = [
-        tag(
-            "image",
-            href=_picture(scale.index(values), scale),
-            x=frame.left,
-            y=frame.top,
-            width=frame.width,
-            height=frame.height,
-            preserveAspectRatio="none",
+        *(
+            tag(
+                "image",
+                href=uri,
+                x=frame.left,
+                y=frame.top,
+                width=frame.width,
+                height=frame.height,
+                preserveAspectRatio="none",
+                class_=when,
+            )
+            for when, uri in _pictures(scale.index(values), scale)
         ),
         *_lines(frame, x.lines, y.lines, dx, dy),
     ]
@@ -96,18 +100,23 @@ def color_bar(scale: Scale, *tables: Floats, end: str = "", words: str = "") -> 
     low, high = (float(values.min()), float(values.max())) if values.size else (0, 0)
     low, high = max(low, scale.low), min(high, scale.high)
     steps = scale.index(np.linspace(low, high, STEPS))[None]
-    picture = tag("img", src=_picture(steps, scale), alt="", class_="bar")
+    pictures = [
+        tag("img", src=uri, alt="", class_=f"bar {when}")
+        for when, uri in _pictures(steps, scale)
+    ]
     return tag(
         "p",
         tag("span", f"{scale.label}:", class_="entry"),
-        tag("span", f"{low:.3g}", picture, f"{high:.3g}{end}", class_="entry"),
+        tag("span", f"{low:.3g}", *pictures, f"{high:.3g}{end}", class_="entry"),
         tag("span", words, class_="entry") if words else None,
         class_="key",
     )
 
 
-def _picture(pixels: NDArray[np.uint8], scale: Scale) -> str:
-    return png_uri(pixels, np.vstack([scale.ramp, np.array([NOTHING], np.uint8)]))
+def _pictures(pixels: NDArray[np.uint8], scale: Scale) -> list[tuple[str, str]]:
+    """The same pixels by day and by night; the style sheet shows one of them."""
+    ramps = (("day", scale.ramp.day), ("night", scale.ramp.night))
+    return [(when, png_uri(pixels, ramp)) for when, ramp in ramps]
 
 
 def _lines(
@@ -132,8 +141,14 @@ def _written(
             format(value, form),
             x=frame.left + (column + 0.5) * dx,
             y=frame.top + (row + 0.5) * dy + 4,
-            class_="cell light" if scale.is_dark(value) else "cell",
+            class_=_cell(scale, value),
         )
         for (row, column), value in np.ndenumerate(values)
         if np.isfinite(value)
     ]
+
+
+def _cell(scale: Scale, value: float) -> str:
+    """Which writing is easiest to read on the value's colour, by day and by night."""
+    light = " light" if scale.wants_white(value) else ""
+    return "cell" + light + ("" if scale.wants_white(value, night=True) else " bright")

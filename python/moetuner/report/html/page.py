@@ -9,6 +9,7 @@ from moetuner._files import atomic_write_text
 from moetuner.report.changes import changes_in
 from moetuner.report.html.content import Numbers
 from moetuner.report.html.markup import Markup, tag
+from moetuner.report.html.palette import variables
 from moetuner.report.html.sections.convergence import convergence
 from moetuner.report.html.sections.flow import flow
 from moetuner.report.html.sections.load import load
@@ -69,7 +70,7 @@ def render_page(comparison: Comparison) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("title", f"{title} - moetuner report"),
-        tag("style", _asset("style.css")),
+        tag("style", Markup(variables()), _asset("style.css")),
     )
     script = tag("script", _asset("script.js"))
     page = tag("html", head, tag("body", body, script), lang="en")

@@ -87,11 +87,17 @@ def sweep(
         _place_layer(flows, chained, layer, num_places, inside, ahead=False)
     ends: list[tuple[float, NDArray[np.int32]]] = []
     for places in (place_of.copy(), chained):
+        stale = np.ones(len(places), bool)
         for _ in range(MAX_SWEEPS):
             gained = 0.0
             for layer in range(len(places)):
-                if clock.left > 0:
+                # A layer whose neighbours stayed is placed best already.
+                if stale[layer] and clock.left > 0:
+                    before = places[layer].copy()
                     gained += _place_layer(flows, places, layer, num_places, inside)
+                    if (places[layer] != before).any():
+                        stale[max(layer - 1, 0) : layer + 2] = True
+                    stale[layer] = False
             if gained <= 1e-9 * max(float(flows.sum()), 1.0):
                 break
         ends.append((kept_flow(flows, places), places))

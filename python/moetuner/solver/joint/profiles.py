@@ -8,6 +8,7 @@ other, both ways round; the part that the plan is scored on later is never looke
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,15 +17,22 @@ from moetuner.solver.base import place
 from moetuner.solver.heuristics.lpt import balanced_rank_of
 from moetuner.solver.joint.layers import LayerRounds
 from moetuner.solver.joint.scenarios import POOLED, SearchProfile
+from moetuner.solver.joint.some_layers import some_layers
 from moetuner.trace import split_by_sequence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moetuner.evaluation.workload import Workload
     from moetuner.solver.base import Clock, SolverOptions
     from moetuner.solver.joint.interruptible import Interruptible
 
 TRIAL_PROPOSALS = 2_000
 """Proposals per layer of a trial."""
+MIN_TRIAL_LAYERS = 8
+"""What fewer layers say of a profile all might not say."""
+OVERRUN = 1.5
+"""Of the time, what trials may need that were thought to fit in it."""
 
 
 class Favour(str, enum.Enum):
@@ -78,53 +86,79 @@ def choose_profile(
 ) -> SearchProfile:
     """The `Favour.TIME` candidate with the least time of brief plans on the other half.
 
-    Gives up, for the first candidate, when the trials would take longer than `seconds`
-    or the traces cannot be cut in two.
+    Tries them on as many layers as it has time for. Gives up, for the first candidate,
+    when that would take longer than `seconds` on a few layers already, or the traces
+    cannot be cut in two.
     """
-    workload = problem.workload
-    splits = [split_by_sequence(t, 0.5, options.seed) for t in workload.traces]
-    if not all(split.held_out for split in splits):
+    began = clock.seconds
+    if _halves(problem, options.seed) is None:
         return TIME_PROFILES[0]
-    halves = [
-        replace(workload, traces=tuple(getattr(split, part) for split in splits))
-        for part in ("plan", "score")
-    ]
-    end = clock.seconds + seconds
+    if seconds < math.inf:
+        most = _layers_in_time(problem, options, runner, clock, seconds)
+        if not most:
+            return TIME_PROFILES[0]
+        problem = some_layers(problem, most)
     totals = []
-    for profile in TIME_PROFILES:
-        totals.append(
-            sum(
-                _trial(
-                    problem, halves[i], halves[1 - i], profile, options, runner, seconds
-                )
-                for i in range(2)
-            )
-        )
-        each = (clock.seconds - end + seconds) / len(totals)
-        if runner.interrupted or each * len(TIME_PROFILES) > seconds:
+    for number, profile in enumerate(TIME_PROFILES, start=1):
+        totals.append(sum(_trials(problem, profile, options, runner, seconds)))
+        each = (clock.seconds - began) / number
+        if runner.interrupted or each * len(TIME_PROFILES) > OVERRUN * seconds:
             return TIME_PROFILES[0]
     return TIME_PROFILES[totals.index(min(totals))]
 
 
-def _trial(
+def _layers_in_time(
     problem: PlacementProblem,
-    plan: Workload,
-    score: Workload,
+    options: SolverOptions,
+    runner: Interruptible,
+    clock: Clock,
+    seconds: float,
+) -> int:
+    """Layers on which all candidates can be tried, by the time that one takes on few.
+
+    None where time is too short for `MIN_TRIAL_LAYERS`, or for all where they depend on
+    each other.
+    """
+    few, began = some_layers(problem, MIN_TRIAL_LAYERS), clock.seconds
+    next(_trials(few, TIME_PROFILES[0], options, runner, seconds))
+    took = max(clock.seconds - began, 1e-9)
+    each = 2 * len(TIME_PROFILES) * took / few.num_layers
+    fit = int((seconds - took) / each)
+    return fit if fit >= few.num_layers else 0
+
+
+def _halves(problem: PlacementProblem, seed: int) -> tuple[Workload, Workload] | None:
+    """The planning data in two parts; None where a trace cannot be cut."""
+    workload = problem.workload
+    splits = [split_by_sequence(t, 0.5, seed) for t in workload.traces]
+    if not all(split.held_out for split in splits):
+        return None
+    return (
+        replace(workload, traces=tuple(split.plan for split in splits)),
+        replace(workload, traces=tuple(split.score for split in splits)),
+    )
+
+
+def _trials(
+    problem: PlacementProblem,
     profile: SearchProfile,
     options: SolverOptions,
     runner: Interruptible,
     seconds: float,
-) -> float:
-    """Seconds on `score` of a brief search on `plan`."""
-    part = PlacementProblem.from_workload(
-        plan, problem.topology, slots_per_rank=problem.slots_per_rank
-    )
-    rounds = LayerRounds(
-        problem=part,
-        options=options,
-        profile=profile,
-        start=balanced_rank_of(part),
-        runner=runner,
-    )
-    rounds.round(TRIAL_PROPOSALS, seconds)
-    return score.seconds(place(part, rounds.rank_of))
+) -> Iterator[float]:
+    """Seconds on one half of a brief search on the other, both ways round."""
+    halves = _halves(problem, options.seed)
+    assert halves is not None
+    for plan, score in (halves, halves[::-1]):
+        part = PlacementProblem.from_workload(
+            plan, problem.topology, slots_per_rank=problem.slots_per_rank
+        )
+        rounds = LayerRounds(
+            problem=part,
+            options=options,
+            profile=profile,
+            start=balanced_rank_of(part),
+            runner=runner,
+        )
+        rounds.round(TRIAL_PROPOSALS, seconds)
+        yield score.seconds(place(part, rounds.rank_of))

@@ -8,7 +8,7 @@ Legend: L layers, E experts, G ranks, S slots per rank.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,19 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moetuner.problem import PlacementProblem
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Trial:
-    """Replicas on a brief plan."""
-
-    placement: Placement
-    """Each layer as it takes least."""
-    value: float
-    gain: float
-    """Of the brief plan."""
-    fill_seconds: float
-    """To make one filling and to value it."""
 
 
 def without_spare(problem: PlacementProblem) -> PlacementProblem:

@@ -29,14 +29,13 @@ from moetuner.solver.joint.layers import LayerRounds
 from moetuner.solver.joint.profiles import (
     TIME_PROFILES,
     TRACE_PROFILE,
-    TRIAL_PROPOSALS,
     Favour,
     choose_profile,
     few_ranks_profile,
 )
 from moetuner.solver.joint.replan import layers_that_pay, widened
+from moetuner.solver.joint.replica_trial import Trial, try_replicas
 from moetuner.solver.joint.replicas import (
-    Trial,
     cheapest_layers,
     filled,
     spread_replicas,
@@ -67,6 +66,8 @@ FIRST_MOVES = 250
 """The same of the walk along tokens, which starts from what is good already."""
 TRIAL_SHARE = 0.15
 """Share of the time for choosing a profile; where it is too little, none is chosen."""
+REPLICA_TRIAL_SHARE = 0.1
+"""The same for a look at what replicas gain."""
 MIN_TRIAL_TIME = 8.0
 """Time limit in seconds below which none is tried, and no bound is counted."""
 LAYERED_SHARE = 0.25
@@ -77,8 +78,9 @@ FOLLOW_SHARE = 0.4
 """Share of what is left for layers together where tokens are walked afterwards."""
 REPLICA_SHARE = 0.6
 """Share of the time for a plan without replicas where these pay: the rest is theirs."""
-PAYING_GAIN = 0.002
-"""What replicas must gain of a brief plan to pay; of a long search's they gain less."""
+PAYING_GAIN = 0.004
+"""What replicas must gain of a brief plan to get that time: a longer search's gain is
+less, and as much is lost where the search without them is cut short."""
 FILLS, FEW_FILLS = 10, 4
 """Valuations that all simple rules need, or some, and the end of a solve."""
 CLOSING = 2.5
@@ -169,17 +171,18 @@ class Run:
         if fewer.status is SolveStatus.INTERRUPTED:
             self.runner.stop[0] = 1
             return fewer.status
+        if trial is not None and trial.is_futile:
+            return fewer.status
         began = self.clock.seconds
         known = [fewer.placement, self.incumbent.placement]
         starts = filled(self.problem, known)
-        if trial is not None:  # single layers of it may be better, in any case
-            plain = widened(fewer.placement, self.problem)
-            starts = itertools.chain([plain, trial.placement], starts)
+        if trial is not None and trial.found:  # single layers of it may be better
+            plain, (tried, _) = widened(fewer.placement, self.problem), trial.found[-1]
+            starts = itertools.chain([plain, tried], starts)
         if self.config.favour is not Favour.FEW_RANKS:
             best, *seen = cheapest_layers(self.problem, starts, self.clock)
             self.incumbent.offer(best)
-            if trial is not None:
-                self.incumbent.offer(trial.placement, trial.value)
+            self._offer_tried(trial)
             self.incumbent.floor = self.incumbent.value  # never slower than without
             starts = iter([*seen, self.incumbent.placement])
         self._add_stage("replicas", began)
@@ -188,37 +191,18 @@ class Run:
         return self._walk(profile, [*starts])
 
     def _try_replicas(self, profile: SearchProfile) -> Trial | None:
-        """What replicas gain of a brief plan, where there is time to look at it.
+        """What replicas gain of a brief plan, where there is time to look at it."""
+        trial = try_replicas(
+            *(self.problem, self.options, profile, self.runner),
+            REPLICA_TRIAL_SHARE * self.clock.left,
+            searches=self.options.time_limit >= MIN_TRIAL_TIME,
+        )
+        self._offer_tried(trial)
+        return trial
 
-        A plan that is only balanced would not do: a search often finds without replicas
-        what they gain there.
-        """
-        part = Clock(time_limit=TRIAL_SHARE * self.clock.left)
-        tight = without_spare(self.problem)
-        brief = LayerRounds(
-            problem=tight,
-            options=self.options,
-            profile=profile,
-            start=balanced_rank_of(tight),
-            runner=self.runner,
-        )
-        if self.options.time_limit >= MIN_TRIAL_TIME:
-            brief.round(TRIAL_PROPOSALS, part.left / 2)
-        plain = widened(brief.placement, self.problem)
-        before = self.incumbent.value_of(plain)
-        self.incumbent.offer(plain, before)
-        if not part.left:
-            return None
-        began = self.clock.seconds
-        best, *seen = cheapest_layers(self.problem, filled(self.problem, [plain]), part)
-        value = self.incumbent.value_of(best)
-        self.incumbent.offer(best, value)
-        return Trial(
-            placement=best,
-            value=value,
-            gain=1 - value / before,
-            fill_seconds=(self.clock.seconds - began) / len(seen),
-        )
+    def _offer_tried(self, trial: Trial | None) -> None:
+        for placement, value in () if trial is None else trial.found:
+            self.incumbent.offer(placement, value)
 
     def _solve_fewer(self, profile: SearchProfile, trial: Trial | None) -> Solution:
         """The plan with no spare slots; by rounds, with one slot a rank less.
@@ -236,7 +220,8 @@ class Run:
             each = self.incumbent.longest
             if trial is not None:  # to make them takes time too
                 each = max(each, trial.fill_seconds)
-            after = (FILLS if pays else FEW_FILLS) * each
+            fills = FILLS if pays else FEW_FILLS
+            after = 0.0 if trial is not None and trial.is_futile else fills * each
             seconds = max(min(share * seconds, seconds - after), 0.5 * seconds)
         config = self.config
         if config.favour is Favour.TIME:

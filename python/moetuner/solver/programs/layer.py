@@ -10,6 +10,7 @@ y[set, g]::
     y[set, g] >= x[e, g] for e in set,     Y[set, n] >= sum of x[e, g] for g in node n
     Z[b] >= seconds, there and back, of each link: a sum of visits y or Y
 
+Where hops follow each other, Z is a sum of two: links inside nodes, and between them.
 Links wait for no fewer visits than there are, so y and Y need no integrality, and the
 program's value is the evaluator's time of the layer: exactly where homes are uniform;
 where they are recorded with latencies always paid. Ranks that differ by nothing are
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetuner._core import Crossing, LayerPrice, LinkRates, Rows
+from moetuner._core import Crossing, Hops, LayerPrice, LinkRates, Rows
 from moetuner.evaluation.cost import Homes
 from moetuner.evaluation.ring import RingRows
 from moetuner.solver.programs.layer_links import Level, Way
@@ -228,19 +229,16 @@ class _Program:
     def _exchange(self) -> None:
         """What the busiest link takes, there and back."""
         topology = self.problem.topology
-        ways = [self._levels(way) for way in self._ways()]
-        busiest = [self._batch_columns() for _ in ways]
         if self._sent() is Rows.TO_ALL:
-            for number, (way, columns) in enumerate(
-                zip(self._ways(), busiest, strict=True)
-            ):
+            for number, way in enumerate(self._ways()):
                 floors = self._around(way.rates, back=number > 0) / self.unit
                 for column, floor in zip(
-                    columns.tolist(), floors.tolist(), strict=True
+                    self._batch_columns().tolist(), floors.tolist(), strict=True
                 ):
                     self.builder.add_row([column], lower=floor)
             return
         rules = self.problem.workload.cost.wire.rules
+        in_turn = rules.hops is Hops.IN_TURN
         by_rank = self._visits(topology.num_ranks)
         visits = [by_rank]
         if topology.num_nodes > 1:
@@ -248,8 +246,13 @@ class _Program:
             visits.append(
                 self._visits(topology.num_nodes) if once else self._together(by_rank)
             )
-        for levels, columns in zip(ways, busiest, strict=True):
-            for level, visited in zip(levels, visits, strict=True):
+        for way in self._ways():
+            columns = self._batch_columns()
+            for number, (level, visited) in enumerate(
+                zip(self._levels(way), visits, strict=True)
+            ):
+                if number and in_turn:  # both kinds of links count, not the slower one
+                    columns = self._batch_columns()
                 level.add_links(self.builder, columns, visited)
 
     def _around(self, rates: LinkRates, *, back: bool) -> Floats:

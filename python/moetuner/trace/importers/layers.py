@@ -2,11 +2,13 @@
 
 Engines keep a row for every hidden layer, or one for each MoE layer, and most do not
 say which. Numbers that are given (``--layers``) and all lie within the rows pick rows;
-else they name rows in order: all of them, or those that route.
+else they name rows in order: all of them, or those that route. Where a layer has a name
+of its own, as modules of a model have, its number is in it.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+
+MAX_LAYER = 1 << 16
+"""Layers have smaller numbers."""
+_OF_LAYER = re.compile(r"layers?[\W_]*(\d{1,5})(?!\d)", re.IGNORECASE)
+_ONLY = re.compile(r"(?!\s*[-+])\D*(\d{1,5})\D*")  # with a sign it is no name
+
+
+def layer_number(name: str) -> int | None:
+    """The number of a layer by its name; None where the name does not say one.
+
+    The number behind the word layer, or the only one.
+
+    Examples
+    --------
+    >>> [layer_number(n) for n in ("3", "model.layers.3.mlp", "v2.layer_3", "h.3.b.1")]
+    [3, 3, 3, None]
+    """
+    found = _OF_LAYER.findall(name)
+    if not found and (only := _ONLY.fullmatch(name)):
+        found = [only[1]]
+    if len(found) != 1 or int(found[0]) >= MAX_LAYER:
+        return None
+    return int(found[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -18,6 +18,7 @@ import numpy as np
 
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.importers.json_text import json_values
+from moetuner.trace.importers.layers import MAX_LAYER, layer_number
 from moetuner.trace.importers.stored import StoredArray, open_npy, open_safetensors
 from moetuner.trace.importers.torch_file import is_torch_file, read_torch_file
 from moetuner.trace.model import MAX_EXPERTS
@@ -50,8 +51,6 @@ TOP_K_NAMES = ("top_k", "topk", "num_experts_per_tok", "num_experts_per_token")
 _LAYER_NAMES = ("layer_ids", "layers", "layer_index", "layer_indices")
 _STEP_NAMES = ("step", "iteration", "iter", "forward_pass_id", "pass")
 _ONE_LAYER = ("layer", "layer_id", "layer_idx")
-_NUMBER = re.compile(r"\D*(\d{1,5})\D*")
-_MAX_LAYER = 1 << 16
 
 Array = StoredArray | np.ndarray[Any, Any]
 
@@ -176,7 +175,7 @@ def _of_arrays(content: Mapping[str, Any]) -> Iterator[Loads]:
         if isinstance(value, StoredArray | np.ndarray) and len(value.shape)
     }
     top_k = _first_number(content, TOP_K_NAMES)
-    layers = next((_numbers(content.get(name)) for name in _LAYER_NAMES
+    layers = next((_layer_ids(content[name]) for name in _LAYER_NAMES
                    if content.get(name) is not None), None)  # fmt: skip
     for name in COUNT_NAMES:
         value = arrays.get(name)
@@ -210,10 +209,10 @@ def _rows_by_layer(
         return None
     found = {}
     for name, array in arrays.items():
-        number = _NUMBER.fullmatch(name)
-        if number is None or int(number[1]) in found:
+        number = layer_number(name)
+        if number is None or number in found:
             return None
-        found[int(number[1])] = array
+        found[number] = array
     sizes = {array.shape for array in found.values()}
     if len(sizes) != 1:
         raise InvalidTraceError(f"layers differ in experts: {sorted(sizes)[:8]}")
@@ -230,7 +229,7 @@ def _of_json_values(values: list[Any]) -> Iterator[Loads]:
     single: dict[int, dict[int, NDArray[Any]]] = {}
     top_k: int | None = None
     for value in values:
-        layer = _first_number(value, _ONE_LAYER) if isinstance(value, dict) else None
+        layer = _one_layer(value) if isinstance(value, dict) else None
         row = _one_row(value) if layer is not None else None
         if layer is None or row is None:
             yield from _of_json(value)
@@ -243,6 +242,13 @@ def _of_json_values(values: list[Any]) -> Iterator[Loads]:
         rows = _rows_by_layer({str(n): row for n, row in single[step].items()})
         assert rows is not None
         yield Loads(table=rows[1], named=True, layer_ids=tuple(rows[0]), top_k=top_k)
+
+
+def _one_layer(value: dict[str, Any]) -> int | None:
+    """The layer that a row of counts is of, by its number or its name."""
+    names = [value[key] for key in _ONE_LAYER if isinstance(value.get(key), str)]
+    numbers = [layer_number(name) for name in names]
+    return _first_number(value, _ONE_LAYER) if not numbers else numbers[0]
 
 
 def _one_row(value: dict[str, Any]) -> NDArray[Any] | None:
@@ -274,7 +280,9 @@ def _of_json(value: Any) -> Iterator[Loads]:
         top_k = {n: v for n, v in value.items() if n in TOP_K_NAMES}
         value = _dense_rows(rows, told) | top_k
     arrays = {
-        name: _array(inner) if isinstance(inner, list) else inner
+        name: _array(inner)
+        if isinstance(inner, list) and name not in _LAYER_NAMES
+        else inner
         for name, inner in value.items()
     }
     yield from _of_arrays(arrays)
@@ -286,8 +294,7 @@ def _by_layer(value: dict[str, Any]) -> bool:
         key: inner for key, inner in value.items() if isinstance(inner, list | dict)
     }
     return bool(rows) and all(
-        _NUMBER.fullmatch(key)
-        and int(_NUMBER.fullmatch(key)[1]) < _MAX_LAYER  # type: ignore[index]
+        layer_number(key) is not None
         and (
             all(type(n) in (int, float) for n in inner)
             if isinstance(inner, list)
@@ -339,6 +346,19 @@ def _first_number(content: Mapping[str, Any], names: tuple[str, ...]) -> int | N
     return None
 
 
+def _layer_ids(value: Any) -> tuple[int, ...] | None:
+    """The layers of rows, each by its number or its name; None if it is neither."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list) and value and all(isinstance(n, str) for n in value):
+        numbers = [layer_number(name) for name in value]
+        for name, number in zip(value, numbers, strict=True):
+            if number is None:
+                raise InvalidTraceError(f"{name!r:.60} says no number of a layer")
+        return tuple(number for number in numbers if number is not None)
+    return _numbers(value)
+
+
 def _numbers(value: Any) -> tuple[int, ...] | None:
     """Whole numbers of a number, a list or a small array; None if it is none."""
     if isinstance(value, StoredArray):
@@ -347,7 +367,7 @@ def _numbers(value: Any) -> tuple[int, ...] | None:
         value = value.ravel().tolist() if value.ndim < 2 else None
     if isinstance(value, int) and not isinstance(value, bool):
         value = [value]
-    if not isinstance(value, list) or not value or len(value) > _MAX_LAYER:
+    if not isinstance(value, list) or not value or len(value) > MAX_LAYER:
         return None
     whole = all(type(number) is int and 0 <= number < 1 << 62 for number in value)
     return tuple(value) if whole else None

@@ -27,6 +27,7 @@ from moetuner.trace.importers.cells import (
 )
 from moetuner.trace.importers.columns import Column, Columns, check_routes, columns_of
 from moetuner.trace.importers.counting import count_trace
+from moetuner.trace.importers.layers import MAX_LAYER, layer_number
 from moetuner.trace.importers.loads import EXPERT_NAMES, TOP_K_NAMES
 from moetuner.trace.importers.routes import Routes, traces_of
 from moetuner.trace.importers.table_rows import chunks_of
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from moetuner.trace.model import CountTrace, Trace
 
 _RANK_DUMP = re.compile(r"(?:.*_)?rank(\d+)_timestamp([\d.]+?)\.csv")
-_MAX_LAYER = 1 << 16
 
 
 def read_table(files: Sequence[Path], options: ImportOptions) -> Tokens | CountTrace:
@@ -128,7 +128,7 @@ def _counts_of(
         [
             (
                 number,
-                0 if layer is None else integer(row[layer], layer, high=_MAX_LAYER),
+                0 if layer is None else _layer(row[layer], layer),
                 integer(row[names[Column.EXPERT]], "expert", high=MAX_EXPERTS),
                 integer(row[names[Column.COUNT]], "count", high=1 << 53),
             )
@@ -187,7 +187,7 @@ def _by_layer(one: list[Any]) -> Iterator[tuple[int, list[Any]]]:
     """Layer and experts of a route that lists all layers."""
     if len(one) == 1 and isinstance(one[0], dict):
         for layer, ids in one[0].items():
-            yield integer(layer, "layer", high=_MAX_LAYER), listed(ids, "experts")
+            yield _layer(layer, "layer"), listed(ids, "experts")
         return
     for layer, ids in enumerate(one):
         yield layer, listed(ids, "experts")
@@ -196,9 +196,13 @@ def _by_layer(one: list[Any]) -> Iterator[tuple[int, list[Any]]]:
 def _layers(rows: list[dict[str, Any]], name: str | None) -> NDArray[np.int64] | None:
     if name is None:
         return None
-    return np.array(
-        [integer(row[name], name, high=_MAX_LAYER) for row in rows], np.int64
-    )
+    return np.array([_layer(row[name], name) for row in rows], np.int64)
+
+
+def _layer(value: Any, column: str) -> int:
+    """A cell that says a layer, by its number or its name."""
+    named = layer_number(value) if isinstance(value, str) else None
+    return integer(value if named is None else named, column, high=MAX_LAYER)
 
 
 def _weights(rows: list[dict[str, Any]], columns: Columns) -> list[list[Any]] | None:

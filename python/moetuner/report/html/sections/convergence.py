@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moetuner.report.html.charts import Line, line_chart
-from moetuner.report.html.colors import AFTER, BEFORE
 from moetuner.report.html.content import figure, grid, section
 from moetuner.report.html.frame import key
+from moetuner.report.html.palette import AFTER, BEFORE
 from moetuner.report.words import gap, solved
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _LARGE = 1e100
 _PARTS = (
-    ("bound", BEFORE, "6 4", "lower bound"),
-    ("incumbent", AFTER, "", "best found"),
+    ("bound", BEFORE.css, "6 4", "lower bound"),
+    ("incumbent", AFTER.css, "", "best found"),
 )
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from moetuner.evaluation.cost import Homes
 from moetuner.report.html.charts import Part, column_chart
-from moetuner.report.html.colors import PARTS, scale_around
+from moetuner.report.html.colors import scale_around
 from moetuner.report.html.content import Pair, figure, grid, note, section
 from moetuner.report.html.frame import key
 from moetuner.report.html.heatmap import color_bar
 from moetuner.report.html.markup import join
+from moetuner.report.html.palette import PARTS
 from moetuner.report.html.pooling import pooled
 from moetuner.report.html.rank_maps import RankTables, rank_maps
 from moetuner.report.quantities import FLOW_LEVELS, flow_levels, rank_flows
@@ -59,7 +60,12 @@ def flow(comparison: Comparison, numbers: Numbers) -> Markup:
         "flow",
         title,
         _lead(pair, levels),
-        key([(p, "area", level) for p, level in zip(PARTS, FLOW_LEVELS, strict=True)]),
+        key(
+            [
+                (p.css, "area", level)
+                for p, level in zip(PARTS, FLOW_LEVELS, strict=True)
+            ]
+        ),
         grid(*columns),
         _maps(comparison, pair, flows, numbers),
         table,
@@ -85,8 +91,8 @@ def _lead(pair: Pair, levels: list[Floats]) -> str:
 
 def _columns(shares: Floats, names: list[str], name: str) -> Markup:
     parts = [
-        Part(values=(100 * shares[:, i]).tolist(), color=color, name=level)
-        for i, (color, level) in enumerate(zip(PARTS, FLOW_LEVELS, strict=True))
+        Part(values=(100 * shares[:, i]).tolist(), color=ink.css, name=level)
+        for i, (ink, level) in enumerate(zip(PARTS, FLOW_LEVELS, strict=True))
     ]
     firsts = [step.split("→")[0] for step in names]
     return column_chart(
@@ -113,7 +119,7 @@ def _maps(
         column="rank a layer later",
     )
     shown = rank_maps(names, comparison.topology, pair, tables, scale, numbers)
-    return join([color_bar(scale, *tables, words="white: 1"), *shown])
+    return join([color_bar(scale, *tables, words="no colour: 1"), *shown])
 
 
 def _even(flows: Floats) -> Floats:

@@ -70,7 +70,7 @@ def load(comparison: Comparison, numbers: Numbers) -> Markup:
         "load",
         "Load per rank and layer",
         _lead(pair),
-        color_bar(scale, *loads, words="white: 1, an even share"),
+        color_bar(scale, *loads, words="no colour: 1, an even share"),
         grid(*maps, _busiest(comparison, pair), _per_rank(pair, ranks)),
         table,
         skew(comparison, numbers),

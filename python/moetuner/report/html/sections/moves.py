@@ -8,10 +8,11 @@ import numpy as np
 
 from moetuner.report.changes import words_of
 from moetuner.report.html.charts import Part, column_chart
-from moetuner.report.html.colors import PARTS, scale_from_zero
+from moetuner.report.html.colors import scale_from_zero
 from moetuner.report.html.content import Pair, figure, grid, section
 from moetuner.report.html.frame import key
 from moetuner.report.html.heatmap import Axis, color_bar, heatmap
+from moetuner.report.html.palette import PARTS
 from moetuner.report.html.pooling import node_lines, pooled, rank_labels
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def moves(comparison: Comparison, moved: Changes, numbers: Numbers) -> Markup:
         )
         for kind, color, fetched in zip(
             _KINDS,
-            (PARTS[1], PARTS[0]),
+            (PARTS[1].css, PARTS[0].css),
             (
                 moved.per_rank(between_nodes=False).astype(float),
                 moved.per_rank(between_nodes=True).astype(float),

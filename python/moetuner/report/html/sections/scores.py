@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moetuner.report.html.charts import Part, bar_chart, gain_chart
-from moetuner.report.html.colors import PARTS
 from moetuner.report.html.content import figure, grid, note, section
 from moetuner.report.html.frame import key
 from moetuner.report.html.markup import Markup, tag
+from moetuner.report.html.palette import PARTS
 from moetuner.report.verdict import called
 from moetuner.report.words import gain_cell, left_out, number, unit_of
 
@@ -129,10 +129,10 @@ def _spent(comparison: Comparison) -> Markup:
                 getattr(c.evaluation, f"batch_{part}_seconds") * 1e3
                 for c in comparison.candidates
             ],
-            color=color,
+            color=ink.css,
             name=part,
         )
-        for part, color in zip(_SPENT, PARTS, strict=True)
+        for part, ink in zip(_SPENT, PARTS, strict=True)
     ]
     return figure(
         "Where the time of the mean batch goes",

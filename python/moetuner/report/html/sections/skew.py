@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from moetuner.planning.skew import measure_skew
 from moetuner.report.html.charts import Line, line_chart
-from moetuner.report.html.colors import AFTER, BEFORE, OTHER
 from moetuner.report.html.content import figure, grid, note
 from moetuner.report.html.frame import key
 from moetuner.report.html.markup import Markup, tag
+from moetuner.report.html.palette import AFTER, BEFORE, OTHER
 from moetuner.report.skew import skew_words
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from moetuner.report.html.content import Numbers
 
 _PARTS = {
-    "contiguous blocks": (BEFORE, "6 4"),
-    "best static balance": (AFTER, ""),
-    "by chance alone": (OTHER, "2 3"),
+    "contiguous blocks": (BEFORE.css, "6 4"),
+    "best static balance": (AFTER.css, ""),
+    "by chance alone": (OTHER.css, "2 3"),
 }
 
 

@@ -171,7 +171,7 @@ def _reading(comparison: Comparison, pair: Pair) -> Markup:
         tag(
             "p",
             "Rows and columns are the experts of one layer, rank after rank; lines "
-            "part the ranks (or nodes, where there are many). Dark squares along the "
+            "part the ranks (or nodes, where there are many). Strong squares along the "
             "diagonal are experts that tokens choose together and that share a rank.",
         ),
         tag(

@@ -54,7 +54,7 @@ def traffic(comparison: Comparison, numbers: Numbers) -> Markup:
         "traffic",
         "Traffic between ranks",
         _lead(pair, comparison.cost),
-        color_bar(scale, *tables, words="white: the mean; grey: crosses no link"),
+        color_bar(scale, *tables, words="no colour: the mean; grey: crosses no link"),
         *rank_maps(names, comparison.topology, pair, tables, scale, numbers),
     )
 
