@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "train_demo_model"
 NOT_PERMITTED = 3
 SIZES = {
     **{"layers": 3, "narrow": 8, "ranks": 4, "ranks-per-node": 2, "gbit": 2},
-    **{"sequences": 2, "prompt": 12, "decode": 3, "batches": 2},
+    **{"sequences": 2, "prompt": 12, "decode": 2, "batches": 2},
     **{"seconds": 0.5, "dtype": "float32"},
 }
 PLACEMENTS = ("contiguous", "lpt, chain", "eplb + replicas", "joint for follow")

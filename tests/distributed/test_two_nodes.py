@@ -16,7 +16,7 @@ SIZES = {"ranks-per-node": 2, "tokens": 96, "hidden": 512, "repeats": 2, "gbit":
 HEADERS = 0.03  # of a packet of 9000 bytes, and acknowledgements of the other way
 
 
-# Ranks are forked instead of started: an import of torch takes longer than what they do.
+# Ranks are forked, not started: an import of torch takes longer than what they do.
 FORKS = """
 import json, os, runpy, signal, sys, time
 import two_nodes
