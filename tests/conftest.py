@@ -22,10 +22,15 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 # What an op returns may not share memory: elsewhere a warning, here an error.
 os.environ["TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"] = "1"
 
-hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
-hypothesis.settings.register_profile(
-    "ci", max_examples=200, deadline=None, derandomize=True
-)
+# `make test-all` takes the last, by its name.
+for profile, examples, same in (
+    ("dev", 50, False),
+    ("ci", 50, True),
+    ("all", 200, True),
+):
+    hypothesis.settings.register_profile(
+        profile, max_examples=examples, deadline=None, derandomize=same
+    )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
