@@ -40,7 +40,8 @@ ONE_NODE = """
 Microseconds of dispatch and combine on the slowest rank, no experts: median (first to
 ninth decile). A barrier stands before each call. Calls have exact sizes, replays are of
 a CUDA graph of the fixed form. *peers*: over mapped memory; *collectives*: over the
-group's communicator. *blocks*: of a GPU, for all of it; 0 its own choice.
+group's communicator; *deepep*: its normal kernels and our permute; *deepep-ll*: its
+low-latency kernels. *senders*: blocks of a GPU that send; 0 its own choice.
 """
 
 
@@ -80,10 +81,10 @@ def _layers(results: list[dict]) -> None:
 
 def _one_node(results: list[dict]) -> None:
     print(ONE_NODE)
-    print("| tokens a rank | rows out | carried by | blocks | launched | replayed |")
+    print("| tokens a rank | rows out | carried by | senders | launched | replayed |")
     print("|---|---|---|---|---|---|")
     for r in results:
-        cells = [r["tokens"], r["rows"], r["way"], r["blocks"]]
+        cells = [r["tokens"], r["rows"], r["way"], r["senders"]]
         cells += [_microseconds(r[name]) for name in ("eager", "replayed")]
         print("| " + " | ".join(map(str, cells)) + " |")
 

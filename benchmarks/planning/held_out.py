@@ -186,13 +186,12 @@ def verdict(title, runs):
     known -= {"EPLB + 1 replica"}  # needs more memory
     means = {name: float(np.median(relative(runs, "joint", [name]))) for name in known}
     closest = max(means, key=lambda name: means[name])
+    staged = relative(runs, "joint", [TWO_STAGE])
     return [
         [
             title,
             report.spread(relative(runs, "joint", ["LPT, then chain"]), 1),
-            report.spread(
-                relative(runs, "joint", ["paper's two stages"]) or [np.nan], 1
-            ),
+            report.spread(staged, 1) if staged else "-",
             f"{closest}: {means[closest]:+.1f}",
             "yes" if means[closest] < 0 else "NO",
         ]

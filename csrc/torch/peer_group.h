@@ -4,6 +4,7 @@
 #include "moetuner/transport/window.h"
 #include "size_guess.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -33,6 +34,15 @@ void set_transport(const std::string& group_name, const TransportSettings& setti
 std::string describe_transport(const std::string& group_name);
 
 #ifdef MOETUNER_WITH_CUDA
+inline std::int64_t bytes_of_row(const at::Tensor& rows) {
+  return rows.size(1) * rows.element_size();
+}
+
+/// Of a row in a window: multiples of 16 suit the copy engine.
+inline std::int64_t rounded_bytes(std::int64_t bytes) {
+  return std::max<std::int64_t>((bytes + 15) / 16 * 16, 16);
+}
+
 /// A group whose ranks map each other's memory, or know why they do not. All ranks call the same
 /// functions in the same order.
 class PeerGroup {

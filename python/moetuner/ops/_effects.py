@@ -72,4 +72,7 @@ class _Ordered:
 def _wrap(value: Any) -> Any:
     from torch._inductor import ir
 
-    return value.wrap_for_lowering() if isinstance(value, ir.IRNode) else value
+    if not isinstance(value, ir.IRNode):
+        return value
+    wrap = getattr(value, "wrap_for_lowering", None)  # torch 2.13; before, a box is one
+    return wrap() if wrap else ir.TensorBox.create(value)
