@@ -21,8 +21,8 @@ demo: $(VENV)/.planner  ## Plan the shipped trace for 8 GPUs on 2 nodes
 test: $(VENV)/.dev  ## The tests that this machine can run, without the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
-test-all: test  ## And the slow ones
-	$(BIN)/python -m pytest -m slow
+test-all: test  ## And the slow ones, and more examples of those by Hypothesis
+	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile all
 
 sanitize: $(VENV)/.sanitize  ## Tests of the planning core under ASan with UBSan, and under TSan
 	for kind in address,undefined thread; do \

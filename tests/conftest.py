@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import numpy as np
 import pytest
-from matrix_table import outcomes_of, summary_of, table_of
+from matrix_table import outcomes_of, page_of, summary_of, table_of
 
 # torch keeps what it compiled for later programs. It knows a graph by its calls, not by
 # what our ops tell the compiler of themselves: a stale one left an exchange out.
@@ -22,10 +22,15 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 # What an op returns may not share memory: elsewhere a warning, here an error.
 os.environ["TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"] = "1"
 
-hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
-hypothesis.settings.register_profile(
-    "ci", max_examples=200, deadline=None, derandomize=True
-)
+# `make test-all` takes the last, by its name.
+for profile, examples, same in (
+    ("dev", 50, False),
+    ("ci", 50, True),
+    ("all", 200, True),
+):
+    hypothesis.settings.register_profile(
+        profile, max_examples=examples, deadline=None, derandomize=same
+    )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
@@ -80,10 +85,9 @@ def pytest_terminal_summary(terminalreporter, config):
     outcomes = outcomes_of(reports)
     if not outcomes:
         return
-    lines = table_of(outcomes)
     terminalreporter.section(f"matrix: {summary_of(outcomes)}")
-    for line in lines:
+    for line in table_of(outcomes):
         terminalreporter.write_line(line)
     named = config.getoption("--matrix")
     if named:
-        Path(named).write_text("\n".join([*lines, "", summary_of(outcomes), ""]))
+        Path(named).write_text(page_of(outcomes))

@@ -5,10 +5,11 @@ import struct
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from strategies import examples
 
 FACTOR = int(os.environ.get("MOETUNER_FUZZ", "1"))
 LONG = settings(
-    max_examples=80 * FACTOR,
+    max_examples=examples(30).max_examples * FACTOR,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

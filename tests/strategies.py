@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.curves import GemmPoint, GroupedGemm, Permutation
@@ -16,6 +17,11 @@ from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.trace import CountTrace, Trace, TraceMetadata
 from moetuner.trace.statistics import RoutingStatistics
+
+
+def examples(number):
+    """Settings of costly tests: four times as many in `make test-all`."""
+    return settings(max_examples=number * settings.default.max_examples // 50)
 
 
 def random_ids(rng, num_tokens, num_layers, num_experts, top_k, padding=0.0, skew=1.0):

@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moetuner import _workers
 from moetuner.bounds import certify, decomposition
@@ -24,7 +24,7 @@ from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import get_solver
 from moetuner.trace import CountTrace
 from oracle import oracle
-from strategies import make_trace, random_ids, random_placement
+from strategies import examples, make_trace, random_ids, random_placement
 from tiny import SHAPES, tiny_problems
 
 
@@ -41,7 +41,7 @@ def bound_here(problem, known=None, replicas=None, whole=True):
     return sum(part.bound(np.inf, 60, book) for part in parts)
 
 
-@settings(max_examples=20)
+@examples(12)
 @given(tiny_problems())
 def test_no_placement_beats_the_bound(case):
     problem, _ = case
@@ -147,7 +147,7 @@ def test_where_there_are_too_many_sets_none_is_priced():
     assert not few_enough(8, 4, 2000)  # of so many batches
 
 
-@settings(max_examples=25)
+@examples(15)
 @given(tiny_problems(spare=1), st.sampled_from(ReplicaRule))
 def test_replicas_do_not_beat_the_bound_that_allows_them(case, rule):
     """By no rule: a bound takes whichever replica is best."""

@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.bounds.balance import fullest_group, min_remote
 from moetuner.bounds.gram import Groups, KeptWeight
 from moetuner.bounds.touches import Touches, turan_pairs, visit_lines, ways
 from moetuner.bounds.visits import RuleBook, Visits
+from strategies import examples
 
 GROUPS = [
     Groups(num_groups=2, sizes=(3,)),
@@ -37,7 +38,7 @@ def same(labels):
 
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
 @given(seed=st.integers(0, 2**32 - 1), steps=st.integers(0, 120))
-@settings(max_examples=25)
+@examples(15)
 def test_no_partition_keeps_more_than_the_bound(groups, seed, steps):
     """At any iterate, for weights of either sign."""
     rng = np.random.default_rng(seed)
@@ -99,7 +100,7 @@ def test_turan_counts_the_pairs_of_even_groups(size, groups):
 
 @pytest.mark.parametrize("shape", [(4, 2, 3), (5, 3, 2), (6, 6, 6), (7, 4, 7)])
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=8)
+@examples(5)
 def test_learnt_rules_hold_for_every_way_and_lines_are_not_lost(shape, seed):
     size, num_groups, capacity = shape
     touches = Touches(size=size, num_groups=num_groups, capacity=capacity)

@@ -13,8 +13,8 @@ from moetuner.evaluation.hardware_file import read_hardware
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 TINY = [
-    *("--seconds", "0.3", "--device", "cpu", "--hidden-size", "32"),
-    *("--expert-hidden-size", "32", "--experts", "8", "--top-k", "2"),
+    *("--seconds", "0.3", "--device", "cpu", "--hidden-size", "96"),
+    *("--expert-hidden-size", "96", "--experts", "8", "--top-k", "2"),
 ]
 
 
@@ -57,7 +57,7 @@ def test_four_ranks_write_two_machines(calibrated):
         assert socket.gethostname() not in found.calibration.machine
         parts = {each.part: each.points for each in found.calibration.residuals}
         assert {"dispatch", "combine", "experts", "layer", "all"} <= set(parts)
-        assert found.grouped_gemm[0].hidden_size == 32
+        assert found.grouped_gemm[0].hidden_size == 96
     assert done.stdout.count("wrote ") == 4  # rank 0 alone says so
     assert "Fitted against measured times" in done.stdout
     assert "note: links between nodes: not measured, as h100" in done.stderr
@@ -128,7 +128,7 @@ import os
 from moetuner.calibration.measure import join
 from moetuner.calibration.options import CalibrationOptions
 from moetuner.calibration.samples import LayerShape
-shape = LayerShape(hidden_size=32, inner_size=32, num_experts=8, top_k=2)
+shape = LayerShape(hidden_size=96, inner_size=96, num_experts=8, top_k=2)
 with join(CalibrationOptions(device="cpu", seconds=0.3, shapes=(shape,))):
     os._exit(0)
 """

@@ -28,7 +28,7 @@ class Folder:
     def plan(self, trace, *arguments, ranks=4, solver="lpt"):
         return self.run(
             *("plan", trace, "--ranks", ranks, "--solver", solver),
-            *("--time-limit", 2, "--threads", 2, "--out", self.out, *arguments),
+            *("--time-limit", 2, "--threads", 1, "--out", self.out, *arguments),
         )
 
     def plan_json(self, trace, *arguments, **options):

@@ -14,7 +14,7 @@ from moetuner.errors import CalibrationError, InvalidProblemError
 from moetuner.evaluation.hardware import HARDWARE, LinkOf
 from ranks import run_on_ranks
 
-SHAPE = LayerShape(hidden_size=32, inner_size=16, num_experts=8, top_k=2)
+SHAPE = LayerShape(hidden_size=128, inner_size=64, num_experts=8, top_k=2)
 ORIGIN = Origin(name="x", date=str(date(2026, 11, 30)), command="a test")
 
 

@@ -12,11 +12,12 @@ from ranks import run_on_ranks  # noqa: E402
 TOKENS = (6, 0, 1, 5)  # of rank 0, step by step; rank 1 begins at another
 
 
-def _steps(rank, num_ranks, exact, backend):
+def _steps(rank, num_ranks, exact, backend, steps):
     """Trains on other numbers of tokens than the other ranks, none and one included.
 
-    On four ranks rows take two levels.
+    On four ranks rows take two levels: each exchange is two.
     """
+    exchanges = 1 if num_ranks > 2 and steps == 2 else 2
     case = Case(8, 2, TOKENS)
     slots = make_slots(case, rank, num_ranks)
     sizes = {} if exact else fixed_sizes(case, num_ranks)
@@ -24,11 +25,14 @@ def _steps(rank, num_ranks, exact, backend):
         sizes["nodes"] = node_groups(dist.group.WORLD.group_name, 2)
 
     def layer(x, ids, weights):
-        first = run_layer(slots, x, ids, weights, **sizes)[0].tanh()
-        return run_layer(slots, first + x, ids, weights, **sizes)[0].tanh()
+        given = x
+        for _ in range(exchanges):
+            out = run_layer(slots, given, ids, weights, **sizes)[0].tanh()
+            given = out + x
+        return out
 
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    for step in range(3):
+    for step in range(steps):
         x, ids, weights = make_tokens(case, step + rank)
         leaves = [x.requires_grad_(), weights.requires_grad_()]
         found = []
@@ -52,20 +56,20 @@ def _unread(rank, num_ranks, backend):
     torch.compile(layer, fullgraph=True, backend=backend)(*given)
 
 
-WORLDS = [
-    (False, 2, "inductor"),
-    pytest.param(True, 2, "inductor", marks=pytest.mark.slow),
-    (True, 4, "aot_eager"),
-    pytest.param(False, 4, "aot_eager", marks=pytest.mark.slow),
+WORLDS = [(False, 2, "inductor", 2), (True, 4, "aot_eager", 2)]
+WORLDS += [
+    pytest.param(exact, *world, 3, marks=pytest.mark.slow)
+    for world in ((2, "inductor"), (4, "aot_eager"))
+    for exact in (False, True)
 ]
 
 
-def _every_check(rank, num_ranks, exact, backend):
+def _every_check(rank, num_ranks, exact, backend, steps):
     """One start of the compiler for both."""
-    _steps(rank, num_ranks, exact, backend)
+    _steps(rank, num_ranks, exact, backend, steps)
     _unread(rank, num_ranks, backend)
 
 
-@pytest.mark.parametrize(("exact", "num_ranks", "backend"), WORLDS)
-def test_ranks_meet_whatever_their_graphs_leave_out(exact, num_ranks, backend):
-    run_on_ranks(num_ranks, _every_check, exact, backend)
+@pytest.mark.parametrize(("exact", "num_ranks", "backend", "steps"), WORLDS)
+def test_ranks_meet_whatever_their_graphs_leave_out(exact, num_ranks, backend, steps):
+    run_on_ranks(num_ranks, _every_check, exact, backend, steps)

@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "train_demo_model"
 NOT_PERMITTED = 3
 SIZES = {
     **{"layers": 3, "narrow": 8, "ranks": 4, "ranks-per-node": 2, "gbit": 2},
-    **{"sequences": 2, "prompt": 12, "decode": 3, "batches": 2},
+    **{"sequences": 2, "prompt": 12, "decode": 2, "batches": 2},
     **{"seconds": 0.5, "dtype": "float32"},
 }
 PLACEMENTS = ("contiguous", "lpt, chain", "eplb + replicas", "joint for follow")
@@ -64,9 +64,15 @@ def run_case_here(rank, num_ranks, case, out):
         write(options, found, place, {})
 
 
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A case that tests read, and leave as it is."""
+    return plan(tmp_path_factory.mktemp("planned") / "case")
+
+
 @pytest.fixture
-def results(tmp_path):
-    case, out = plan(tmp_path / "case"), tmp_path / "results.json"
+def results(planned, tmp_path):
+    case, out = planned, tmp_path / "results.json"
     run_on_ranks(4, run_case_here, case, out)
     return json.loads(out.read_text()), out
 
@@ -96,12 +102,12 @@ def test_every_exchange_under_every_placement(results):
         assert heading in done.stdout
 
 
-def test_plans_are_made_anew_for_another_network(tmp_path):
+def test_plans_are_made_anew_for_another_network(planned, tmp_path):
     """Of the case alone: no recording is read, and what knows no prices stays."""
     import moetuner
     import numpy as np
 
-    before, after = plan(tmp_path / "before"), tmp_path / "after"
+    before, after = planned, tmp_path / "after"
     moetuner.write_hardware(moetuner.HARDWARE["h100"], tmp_path / "measured.toml")
     more = ["--gbit=40", "--measured", f"--hardware={tmp_path / 'measured.toml'}"]
     more += ["--placement=joint for follow", "--seconds=0.5", f"--out={after}"]
@@ -126,13 +132,13 @@ def test_plans_are_made_anew_for_another_network(tmp_path):
         assert np.array_equal(traces[0].topk_ids, traces[1].topk_ids)
 
 
-def test_a_search_starts_at_the_placement_that_is_there(tmp_path, monkeypatch):
+def test_a_search_starts_at_the_placement_that_is_there(planned, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     import plans
     from case import PLANNED, read_case
     from moetuner import read_trace
 
-    case, starts = read_case(plan(tmp_path / "case")), []
+    case, starts = read_case(planned), []
     given = case.placements["joint for follow"]
 
     class Keeps:
@@ -142,18 +148,17 @@ def test_a_search_starts_at_the_placement_that_is_there(tmp_path, monkeypatch):
             return SimpleNamespace(placement=warm_start, status=status)
 
     monkeypatch.setattr(plans, "get_solver", lambda _: Keeps())
-    trace = read_trace(tmp_path / "case" / PLANNED)
+    trace = read_trace(planned / PLANNED)
     asked = plans.Asked.of(case, trace, seconds=0.5, seed=0, threads=1)
     plans.plan_all(["joint for follow"], asked, case)
     assert starts == [given]
     assert case.placements["joint for follow"] is given
 
 
-def test_wrong_rows_end_the_run(tmp_path):
+def test_wrong_rows_end_the_run(planned):
     """A placement that is not the one whose rows are predicted."""
-    case = plan(tmp_path / "case")
     with pytest.raises(pytest.fail.Exception, match="rows are not those predicted"):
-        run_on_ranks(4, miscount, case)
+        run_on_ranks(4, miscount, planned)
 
 
 def miscount(rank, num_ranks, case):
@@ -303,9 +308,9 @@ def test_another_models_recording_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes(tmp_path):
+def test_two_nodes(planned, tmp_path):
     """Between namespaces: the kernel's bytes are those of the rows, and headers."""
-    case, out = plan(tmp_path / "case"), tmp_path / "results.json"
+    case, out = planned, tmp_path / "results.json"
     environment = ["--device=cpu", "--backend=gloo", "--repeats=1", "--parts=1"]
     done = run("two_nodes.py", case, *environment, f"--out={out}")
     if done.returncode == NOT_PERMITTED:

@@ -1,5 +1,7 @@
 """Activation checkpointing: the same gradients, and what is counted is counted once."""
 
+import itertools
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -68,31 +70,47 @@ def test_checkpointing_changes_nothing(num_ranks):
     run_on_ranks(num_ranks, _same_gradients_counted_once)
 
 
-def _compiled_within(rank, num_ranks):
+EXACT = ExchangeOptions()
+# torch keeps nothing of compiled code: no third way
+COMPILED = list(itertools.product((EXACT, FIXED), WAYS[:2]))
+SOME = [COMPILED[0], COMPILED[-1]]  # each form, and each way
+
+
+def _compiled_within(rank, num_ranks, cases):
     placement = make_placement("replicated", num_ranks)
     whole = whole_layers(ExpertOptions(bias=True))
-    for options in (ExchangeOptions(), FIXED):
+    for options, way in cases:
         layers = placed_layers(whole, placement, rank, options=options)
         wanted = _train(layers, rank, None)
-        for way in WAYS[:2]:  # torch keeps nothing of compiled code
-            torch._dynamo.reset()
-            with record_run(layers) as run:
-                compiled = [
-                    torch.compile(layer, backend="aot_eager", fullgraph=True)
-                    for layer in layers
-                ]
-                found = _train(torch.nn.ModuleList(compiled), rank, way)
-            torch.testing.assert_close(found, wanted)
-            trace, record = run.trace(), gather_counts(layers)
-            assert trace.num_tokens == sum(TOKENS[:num_ranks])
-            assert verify(trace, placement, record) == []
-            assert layers[0].exchange.counts().tokens == TOKENS[rank]
-            layers[0].exchange.check_overflow()
+        torch._dynamo.reset()
+        with record_run(layers) as run:
+            compiled = [
+                torch.compile(layer, backend="aot_eager", fullgraph=True)
+                for layer in layers
+            ]
+            found = _train(torch.nn.ModuleList(compiled), rank, way)
+        torch.testing.assert_close(found, wanted)
+        trace, record = run.trace(), gather_counts(layers)
+        assert trace.num_tokens == sum(TOKENS[:num_ranks])
+        assert verify(trace, placement, record) == []
+        assert layers[0].exchange.counts().tokens == TOKENS[rank]
+        layers[0].exchange.check_overflow()
 
 
-@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_compiled_layers_count_once_where_checkpointing_surrounds_them(num_ranks):
-    run_on_ranks(num_ranks, _compiled_within)
+@pytest.mark.parametrize(
+    ("num_ranks", "cases"),
+    [
+        pytest.param(2, SOME, id="2-some"),
+        *(
+            pytest.param(ranks, COMPILED, id=f"{ranks}-all", marks=pytest.mark.slow)
+            for ranks in (1, 2)
+        ),
+    ],
+)
+def test_compiled_layers_count_once_where_checkpointing_surrounds_them(
+    num_ranks, cases
+):
+    run_on_ranks(num_ranks, _compiled_within, cases)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -76,13 +76,13 @@ def _equal_eager(rank, num_ranks):
         with torch.no_grad():
             logits = eager(**inputs()).logits
             mine = eager(**_own_batch(rank)).logits
-        wanted = eager.generate(**inputs(), max_new_tokens=6, do_sample=False)
+        wanted = eager.generate(**inputs(), max_new_tokens=3, do_sample=False)
         for kind, placement in placements.items():
             model = make_model(family)
             ours.parallelize(model, placement, shared_batch=True)
             with record_run(model) as run, torch.no_grad():
                 torch.testing.assert_close(model(**inputs()).logits, logits, **CLOSE)
-                done = model.generate(**inputs(), max_new_tokens=6, do_sample=False)
+                done = model.generate(**inputs(), max_new_tokens=3, do_sample=False)
             assert torch.equal(done, wanted), (family, kind)
             assert verify(run.trace(), placement, gather_counts(model)) == []
             model = make_model(family)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import run_programs
 
 pytest.importorskip("torch", reason="torch is not installed")
 
@@ -15,11 +16,67 @@ SIZES = {"ranks-per-node": 2, "tokens": 96, "hidden": 512, "repeats": 2, "gbit":
 HEADERS = 0.03  # of a packet of 9000 bytes, and acknowledgements of the other way
 
 
-def test_bytes_between_two_nodes_are_the_predicted_rows(tmp_path):
+# Ranks are forked, not started: an import of torch takes longer than what they do.
+FORKS = """
+import json, os, runpy, signal, sys, time
+import two_nodes
+
+class Rank:
+    returncode = None
+    def __init__(self, rank, node, options, folder):
+        task = vars(options) | {"node": two_nodes.asdict(node), "rank": rank}
+        self.pid = os.fork()
+        if self.pid:
+            return
+        os.environ.update(node.environment())
+        sys.argv = ["", json.dumps(task | {"folder": folder})]
+        code = 1
+        try:
+            runpy.run_path(str(two_nodes.RANK_PROGRAM), run_name="__main__")
+            code = 0
+        finally:
+            if code:
+                sys.excepthook(*sys.exc_info())
+            sys.stderr.flush()
+            os._exit(code)
+    def poll(self, how=os.WNOHANG):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, how)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+    def wait(self, timeout=0):
+        end = time.monotonic() + timeout
+        while self.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+    def kill(self):
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.poll(how=0)
+
+two_nodes.start_rank = Rank
+two_nodes.main()
+"""
+
+
+def started(arguments):
+    """The benchmark as it is started, its ranks with it."""
+    command = [sys.executable, "two_nodes.py", *arguments]
+    return subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+
+
+def forked(arguments):
+    program = f"import sys; sys.path.insert(0, {str(FOLDER)!r})\n{FORKS}"
+    (done,) = run_programs([["-c", program, *arguments]], cwd=FOLDER, ranked=False)
+    return done
+
+
+@pytest.mark.parametrize(
+    "begin", [forked, pytest.param(started, marks=pytest.mark.slow)]
+)
+def test_bytes_between_two_nodes_are_the_predicted_rows(tmp_path, begin):
     out = tmp_path / "results.json"
     sizes = [f"--{name}={value}" for name, value in SIZES.items()]
-    command = [sys.executable, "two_nodes.py", "--device=cpu", f"--out={out}", *sizes]
-    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    done = begin(["--device=cpu", f"--out={out}", *sizes])
     if done.returncode == NOT_PERMITTED:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr

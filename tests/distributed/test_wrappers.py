@@ -47,8 +47,9 @@ class Model(torch.nn.Module):
         return x
 
 
-def _model(placement, rank):
-    return Model(placed_layers(whole_layers(ExpertOptions(bias=True)), placement, rank))
+def _model(placement, rank, num_layers=LAYERS):
+    whole = whole_layers(ExpertOptions(bias=True), num_layers=num_layers)
+    return Model(placed_layers(whole, placement, rank))
 
 
 def _step(model, rank):
@@ -58,8 +59,8 @@ def _step(model, rank):
     return out.detach()
 
 
-def _reference(placement, rank):
-    model = _model(placement, rank)
+def _reference(placement, rank, num_layers=LAYERS):
+    model = _model(placement, rank, num_layers)
     out = _step(model, rank)
     average_gradients(model)
     return out, {name: p.grad for name, p in model.named_parameters()}
@@ -166,10 +167,10 @@ def test_ddp_averages_what_every_rank_has_and_leaves_experts(num_ranks):
 
 def _ddp_over_compiled(rank, num_ranks):
     placement = make_placement("contiguous", num_ranks)
-    reference = _reference(placement, rank)
+    reference = _reference(placement, rank, num_layers=1)
     for told_first in (True, False):
         torch._dynamo.reset()
-        model = _model(placement, rank)
+        model = _model(placement, rank, num_layers=1)
         if told_first:
             ready_for_ddp(model)
         compiled = torch.compile(model, backend="aot_eager")

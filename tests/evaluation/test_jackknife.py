@@ -56,20 +56,21 @@ def gain_of(trace, placements, batch_tokens, kind):
     return paired_gain(*draws), draws
 
 
+@pytest.mark.parametrize("tries", [30, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("phase", "batch_tokens", "kind"), [DECODE, CHUNKS])
 def test_at_least_95_of_100_intervals_hold_the_true_gain(
-    placements, phase, batch_tokens, kind
+    placements, phase, batch_tokens, kind, tries
 ):
     truth, _ = gain_of(drawn(10_000, 1500, phase), placements, batch_tokens, kind)
     held, gains, widths = 0, [], []
-    for seed in range(100):
+    for seed in range(tries):
         trace = drawn(seed, 36, phase)
         found, draws = gain_of(trace, placements, batch_tokens, kind)
         assert draws[0].units == MAX_GROUPS
         held += found.low <= truth.gain <= found.high
         gains.append(found.gain)
         widths.append(found.high - found.low)
-    assert held >= 90
+    assert held >= 0.9 * tries
     needed = 2 * 1.96 * np.std(gains)  # of 95 of 100, had one known their spread
     assert 0.8 * needed < np.mean(widths) < 2.5 * needed
 

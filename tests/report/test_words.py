@@ -33,7 +33,7 @@ def trace(rng):
 
 
 def joint(**fields):
-    own = {"solver_options": SolverOptions(time_limit=1, threads=2), **fields}
+    own = {"solver_options": SolverOptions(time_limit=1, threads=1), **fields}
     return PlanOptions(solver="joint", **own)
 
 

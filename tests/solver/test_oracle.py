@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.cost import Homes
@@ -13,7 +13,7 @@ from moetuner.placement.topology import Topology
 from moetuner.problem import Objective
 from moetuner.solver.base import place
 from oracle import oracle
-from strategies import placement_problems, random_problem, rename_experts
+from strategies import examples, placement_problems, random_problem, rename_experts
 
 
 def best_of_all(problem):
@@ -29,7 +29,7 @@ def best_of_all(problem):
     return best
 
 
-@settings(max_examples=15)
+@examples(10)
 @given(
     placement_problems(max_experts=4, max_layers=2, shapes=((2, 1), (2, 2))),
     st.sampled_from(Objective),
@@ -42,7 +42,7 @@ def test_oracle_finds_the_least_of_all(case, objective, slots):
     assert found.value == problem.objective_value(found.placement)
 
 
-@settings(max_examples=25)
+@examples(18)
 @given(
     placement_problems(max_experts=5, max_layers=2), st.sampled_from(list(Objective))
 )

@@ -5,11 +5,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.errors import InvalidTraceError
 from moetuner.trace import Trace, TraceMetadata, read_trace, write_trace
-from strategies import make_trace, random_ids
+from strategies import examples, make_trace, random_ids
 
 RNG = np.random.default_rng(5)
 IDS = random_ids(RNG, 6, 2, 8, 2)
@@ -110,7 +110,7 @@ def test_the_undamaged_file_is_read(tmp_path, valid, kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(max_examples=200)
+@examples(60)
 @given(edit=edits())
 def test_damage_is_refused_or_harmless(tmp_path_factory, valid, kind, edit):
     path = tmp_path_factory.mktemp("fuzz") / "file"
@@ -118,7 +118,7 @@ def test_damage_is_refused_or_harmless(tmp_path_factory, valid, kind, edit):
 
 
 @pytest.mark.parametrize("kind", ["tokens", "counts"])
-@settings(max_examples=400)
+@examples(120)
 @given(data=st.data(), edit=edits())
 def test_a_damaged_array_in_a_sound_archive(tmp_path_factory, valid, kind, data, edit):
     """So that the damage reaches NumPy's headers and what the arrays hold."""
@@ -127,7 +127,7 @@ def test_a_damaged_array_in_a_sound_archive(tmp_path_factory, valid, kind, data,
     read_or_refuse(path, with_damaged_member(valid[kind], f"{name}.npy", edit))
 
 
-@settings(max_examples=200)
+@examples(60)
 @given(place=st.floats(0, 1, exclude_max=True), insert=st.binary(max_size=8))
 @pytest.mark.parametrize("kind", FORMATS)
 def test_inserted_bytes_are_refused_or_harmless(

@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.errors import InvalidTraceError
 from moetuner.evaluation.models import shape_for_model
 from moetuner.trace import TOPIC_PRESETS, TopicRouting, read_trace, topic_trace
 from moetuner.trace.description import describe
+from strategies import examples
 
 SMALL = TopicRouting(num_layers=4, num_experts=32, top_k=4)
 
 
-@settings(max_examples=30)
+@examples(18)
 @given(
     st.builds(
         TopicRouting,

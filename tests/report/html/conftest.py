@@ -87,7 +87,7 @@ def make_comparison():
             Topology(num_ranks=ranks, ranks_per_node=per_node),
             PlanOptions(
                 solver=solver,
-                solver_options=SolverOptions(time_limit=1, threads=2),
+                solver_options=SolverOptions(time_limit=1, threads=1),
                 **fields,
             ),
         )

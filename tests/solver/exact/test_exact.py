@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.bounds import certify
 from moetuner.errors import SolverError
@@ -19,7 +19,7 @@ from moetuner.solver import SolverOptions, SolveStatus, get_solver
 from moetuner.solver.exact.partitions import partitions, renamings
 from moetuner.trace import CountTrace
 from oracle import oracle
-from strategies import TOY_COST, make_trace, placement_problems, random_ids
+from strategies import TOY_COST, examples, make_trace, placement_problems, random_ids
 from tiny import tiny_problems
 from zipf_trace import zipf_trace
 
@@ -41,7 +41,7 @@ def test_states_of_eight_experts_are_counted_right(ranks, per_node, count):
         assert len(np.unique(named, axis=0)) == {4: 2520, 2: 70}[ranks]
 
 
-@settings(max_examples=25)
+@examples(12)
 @given(tiny_problems())
 def test_it_finds_what_the_oracle_finds(case):
     problem, _ = case
@@ -58,7 +58,7 @@ def test_it_finds_what_the_oracle_finds(case):
     assert solution.value == pytest.approx(truth.value, rel=1e-9, abs=1e-18)
 
 
-@settings(max_examples=25)
+@examples(12)
 @given(
     placement_problems(max_experts=5, max_layers=3, shapes=((2, 1), (2, 2), (4, 2))),
     st.sampled_from([o for o in Objective if o is not Objective.MODELLED_TIME]),
@@ -169,7 +169,7 @@ def test_spare_slots_might_hold_replicas_so_the_proof_is_about_less(rng):
     assert stage.value == solution.value
 
 
-@settings(max_examples=10)
+@examples(5)
 @given(
     placement_problems(
         max_experts=6,

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.evaluation.rates import Bandwidth
 from moetuner.placement.topology import Topology
@@ -11,7 +11,7 @@ from moetuner.problem import Objective
 from moetuner.solver import SolveStatus, get_solver
 from moetuner.solver.base import place
 from moetuner.solver.heuristics.chain import align_layers
-from strategies import placement_problems, random_problem
+from strategies import examples, placement_problems, random_problem
 
 TRAFFIC = st.sampled_from([Objective.TOTAL_TRAFFIC, Objective.LINK_TRAFFIC])
 
@@ -28,7 +28,7 @@ def best_naming(problem, clusters):
     return best
 
 
-@settings(max_examples=25)
+@examples(15)
 @given(
     placement_problems(max_experts=7, max_layers=3, shapes=((2, 1), (3, 1), (3, 3))),
     TRAFFIC,

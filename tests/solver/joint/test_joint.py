@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from joint_problems import NOTHING_MORE, TOPOLOGIES, big_problem, modelled, problems
 from moetuner.errors import InvalidProblemError, SolverError
 from moetuner.evaluation.cost import Homes, Wire
@@ -20,10 +20,10 @@ from moetuner.solver.joint.profiles import TIME_PROFILES, Favour, choose_profile
 from moetuner.solver.joint.solver import JointConfig, JointSolver
 from moetuner.solver.joint.tokens import TokenRounds
 from oracle import oracle
-from strategies import random_problem
+from strategies import examples, random_problem
 
 
-@settings(max_examples=20)
+@examples(12)
 @given(problems(max_experts=5, topologies=TOPOLOGIES[:4]))
 def test_tiny_problems_are_solved_like_the_oracle_does(case):
     problem, _ = case

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from joint_problems import NOTHING_MORE, modelled, problems
 from moetuner.evaluation.cost import Homes
 from moetuner.placement.topology import Topology
@@ -17,14 +17,14 @@ from moetuner.solver.joint.profiles import Favour
 from moetuner.solver.joint.small_layers import try_all
 from moetuner.solver.joint.solver import JointConfig, JointSolver
 from oracle import oracle
-from strategies import random_placement, random_problem
+from strategies import examples, random_placement, random_problem
 
 NESTED = [Topology(num_ranks=g, ranks_per_node=m) for g, m in [(4, 2), (6, 3)]]
 GO = np.zeros(1, np.int32)
 TRACE_ALONE = JointSolver(config=JointConfig(favour=Favour.TRACE))
 
 
-@settings(max_examples=12)
+@examples(7)
 @given(
     problems(
         max_experts=6,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.errors import SolverError
 from moetuner.evaluation.cost import Homes, Wire
@@ -22,6 +22,7 @@ from moetuner.trace import CountTrace
 from oracle import oracle
 from strategies import (
     TOY_COST,
+    examples,
     make_trace,
     random_ids,
     random_placement,
@@ -43,7 +44,7 @@ def eight_experts(rng, num_layers=3, topology=FOUR, **cost):
     return timed(random_problem(rng, num_layers, 8, topology), **cost)
 
 
-@settings(max_examples=12)
+@examples(6)
 @given(tiny_problems(), st.sampled_from([Homes.UNIFORM, Homes.RECORDED]))
 def test_it_proves_what_the_oracle_finds(case, homes):
     """Recorded homes may need no row at all: then the proof leaves latencies out."""

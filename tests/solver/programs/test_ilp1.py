@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.errors import InvalidPlacementError, SolverError
 from moetuner.evaluation.workload import Workload
@@ -17,7 +17,7 @@ from moetuner.solver.programs.free_sizes import even_out_sizes, memory_excess
 from moetuner.solver.programs.ilp1 import Ilp1Config, Ilp1Solver, layer_values
 from moetuner.trace import read_trace, split_by_sequence
 from oracle import oracle
-from strategies import placement_problems, problem_of_counts, random_problem
+from strategies import examples, placement_problems, problem_of_counts, random_problem
 
 LOADS = [Objective.LOAD_DEVIATION, Objective.MAX_LOAD]
 EXACT = Ilp1Solver(config=Ilp1Config(gap_absolute=0.0))
@@ -29,7 +29,7 @@ def free_sizes(**options):
 
 
 @pytest.mark.parametrize("objective", LOADS)
-@settings(max_examples=8)
+@examples(4)
 @given(
     case=placement_problems(shapes=((2, 1), (2, 2), (3, 1))),
     slots=st.sampled_from([0, 4]),
@@ -43,7 +43,7 @@ def test_ilp1_finds_what_the_oracle_finds(objective, case, slots):
     assert truth - 2.01 * CUTOFF_INCREMENT <= solution.lower_bound <= truth + 1e-9
 
 
-@settings(max_examples=6)
+@examples(3)
 @given(placement_problems(shapes=((2, 1), (3, 1))), st.sampled_from(LOADS))
 def test_naming_experts_otherwise_changes_no_optimum(case, objective):
     problem, rng = case
@@ -58,7 +58,7 @@ def test_naming_experts_otherwise_changes_no_optimum(case, objective):
 
 
 @pytest.mark.parametrize("slack", [0, 1, 3])
-@settings(max_examples=5)
+@examples(3)
 @given(case=placement_problems(max_experts=7, shapes=((2, 1), (3, 3))))
 def test_the_memory_row_holds_with_free_sizes(slack, case):
     """Where no placement can keep slack 0, the share not being whole, one is added."""
@@ -75,7 +75,7 @@ def test_the_memory_row_holds_with_free_sizes(slack, case):
 
 
 @pytest.mark.parametrize("objective", LOADS)
-@settings(max_examples=8)
+@examples(4)
 @given(case=placement_problems(max_layers=1, shapes=((2, 1), (2, 2), (3, 1))))
 def test_free_sizes_find_the_best_where_no_rank_is_idle(objective, case):
     problem = replace(case[0], objective=objective)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.models import shape_for_model
@@ -16,7 +16,7 @@ from moetuner.solver import SolverOptions, SolveStatus
 from moetuner.solver.programs.cbc import CUTOFF_INCREMENT
 from moetuner.solver.programs.ilp2 import Ilp2Config, Ilp2Solver, pair_bounds
 from moetuner.trace import read_trace, split_by_sequence
-from strategies import placement_problems, random_problem
+from strategies import examples, placement_problems, random_problem
 
 EXACT = Ilp2Solver(config=Ilp2Config(force_ilp=True, gap_relative=0.0))
 QUICK = SolverOptions(time_limit=20, threads=2)
@@ -36,7 +36,7 @@ def best_naming(problem, clusters):
     return best.min()
 
 
-@settings(max_examples=6)
+@examples(3)
 @given(
     placement_problems(
         max_experts=8,
@@ -57,7 +57,7 @@ def test_with_two_link_speeds_no_naming_of_the_clusters_is_better(case):
     assert stage.lower_bound <= best * (1 + 1e-9)
 
 
-@settings(max_examples=6)
+@examples(3)
 @given(
     placement_problems(
         max_experts=8,
@@ -118,7 +118,7 @@ PAIRED = placement_problems(
 )
 
 
-@settings(max_examples=10)
+@examples(5)
 @given(PAIRED, st.sampled_from([None, [1e9, 1e11]]))
 def test_where_each_pair_has_its_speed_no_naming_of_the_clusters_is_better(case, kinds):
     problem, rng = case
