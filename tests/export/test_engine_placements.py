@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import runpy
 import shlex
 
 import numpy as np
@@ -45,6 +46,14 @@ def test_the_files_that_the_engines_took_are_still_what_is_written(
     export_placement(full, tmp_path / "out", engine, options=options)
     written = (tmp_path / "out").read_bytes()
     assert written == (FOLDER / "exports" / NAMES[engine]).read_bytes()
+
+
+def test_the_script_that_feeds_the_engines_still_runs(tmp_path):
+    runpy.run_path(str(FOLDER / "make_placements.py"))["main"](tmp_path)
+    written = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.*"))
+    assert len(written) == len(NAMES) + 1
+    for name in written:
+        assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes()
 
 
 @pytest.mark.parametrize("engine", [e for e in Engine if e is not Engine.DEEPEP])
