@@ -92,8 +92,9 @@ def test_yaml_comments_may_hold_any_sign(tmp_path):
     assert read_engine_placement(path, options=TWO).layer_ids.tolist() == [3]
 
 
-def mapping(tmp_path, plan):
-    export_placement(plan, tmp_path / "d", Engine.DEEPEP)
+def mapping(tmp_path, plan, **options):
+    options = ExportOptions(**options)
+    export_placement(plan, tmp_path / "d", Engine.DEEPEP, options=options)
     tensors = load_file(tmp_path / "d")
     return tensors["master_experts"], tensors["redundancy_mapping"]
 
@@ -124,6 +125,13 @@ def test_deepep_counts_masters_through_a_node(tmp_path):
     masters, replicas = mapping(tmp_path, plan)
     assert masters.tolist() == [[0, 1, 2, 3]]
     assert replicas.tolist() == [[[1], [-1], [-1], [0]]]
+
+
+def test_deepep_layers_that_nobody_planned_have_equal_shares(tmp_path):
+    plan = placement([[2, 0, 1, 3, 1, 2]])
+    masters, replicas = mapping(tmp_path, plan, num_layers=2)
+    assert masters[1].tolist() == [0, 1, 2, 3]
+    assert replicas[1].tolist() == [[-1], [-1]]
 
 
 @pytest.mark.parametrize(

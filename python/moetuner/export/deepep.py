@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 def write_deepep(placement: Placement, options: ExportOptions) -> Written:
     """Masters and replicas of every layer."""
-    completed = complete(placement, options, "deepep")
-    plan = completed.placement
-    num_ranks, num_experts = plan.topology.num_ranks, plan.num_experts
+    num_ranks, num_experts = placement.topology.num_ranks, placement.num_experts
     if num_experts % num_ranks:
         raise InvalidPlacementError(
             f"export to deepep: {num_experts} experts are no equal shares of "
             f"{num_ranks} ranks"
         )
+    completed = complete(placement, options, "deepep", repeats=False)
+    plan = completed.placement
     num_masters = num_experts // num_ranks
     num_replicas = plan.slots_per_rank - num_masters
     held = plan.slot_experts.reshape(plan.num_layers, num_ranks, -1)

@@ -17,6 +17,7 @@ import numpy as np
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.replica_rule import in_order
 from moetuner.export.padding import fill_slots
+from moetuner.placement.model import EMPTY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +57,12 @@ class Completed:
 
 
 def complete(
-    placement: Placement, options: ExportOptions, engine: str, *, hidden: bool = False
+    placement: Placement,
+    options: ExportOptions,
+    engine: str,
+    *,
+    hidden: bool = False,
+    repeats: bool = True,
 ) -> Completed:
     """The placement with all layers of the model.
 
@@ -70,6 +76,9 @@ def complete(
         Whose file it is, for messages.
     hidden
         Whether the engine has a row for every hidden layer, dense ones too.
+    repeats
+        Whether spare slots of the added layers hold the first experts again; else each
+        rank has an equal share of the experts, and its other slots are empty.
 
     Raises
     ------
@@ -87,7 +96,7 @@ def complete(
     added = tuple(sorted(set(wanted) - set(planned)))
     if not added:
         return Completed(placement=placement)
-    plain = in_order(placement)
+    plain = in_order(placement) if repeats else _in_shares(placement)
     row_of = dict(zip(planned, placement.slot_experts, strict=True))
     rows = np.stack([row_of.get(layer, plain) for layer in wanted])
     whole = replace(
@@ -120,6 +129,15 @@ def spelled(layers: tuple[int, ...]) -> str:
         else:
             spans.append([layer, layer])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _in_shares(placement: Placement) -> NDArray[np.int32]:
+    """Slots [P] of a layer that nobody planned, no expert twice."""
+    shape = placement.topology.num_ranks, placement.slots_per_rank
+    share = placement.num_experts // placement.topology.num_ranks
+    slots = np.full(shape, EMPTY, np.int32)
+    slots[:, :share] = np.arange(placement.num_experts).reshape(-1, share)
+    return slots.ravel()
 
 
 def _wanted(
