@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import numpy as np
 import pytest
-from matrix_table import outcomes_of, summary_of, table_of
+from matrix_table import outcomes_of, page_of, summary_of, table_of
 
 # torch keeps what it compiled for later programs. It knows a graph by its calls, not by
 # what our ops tell the compiler of themselves: a stale one left an exchange out.
@@ -85,10 +85,9 @@ def pytest_terminal_summary(terminalreporter, config):
     outcomes = outcomes_of(reports)
     if not outcomes:
         return
-    lines = table_of(outcomes)
     terminalreporter.section(f"matrix: {summary_of(outcomes)}")
-    for line in lines:
+    for line in table_of(outcomes):
         terminalreporter.write_line(line)
     named = config.getoption("--matrix")
     if named:
-        Path(named).write_text("\n".join([*lines, "", summary_of(outcomes), ""]))
+        Path(named).write_text(page_of(outcomes))

@@ -41,6 +41,21 @@ def table_of(outcomes):
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
+def page_of(outcomes):
+    """The table, and behind it what went wrong in each cell where something did."""
+    lines = [*table_of(outcomes), "", summary_of(outcomes)]
+    for outcome in outcomes:
+        if outcome["wrong"]:
+            lines += ["", said_of(outcome)]
+    return "\n".join([*lines, ""])
+
+
+def said_of(outcome):
+    """One cell by its names, and what went wrong."""
+    named = {name: value for name, value in outcome.items() if name != "wrong"}
+    return f"{named}\n{outcome['wrong']}"
+
+
 def summary_of(outcomes):
     """How many there are, and how many went wrong."""
     wrong = sum(bool(outcome["wrong"]) for outcome in outcomes)

@@ -48,7 +48,8 @@ def main():
     group = dist.group.WORLD.group_name
     for way, num_tokens in product(options.ways, options.tokens):
         if way.startswith("deepep") and (way == "deepep" or num_tokens <= MOST_OF_FEW):
-            results.append({"way": way, "tokens": num_tokens, "rows": "bf16"})
+            results.append({"way": way, "senders": 0, "blocks": 0})
+            results[-1] |= {"tokens": num_tokens, "rows": "bf16"}
             results[-1] |= measure_deep_ep(num_tokens, way)
             if rank == 0:
                 print(json.dumps(results[-1]), flush=True)

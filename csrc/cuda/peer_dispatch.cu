@@ -53,6 +53,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const bool sends = block < args.senders;
 
   wait_for_predecessor();
+  if (meets && threadIdx.x == 0 && args.overflow && !args.adds_overflow) *args.overflow = 0;
   const PeerView view(peers, next_epoch(peers));
   if (threadIdx.x == 0) let_successor_begin();  // which reads the epoch that this thread has set
   if (__syncthreads_or(view.aborted())) return;
@@ -88,7 +89,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   }
   __syncthreads();
   const bool drops = args.capacity > 0 && args.capacity < args.num_tokens;
-  if (meets && threadIdx.x == 0 && args.overflow && !args.adds_overflow) *args.overflow = 0;
   if (meets && !drops) {
     meet_peers(args, peers, tiling, view, tile.total, tile.segments);
     return count_tokens(args, tiling, tile.total);
@@ -167,12 +167,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const Tiling tiling(args, peers.num_ranks, num_tiles);
   const PeerView view(peers, this_epoch(peers));
   const int num_ranks = peers.num_ranks;
-  if (!ranked(peers, view, num_tiles)) return;
+  if (!ranked(peers, view, num_tiles)) return wait_for_predecessor();
   if (threadIdx.x == 0) {
     placed = view.wait_for(Wait::kBlocks, view.rank(), &peers.control->placed);
   }
   __syncthreads();
-  if (!placed) return;
+  if (!placed) return wait_for_predecessor();
   if (static_cast<int>(threadIdx.x) < num_ranks) {
     counts[threadIdx.x] = __ldcg(tiling.received + threadIdx.x);
   }

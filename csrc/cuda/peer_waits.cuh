@@ -73,6 +73,10 @@ __device__ inline bool reached(std::uint32_t flag, std::uint32_t epoch) {
   return static_cast<std::int32_t>(flag - epoch) >= 0;
 }
 
+/// How much longer a rank waits for its own blocks than for other ranks: the block that waits for a
+/// rank gives up first, and says for whom. Less than the host's grace.
+constexpr std::uint64_t kLaterNanoseconds = 1'000'000'000;
+
 /// One operation as a kernel sees it: its half of each window.
 class PeerView {
  public:
@@ -113,6 +117,8 @@ class PeerView {
   __device__ bool wait(Wait what, int whom, const Ready& ready) const {
     if (ready()) return true;
     const std::uint64_t begin = nanoseconds();
+    const std::uint64_t most = static_cast<std::uint64_t>(peers_.timeout_ns) +
+                               (what == Wait::kBlocks ? kLaterNanoseconds : 0);
     for (int turn = 0;; ++turn) {
       if (ready()) return true;
       if (turn % 64 != 63) continue;
@@ -120,7 +126,7 @@ class PeerView {
         tell_host(word);
         return false;
       }
-      if (nanoseconds() - begin > static_cast<std::uint64_t>(peers_.timeout_ns)) {
+      if (nanoseconds() - begin > most) {
         give_up(1u | static_cast<std::uint32_t>(what) << 4 |
                 static_cast<std::uint32_t>(rank()) << 8 | static_cast<std::uint32_t>(whom) << 16);
         return false;

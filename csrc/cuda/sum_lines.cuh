@@ -21,7 +21,7 @@ constexpr int kSumThreads = 512;
 constexpr int kSumWarps = kSumThreads / kWarp;
 constexpr int kMostRows = 8;  // of a line that are added from registers
 
-/// Warps of a team, a power of two: enough for all warps to have something to do.
+/// Warps of a team, which divide those of a block: enough for all warps to have something to do.
 struct Teams {
   int of_senders, of_homes;
 };

@@ -144,9 +144,17 @@ SearchOptions make_options(std::int64_t proposals,
                            double end_temperature,
                            std::uint64_t seed,
                            int num_threads,
-                           double seconds) {
+                           double seconds,
+                           bool fills_time) {
   check(sweeps >= 1, "SearchOptions: sweeps must be >= 1, got " + std::to_string(sweeps));
-  return {proposals, sweeps, start_temperature, end_temperature, seed, num_threads, seconds};
+  return {proposals,
+          sweeps,
+          start_temperature,
+          end_temperature,
+          seed,
+          num_threads,
+          seconds,
+          fills_time};
 }
 
 /// Every expert has a slot in every layer, and no rank holds one twice.
@@ -284,7 +292,8 @@ void bind_problem(py::module_& module) {
            py::arg("end_temperature"),
            py::arg("seed"),
            py::arg("num_threads"),
-           py::arg("seconds"));
+           py::arg("seconds"),
+           py::arg("fills_time") = false);
 }
 
 }  // namespace

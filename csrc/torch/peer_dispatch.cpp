@@ -160,6 +160,7 @@ class Exchange {
   }
 
   void make_room(const Arrived& most) {
+    out_.rows = out_.recv_map = out_.recv_weights = at::Tensor();  // a guess's memory first
     out_.rows = at::empty({most.rows, in_.x.size(1)}, in_.x.options());
     out_.recv_map = at::empty({most.lines, top_k_}, int32_);
     out_.recv_weights = at::empty({most.lines, top_k_}, in_.weights.options());

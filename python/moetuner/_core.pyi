@@ -325,6 +325,7 @@ class SearchOptions:
         seed: typing.SupportsInt | typing.SupportsIndex,
         num_threads: typing.SupportsInt | typing.SupportsIndex,
         seconds: typing.SupportsFloat | typing.SupportsIndex,
+        fills_time: bool = False,
     ) -> None: ...
 
 def cheapest_arcs(

@@ -1,7 +1,8 @@
 """What may be put around layers, times form, dtype and biases: cells of a matrix.
 
 Each cell takes one step and compares outputs and all gradients with the same layers
-on one process that has the tokens of all ranks. Undefined memory is full of NaN.
+on one process that has the tokens of all ranks; what is exported, outputs alone.
+Undefined memory is full of NaN, but where a compiler is at work.
 """
 
 import contextlib

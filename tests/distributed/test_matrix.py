@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from matrix import CLOSE, FEATURES, FORMS, INDUCTOR, outcomes_in, run_cells  # noqa: E402
-from matrix_table import PROPERTY, outcomes_of, summary_of, table_of  # noqa: E402
+from matrix_table import PROPERTY, outcomes_of, page_of, said_of, table_of  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 
 BOTH = (False, True)
@@ -32,14 +32,9 @@ def check(tmp_path, record_property):
         assert len(outcomes) == len(cells)
         wrong = [outcome for outcome in outcomes if outcome["wrong"]]
         if wrong:
-            pytest.fail("\n".join(map(_in_words, wrong)), pytrace=False)
+            pytest.fail("\n\n".join(map(said_of, wrong)), pytrace=False)
 
     return run
-
-
-def _in_words(outcome):
-    named = {name: value for name, value in outcome.items() if name != "wrong"}
-    return f"{named}\n{outcome['wrong']}\n"
 
 
 def test_every_way_trains_like_one_process(check):
@@ -85,7 +80,9 @@ def test_the_table_names_what_ran_and_what_went_wrong():
         )
 
     outcomes = outcomes_of([Report(), object()])
-    assert summary_of(outcomes) == "4 cells, 1 wrong"
+    page = page_of(outcomes)
+    assert "\n\n4 cells, 1 wrong\n\n{'feature': 'export', " in page
+    assert page.endswith("}\nrank 1: no\n")
     assert table_of(outcomes) == [
         "| feature | device | exact, 1 rank | exact, 2 ranks |",
         "| --- | --- | --- | --- |",

@@ -10,7 +10,7 @@ import itertools
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-pytest.importorskip("transformers", reason="Transformers is not there")
+transformers = pytest.importorskip("transformers", reason="Transformers is not there")
 
 import moetuner.integrations.transformers as ours  # noqa: E402
 import numpy as np  # noqa: E402
@@ -31,6 +31,7 @@ from moetuner.placement.model import Placement  # noqa: E402
 from other_families import IDS, make_other  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 
+VERSION = tuple(map(int, transformers.__version__.split(".")[:2]))
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 FORMS = (ExchangeOptions(), ExchangeOptions(capacity=16, max_rows=128))
 
@@ -195,7 +196,8 @@ def _followed(rank, num_ranks):
     spread, again = _recorded(model)
     for before, behind in zip([*plain, *counted], [*spread, *again], strict=True):
         assert np.array_equal(before, behind)
-    assert any((ids < 0).any() for ids in plain)  # some were dropped
+    if VERSION >= (5, 24):  # 5.17 never drops any, whatever the capacity
+        assert any((ids < 0).any() for ids in plain)
     assert any((ids >= 0).any() for ids in plain)
     for stack in _stacks(model):
         placement = _placement(stack, num_ranks)

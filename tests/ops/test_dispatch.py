@@ -104,6 +104,18 @@ def test_fp8_rows_compile_whole(given, sizes):
         assert torch.equal(ours[:filled], other[:filled])
 
 
+@pytest.mark.parametrize("first", [0, 1, 4, 16])
+@pytest.mark.parametrize("step", [1, 2])
+def test_fp8_rows_may_lie_anywhere(given, first, step):
+    wide = torch.randn(T, 4 * H).to(torch.float8_e4m3fn)
+    x = wide[:, first : first + step * H : step]
+    scales = torch.rand(T, H // 8)
+    sent = dispatch(**given | {"x": x}, scales=scales)
+    apart = dispatch(**given | {"x": x.contiguous()}, scales=scales)
+    assert torch.equal(sent.rows.float(), apart.rows.float())
+    assert torch.equal(sent.row_scales, apart.row_scales)
+
+
 @OLD_WORDS_OF_TORCH
 def test_a_handle_leaves_compiled_code(given):
     compiled = torch.compile(lambda x: dispatch(**given | {"x": x}), fullgraph=True)

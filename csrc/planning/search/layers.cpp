@@ -1,6 +1,7 @@
 #include "moetuner/planning/search.h"
 #include "planning/search/annealing.h"
 #include "planning/search/layer_search.h"
+#include "planning/search/pace.h"
 
 #include <algorithm>
 #include <numeric>
@@ -225,9 +226,14 @@ void search_layers(const SearchProblem& problem,
   if (problem.home != nullptr && problem.follow) {
     return search_chain(problem, options, state, clock);
   }
+  Pace<> pace(options, problem.num_layers);
   parallel_for(problem.num_layers, options.num_threads, [&](std::int64_t layer) {
-    Anneal(problem, options, state, layer, seed_of(options.seed, layer), {.home = problem.home})
+    const auto began = std::chrono::steady_clock::now();
+    SearchOptions own = options;
+    own.proposals = pace.begin();
+    Anneal(problem, own, state, layer, seed_of(options.seed, layer), {.home = problem.home})
         .run(clock);
+    pace.end(own.proposals, began);
   });
 }
 

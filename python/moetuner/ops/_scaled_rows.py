@@ -60,6 +60,8 @@ def _widest(parts: Sequence[torch.Tensor]) -> torch.dtype:
     """
     if torch.compiler.is_compiling():
         return torch.uint8
+    if any(each.stride(1) != 1 for each in parts):
+        return torch.uint8
     for word in (torch.complex128, torch.int64, torch.int32):
         sizes = [(each.stride(0), each.storage_offset()) for each in parts]
         if all(size % word.itemsize == 0 for pair in sizes for size in pair):

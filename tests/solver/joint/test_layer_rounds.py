@@ -19,6 +19,7 @@ from moetuner.evaluation.cost import Wire
 from moetuner.placement.topology import Topology
 from moetuner.solver.base import place
 from moetuner.solver.heuristics.starts import start_ranks
+from moetuner.solver.joint import layers
 from moetuner.solver.joint.scenarios import POOLED, SearchProfile, members
 from strategies import random_problem
 
@@ -92,3 +93,23 @@ def test_a_long_round_takes_its_time_on_two_ranks(rng):
     began = time.monotonic()
     rounds.anneal(start, 10**9, 0.1, 1, np.zeros(1, np.int32))
     assert time.monotonic() - began >= 0.1
+
+
+def test_only_rounds_that_know_their_way_fill_their_time(rng, monkeypatch):
+    """The others shall be alike; by rounds, where none is settled, all are."""
+    rounds, filled = rounds_of(modelled(big_problem(rng)), NOTHING_MORE), []
+    made = layers.search_options
+
+    def seen(*arguments, **options):
+        filled.append(options["fills_time"])
+        return made(*arguments, **options | {"fills_time": False})
+
+    monkeypatch.setattr(layers, "search_options", seen)
+    rounds.round(20, 1000.0)
+    assert filled
+    assert not any(filled)
+    filled.clear()
+    rounds.settle()
+    rounds.round(20, 1000.0)
+    assert filled
+    assert all(filled)

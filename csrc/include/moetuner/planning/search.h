@@ -65,8 +65,9 @@ struct SearchOptions {
   double start_temperature;  // share of the median |change| of a random move
   double end_temperature;
   std::uint64_t seed;
-  int num_threads;  // 0: all cores
-  double seconds;   // stop by then
+  int num_threads;          // 0: all cores
+  double seconds;           // stop by then
+  bool fills_time = false;  // layers that stand alone get as many proposals as there is time for
 
   /// Temperature after this share of the cooling, from 0 to 1.
   double temperature(double done) const {

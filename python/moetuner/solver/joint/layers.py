@@ -68,6 +68,7 @@ class LayerRounds:
     _scenarios: Scenarios = field(init=False)
     _rounds: int = 0
     _open: list[Way] = field(init=False)
+    _settled: bool = False
     _last: dict[Way, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,6 +99,7 @@ class LayerRounds:
         """Keep to the way that went best last time; of how many it is one."""
         number = len(self._open)
         self._open = [min(self._open, key=lambda way: self._last.get(way, np.inf))]
+        self._settled = True
         return number
 
     def _try(self, way: Way, proposals: int, seconds: float) -> None:
@@ -144,10 +146,19 @@ class LayerRounds:
         cold: float = COLD,
     ) -> tuple[RankOf, Floats]:
         """Ranks of `members` after annealing, [L, P], and search costs, [L]."""
-        options = search_options(
-            self.options, proposals, seconds, seed, hot=hot, cold=cold
-        )
+        options = self._search_options(proposals, seconds, seed, hot, cold)
         return _core.search_layers(self._search, options, start, stop)
+
+    def _search_options(
+        self, proposals: int, seconds: float, seed: int, hot: float, cold: float
+    ) -> _core.SearchOptions:
+        """Rounds after the ways are settled fill their time: no longer one comes."""
+        return search_options(
+            *(self.options, proposals, seconds, seed),
+            hot=hot,
+            cold=cold,
+            fills_time=self._settled,
+        )
 
     def _find_nodes(
         self, proposals: int, seconds: float, seed: int, stop: NDArray[np.int32]
@@ -156,7 +167,7 @@ class LayerRounds:
         per_node = self.problem.topology.ranks_per_node
         nodes, _ = _core.search_layers(
             self._problem(nodes_alone=True),
-            search_options(self.options, proposals, seconds, seed, hot=HOT, cold=COLD),
+            self._search_options(proposals, seconds, seed, HOT, COLD),
             self._members // per_node,
             stop,
         )
@@ -189,6 +200,7 @@ def search_options(
     hot: float,
     cold: float,
     sweeps: int = 1,
+    fills_time: bool = False,
 ) -> _core.SearchOptions:
     """The core's options for one search."""
     return _core.SearchOptions(
@@ -199,6 +211,7 @@ def search_options(
         seed=seed,
         num_threads=options.threads,
         seconds=seconds,
+        fills_time=fills_time,
     )
 
 
