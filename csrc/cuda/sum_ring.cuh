@@ -238,7 +238,11 @@ class SumRing {
   __device__ void end_line(std::uint32_t* flag, const Team& team, std::uint32_t epoch) {
     team.sync();
     if (team.member != 0 || lane_index() != 0) return;
-    team.warps == 1 ? board_->give(flag) : store_release(flag, epoch);
+    if (team.warps == 1) {
+      board_->give(flag);
+    } else {
+      store_release(flag, epoch);
+    }
   }
 
   /// Writes down a line whose rows are known; returns its pieces.
