@@ -1,6 +1,7 @@
 """`moetuner calibrate` on Gloo ranks, in tiny sizes; and what goes wrong."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -62,6 +63,25 @@ def test_four_ranks_write_two_machines(calibrated):
     assert "Fitted against measured times" in done.stdout
     assert "note: links between nodes: not measured, as h100" in done.stderr
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "moetuner", "calibrate", *TINY),
+            *("--out", "cpus.toml"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_hardware(tmp_path / "cpus.toml").ranks_per_node == 2
 
 
 def test_every_time_is_in_the_file_of_measurements(calibrated):

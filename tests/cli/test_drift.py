@@ -30,7 +30,7 @@ def in_use(folder, ids):
 
 
 def drift(folder, *arguments):
-    more = ("--time-limit", 1, "--threads", 2, "--batch-tokens", 40)
+    more = ("--time-limit", 0.5, "--threads", 1, "--batch-tokens", 40)
     return folder.run("drift", *arguments, *more)
 
 

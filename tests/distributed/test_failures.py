@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -209,15 +210,19 @@ def test_a_killed_rank_ends_all_others_by_name(point):
     _assert_named(_end_of_ranks("cpu", point, signal.SIGKILL), "cpu")
 
 
-SOME = ("during dispatch", "in backward")
-
-
-@pytest.mark.parametrize(
-    "point",
-    [p if p in SOME else pytest.param(p, marks=pytest.mark.slow) for p in POINTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
 def test_a_stopped_rank_ends_all_others_by_name(point):
     _assert_named(_end_of_ranks("cpu", point, signal.SIGSTOP), "cpu")
+
+
+def test_ranks_that_stop_end_all_others_by_name():
+    """At two points side by side: what takes long is to wait for them."""
+    some = ("during dispatch", "in backward")
+    with ThreadPoolExecutor() as pool:
+        ends = [pool.submit(_end_of_ranks, "cpu", p, signal.SIGSTOP) for p in some]
+        for end in ends:
+            _assert_named(end.result(), "cpu")
 
 
 def test_halves_of_a_layer_end_by_name_too():

@@ -5,6 +5,7 @@ Against one process: logits, every gradient, dropped tokens, and what a checkpoi
 
 import contextlib
 import copy
+import itertools
 
 import pytest
 
@@ -80,12 +81,14 @@ def _one_process(make, batches):
     return model, logits
 
 
-def _like_one_process(rank, num_ranks, family):
+# A shared batch, spare slots, the form: every two of them meet in the half as well.
+EVERY = list(itertools.product((1, 0), (0, 1), FORMS))
+HALF = [EVERY[i] for i in (0, 3, 5, 6)]
+
+
+def _like_one_process(rank, num_ranks, family, cases):
     make = _switch if family == "switch" else lambda: make_other(family)
-    spares = (0, 1)
-    for shared, spare, form in [
-        (s, p, f) for s in (1, 0) for p in spares for f in FORMS
-    ]:
+    for shared, spare, form in cases:
         batches = [IDS] if shared else [IDS[:, r:] for r in range(num_ranks)]
         whole, logits = _one_process(make, batches)
         mine = 0 if shared else rank
@@ -173,10 +176,15 @@ def _whole(model):
         yield
 
 
+CASES = [pytest.param(HALF, id="half")]
+CASES += [pytest.param(EVERY, id="every", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("cases", CASES)
 @pytest.mark.parametrize("family", ["switch", "jetmoe"])
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_they_train_like_one_process(num_ranks, family):
-    run_on_ranks(num_ranks, _like_one_process, family)
+def test_they_train_like_one_process(num_ranks, family, cases):
+    run_on_ranks(num_ranks, _like_one_process, family, cases)
 
 
 def _followed(rank, num_ranks):

@@ -12,7 +12,7 @@ from moetuner.errors import (
     InvalidTraceError,
 )
 from moetuner.evaluation import workload as workload_module
-from moetuner.evaluation.cost import Homes, Wire
+from moetuner.evaluation.cost import CostModel, Homes, Wire
 from moetuner.evaluation.evaluate import draw_batches, evaluate
 from moetuner.evaluation.workload import BatchKind, Workload, batch_index
 from moetuner.placement.topology import Topology
@@ -347,3 +347,21 @@ def test_a_placement_is_tallied_once_for_its_whole_and_its_layers(rng, monkeypat
         assert [workload.seconds(p) for p in (placement, other)] == fresh
         assert workload.layer_seconds(placement).sum() == pytest.approx(fresh[0])
     assert [id(p) for p in tallied] == [id(placement), id(other)]
+
+
+def test_a_layers_price_is_made_once_for_a_machine(rng, monkeypatch):
+    """A search prices thousands of placements; a workload on two machines has both."""
+    trace = make_trace(random_ids(rng, 60, 2, 8, 2), 8)
+    machines = [Topology(num_ranks=g, ranks_per_node=2) for g in (2, 4)]
+    placements = [random_placement(rng, trace, m) for m in (*machines, *machines)]
+    fresh = [Workload(traces=(trace,)).seconds(each) for each in placements]
+    made, layer_price = [], CostModel.layer_price
+
+    def counting(cost, topology):
+        made.append(topology)
+        return layer_price(cost, topology)
+
+    monkeypatch.setattr(CostModel, "layer_price", counting)
+    workload = Workload(traces=(trace,))
+    assert [workload.seconds(each) for each in placements] == fresh
+    assert made == machines

@@ -27,7 +27,7 @@ COST = CostModel(
     shape=ModelShape(hidden_size=64, expert_hidden_size=8192),
 )
 PRICING = Pricing(cost=COST, batch_tokens=100)
-QUICK = SolverOptions(time_limit=1, threads=1)
+QUICK = SolverOptions(time_limit=0.5, threads=1)
 
 
 def recorded(seed, *, skew=1.5, sequences=40):

@@ -159,7 +159,7 @@ def _between(top: Table, of_pairs: Bandwidth | None) -> dict[str, Any]:
         if of_pairs is not None:
             top.fail(
                 "between",
-                f"wanted a table, or no `pairs`: they say what joins nodes, so {name} "
+                f"wanted a table, or no [pairs]: they say what joins nodes, so {name} "
                 f"cannot",
             )
         known = NETWORKS[name]
