@@ -139,6 +139,20 @@ def test_more_slots_are_never_worse_on_machines_of_all_sizes(experts, ranks, per
     assert_more_slots_are_never_worse(2, experts, topology, 600)
 
 
+def test_without_time_a_walk_begins_at_the_plan_that_is_held(rng, monkeypatch):
+    begun = []
+    begin = TokenRounds.begin
+
+    def without_time(rounds, placements, clock):
+        begin(rounds, placements, Clock(time_limit=1e-9))
+        begun.append(rounds.placement)
+
+    monkeypatch.setattr(TokenRounds, "begin", without_time)
+    solver = get_solver("joint", JointConfig(favour="few-ranks", rounds=1))
+    solver.solve(roomy_problem(rng), SolverOptions(time_limit=1000))
+    assert not begun[-1].has_replicas
+
+
 @pytest.mark.slow
 def test_more_slots_are_never_worse_with_58_layers_of_256_experts_on_64_ranks():
     topology = Topology(num_ranks=64, ranks_per_node=8)

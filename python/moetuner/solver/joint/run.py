@@ -184,11 +184,12 @@ class Run:
             self.incumbent.offer(best)
             self._offer_tried(trial)
             self.incumbent.floor = self.incumbent.value  # never slower than without
-            starts = iter([*seen, self.incumbent.placement])
+            starts = iter(seen)
         self._add_stage("replicas", began)
         if self._counted() or not self._goes_on():
             return fewer.status
-        return self._walk(profile, [*starts])
+        # Where there is no time to look at more than one it is what is held already.
+        return self._walk(profile, [*starts, self.incumbent.placement])
 
     def _try_replicas(self, profile: SearchProfile) -> Trial | None:
         """What replicas gain of a brief plan, where there is time to look at it."""
