@@ -248,6 +248,35 @@ with interrupts.obeyed():
     assert not list(tmp_path.iterdir())
 
 
+LEAVES_A_CALL = """
+import atexit, os, signal, sys, time
+from moetuner.cli.interrupts import obeyed
+from moetuner.solver.joint.interruptible import Interruptible
+atexit.register(print, "Python ended by itself")
+def call():
+    time.sleep(0.3)  # until it is waited for
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+with obeyed():
+    assert Interruptible().in_time(call) is None
+    print("kept")
+    sys.exit(130)
+"""
+
+
+def test_a_program_ends_beside_a_call_that_was_given_up():
+    """Its thread would come back to an interpreter that is no more, and abort."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES_A_CALL],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == "kept\n"
+
+
 def test_closed_pipe_is_no_error_message(folder, ids):
     command = plan_command(folder.trace(ids), folder.out, "--quiet", solver="lpt")
     process = start(command)

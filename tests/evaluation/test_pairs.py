@@ -90,7 +90,7 @@ def test_a_file_cannot_name_a_network_beside_pairs_of_nodes(tmp_path):
     end = text.index("\n[", start)
     named = 'between = "efa"\n' + text[:start] + text[end:]
     path.write_text(named)
-    message = "between: wanted a table, or no `pairs`: .* so efa cannot"
+    message = r"between: wanted a table, or no \[pairs\]: .* so efa cannot"
     with pytest.raises(InvalidProblemError, match=message):
         read_hardware(path)
     # Pairs of one node say nothing of what joins it to others.

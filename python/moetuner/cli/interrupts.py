@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -63,6 +64,10 @@ def obeyed() -> Iterator[None]:
     watch.start()
     try:
         yield
+    except SystemExit as ended:
+        if acknowledgement.was_given:
+            _end_beside_calls(ended.code)
+        raise
     finally:
         signal.set_wakeup_fd(before)
         os.close(writer)  # ends the thread, unless it heard a signal
@@ -76,12 +81,30 @@ class _Acknowledgement:
     def __init__(self) -> None:
         self._begun, self._given = threading.Lock(), threading.Event()
 
+    @property
+    def was_given(self) -> bool:
+        return self._given.is_set()
+
     def give(self) -> None:
         """Say it, or wait until it was said."""
         if self._begun.acquire(blocking=False):
             _say(_HEARD)
             self._given.set()
         self._given.wait(OBEY_SECONDS)
+
+
+def _end_beside_calls(code: Any) -> None:
+    """End the program here where a call that was given up still runs in the core.
+
+    Python's own end stops threads as they come back to it, which aborts the program.
+    """
+    from moetuner.solver.joint.interruptible import calls_left
+
+    if calls_left():
+        remove_unfinished()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def _watch(reader: int, acknowledgement: _Acknowledgement) -> None:

@@ -21,6 +21,15 @@ LAST_SECONDS = 0.8
 _POLL = 0.1  # seconds between looks for a signal
 
 
+_begun: list[_Work] = []
+"""Calls, but for those that were done when the next one began."""
+
+
+def calls_left() -> bool:
+    """Whether a call still runs: after a Ctrl-C nobody may wait for it."""
+    return any(not work.done.is_set() for work in _begun)
+
+
 class Interruptible:
     """Runs calls in a thread of their own, so that signals reach this one at once.
 
@@ -74,6 +83,7 @@ class _Work:
         self.done = threading.Event()
         self._outcome: list[Any] = []
         self._call = call
+        _begun[:] = [work for work in _begun if not work.done.is_set()] + [self]
         # Never joined: interrupted, join takes it for ended (Python < 3.13).
         threading.Thread(target=self._run, daemon=True).start()
 
