@@ -10,7 +10,7 @@ WORKERS ?= auto
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc cmake tests/cpp -type f)
 CXX_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 
-.PHONY: help demo test test-all sanitize coverage check docs wheel format stub bench bench-models clean
+.PHONY: help demo test test-all test-examples sanitize coverage check docs wheel format stub bench bench-models clean
 
 help:  ## What there is to make
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -21,8 +21,11 @@ demo: $(VENV)/.planner  ## Plan the shipped trace for 8 GPUs on 2 nodes
 test: $(VENV)/.dev  ## The tests that this machine can run, without the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
-test-all: test  ## And the slow ones, and more examples of those by Hypothesis
-	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile all
+test-all: test  ## And the slow ones
+	$(BIN)/python -m pytest -m slow
+
+test-examples: $(VENV)/.dev  ## Tests by Hypothesis, with four times the examples
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile all -n $(WORKERS) --dist worksteal
 
 sanitize: $(VENV)/.sanitize  ## Tests of the planning core under ASan with UBSan, and under TSan
 	for kind in address,undefined thread; do \

@@ -22,7 +22,7 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 # What an op returns may not share memory: elsewhere a warning, here an error.
 os.environ["TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"] = "1"
 
-# `make test-all` takes the last, by its name.
+# `make test-examples` takes the last, by its name.
 for profile, examples, same in (
     ("dev", 50, False),
     ("ci", 50, True),

@@ -20,7 +20,7 @@ from moetuner.trace.statistics import RoutingStatistics
 
 
 def examples(number):
-    """Settings of costly tests: four times as many in `make test-all`."""
+    """Settings of costly tests: four times as many in `make test-examples`."""
     return settings(max_examples=number * settings.default.max_examples // 50)
 
 
