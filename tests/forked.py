@@ -8,6 +8,7 @@ import dataclasses
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -84,6 +85,24 @@ def run_programs(programs, *, cwd, ranked=True):
             )
             for rank, each in enumerate(started)
         ]
+
+
+def torchrun(*words, ranks, cwd=None):
+    """What a program prints that torchrun itself starts, from its first import on."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(ranks), *map(str, words)),
+        ],
+        cwd=cwd,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def _be(words, cwd, environment, streams):

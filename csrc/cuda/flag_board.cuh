@@ -4,6 +4,7 @@
 // are there, and to wait for that takes as long as to store some rows. So a warp of its own does
 // it: it waits once for all flags that were handed in meanwhile.
 
+#include "bulk_copy.cuh"
 #include "peer_waits.cuh"
 
 #include <cuda_runtime.h>
@@ -61,19 +62,16 @@ class FlagBoard {
   static constexpr std::uint32_t kRoom = 4;  // flags of a warp that wait
   static constexpr std::uint32_t kClosed = 0x80000000u;
 
-  __device__ static std::uint32_t address_of(const std::uint32_t* word) {
-    return static_cast<std::uint32_t>(__cvta_generic_to_shared(word));
-  }
   __device__ static std::uint32_t load_acquire_shared(const std::uint32_t* word) {
     std::uint32_t value;
     asm volatile("ld.acquire.cta.shared.u32 %0, [%1];"
                  : "=r"(value)
-                 : "r"(address_of(word))
+                 : "r"(bulk::shared_address(word))
                  : "memory");
     return value;
   }
   __device__ static void store_release_shared(std::uint32_t* word, std::uint32_t value) {
-    asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(address_of(word)), "r"(value)
+    asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(bulk::shared_address(word)), "r"(value)
                  : "memory");
   }
   /// What this thread has seen is there for all devices, before what it stores from here on.

@@ -1,14 +1,13 @@
 """`moetuner calibrate` on Gloo ranks, in tiny sizes; and what goes wrong."""
 
 import json
-import os
 import re
 import socket
 import subprocess
 import sys
 
 import pytest
-from forked import Done, run_programs
+from forked import Done, run_programs, torchrun
 from moetuner.evaluation.hardware_file import read_hardware
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -67,20 +66,8 @@ def test_four_ranks_write_two_machines(calibrated):
 
 @pytest.mark.slow
 def test_torchrun_starts_it(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "-m", "moetuner", "calibrate", *TINY),
-            *("--out", "cpus.toml"),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = ["-m", "moetuner", "calibrate", *TINY, "--out", "cpus.toml"]
+    torchrun(*words, ranks=2, cwd=tmp_path)
     assert read_hardware(tmp_path / "cpus.toml").ranks_per_node == 2
 
 

@@ -1,14 +1,11 @@
 """The three programs on Gloo ranks; slow tests start them as their README says."""
 
 import functools
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from forked import run_programs
+from forked import run_programs, torchrun
 
 pytest.importorskip("torch", reason="torch is not installed")
 
@@ -24,23 +21,12 @@ def run(script, ranks=2):
     return said
 
 
-def torchrun(script, ranks=2):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(ranks), str(EXAMPLES / script)),
-        ],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def started(script, ranks=2):
+    """The same, where torchrun itself starts them."""
+    return torchrun(EXAMPLES / script, ranks=ranks)
 
 
-STARTERS = [run, pytest.param(torchrun, marks=pytest.mark.slow)]
+STARTERS = [run, pytest.param(started, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("start", STARTERS)
@@ -82,6 +68,6 @@ def test_layer_trains_like_one_process(layer_says, ranks):
 @pytest.mark.slow
 def test_transformers_model():
     pytest.importorskip("transformers", reason="Transformers is not there")
-    said = torchrun("transformers_model.py")
+    said = started("transformers_model.py")
     assert "2 ranks generate what one does: 20 tokens each" in said
     assert "counters are as predicted" in said

@@ -335,6 +335,11 @@ class Workload:
         object.__setattr__(self, "batches", batches)
 
     @property
+    def counted(self) -> bool:
+        """Whether a source only counted: nobody knows the experts of each token."""
+        return any(isinstance(trace, CountTrace) for trace in self.traces)
+
+    @property
     def takes_slowest(self) -> bool:
         """Whether the objective is the largest of several means: no sum over layers."""
         return self.worst_case and len(self.traces) > 1

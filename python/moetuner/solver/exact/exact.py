@@ -39,7 +39,7 @@ from moetuner.solver.base import (
 from moetuner.solver.exact.layer_costs import Batches, LayerCosts
 from moetuner.solver.exact.partitions import one_of_each, partitions, renamings
 from moetuner.solver.heuristics.lpt import balanced_rank_of
-from moetuner.trace import CountTrace, Trace
+from moetuner.trace import Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,7 +129,7 @@ def _check(problem: PlacementProblem) -> None:
         refuse("the worst of several traces is no sum over layers")
     if not workload.cost.alike(problem.topology):
         refuse("ranks of different speeds or links cannot be renamed")
-    if any(isinstance(trace, CountTrace) for trace in workload.traces):
+    if workload.counted:
         refuse("needs the experts of each token; a source only counted loads")
     if workload.cost.homes is not Homes.FOLLOW:
         return

@@ -18,7 +18,6 @@ from moetuner.solver.joint.replan import widened
 from moetuner.solver.joint.replicas import cheapest_layers, filled, without_spare
 from moetuner.solver.joint.schedule import Schedule
 from moetuner.solver.joint.some_layers import some_layers
-from moetuner.trace import CountTrace
 
 if TYPE_CHECKING:
     from moetuner.placement.model import Placement
@@ -67,8 +66,7 @@ def try_replicas(
     take no time, and the trial is what is known of single ones.
     """
     part = Clock(time_limit=seconds)
-    traces = problem.workload.traces
-    counted = any(isinstance(trace, CountTrace) for trace in traces)
+    counted = problem.workload.counted
     roomy = problem if counted else some_layers(problem, TRIAL_LAYERS, HOT_LAYERS)
     tight = without_spare(roomy)
     brief = LayerRounds(

@@ -44,7 +44,6 @@ from moetuner.solver.joint.replicas import (
 from moetuner.solver.joint.schedule import Rounds, Schedule
 from moetuner.solver.joint.small_layers import finish_small_layers, has_kernel
 from moetuner.solver.joint.tokens import TokenRounds
-from moetuner.trace import CountTrace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +151,11 @@ class Run:
             share = FOLLOW_SHARE if walk else 1.0
             status = self._rounds("follow", FIRST_PROPOSALS, share, together)
             rank_of = together.rank_of
-        if stay is not None and self.problem.wants_replicas and not self._counted():
+        if (
+            stay is not None
+            and self.problem.wants_replicas
+            and not self.problem.workload.counted
+        ):
             found = self.incumbent.placement
             self.offer_layers(found, spread_replicas(self.problem, found))
         if not walk or not self._goes_on():
@@ -186,7 +189,7 @@ class Run:
             self.incumbent.floor = self.incumbent.value  # never slower than without
             starts = iter(seen)
         self._add_stage("replicas", began)
-        if self._counted() or not self._goes_on():
+        if self.problem.workload.counted or not self._goes_on():
             return fewer.status
         # Where there is no time to look at more than one it is what is held already.
         return self._walk(profile, [*starts, self.incumbent.placement])
@@ -217,7 +220,7 @@ class Run:
         if not rounds:
             fewer = without_spare(problem)
             pays = trial is not None and trial.gain > PAYING_GAIN
-            share = REPLICA_SHARE if pays and not self._counted() else 1.0
+            share = REPLICA_SHARE if pays and not self.problem.workload.counted else 1.0
             each = self.incumbent.longest
             if trial is not None:  # to make them takes time too
                 each = max(each, trial.fill_seconds)
@@ -325,12 +328,7 @@ class Run:
     def _may_walk(self) -> bool:
         """Whether tokens are known, and layers may be lined up anew."""
         # Else everything would move.
-        return not self._counted() and self.config.stay is None
-
-    def _counted(self) -> bool:
-        """Whether a source only counted: nobody knows which replica a token takes."""
-        workload = self.problem.workload
-        return any(isinstance(trace, CountTrace) for trace in workload.traces)
+        return not self.problem.workload.counted and self.config.stay is None
 
     def _cost(self) -> CostModel:
         return self.problem.workload.cost
