@@ -57,12 +57,7 @@ PLANNERS = {
     "joint for per-expert": Planner(
         solver="joint", objective=_TIME, wire=Wire.PER_EXPERT
     ),
-    "joint for follow": Planner(
-        solver="joint",
-        objective=_TIME,
-        homes=Homes.FOLLOW,
-        wire=Wire.DEDUP_RANKS,
-    ),
+    "joint for follow": Planner(solver="joint", objective=_TIME, homes=Homes.FOLLOW),
 }
 UNHURRIED = ("joint", "ilp2")  # solvers that use the time they are given
 PRICED = [name for name, one in PLANNERS.items() if one.solver == "joint"]
