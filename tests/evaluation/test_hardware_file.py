@@ -108,6 +108,7 @@ machines = st.builds(
     rank_latency=latencies,
     node_latency=latencies,
     layer_overhead=times,
+    compute_floor=times,
     pair_bandwidth=pairs(),
     permutation=st.one_of(
         st.none(), st.builds(Permutation, per_row=times, per_byte=times)

@@ -134,6 +134,7 @@ def _hardware(top: Table) -> Hardware:
         "pair_bandwidth": pairs,
         "memory_bandwidth": top.number("memory_bandwidth", Unit.BANDWIDTH),
         "layer_overhead": top.number("layer_overhead", Unit.TIME, 0.0),
+        "compute_floor": top.number("compute_floor", Unit.TIME, 0.0),
         **matmul_rates(rates),
         **inside.done(
             dict, rank_bandwidth=_bandwidth(inside, near), rank_latency=_latency(inside)
@@ -213,6 +214,7 @@ def hardware_text(hardware: Hardware) -> str:
         "ranks_per_node": hardware.ranks_per_node,
         "memory_bandwidth": float(hardware.memory_bandwidth),
         "layer_overhead": float(hardware.layer_overhead),
+        "compute_floor": float(hardware.compute_floor),
         "matmul_rate": _rates_table(hardware),
         "inside": _link(hardware.rank_bandwidth, hardware.rank_latency),
         "between": {
