@@ -34,6 +34,11 @@ HEADROOM = 1.25  # of the rows of the busiest rank, in the fixed form
 
 
 def tokens_and_layer(case: Case, task: Any, num_ranks: int) -> tuple[Trace, int]:
+    if task.follow and not (case.trace and task.layer > 0):
+        raise SystemExit(
+            "two_nodes: --follow needs a layer before: a case of a real trace, and "
+            "--layer of at least 1"
+        )
     if not case.trace:
         return uniform_tokens(case, num_ranks), 0
     held_out = read_held_out(case.trace, num_ranks * case.num_tokens)
