@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from moetuner._core import Rows
 from moetuner.bounds import certify
 from moetuner.errors import InvalidPlacementError, MissingStatisticsError
-from moetuner.planning.baselines import IN_USE, REFERENCE, Baselines, solver_of
+from moetuner.planning.baselines import (
+    BASELINES,
+    IN_USE,
+    REFERENCE,
+    Baselines,
+    solver_of,
+)
 from moetuner.planning.beside import Beside
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.provenance import with_source
@@ -118,7 +124,9 @@ def plan_trace(
         name: with_source(
             solution, recordings, replace(of_part, solver=solver_of(name), config=None)
         )
-        for name, solution in beside.solutions.items()
+        for name, solution in sorted(
+            beside.solutions.items(), key=lambda item: BASELINES.index(item[0])
+        )
     }
     solutions[options.solver] = result
     if options.solver == REFERENCE:  # gains are measured against the first

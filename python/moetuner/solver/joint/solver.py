@@ -68,8 +68,7 @@ class JointSolver:
         With a placement to stay near, of ``warm_start`` what is worth its moves.
         """
         check_objective(self, problem)
-        workload = problem.workload
-        if workload.takes_slowest:
+        if problem.workload.takes_slowest:
             return solve_worst_case(
                 self,
                 problem,
@@ -85,6 +84,20 @@ class JointSolver:
                 ).value_of,
                 progress=progress,
             )
+        return self._solve(problem, options, warm_start, progress)
+
+    def _solve(
+        self,
+        problem: PlacementProblem,
+        options: SolverOptions,
+        warm_start: Placement | None,
+        progress: ProgressCallback | None,
+        outer: Run | None = None,
+    ) -> Solution:
+        """A solve; `outer` is the one with more slots that it is a part of, if any.
+
+        Such a part counts no bound, and knows how long a valuation takes.
+        """
         run = Run(
             config=self.config,
             problem=problem,
@@ -93,8 +106,10 @@ class JointSolver:
             clock=Clock(time_limit=options.time_limit),
             solve_fewer=lambda fewer, limited, config, start: JointSolver(
                 config=config
-            ).solve(fewer, limited, warm_start=start, progress=progress),
+            )._solve(fewer, limited, start, progress, run),
         )
+        if outer is not None:
+            run.incumbent.longest = outer.incumbent.longest
         if self.config.stay is not None:
             problem.check(self.config.stay)
             run.incumbent.offer(self.config.stay)
@@ -119,7 +134,8 @@ class JointSolver:
         knows_start = self.config.stay is not None or run.incumbent.floor < math.inf
         status = SolveStatus.HEURISTIC
         try:
-            run.incumbent.bound = self._bound(problem, options)
+            if outer is None:
+                run.incumbent.bound = self._bound(problem, options)
             if problem.topology.num_ranks > 1 and problem.statistics.load.any():
                 status = run.search()
                 run.try_small_layers()
