@@ -8,9 +8,10 @@ tell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from moetuner.evaluation.cost import Homes
 from moetuner.solver.base import Clock, place
 from moetuner.solver.heuristics.lpt import balanced_rank_of
 from moetuner.solver.joint.layers import LayerRounds
@@ -68,7 +69,7 @@ def try_replicas(
     part = Clock(time_limit=seconds)
     counted = problem.workload.counted
     if not counted and problem.num_layers > HOT_LAYERS:
-        hottest = some_layers(problem, 0, HOT_LAYERS)
+        hottest = some_layers(_alone(problem), 0, HOT_LAYERS)
         known = _fill(hottest, _balanced(hottest), part, problem.num_layers)
         if known is None or known.is_futile:
             return known
@@ -91,6 +92,15 @@ def try_replicas(
         ).run(brief, TRIAL_PROPOSALS, SEARCH_SHARE)
         plan = brief.placement
     return _fill(roomy, plan, part, problem.num_layers)
+
+
+def _alone(problem: PlacementProblem) -> PlacementProblem:
+    """With layers that do not depend on each other: five times as fast to tally."""
+    cost = problem.workload.cost
+    if cost.homes is not Homes.FOLLOW:
+        return problem
+    workload = replace(problem.workload, cost=replace(cost, homes=Homes.UNIFORM))
+    return replace(problem, workload=workload)
 
 
 def _balanced(problem: PlacementProblem) -> Placement:

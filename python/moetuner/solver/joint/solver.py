@@ -92,12 +92,10 @@ class JointSolver:
         options: SolverOptions,
         warm_start: Placement | None,
         progress: ProgressCallback | None,
-        outer: Run | None = None,
+        *,
+        bounded: bool = True,
     ) -> Solution:
-        """A solve; `outer` is the one with more slots that it is a part of, if any.
-
-        Such a part counts no bound, and knows how long a valuation takes.
-        """
+        """A solve; one that is part of one with more slots needs no bound."""
         run = Run(
             config=self.config,
             problem=problem,
@@ -106,10 +104,8 @@ class JointSolver:
             clock=Clock(time_limit=options.time_limit),
             solve_fewer=lambda fewer, limited, config, start: JointSolver(
                 config=config
-            )._solve(fewer, limited, start, progress, run),
+            )._solve(fewer, limited, start, progress, bounded=False),
         )
-        if outer is not None:
-            run.incumbent.longest = outer.incumbent.longest
         if self.config.stay is not None:
             problem.check(self.config.stay)
             run.incumbent.offer(self.config.stay)
@@ -134,7 +130,7 @@ class JointSolver:
         knows_start = self.config.stay is not None or run.incumbent.floor < math.inf
         status = SolveStatus.HEURISTIC
         try:
-            if outer is None:
+            if bounded:
                 run.incumbent.bound = self._bound(problem, options)
             if problem.topology.num_ranks > 1 and problem.statistics.load.any():
                 status = run.search()
