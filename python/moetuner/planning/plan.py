@@ -7,6 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from moetuner._core import Rows
+from moetuner._words import amount
 from moetuner.bounds import certify
 from moetuner.errors import InvalidPlacementError, MissingStatisticsError
 from moetuner.planning.baselines import (
@@ -178,7 +179,8 @@ def _check_asked(
     if stay is not None and stay.topology != topology:
         own = stay.topology
         raise InvalidPlacementError(
-            f"plan: stay, the placement in use: it is for {own.num_ranks} ranks in "
+            f"plan: stay, the placement in use: it is for "
+            f"{amount(own.num_ranks, 'rank')} in "
             f"nodes of {own.ranks_per_node}, wanted {topology.num_ranks} in nodes of "
             f"{topology.ranks_per_node}"
         )
