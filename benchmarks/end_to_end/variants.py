@@ -18,7 +18,7 @@ WIRES = {  # what the evaluator calls the rows of each
     PER_EXPERT: Wire.PER_EXPERT,
     ALL_GATHER: Wire.ALLGATHER,
     OURS: Wire.DEDUP,
-    FOLLOW: Wire.DEDUP_RANKS,  # it has one level
+    FOLLOW: Wire.DEDUP,
 }
 
 

@@ -188,8 +188,8 @@ class Follow(Moetuner):
     homes = "follow"
     form = ", follow"
 
-    def __init__(self, layer, placement, inputs, keys, num_tokens):
-        super().__init__(layer, placement, inputs)
+    def __init__(self, layer, placement, inputs, keys, num_tokens, nodes=None):
+        super().__init__(layer, placement, inputs, nodes=nodes)
         self.keys, self.num_tokens = keys, num_tokens
 
     def dispatch(self, x, ids, weights):

@@ -105,6 +105,13 @@ def main() -> None:
         metavar="NAME=FILE",
         help="beside contiguous blocks; made for these nodes",
     )
+    parser.add_argument(
+        "--follow",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a placement under which tokens follow their experts; of a real trace",
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", required=True)
     options = parser.parse_args()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from cases import CASES, Case, read_held_out, tokens_of_ranks, uniform_tokens
-from methods import AllGather, Layer, Method, Moetuner
+from cases import CASES, Case, Routing, read_held_out, tokens_of_ranks, uniform_tokens
+from methods import AllGather, Follow, Layer, Method, Moetuner
 from moetuner import Placement, Topology, read_placement
 from moetuner.evaluation.cost import Homes
 from moetuner.evaluation.links import link_rows
@@ -49,7 +49,7 @@ def placements(task: Any, tokens: Trace, topology: Topology) -> dict[str, Placem
             rank_of, layer_ids=tokens.layer_ids, topology=topology
         )
     }
-    for given in task.placement:
+    for given in (*task.placement, *task.follow):
         name, _, file = given.partition("=")
         found[name] = read_placement(file)
         assert found[name].topology == topology, (file, found[name].topology)
@@ -57,24 +57,43 @@ def placements(task: Any, tokens: Trace, topology: Topology) -> dict[str, Placem
     return found
 
 
-def methods_of(
-    case: Case, placed: dict[str, Placement], tokens: Trace, layer: int, device: str
-) -> list[Method]:
-    rank = dist.get_rank()
-    ids = tokens.topk_ids[tokens.home_rank == rank, layer].astype(np.int64)
+def inputs_of(case: Case, ids: np.ndarray, rank: int) -> tuple[torch.Tensor, ...]:
+    """x [T, H], ids [T, K] and weights [T, K] of a rank's tokens."""
     rng = torch.Generator().manual_seed(rank)
     x = torch.randn(len(ids), case.hidden, generator=rng).to(torch.bfloat16)
     weights = torch.rand(ids.shape, generator=rng)
-    inputs = tuple(t.to(device) for t in (x, torch.from_numpy(ids), weights))
+    return x, torch.from_numpy(ids.astype(np.int64)), weights
+
+
+def methods_of(
+    case: Case,
+    placed: dict[str, Placement],
+    tokens: Trace,
+    layer: int,
+    task: Any,
+) -> list[Method]:
+    num_ranks, device = dist.get_world_size(), task.device
+    every = [
+        inputs_of(case, tokens.topk_ids[tokens.home_rank == rank, layer], rank)
+        for rank in range(num_ranks)
+    ]
+    inputs = tuple(t.to(device) for t in every[dist.get_rank()])
     none = torch.empty(0, device=device)
     found: list[Method] = []
     group = dist.group.WORLD.group_name
+    to_follow = {given.partition("=")[0] for given in task.follow}
     for name, placement in placed.items():
         slots = torch.from_numpy(placement.slot_experts[layer].astype(np.int64))
         own = Layer(slots, placement.slots_per_rank, none, none)
         if name == "contiguous":
             found.append(AllGather(own, "all-gather + reduce-scatter", inputs))
         nodes = node_groups(group, placement.topology.ranks_per_node)
+        if name in to_follow or (to_follow and name == "contiguous"):
+            routing = Routing(tokens, layer, placed)
+            here, keys = followed(routing, placement, every, device)
+            found.append(Follow(own, name, here, keys, case.num_tokens, nodes))
+        if name in to_follow:
+            continue
         rows = tally(tokens, placement).rank_rows()[0, layer].max()
         fixed = {"capacity": case.num_tokens, "max_rows": int(HEADROOM * rows)}
         for levels in (None, nodes):
@@ -83,18 +102,52 @@ def methods_of(
     return found
 
 
+def followed(
+    routing: Routing,
+    placement: Placement,
+    every: list[tuple[torch.Tensor, ...]],
+    device: str,
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Inputs and keys of the tokens whose first expert of the layer before is here."""
+    number = torch.from_numpy(routing.followed(placement, dist.get_rank()))
+    here = tuple(
+        torch.cat(of_ranks)[number].to(device) for of_ranks in zip(*every, strict=True)
+    )
+    num_tokens = len(every[0][0])
+    keys = torch.stack([number // num_tokens, number % num_tokens], dim=1)
+    return here, keys.to(device)
+
+
 def predicted(
-    tokens: Trace, placement: Placement, layer: int, two_levels: bool
+    tokens: Trace, placement: Placement, layer: int, method: Moetuner
 ) -> tuple[int, int]:
     """Rows that leave node 0, on the way out and back, by the evaluator."""
-    told = tally(tokens, placement, homes=Homes.RECORDED)
-    if two_levels:
+    homes = Homes.FOLLOW if isinstance(method, Follow) else Homes.RECORDED
+    told = tally(tokens, placement, homes=homes)
+    if method.nodes is not None:
         links = told.node_egress, told.return_node_egress
         out, back = (int(link[0, layer, 0]) for link in links)
         return out, back
     first = np.arange(placement.topology.num_ranks) < placement.topology.ranks_per_node
     traffic = told.traffic[layer]
     return int(traffic[first][:, ~first].sum()), int(traffic[~first][:, first].sum())
+
+
+def bytes_told(case: Case, method: Moetuner, in_node: int, out: int, back: int) -> int:
+    """Of rows that leave a node; with each choice go its slot and weight."""
+    row, of_choice = case.hidden * 2, 8
+    if isinstance(method, Follow):  # and a note, beside each row and each part
+        note = 4 * notes_of(case, dist.get_world_size())
+        out_of_row = row + of_choice * case.top_k + note
+        return out * out_of_row + back * (row + of_choice + note + of_choice)
+    if method.sizes:  # shares travel, however full
+        out = back = in_node * method.sizes["capacity"]
+    return out * (row + of_choice * case.top_k) + back * row
+
+
+def notes_of(case: Case, num_ranks: int) -> int:
+    """Numbers of a note: see ``moetuner/ops/follow.h``."""
+    return -(-(5 + min(case.top_k, num_ranks)) // 4) * 4
 
 
 def counted(method: Moetuner, placement: Placement) -> int:
@@ -155,7 +208,7 @@ def check_sums(methods: list[Method]) -> None:
     """All make the same sums of the rows themselves, however they travel."""
     first = None
     for method in methods:
-        out = exchange(method).float()
+        out = method.at_home(exchange(method)).float()
         first = out if first is None else first
         error = float((out - first).norm() / first.norm().clamp(min=1e-9))
         assert error < 0.02, (method.name, error)
@@ -168,7 +221,7 @@ def run_case(case: Case, task: Any, node: Node) -> list[dict[str, Any]]:
     topology = Topology(num_ranks=num_ranks, ranks_per_node=task.ranks_per_node)
     tokens, layer = tokens_and_layer(case, task, num_ranks)
     placed = placements(task, tokens, topology)
-    methods = methods_of(case, placed, tokens, layer, device)
+    methods = methods_of(case, placed, tokens, layer, task)
     check_sums(methods)
     times: dict[str, list[float]] = {method.name: [] for method in methods}
     for _ in range(task.repeats):
@@ -187,16 +240,13 @@ def run_case(case: Case, task: Any, node: Node) -> list[dict[str, Any]]:
         }
         if isinstance(method, Moetuner):
             placement = placed[method.placement]
-            two = method.nodes is not None
-            out, back = predicted(tokens, placement, layer, two)
+            out, back = predicted(tokens, placement, layer, method)
             rows = counted(method, placement)
             assert rows == out, (method.name, rows, out)
             result["rows"] = rows
-            row = case.hidden * 2  # and with each, its slots and weights
-            if method.sizes:  # shares travel, however full
-                out = back = task.ranks_per_node * method.sizes["capacity"]
-            told = out * (row + 8 * case.top_k) + back * row
-            result["predicted_bytes"] = told
+            result["predicted_bytes"] = bytes_told(
+                case, method, task.ranks_per_node, out, back
+            )
         results.append(result)
     return results
 

@@ -31,6 +31,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import report
@@ -45,6 +46,7 @@ from calibrated_cells import (
 )
 from calibrated_plans import add_plan_options, machines_of, plan_arguments, read_plans
 from calibrated_scores import page, row_of, summary
+from moetuner._plain import to_plain
 from moetuner.calibration.fit import Origin, fit_hardware
 from moetuner.calibration.measure import join, measure
 from moetuner.calibration.measure.clock import Clock
@@ -111,10 +113,11 @@ class Run:
         return found
 
 
-def score_cell(cell, placements, hardware, experts, ranks, options) -> list[dict]:
+def score_cell(
+    cell, batches, placements, hardware, experts, ranks, options
+) -> list[dict]:
     """Every placement on the same batches, in turns, forwards and back again."""
     cost = CostModel(hardware=hardware, shape=cell.model_shape, homes=Homes.RECORDED)
-    batches = cell.batches(ranks.topology.num_ranks, options.batches)
     path, clock = path_of(ranks), Clock(ranks)
     runs = {
         name: [
@@ -154,8 +157,8 @@ def score_cell(cell, placements, hardware, experts, ranks, options) -> list[dict
     return cells
 
 
-def score_model(cells, machines, plans, options, ranks) -> list[dict]:
-    """All cells of one model, whose experts are made once."""
+def score_model(cells, drawn, machines, plans, options, ranks):
+    """Scores of each cell of one model, whose experts are made once."""
     placements = {cell.key: read_plans(plans, cell, ranks.topology) for cell in cells}
     sizes = {p.slots_per_rank for own in placements.values() for p in own.values()}
     first = cells[0]
@@ -168,13 +171,16 @@ def score_model(cells, machines, plans, options, ranks) -> list[dict]:
         ]
         for size in sizes
     }
-    return [
-        found
-        for cell in cells
-        for found in score_cell(
-            cell, placements[cell.key], machines[cell.form], experts, ranks, options
+    for cell in cells:
+        yield score_cell(
+            cell,
+            drawn[cell.key],
+            placements[cell.key],
+            machines[cell.form],
+            experts,
+            ranks,
+            options,
         )
-    ]
 
 
 def calibrate(options, ranks, say):
@@ -183,6 +189,10 @@ def calibrate(options, ranks, say):
         return machines_of(options.hardware)
     wanted = CalibrationOptions(seconds=options.seconds, device=Device(options.device))
     measured = measure(ranks, wanted, say)
+    if options.machines and ranks.rank == 0:
+        options.machines.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(to_plain(measured)) + "\n"
+        (options.machines / "measurements.json").write_text(text)
     origin = Origin(name="calibrated", date="", command="")
     like = find_hardware("h100")
     return {
@@ -232,25 +242,51 @@ def shared_folder(ranks, mine: str) -> Path:
     return Path(ranks.every(mine)[0])
 
 
+def draw(cells, num_ranks: int, most: int, drawn: dict[str, list]) -> None:
+    """The batches of all cells, by their keys."""
+    for cell in cells:
+        drawn[cell.key] = cell.batches(num_ranks, most)
+
+
 def score(options, ranks, say):
-    """Machines by form, and all cells."""
+    """Machines by form, and all cells so far, after each."""
     machines = calibrate(options, ranks, say)
     if options.machines and ranks.rank == 0:
         write_machines(machines, options.machines)
     if options.calibrate_only:
-        return machines, []
+        return
+    cells = cells_asked(options, ranks.device.type)
+    # Tokens are drawn while another program plans.
+    drawn: dict[str, list] = {}
+    told = cells, ranks.topology.num_ranks, options.batches, drawn
+    drawing = Thread(target=draw, args=told, daemon=True)
+    drawing.start()
     with tempfile.TemporaryDirectory() as own:
         plans = options.plans
         if plans is None:
             say("plans")
-            plans = plan(machines, options, ranks, shared_folder(ranks, own))
-        cells = cells_asked(options, ranks.device.type)
+            folder = shared_folder(ranks, str(options.machines or own))
+            plans = plan(machines, options, ranks, folder)
+        drawing.join()
         found = []
         for model in options.models:
             own_cells = [cell for cell in cells if cell.model == model]
-            found += score_model(own_cells, machines, plans, options, ranks)
+            for scores in score_model(
+                own_cells, drawn, machines, plans, options, ranks
+            ):
+                found += scores
+                yield machines, found
         ranks.wait()
-    return machines, found
+
+
+def busy_load() -> float:
+    """Of the last minute, or what runs now where that is less: what ended is over."""
+    load = os.getloadavg()[0]
+    try:
+        now = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    except OSError:
+        return load
+    return min(load, float(now))
 
 
 def arguments() -> argparse.Namespace:
@@ -262,7 +298,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--hardware", default="", help="EXACT.toml[,FIXED.toml] made before, instead"
     )
-    parser.add_argument("--machines", type=Path, help="folder for the machine files")
+    parser.add_argument(
+        "--machines", type=Path, help="folder for machine files, their times, and plans"
+    )
     parser.add_argument("--calibrate-only", action="store_true")
     parser.add_argument("--plans", type=Path, help="of calibrated_plans.py")
     parser.add_argument("--cell-seconds", type=float, default=0.5)
@@ -279,7 +317,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    load = os.getloadavg()[0] if os.environ.get("RANK", "0") == "0" else 0.0
+    load = busy_load() if os.environ.get("RANK", "0") == "0" else 0.0
     joined = CalibrationOptions(
         device=Device(options.device), ranks_per_node=options.ranks_per_node
     )
@@ -289,18 +327,27 @@ def main() -> None:
             if ranks.rank == 0:
                 print(what, flush=True)
 
-        machines, cells = score(options, ranks, say)
+        busy = load > (os.cpu_count() or 1)
+        env = environment(load) if ranks.rank == 0 else {}
+        for machines, cells in score(options, ranks, say):
+            if ranks.rank == 0 and options.out and not busy:
+                write(options.out, env, machines, cells)
         rank = ranks.rank
     if rank or options.calibrate_only:
         return
-    told = summary(cells)
-    print(json.dumps(told, indent=1))
-    busy = load > (os.cpu_count() or 1)
+    print(json.dumps(summary(cells), indent=1))
     if options.out is None or busy:
         print("nothing is written" + (f": the machine was busy, {load:.1f}" * busy))
-        return
-    env = report.environment("")
-    env["load_average_at_start"] = f"{load:.1f}"
+
+
+def environment(load: float) -> dict[str, str]:
+    """Of the page; `load` is of the beginning."""
+    return report.environment("") | {"load_average_at_start": f"{load:.1f}"}
+
+
+def write(out: Path, env, machines, cells) -> None:
+    """As it goes: a run that is cut short leaves the cells that it ended."""
+    told = summary(cells)
     content = {
         "environment": env,
         "summary": told,
@@ -311,9 +358,9 @@ def main() -> None:
         },
         "cells": cells,
     }
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    out.write_text(json.dumps(content, indent=1) + "\n")
     text = "\n".join(page(env, machines, cells, told)) + "\n"
-    options.out.with_suffix(".md").write_text(text)
+    out.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from calibrated_cells import (
     PLACEMENTS,
+    PLANS,
     SCORED,
     add_cell_options,
     cells_asked,
@@ -44,48 +45,65 @@ def machines_of(names: str):
     return dict(zip(Form, (found[0], found[-1]), strict=True))
 
 
-def plan(cell, name, hardware, topology, seconds, threads):
-    """Slots [L, P] of a placement, or why there is none."""
-    solver, objective, spare = PLACEMENTS[name]
-    cost = CostModel(hardware=hardware, shape=cell.model_shape)
+def problem_of(cell, hardware, topology) -> PlacementProblem:
+    """What is planned for a cell: batches of its size."""
     workload = Workload(
         traces=(cell.planned_trace(topology.num_ranks),),
-        cost=cost,
+        cost=CostModel(hardware=hardware, shape=cell.model_shape),
         batch_tokens=topology.num_ranks * cell.num_tokens,
         batch_kind=BatchKind.MIXED if cell.decodes else BatchKind.SEQUENCES,
     )
-    problem = PlacementProblem.from_workload(workload, topology, objective=objective)
-    asked = replace(problem, slots_per_rank=problem.slots_per_rank + spare)
-    limit = seconds if solver == "joint" else QUICK_SECONDS
-    options = SolverOptions(time_limit=limit, seed=0, threads=threads)
-    try:
-        found = get_solver(solver).solve(asked, options)
-    except MoetunerError as error:
-        return str(error)
-    return found.placement.slot_experts.tolist()
+    return PlacementProblem.from_workload(workload, topology)
+
+
+def plan(cell, names, hardware, topology, seconds, threads):
+    """By name: slots [L, P] of a placement, or why there is none."""
+    problem, found = problem_of(cell, hardware, topology), {}
+    for name in names:
+        solver, objective, spare = PLACEMENTS[name]
+        asked = replace(
+            problem, objective=objective, slots_per_rank=problem.slots_per_rank + spare
+        )
+        limit = seconds if name in PLANS else QUICK_SECONDS
+        options = SolverOptions(time_limit=limit, seed=0, threads=threads)
+        try:
+            solution = get_solver(solver).solve(asked, options)
+        except MoetunerError as error:
+            found[name] = str(error)
+        else:
+            found[name] = solution.placement.slot_experts.tolist()
+    return found
 
 
 def plan_all(cells, machines, topology, options):
-    """By cell and name; in order of cells."""
+    """By cell and name; a cell's tokens are drawn once for all that take no time."""
     names = options.placements if topology.num_ranks > 1 else ALONE
+    quick = [name for name in names if name not in PLANS]
+    tasks = [[name] for name in names if name in PLANS] + [quick] * bool(quick)
     with ProcessPoolExecutor(options.jobs) as pool:
-        futures = {
-            (cell.key, name): pool.submit(
-                plan,
-                cell,
-                name,
-                machines[cell.form],
-                topology,
-                options.plan_seconds,
-                options.threads,
+        futures = [
+            (
+                cell.key,
+                pool.submit(
+                    plan,
+                    cell,
+                    own,
+                    machines[cell.form],
+                    topology,
+                    options.plan_seconds,
+                    options.threads,
+                ),
             )
             for cell in cells
-            for name in names
-        }
-        found = {}
-        for (key, name), future in futures.items():
-            found.setdefault(key, {})[name] = future.result()
-    return found
+            for own in tasks
+        ]
+        found = {cell.key: {} for cell in cells}
+        for key, future in futures:
+            found[key] |= future.result()
+    return {
+        key: {name: own[name] for name in names if name in own}
+        for key, own in found.items()
+    }
 
 
 def read_plans(path: Path, cell, topology: Topology) -> dict[str, Placement]:

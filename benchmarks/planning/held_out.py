@@ -123,27 +123,26 @@ def cases_of(args):
 
 
 def score_all(args, cases):
-    """By case, for each seed, the scores of the planners."""
+    """After each split: by case, for each seed so far, the scores of the planners."""
     tasks = [
-        (label, homes, seed, name)
-        for label, homes in cases
+        (seed, case, name)
         for seed in range(args.seeds)
+        for case in cases
         for name in args.planners
     ]
+    runs = {case: [] for case in cases}
     with ProcessPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(score, args, *task) for task in tasks]
-        found = dict(zip(tasks, [future.result() for future in futures], strict=True))
-    return {
-        case: [
-            {
-                name: scores
-                for name in args.planners
-                if (scores := found[(*case, seed, name)]) is not None
-            }
-            for seed in range(args.seeds)
-        ]
-        for case in cases
-    }
+        futures = {
+            (seed, case, name): pool.submit(score, args, *case, seed, name)
+            for seed, case, name in tasks
+        }
+        for seed in range(args.seeds):
+            for case, own in runs.items():
+                found = {
+                    name: futures[seed, case, name].result() for name in args.planners
+                }
+                own.append({name: s for name, s in found.items() if s is not None})
+            yield runs
 
 
 def relative(runs, name, others):
@@ -198,6 +197,30 @@ def verdict(title, runs):
     ]
 
 
+def lines_of(args, env, named):
+    """The result page."""
+    title = (
+        f"Held-out halves of real traces: {args.ranks} ranks in nodes of "
+        f"{args.ranks_per_node}, {args.wire}"
+    )
+    splits = len(next(iter(named.values())))
+    lines = report.head(title, env)
+    lines += [
+        f"Median (smallest-largest) over {splits} splits and seeds; joint "
+        f"{args.seconds:g} s, CBC {args.ilp_seconds:g} s (first {args.ilp_seeds} "
+        f"seeds), {args.threads} threads, {args.jobs} at a time.",
+        "",
+    ]
+    header = ["case", "chain", "paper's two stages", "closest", "below all?"]
+    verdicts = [row for title, runs in named.items() for row in verdict(title, runs)]
+    if verdicts:
+        lines += ["## Joint against the others: mean time of a held-out batch, %", ""]
+        lines += report.table(header, verdicts)
+    for title, runs in named.items():
+        lines += section(title, runs)
+    return lines
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
@@ -219,30 +242,13 @@ def main():
     parser.add_argument("--note", default="")
     args = parser.parse_args()
     env = report.environment(args.note)
-    results = score_all(args, list(cases_of(args)))
-    title = (
-        f"Held-out halves of real traces: {args.ranks} ranks in nodes of "
-        f"{args.ranks_per_node}, {args.wire}"
-    )
-    lines = report.head(title, env)
-    lines += [
-        f"Median (smallest-largest) over {args.seeds} splits and seeds; joint "
-        f"{args.seconds:g} s, CBC {args.ilp_seconds:g} s (first {args.ilp_seeds} "
-        f"seeds), {args.threads} threads, {args.jobs} at a time.",
-        "",
-    ]
-    named = {
-        f"{label}, homes {homes.value}": runs
-        for (label, homes), runs in results.items()
-    }
-    header = ["case", "chain", "paper's two stages", "closest", "below all?"]
-    verdicts = [row for title, runs in named.items() for row in verdict(title, runs)]
-    if verdicts:
-        lines += ["## Joint against the others: mean time of a held-out batch, %", ""]
-        lines += report.table(header, verdicts)
-    for title, runs in named.items():
-        lines += section(title, runs)
-    report.write(args.name, {"environment": env, "cases": named}, lines)
+    # As it goes: a run that is cut short leaves the splits that it ended.
+    for runs in score_all(args, list(cases_of(args))):
+        named = {
+            f"{label}, homes {homes.value}": own for (label, homes), own in runs.items()
+        }
+        content = {"environment": env, "cases": named}
+        report.write(args.name, content, lines_of(args, env, named))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@
 
 namespace moetuner::transport {
 
-/// In shared memory, for the flags of `kWarps` warps.
+/// In shared memory, for the flags of `kWarps` warps: each warp has some boxes and fills them in
+/// turn, and who empties them goes the same way round.
 template <int kWarps>
 class FlagBoard {
  public:
@@ -21,65 +22,80 @@ class FlagBoard {
 
   /// The whole block calls it, and meets before it uses the rest.
   __device__ void clear() {
-    if (static_cast<int>(threadIdx.x) < kWarps) given_[threadIdx.x] = set_[threadIdx.x] = 0;
+    if (static_cast<int>(threadIdx.x) >= kWarps) return;
+    for (std::uint64_t& box : boxes_[threadIdx.x]) box = kEmpty;
+    given_[threadIdx.x] = 0;
   }
 
   /// Hands in a flag, behind what this warp's lanes have stored; one lane calls it.
-  __device__ void give(std::uint32_t* flag) {
-    const int warp = warp_index();
-    const std::uint32_t count = given_[warp];
-    while (count - load_acquire_shared(&set_[warp]) >= kRoom) {
-    }
-    flags_[warp][count % kRoom] = flag;
-    store_release_shared(&given_[warp], count + 1);
-  }
+  __device__ void give(std::uint32_t* flag) { put(reinterpret_cast<std::uint64_t>(flag)); }
 
   /// Says that this warp hands in no more; one lane calls it.
-  __device__ void close() {
-    store_release_shared(&given_[warp_index()], given_[warp_index()] | kClosed);
-  }
+  __device__ void close() { put(kClosed); }
 
   /// Sets all flags to `epoch` until all warps have closed. One warp calls it.
   __device__ void keep(std::uint32_t epoch) {
     const int warp = lane_index();
     bool open = warp < kWarps;
-    std::uint32_t done = 0;
+    std::uint32_t taken = 0;
     while (__any_sync(kAllLanes, open)) {
-      const std::uint32_t given = open ? load_acquire_shared(&given_[warp]) : done;
-      const std::uint32_t count = given & ~kClosed;
-      if (__any_sync(kAllLanes, count != done)) {
-        fence_of_system();
-        if (count != done) {
-          for (; done != count; ++done) store_relaxed(flags_[warp][done % kRoom], epoch);
-          store_release_shared(&set_[warp], done);
-        }
+      std::uint64_t found[kRoom];
+      bool more = open, any = false;
+#pragma unroll
+      for (std::uint64_t& box : found) {
+        box = more ? exchange(&boxes_[warp][taken % kRoom], kEmpty) : kEmpty;
+        taken += box != kEmpty;
+        open = open && box != kClosed;
+        more = is_flag(box);
+        any = any || more;
       }
-      if ((given & kClosed) != 0) open = false;
+      if (!__any_sync(kAllLanes, any)) continue;
+      fence_of_system();
+#pragma unroll
+      for (const std::uint64_t box : found) {
+        if (is_flag(box)) store_relaxed(reinterpret_cast<std::uint32_t*>(box), epoch);
+      }
     }
   }
 
  private:
   static constexpr std::uint32_t kRoom = 4;  // flags of a warp that wait
-  static constexpr std::uint32_t kClosed = 0x80000000u;
+  static constexpr std::uint64_t kEmpty = 0;
+  static constexpr std::uint64_t kClosed = 1;  // no flag has this address
 
-  __device__ static std::uint32_t load_acquire_shared(const std::uint32_t* word) {
-    std::uint32_t value;
-    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];"
-                 : "=r"(value)
-                 : "r"(bulk::shared_address(word))
-                 : "memory");
-    return value;
+  __device__ static bool is_flag(std::uint64_t box) { return box > kClosed; }
+
+  __device__ void put(std::uint64_t word) {
+    const int warp = warp_index();
+    std::uint64_t* box = &boxes_[warp][given_[warp]++ % kRoom];
+    while (compare_exchange(box, kEmpty, word) != kEmpty) {
+    }
   }
-  __device__ static void store_release_shared(std::uint32_t* word, std::uint32_t value) {
-    asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(bulk::shared_address(word)), "r"(value)
+
+  // Boxes are read and written by atomic operations alone.
+  __device__ static std::uint64_t exchange(std::uint64_t* box, std::uint64_t word) {
+    std::uint64_t old;
+    asm volatile("atom.acquire.cta.shared.exch.b64 %0, [%1], %2;"
+                 : "=l"(old)
+                 : "r"(bulk::shared_address(box)), "l"(word)
                  : "memory");
+    return old;
+  }
+  __device__ static std::uint64_t compare_exchange(std::uint64_t* box,
+                                                   std::uint64_t wanted,
+                                                   std::uint64_t word) {
+    std::uint64_t old;
+    asm volatile("atom.release.cta.shared.cas.b64 %0, [%1], %2, %3;"
+                 : "=l"(old)
+                 : "r"(bulk::shared_address(box)), "l"(wanted), "l"(word)
+                 : "memory");
+    return old;
   }
   /// What this thread has seen is there for all devices, before what it stores from here on.
   __device__ static void fence_of_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 
-  std::uint32_t* flags_[kWarps][kRoom];
-  std::uint32_t given_[kWarps];  // by each warp so far; the top bit: no more come
-  std::uint32_t set_[kWarps];    // of these
+  std::uint64_t boxes_[kWarps][kRoom];
+  std::uint32_t given_[kWarps];  // into boxes by each warp, which alone reads it
 };
 
 }  // namespace moetuner::transport

@@ -12,20 +12,30 @@ from exchange import CASES, make_slots, make_tokens, run_experts  # noqa: E402
 from moetuner.errors import InvalidTraceError  # noqa: E402
 from moetuner.nn import return_home  # noqa: E402
 from moetuner.nn.follow import follow_back, keys_of  # noqa: E402
-from moetuner.ops import combine, describe_transport, dispatch  # noqa: E402
+from moetuner.ops import (  # noqa: E402
+    combine,
+    describe_transport,
+    dispatch,
+    node_groups,
+)
 from moetuner.ops._collectives import slots_of  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 
-WORLDS = [("cpu", n, "gloo") for n in (1, 2, 4)]
+# Ranks, and of those on several nodes the ranks of a node: then rows take two levels.
+WORLDS = [("cpu", *world, "gloo") for world in ((1, 0), (2, 0), (4, 0), (4, 2))]
 WORLDS += [
-    pytest.param("cuda", n, backend, marks=pytest.mark.gpu)
-    for backend, n in (*product(("nccl",), (1, 2, 4, 8)), ("gloo", 2), ("gloo", 4))
+    pytest.param("cuda", *world, backend, marks=pytest.mark.gpu)
+    for backend, world in (
+        *product(("nccl",), ((1, 0), (2, 0), (4, 0), (8, 0), (4, 2), (8, 4))),
+        *product(("gloo",), ((2, 0), (4, 0), (4, 2))),
+    )
 ]
 
 
-def _equals_combine(rank, num_ranks, device):
+def _equals_combine(rank, num_ranks, device, in_node):
     """Layer after layer, each with tokens where the one before left them."""
     group = dist.group.WORLD.group_name
+    nodes = node_groups(group, in_node) if in_node else None
     for case in CASES:
         slots = make_slots(case, rank, num_ranks, device)
         tables = slots.candidates, slots.num_candidates, slots.slots_per_rank
@@ -35,11 +45,12 @@ def _equals_combine(rank, num_ranks, device):
             x = first
             for layer in range(3):
                 ids = ids.roll(layer, dims=1).contiguous()
-                sent = dispatch(x, ids, weights, *tables, group)
+                sent = dispatch(x, ids, weights, *tables, group, nodes=nodes)
                 done = run_experts(slots, sent).to(dtype)
                 wanted = combine(done, sent.handle)
                 came = follow_back(x, ids, keys, sent, done, tables)
-                if "mapped memory of the ranks, " in describe_transport(group):
+                mapped = "mapped memory of the ranks, " in describe_transport(group)
+                if mapped and not in_node:
                     with _no_wait_of_torch():
                         again = follow_back(x, ids, keys, sent, done, tables)
                     assert all(map(torch.equal, again, came))
@@ -94,13 +105,14 @@ def _refuses_strangers(rank, device):
             return_home(values, keys, count, group)
 
 
-def _everything(rank, num_ranks, device):
-    _equals_combine(rank, num_ranks, device)
+def _everything(rank, num_ranks, device, in_node):
+    _equals_combine(rank, num_ranks, device, in_node)
     _refuses_strangers(rank, device)
 
 
-@pytest.mark.parametrize(("device", "num_ranks", "backend"), WORLDS)
+@pytest.mark.parametrize(("device", "num_ranks", "in_node", "backend"), WORLDS)
 def test_sums_are_those_of_combine_where_the_first_expert_is(
-    device, num_ranks, backend
+    device, num_ranks, in_node, backend
 ):
-    run_on_ranks(num_ranks, _everything, device, device=device, backend=backend)
+    args = num_ranks, _everything, device, in_node
+    run_on_ranks(*args, device=device, backend=backend)

@@ -141,6 +141,25 @@ def test_peers_and_collectives_give_the_same_bits(num_ranks, in_node, backend):
     run_on_ranks(num_ranks, _same_bits, in_node, device="cuda", backend=backend)
 
 
+def _hundred_runs(rank, num_ranks, in_node):
+    """Rows, sums, counters and gradients, whoever of the ranks was first each time."""
+    levels, group = _levels(in_node)
+    set_transport(group, Transport.PEERS)
+    case = Case(64, 8, (1000, 700), hidden=2048)
+    slots = make_slots(case, rank, num_ranks, "cuda")
+    forms = levels, levels | fixed_sizes(case, num_ranks)
+    first = [_layer_and_gradients(case, slots, rank, torch.bfloat16, f) for f in forms]
+    for run in range(100):
+        for options, wanted in zip(forms, first, strict=True):
+            found = _layer_and_gradients(case, slots, rank, torch.bfloat16, options)
+            assert all(map(torch.equal, found, wanted)), (run, options)
+
+
+@pytest.mark.parametrize(("num_ranks", "in_node"), [(1, 0), (2, 0), (4, 2)])
+def test_a_hundred_runs_make_the_same_bits(num_ranks, in_node):
+    run_on_ranks(num_ranks, _hundred_runs, in_node, device="cuda", backend="gloo")
+
+
 def _grows(rank, num_ranks, in_node):
     levels, group = _levels(in_node)
     set_transport(group, Transport.PEERS)

@@ -53,7 +53,7 @@ class ExchangeOptions:
         Both or neither; of the fixed form of `moetuner.ops.dispatch`, which looks at
         nothing on the host and can be captured by a CUDA graph.
     levels
-        How rows cross from node to node. ``residency=follow`` has one level.
+        How rows cross from node to node.
     transport, senders, blocks
         What carries rows on CUDA (on two levels inside a node), how many blocks send,
         and how many there are at most: see `moetuner.ops.set_transport`, which an
@@ -145,7 +145,6 @@ def takes_two_levels(options: ExchangeOptions, topology: Topology) -> bool:
     """Whether rows cross between nodes by a hop of their own."""
     return (
         options.levels is Levels.AUTO
-        and options.residency is Residency.HOME
         and 1 < topology.ranks_per_node < topology.num_ranks
     )
 

@@ -1,8 +1,8 @@
 """Residency `follow`: a token's sum ends, and stays, where its first expert is.
 
-Every rank that ran experts of a token sends its part straight to that rank. Legend: T
-tokens here before, U tokens here afterwards, K top-k, G ranks, N rows that arrived, H
-hidden.
+Every rank that ran experts of a token sends its part there. On two levels the parts of
+a node become one, which crosses. Legend: T tokens here before, U tokens here
+afterwards, K top-k, G ranks, N rows that arrived, H hidden.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 
 from moetuner.errors import InvalidTraceError
-from moetuner.nn.way_back import LANES, find_way_back, lane_tables
-from moetuner.ops import Dispatched, dispatch, permute, unpermute
+from moetuner.nn.way_back import LANES, WayBack, find_way_back, ranks_of, send_parts
+from moetuner.nn.way_over_nodes import sums_over_nodes
+from moetuner.ops import Dispatched, ExchangeHandle, permute, unpermute
 from moetuner.ops._collectives import all_to_all_rows, exchange_counts, group_named
 
 
@@ -47,20 +48,32 @@ def follow_back(
     """The way back of `dispatch`, but to the rank of each token's first expert.
 
     A token whose first choice is padding stays where it is. **The host waits once,
-    for the counts.**
+    for the counts**, and on two levels for the rows of each hop.
     """
     handle = sent.handle
-    group = group_named(handle.group_name)
     way = find_way_back(topk_ids, keys, handle, tables)
     parts = unpermute(done, handle.recv_map, handle.recv_weights)
-    weights = parts.new_ones(len(parts), 1, dtype=torch.float32)
-    lanes, one = lane_tables(group.size(), parts.device)
-    came = dispatch(parts, way.leaving, weights, lanes, one, LANES, handle.group_name)
+    if handle.between is None:
+        sums, count, stayed = _straight(parts, way, handle)
+    else:
+        count, stayed = way.sizes()
+        sums = sums_over_nodes(parts, way, handle, way.keys[:count])
+    here = way.order[:count]
+    tokens = _tokens(x, sent, here, stayed)
+    return Resident(sums, tokens, way.homes.index_select(0, here))
+
+
+def _straight(
+    parts: torch.Tensor, way: WayBack, handle: ExchangeHandle
+) -> tuple[torch.Tensor, int, int]:
+    """[U, H] sums of parts from all ranks; U, and how many of those stayed."""
+    came = send_parts(parts, way.leaving, handle.group_name, LANES)
+    coming = permute(
+        way.into.view(torch.float32), way.into, LANES * ranks_of(handle)[0]
+    )
     count, stayed = way.sizes()
     here = way.order[:count]
-    sums = unpermute(came.rows, way.coming_map.index_select(0, here))
-    tokens = _tokens(x, sent, here, stayed)
-    return Resident(sums, tokens, way.keys.index_select(0, here))
+    return unpermute(came, coming.row_map.index_select(0, here)), count, stayed
 
 
 def _tokens(

@@ -2,10 +2,12 @@
 
 A token ends on the rank of its first expert; where that is padding it stays. A note
 goes with each token's row to all ranks that it visits: whose it is, where it ends, and
-which ranks have a part of it. So parts need no names. They leave as rows of a
-`dispatch` to two lanes of each rank: lane 2 g for those that end on rank g, 2 g + 1
-for those that stay there. In a lane they stand by the rank that sent them and the order
-of tokens there, which both sides know.
+which ranks have a part of it.
+
+On one level parts need no names then. They leave as rows of a `dispatch` to two lanes
+of each rank: lane 2 g for those that end on rank g, 2 g + 1 for those that stay there.
+In a lane they stand by the rank that sent them and the order of tokens there, which
+both sides know. For two levels see `way_over_nodes`.
 
 Legend: T tokens here before, U afterwards, K top-k, G ranks, D = min(K, G), N rows that
 arrived, L = N + T tokens that may end here, W numbers of a note.
@@ -17,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from moetuner.ops import ExchangeHandle, permute
+from moetuner.ops import ExchangeHandle, dispatch
 from moetuner.ops._collectives import group_named
 
 LANES = 2  # of each rank
@@ -28,12 +30,17 @@ class WayBack(NamedTuple):
 
     leaving: torch.Tensor
     """int32 [N, 1], the lane in which the part of each row leaves."""
-    coming_map: torch.Tensor
-    """int32 [L, D], by rank: the parts, as they come, of each token that ends here."""
-    keys: torch.Tensor
+    notes: torch.Tensor
+    """float32 [N, W], of the same rows."""
+    into: torch.Tensor
+    """int32 [L, D], lane and sender, by rank, of each part of a token that ends here:
+    ``lane * G + rank``, and lane 1 where it stayed; -1: no more."""
+    homes: torch.Tensor
     """int64 [L, 2], home rank and row."""
     order: torch.Tensor
     """int64 [L], tokens that end here by their keys, then all others."""
+    keys: torch.Tensor
+    """int64 [L], of tokens in that order: a number that rises with rank and row."""
     counts: torch.Tensor
     """int32 [2] on the CPU, once `ready`: U, and how many of them stayed."""
     ready: torch.cuda.Event | None
@@ -59,26 +66,43 @@ def find_way_back(
 
     Every rank calls this after `dispatch`; nothing waits for the device.
     """
-    group = group_named(sent.group_name)
-    ours, place = torch.ops.moetuner, (group.size(), group.rank())
+    ours, place = torch.ops.moetuner, ranks_of(sent)
     mine = ours.follow_notes(topk_ids.contiguous(), keys.contiguous(), *tables, *place)
     maps = (sent.recv_map, sent.send_maps, sent.all_splits, sent.groups)
     arrived = ours.resend(mine, *maps)
-    destinations = min(topk_ids.shape[1], group.size())
+    destinations = min(topk_ids.shape[1], place[0])
     leaving, into, homes, order, counts = ours.follow_lines(
         arrived, mine, destinations, *place
     )
     on_host, ready = _to_host(counts)
-    coming = permute(into.view(torch.float32), into, LANES * group.size())
-    return WayBack(leaving, coming.row_map, homes, order.argsort(), on_host, ready)
+    rising, by_key = order.sort()
+    return WayBack(leaving, arrived, into, homes, by_key, rising, on_host, ready)
 
 
-def lane_tables(
-    num_ranks: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """For a `dispatch` to lanes: each is a slot that has one candidate, itself."""
-    lanes = torch.arange(LANES * num_ranks, dtype=torch.int32, device=device)
-    return lanes[:, None], torch.ones_like(lanes)
+def ranks_of(sent: ExchangeHandle) -> tuple[int, int]:
+    """G, and the number of this rank among all, which are numbered node by node."""
+    group = group_named(sent.group_name)
+    if sent.between is None:
+        return group.size(), group.rank()
+    nodes = group_named(sent.between.group_name)
+    in_node = group.size()
+    return in_node * nodes.size(), nodes.rank() * in_node + group.rank()
+
+
+def send_parts(
+    rows: torch.Tensor, lanes: torch.Tensor, group_name: str, lanes_per_rank: int = 1
+) -> torch.Tensor:
+    """Each of N rows [N, H] in its lane int32 [N, 1], to what came, [P, H].
+
+    By lane, in a lane by sender, and from one sender in its order.
+    """
+    ranks = group_named(group_name).size()
+    every = torch.arange(lanes_per_rank * ranks, dtype=torch.int32, device=rows.device)
+    weights = torch.ones(lanes.shape, device=rows.device)
+    one = torch.ones_like(every)
+    return dispatch(
+        rows, lanes, weights, every[:, None], one, lanes_per_rank, group_name
+    ).rows
 
 
 def _to_host(counts: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

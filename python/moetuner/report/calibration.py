@@ -43,6 +43,7 @@ def figures_table(hardware: Hardware) -> Table:
         "links of a node, out / in": _gigabytes(between.egress, between.ingress),
         f"latency of {in_node} ranks, inside": f"{near * 1e6:.4g} us",
         f"latency of {in_node} ranks, between": f"{far * 1e6:.4g} us",
+        "experts of a layer, at least": f"{hardware.compute_floor * 1e6:.4g} us",
         "a layer besides": f"{hardware.layer_overhead * 1e6:.4g} us",
     }
     if (order := hardware.permutation) is not None:
