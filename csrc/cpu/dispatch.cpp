@@ -1,5 +1,7 @@
 #include "moetuner/ops/dispatch.h"
 
+#include "moetuner/ops/ids.h"
+
 #include <algorithm>
 #include <bit>
 #include <set>
@@ -9,7 +11,7 @@ namespace {
 
 template <typename Id>
 std::int32_t slot_of(const RouteArgs<Id>& args, std::int64_t token, std::int64_t k) {
-  const Id expert = args.topk_ids[token * args.top_k + k];
+  const std::int32_t expert = read_id(args.topk_ids, token * args.top_k + k, "dispatch: topk_ids");
   if (expert < 0 || expert >= args.num_experts) return -1;
   const std::int32_t count = args.num_candidates[expert];
   if (count < 1 || count > args.max_candidates) return -1;

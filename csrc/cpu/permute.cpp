@@ -1,5 +1,7 @@
 #include "moetuner/ops/permute.h"
 
+#include "moetuner/ops/ids.h"
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -9,7 +11,7 @@ namespace {
 
 template <typename Id>
 std::int64_t expert_of(const PermuteArgs<Id>& args, std::int64_t choice) {
-  const Id id = args.topk_ids[choice];
+  const std::int32_t id = read_id(args.topk_ids, choice, "permute: topk_ids");
   if (id < 0 || id >= args.num_ids) return -1;
   const std::int64_t expert = args.expert_map ? args.expert_map[id] : id;
   return expert < args.num_experts ? expert : -1;

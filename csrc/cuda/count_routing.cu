@@ -26,19 +26,18 @@ __global__ void count_routing_kernel(CountRoutingArgs<Id> args, bool shared_load
 
   const std::int64_t warps = std::int64_t{gridDim.x} * (blockDim.x / kWarp);
   const std::int64_t first = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
-  const auto valid = [&](Id id) { return id >= 0 && id < num_experts; };
 
   for (std::int64_t t = first; t < args.num_tokens; t += warps) {
-    const Id* here = args.topk_ids + t * args.top_k;
     for (std::int64_t k = lane_index(); k < args.top_k; k += kWarp) {
-      if (!valid(here[k])) continue;
+      const std::int32_t id = read_id(args.topk_ids, t * args.top_k + k, "count_routing: topk_ids");
+      if (id < 0 || id >= num_experts) continue;
       if (shared_load) {
-        atomicAdd(&block_load[here[k]], 1u);
+        atomicAdd(&block_load[id], 1u);
       } else {
-        add_to(&args.load[here[k]], 1);
+        add_to(&args.load[id], 1);
       }
     }
-    count_pairs(args, t);
+    count_pairs(args, t, {"count_routing: topk_ids", "count_routing: previous_topk_ids"});
   }
 
   if (shared_load) {

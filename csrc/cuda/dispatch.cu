@@ -8,6 +8,7 @@
 #include "count_routing.cuh"
 #include "launch.cuh"
 #include "moetuner/ops/dispatch.h"
+#include "moetuner/ops/ids.h"
 
 #include <cuda_runtime.h>
 
@@ -24,7 +25,7 @@ template <typename Id>
 __device__ std::int32_t slot_of(const RouteArgs<Id>& args,
                                 std::int64_t token,
                                 std::int64_t choice) {
-  const Id expert = args.topk_ids[choice];
+  const std::int32_t expert = read_id(args.topk_ids, choice, "dispatch: topk_ids");
   if (expert < 0 || expert >= args.num_experts) return -1;
   const std::int32_t count = args.num_candidates[expert];
   if (count < 1 || count > args.max_candidates) return -1;

@@ -5,6 +5,7 @@
 
 #include "carry_rows.cuh"
 #include "count_routing.cuh"
+#include "moetuner/ops/ids.h"
 #include "peer_waits.cuh"
 #include "route_tiles.cuh"
 
@@ -148,7 +149,8 @@ __device__ void place_arrivals(const DispatchArgs<Id>& args,
   }
 }
 
-/// The last block's part; `counts` has room for those of all ranks.
+/// The last block's part, and the refusal of ids that any block has read: in those it would cost
+/// registers. `counts` has room for those of all ranks.
 template <typename Id>
 __device__ void meet_peers(const DispatchArgs<Id>& args,
                            const Peers& peers,
@@ -164,6 +166,9 @@ __device__ void meet_peers(const DispatchArgs<Id>& args,
     rows_to[g] = args.capacity > 0 ? min(rows, static_cast<int>(args.capacity)) : rows;
   }
   if (await_counts(args, view, counts)) place_arrivals(args, peers, tiling, view, rows_to, counts);
+  if constexpr (sizeof(Id) > sizeof(std::int32_t)) {
+    refuse_wide(__ldcg(&peers.control->wide) != 0, "dispatch: topk_ids");
+  }
 }
 
 }  // namespace moetuner::transport

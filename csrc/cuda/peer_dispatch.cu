@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const bool alone = num_tiles == 1;
   const int own_tile = alone ? 0 : meets ? num_tiles : block;
   int* tables = reinterpret_cast<int*>(shared + carry.shared_bytes());
-  Tile<Id> tile(args, tiling, peers.rank, own_tile, tables, num_segments);
+  Tile<Id> tile(args, tiling, peers, own_tile, tables, num_segments);
   const bool routes = own_tile < num_tiles;
   if (routes) tile.count();
   if (alone) {

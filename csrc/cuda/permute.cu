@@ -11,6 +11,7 @@
 
 #include "count_routing.cuh"
 #include "launch.cuh"
+#include "moetuner/ops/ids.h"
 #include "moetuner/ops/permute.h"
 #include "place_choices.cuh"
 #include "row_copiers.cuh"
@@ -62,14 +63,16 @@ __device__ void count_tokens(const PermuteArgs<Id>& args,
   const std::int64_t end = args.expert_map != nullptr ? last * counters.top_k : 0;
   for (std::int64_t i = first * counters.top_k + warps.index * kWarp; i < end;
        i += warps.count * kWarp) {
-    const Id id = i + lane_index() < end ? counters.topk_ids[i + lane_index()] : Id{-1};
+    const std::int64_t choice = i + lane_index();
+    const std::int32_t id =
+        choice < end ? read_id(counters.topk_ids, choice, "permute: topk_ids") : -1;
     const unsigned int same = __match_any_sync(kAllLanes, id);
     const bool speaks = (same & ((1u << lane_index()) - 1)) == 0;
     if (speaks && id >= 0 && id < counters.num_experts) add_to(&counters.load[id], __popc(same));
   }
   if (!counters.coactivation && !counters.transitions) return;
   for (std::int64_t t = first + warps.index; t < last; t += warps.count) {
-    count_pairs(counters, t);
+    count_pairs(counters, t, {"permute: topk_ids", "permute: previous_topk_ids"});
   }
 }
 

@@ -7,6 +7,7 @@
 // then become the end of its rows and the next row of it that the tile fills.
 
 #include "launch.cuh"
+#include "moetuner/ops/ids.h"
 #include "moetuner/ops/permute.h"
 
 #include <cub/block/block_scan.cuh>
@@ -16,9 +17,9 @@ namespace moetuner::cuda {
 
 template <typename Id>
 __device__ int expert_of(const PermuteArgs<Id>& args, std::int64_t choice) {
-  const Id id = args.topk_ids[choice];
+  const std::int32_t id = read_id(args.topk_ids, choice, "permute: topk_ids");
   if (id < 0 || id >= args.num_ids) return -1;
-  const int expert = args.expert_map ? args.expert_map[id] : static_cast<int>(id);
+  const int expert = args.expert_map ? args.expert_map[id] : id;
   return expert < args.num_experts ? expert : -1;
 }
 

@@ -13,6 +13,7 @@
 //     ranks    a bit for each rank that it goes to
 
 #include "launch.cuh"
+#include "moetuner/ops/ids.h"
 #include "moetuner/transport/exchange.h"
 
 #include <cuda_runtime.h>
@@ -62,7 +63,8 @@ template <typename Id>
 struct Tile {
   const DispatchArgs<Id>& args;
   const Tiling& tiling;
-  int rank;  // of this process
+  int rank;             // of this process
+  std::uint32_t* wide;  // set where an id is refused
   int *total, *before, *segments;
   int num_segments;
   std::int64_t begin, end;  // tokens
@@ -72,13 +74,14 @@ struct Tile {
 
   __device__ Tile(const DispatchArgs<Id>& arguments,
                   const Tiling& sizes,
-                  int own_rank,
+                  const Peers& peers,
                   int tile,
                   int* tables,
                   int segment_count)
       : args(arguments),
         tiling(sizes),
-        rank(own_rank),
+        rank(peers.rank),
+        wide(&peers.control->wide),
         total(tables),
         before(tables + sizes.columns),
         segments(tables + 2 * sizes.columns + 2 * kTileChoices),
@@ -111,9 +114,11 @@ struct Tile {
   }
 
   __device__ std::int32_t slot_of(std::int64_t token, std::int64_t choice) const {
-    const Id expert = args.topk_ids[choice];
+    bool is_wide = false;
+    const std::int32_t expert = narrow_id(args.topk_ids[choice], is_wide);
+    if (is_wide) *wide = 1;
     if (expert < 0 || expert >= args.num_experts) return -1;
-    if (args.candidates == nullptr) return static_cast<std::int32_t>(expert);
+    if (args.candidates == nullptr) return expert;
     const std::int32_t count = args.num_candidates[expert];
     if (count < 1 || count > args.max_candidates) return -1;
     const std::int32_t slot = args.candidates[expert * args.max_candidates + token % count];

@@ -1,9 +1,11 @@
 #pragma once
 
 #include "moetuner/ops/count_routing.h"
+#include "moetuner/ops/ids.h"
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 
@@ -50,7 +52,28 @@ inline void check_device(const char* op,
 /// More experts per token, and the kernels' 32-bit count of their pairs overflows.
 constexpr std::int64_t kMaxTopK = 32768;
 
-/// int32 or int64 [tokens, top_k], at least one expert per token.
+/// On CPUs; on CUDA the kernel that reads such an id refuses it, as nobody may wait for ids.
+inline void check_narrow(const char* op, const char* name, const at::Tensor& ids) {
+  if (!ids.is_cpu() || ids.scalar_type() != at::kLong) return;
+  const auto* first = ids.const_data_ptr<std::int64_t>();
+  const auto* last = first + ids.numel();
+  const auto* found = std::find_if(first, last, [](std::int64_t id) {
+    bool wide = false;
+    narrow_id(id, wide);
+    return wide;
+  });
+  TORCH_CHECK_VALUE(found == last,
+                    op,
+                    ": ",
+                    name,
+                    " must be within int32, got ",
+                    *found,
+                    " for token ",
+                    (found - first) / ids.size(1),
+                    ": -1 is padding");
+}
+
+/// int32 or int64 [tokens, top_k], at least one expert per token, all within int32.
 inline void check_ids(const char* op, const char* name, const at::Tensor& ids) {
   TORCH_CHECK_VALUE(ids.dim() == 2, op, ": ", name, " must be [tokens, top_k], got ", ids.sizes());
   TORCH_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong,
@@ -69,6 +92,7 @@ inline void check_ids(const char* op, const char* name, const at::Tensor& ids) {
                     " experts per token, got ",
                     ids.size(1));
   check_contiguous(op, name, ids);
+  check_narrow(op, name, ids);
 }
 
 /// Of an int32 map of rows.

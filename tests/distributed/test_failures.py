@@ -20,7 +20,12 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import torch.distributed as dist  # noqa: E402
 from layers import HIDDEN, make_placement  # noqa: E402
-from moetuner.nn import ExchangeOptions, MoELayer, TopKRouter  # noqa: E402
+from moetuner.nn import (  # noqa: E402
+    ExchangeOptions,
+    GivenRouting,
+    MoELayer,
+    TopKRouter,
+)
 from moetuner.ops import set_transport  # noqa: E402
 from ranks import TIMEOUT, start_method  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
@@ -38,6 +43,7 @@ POINTS = (
     "during combine",
     "in backward",
 )
+REFUSED = "its ids are beyond int32"
 OPS = ("dispatch", "combine", "combine_backward", "dispatch_backward")
 # What a rank has just come to, op by op: calls of the communicator are numbered. Over
 # mapped memory sizes are read before the map of them is made, and kernels may still be
@@ -125,6 +131,12 @@ def _step(layer, rank, device):
         torch.cuda.synchronize()
 
 
+def _give_wide_ids(layer, device):
+    ids = torch.tensor([[0, 1, 2**32 + 2]], device=device).expand(24, -1).contiguous()
+    weights = torch.ones(24, 3, device=device)
+    layer.given = GivenRouting(topk_ids=ids, topk_weights=weights)
+
+
 def _rank(rank, device, folder, point, signal_number, overlap):
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", RANKS)
@@ -149,6 +161,12 @@ def _rank(rank, device, folder, point, signal_number, overlap):
         watch = Watch(point, lambda: os.kill(os.getpid(), signal_number), device)
         if point == "during the experts":
             layer.experts.between = watch.strike
+        if point == REFUSED:
+            _give_wide_ids(layer, device)
+            try:
+                _step(layer, rank, device)
+            except (ValueError, RuntimeError):
+                watch.strike()
         with watch:
             _step(layer, rank, device)
         os._exit(1)  # it was not struck
@@ -208,6 +226,11 @@ def _assert_named(said, device):
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_rank_ends_all_others_by_name(point):
     _assert_named(_end_of_ranks("cpu", point, signal.SIGKILL), "cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_rank_whose_ids_are_refused_ends_all_others_by_name(device):
+    _assert_named(_end_of_ranks(device, REFUSED, signal.SIGKILL), device)
 
 
 @pytest.mark.slow

@@ -290,10 +290,14 @@ def _transport_is_that_of_a_node(rank, num_ranks):
 
 
 def _records_only_what_a_trace_can_say(rank, num_ranks):
-    """Ids beyond int32 are padding; trouble of one rank is said on all."""
+    """Ids outside the experts are padding; trouble of one rank is said on all."""
     placement = make_placement("shuffled", num_ranks)
     layers = placed_layers(whole_layers(), placement, rank)
-    ids = torch.tensor([[1, 2**32 + 1], [2**40, -(2**32)]])
+    wide = torch.tensor([[1, 2**32 + 1]])
+    said = "dispatch: topk_ids must be within int32, got 4294967297 for token 0"
+    with record_run(layers), pytest.raises(ValueError, match=said):
+        layers[0].exchange(torch.ones(1, 16), wide, torch.ones(1, 2), layers[0].experts)
+    ids = torch.tensor([[1, 2**16 + 1], [2**31 - 1, -(2**31)]])
     with record_run(layers) as run:
         for layer in layers:
             layer.exchange(torch.ones(2, 16), ids, torch.ones(2, 2), layer.experts)

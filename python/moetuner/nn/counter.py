@@ -90,6 +90,8 @@ class RoutingCounter:
         ------
         InvalidTraceError
             For a layer that was not announced, or more tokens than were.
+        ValueError
+            For an id beyond int32, as `count_routing` says it.
         """
         if recomputing():
             return
@@ -103,10 +105,7 @@ class RoutingCounter:
                 f"{list(self._row)}, got {list(topk_ids.shape)} of layer {layer}"
             )
         here, before = (self._ids[(row + i) % 2][: len(topk_ids)] for i in (0, 1))
-        # Beyond int32 they are padding too, and would wrap around to experts.
-        here.copy_(first_pass(topk_ids.clamp(-1, self._load.shape[1]), -1))
-        number = self._tokens.new_full((), len(topk_ids))
-        self._tokens[row] += first_pass(number)
+        here.copy_(first_pass(topk_ids, -1))
         if self._together is None or self._after is None:
             count_routing(here, self._load[row])
         elif row == 0:
@@ -115,12 +114,17 @@ class RoutingCounter:
             count_routing(
                 here, self._load[row], self._together[row], before, self._after[row - 1]
             )
+        number = self._tokens.new_full((), len(topk_ids))
+        self._tokens[row] += first_pass(number)
 
     def _expect(self, top_k: int) -> None:
-        """Two, used in turns: the ids of this layer, and of the one before."""
+        """Two, used in turns: the ids of this layer, and of the one before.
+
+        As wide as ids can be: the op that counts them refuses those beyond int32.
+        """
         device = self._load.device
         self._ids = [
-            torch.full((self._most, top_k), -1, dtype=torch.int32, device=device)
+            torch.full((self._most, top_k), -1, dtype=torch.int64, device=device)
             for _ in range(2)
         ]
 

@@ -266,7 +266,7 @@ class Exchange(torch.nn.Module):
         """What one call does once."""
         self.go_to(x.device)
         if self.routing is not None and not recomputing():
-            # Beyond int32 they are padding too, and would wrap around to experts.
+            # Ids beyond int32 would become experts here; dispatch refuses them later.
             ids = topk_ids.detach().clamp(-1, self.tables.num_experts)
             self.routing.append(first_pass(ids.to(torch.int32), RECOMPUTED))
         self.row_bytes = x.shape[-1] * x.element_size()

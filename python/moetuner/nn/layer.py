@@ -35,7 +35,8 @@ class MoELayer(torch.nn.Module):
     ----------
     router
         [T, H] to ``(topk_ids, topk_weights)``: int32 or int64 [T, K], ids outside
-        [0, E) being padding, and [T, K]. Where it has ``num_experts``, that is checked.
+        [0, E) being padding (beyond int32 refused), and [T, K]. Where it has
+        ``num_experts``, that is checked.
     experts
         Rows [M, H] by slot and their end offsets int32 [S], to rows [M, H]; its own
         parameters have one row per slot: `Experts`, or your own. Row s is the expert

@@ -18,6 +18,8 @@ from moetuner.trace import Trace, TraceMetadata
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_WIDE = -2  # in place of an id beyond int32: refused where ids come to the host
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Step:
@@ -95,8 +97,9 @@ class Recorder:
         if layer in step.ids:
             raise InvalidTraceError(f"Recorder: layer {layer} came twice in one step")
         ids = topk_ids.detach()
-        outside = (ids < 0) | (ids >= self._num_experts)  # before int16 wraps around
-        step.ids[layer] = ids.masked_fill(outside, -1).to(torch.int16)
+        narrow = ids.to(torch.int32)
+        kept = narrow.clamp(-1, self._num_experts)  # before int16 wraps around
+        step.ids[layer] = kept.masked_fill_(narrow != ids, _WIDE).to(torch.int16)
         step.weights[layer] = topk_weights.detach().to(torch.float32, copy=True)
 
     def drop_step(self) -> None:
@@ -125,7 +128,8 @@ class Recorder:
         Raises
         ------
         InvalidTraceError
-            When nothing was recorded, or a step misses a layer that another has.
+            When nothing was recorded, a step misses a layer that another has, or a
+            token chose an id beyond int32.
         """
         steps = [step for step in self._steps if step.ids]
         if not steps:
@@ -138,6 +142,13 @@ class Recorder:
                     f"{layers}"
                 )
         ids = np.concatenate([_stack(step.ids, layers)[step.kept] for step in steps])
+        wide = (ids == _WIDE).any(axis=(0, 2))
+        if wide.any():
+            raise InvalidTraceError(
+                f"Recorder: layers {np.array(layers)[wide].tolist()} chose ids beyond "
+                f"int32: -1 is padding"
+            )
+        ids[ids >= self._num_experts] = -1
         weights = np.concatenate(
             [_stack(step.weights, layers)[step.kept] for step in steps]
         )

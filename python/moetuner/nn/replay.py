@@ -25,7 +25,7 @@ class GivenRouting:
     Parameters
     ----------
     topk_ids
-        int32 or int64 [T, K].
+        int32 or int64 [T, K]; ids outside [0, E) are padding, beyond int32 refused.
     topk_weights
         [T, K]; None: the router's own for those ids, with their gradients.
 

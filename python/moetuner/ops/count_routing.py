@@ -24,7 +24,8 @@ def count_routing(
     Parameters
     ----------
     topk_ids
-        int32 or int64 [T, K], contiguous. Ids outside [0, E) are padding.
+        int32 or int64 [T, K], contiguous. Ids outside [0, E) are padding; beyond int32
+        they are refused, on CUDA by a device assertion.
     load
         int64 [E], plus one for each token that chose the expert.
     coactivation

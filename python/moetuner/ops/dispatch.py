@@ -131,7 +131,8 @@ def dispatch(
     x
         [T, H], contiguous: float32, bfloat16, float16, float8_e4m3fn or float8_e5m2.
     topk_ids
-        int32 or int64 [T, K], contiguous. Ids outside [0, E) are padding.
+        int32 or int64 [T, K], contiguous. Ids outside [0, E) are padding; beyond int32
+        they are refused, on CUDA by a device assertion.
     topk_weights
         [T, K], any floating type; they travel as float32.
     candidates, num_candidates

@@ -53,8 +53,8 @@ def permute(
     x
         [T, H], contiguous: float32, bfloat16, float16, float8_e4m3fn or float8_e5m2.
     topk_ids
-        int32 or int64 [T, K], contiguous. Ids outside the experts are padding. K is at
-        most 256 on CUDA.
+        int32 or int64 [T, K], contiguous. Ids outside the experts are padding; beyond
+        int32 they are refused, on CUDA by a device assertion. K is at most 256 on CUDA.
     num_experts
         E, the number of experts that own rows here, at most 4096 on CUDA.
     expert_map

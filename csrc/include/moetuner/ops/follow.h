@@ -1,14 +1,10 @@
 #pragma once
 
+#include "moetuner/ops/ids.h"
+
 #include <cstdint>
 
 struct CUstream_st;  // cudaStream_t, without needing CUDA's headers
-
-#ifdef __CUDACC__
-#define MOETUNER_BOTH __host__ __device__
-#else
-#define MOETUNER_BOTH
-#endif
 
 // Where the parts of a token that follows its experts go: to the rank of its first expert, or, if
 // that is padding, to where the token is. A note travels with each token's row, in numbers that
@@ -69,7 +65,8 @@ template <typename Id>
 MOETUNER_BOTH std::int64_t rank_of_choice(const NoteArgs<Id>& args,
                                           std::int64_t token,
                                           std::int64_t k) {
-  const Id expert = args.topk_ids[token * args.top_k + k];
+  const std::int32_t expert =
+      read_id(args.topk_ids, token * args.top_k + k, "follow_notes: topk_ids");
   if (expert < 0 || expert >= args.num_experts) return -1;
   const std::int32_t count = args.num_candidates[expert];
   if (count < 1 || count > args.max_candidates) return -1;

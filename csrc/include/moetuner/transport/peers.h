@@ -91,6 +91,7 @@ struct Control {
   std::uint32_t begun;              // blocks of it that know so
   std::uint32_t barrier;            // of the blocks of a kernel
   std::uint32_t placed;             // epoch whose [G, S] follow
+  std::uint32_t wide;               // not zero: ids were given that int32 does not have
   std::uint32_t ranked[kMaxTiles];  // epoch whose tokens of each tile have their places
 };
 

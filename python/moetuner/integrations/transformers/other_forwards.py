@@ -46,7 +46,7 @@ class _ScaledInputs:
 
 
 class _TokensThemselves:
-    """LongCat Flash: ids from E on give back the token, which need not travel."""
+    """LongCat Flash: ids from E on give back the token; no exchange sends them."""
 
     def __init__(self, module: Any) -> None:
         self._module, self._exchanged = module, vars(module)["forward"]
@@ -59,8 +59,7 @@ class _TokensThemselves:
     ) -> torch.Tensor:
         """[T, H], [T, K], [T, K] to [T, H]."""
         travels = top_k_index < self._module.num_experts
-        ids = top_k_index.masked_fill(~travels, -1)
-        done: torch.Tensor = self._exchanged(hidden_states, ids, top_k_weights)
+        done: torch.Tensor = self._exchanged(hidden_states, top_k_index, top_k_weights)
         stays = top_k_weights.masked_fill(travels, 0).sum(dim=1, keepdim=True)
         return done + (hidden_states * stays).to(done.dtype)
 
