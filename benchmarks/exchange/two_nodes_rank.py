@@ -139,7 +139,7 @@ def bytes_told(case: Case, method: Moetuner, in_node: int, out: int, back: int) 
     if isinstance(method, Follow):  # and a note, beside each row and each part
         note = 4 * notes_of(case, dist.get_world_size())
         out_of_row = row + of_choice * case.top_k + note
-        return out * out_of_row + back * (row + of_choice + note + of_choice)
+        return out * out_of_row + back * (row + of_choice + note)
     if method.sizes:  # shares travel, however full
         out = back = in_node * method.sizes["capacity"]
     return out * (row + of_choice * case.top_k) + back * row
