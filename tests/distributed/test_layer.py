@@ -1,6 +1,7 @@
 """MoELayer between Gloo processes against the same layer on one rank."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ from moetuner.nn import (  # noqa: E402
     record_run,
     return_home,
 )
-from moetuner.ops import node_groups  # noqa: E402
+from moetuner.ops import Transport, node_groups  # noqa: E402
 from moetuner.placement.topology import Topology  # noqa: E402
 from moetuner.trace import Trace  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
@@ -287,6 +288,11 @@ def _transport_is_that_of_a_node(rank, num_ranks):
     world = dist.group.WORLD.group_name
     inside = node_groups(world, placement.topology.ranks_per_node).inside
     assert told == [inside, inside, world, world]
+    made_in = sys.modules[node_groups.__module__]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made_in, "set_transport", lambda *args: told.append(args))
+        nodes = node_groups(dist.new_group().group_name, 2)
+    assert told[-1] == (nodes.between, Transport.COLLECTIVES)
 
 
 def _records_only_what_a_trace_can_say(rank, num_ranks):
