@@ -198,7 +198,9 @@ def machines(draw, hardware, topology):
         hardware = measured(hardware)
     if draw(st.integers(0, 2)) == 0:
         hardware = with_others(hardware, draw(st.floats(0.3, 3.0)))
-    return draw(links_of(hardware, topology))
+    # Below what toy layers take, among it, and above.
+    floor = draw(st.sampled_from([0.0, 0.0, 1e-9, 4e-9, 1e-6]))
+    return draw(links_of(replace(hardware, compute_floor=floor), topology))
 
 
 def with_others(hardware, slow):

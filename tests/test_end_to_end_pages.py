@@ -131,6 +131,21 @@ def test_the_page_has_what_was_measured(load):
     assert "| as printed, Mixtral-8x7B, two nodes | -27.0 | -30.5 | -17.5 |" in page
 
 
+def test_the_page_says_what_the_network_lost(load):
+    (case,) = CONTENT["cases"]
+    counted = {"dropped": 2, "sent_again": 5, "timeouts": 0}
+    results = [
+        result("contiguous", [10.0, 10.0]) | {"lost": [counted, counted]},
+        result("joint", [9.0, 9.0]) | {"lost": [counted, counted | {"timeouts": 3}]},
+    ]
+    page = load("table").page(CONTENT | {"cases": [case | {"results": results}]})
+    assert (
+        "- network: 8 packets dropped, 20 sent again, 3 timeouts of TCP, these in "
+        "(repetition): ours: joint (2)\n"
+    ) in page
+    assert "- network:" not in load("table").page(CONTENT), "nobody counted there"
+
+
 def test_a_link_that_was_not_made_is_no_link(load):
     (case,) = CONTENT["cases"]
     page = load("table").page(CONTENT | {"cases": [case | {"shaped": False}]})

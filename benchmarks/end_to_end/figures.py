@@ -52,6 +52,12 @@ class Figures:
         """Milliseconds of each step, [R] or, of decoding, [R, steps]."""
         return np.array(self.result[f"{phase}_ms"])
 
+    def losses(self) -> list[tuple[int, dict[str, int]]]:
+        """By repetition, from 1: what the network lost; none where none was made."""
+        return [
+            (n, lost) for n, lost in enumerate(self.result.get("lost", ()), 1) if lost
+        ]
+
     def step(self, phase: str) -> Spread:
         """Milliseconds."""
         return Spread.of(self.samples(phase).ravel())

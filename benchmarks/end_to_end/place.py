@@ -10,7 +10,8 @@ from typing import Any
 import beside  # noqa: F401
 import torch
 import torch.distributed as dist
-from network import Node, bytes_on_link, enter
+from network import Node, bytes_on_link, enter, lost_on_link
+from shaper import Lost, congestion_control
 
 TIMEOUT = timedelta(seconds=300)
 
@@ -46,6 +47,16 @@ class Place:
     def sent_bytes(self) -> int:
         """Out of this node so far, headers too; 0 where no network was made."""
         return bytes_on_link(self.node)[1] if self.node else 0
+
+    def lost(self) -> tuple[str, Lost] | None:
+        """This node's name, and what it lost so far; None where no network was made."""
+        return (self.node.namespace, lost_on_link(self.node)) if self.node else None
+
+    def network(self) -> str:
+        """What carries rows between nodes, in words."""
+        if self.node is None:
+            return "the machine's own"
+        return f"namespaces, TCP with {congestion_control()}"
 
 
 def join(task: dict[str, Any] | None, *, device: str, backend: str) -> Place:

@@ -69,14 +69,8 @@ def make_case(options: argparse.Namespace) -> None:
         placements={},
         told={},
     )
-    asked = Asked.of(
-        case,
-        source.plan,
-        seconds=options.seconds,
-        seed=options.seed,
-        threads=options.threads,
-    )
-    plan_all(options.placement or PLANNERS, asked, case)
+    asked = Asked.of(case, source.plan, options)
+    plan_all(options.placement or [*PLANNERS], asked, case, options.jobs)
     write_case(case, options.out, source.plan)
 
 
@@ -99,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--decode", type=int, default=16, help="steps after the prompt")
     made.add_argument("--batches", type=int, default=4, help="different ones")
     made.add_argument("--plan-for", choices=["prefill", "decode"], default="prefill")
+    made.add_argument("--spare", type=int, default=1, help="slots for replicas, a rank")
     add_options(made)
     return made
 
@@ -115,6 +110,7 @@ def add_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--seconds", type=float, default=60, help="joint; CBC as well")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=0, help="0: all cores")
+    made.add_argument("--jobs", type=int, default=1, help="placements planned at once")
     made.add_argument("--out", type=Path, required=True)
 
 

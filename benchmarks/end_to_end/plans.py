@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,8 @@ from moetuner import (
 from moetuner.errors import MissingDependencyError, MoetunerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from argparse import Namespace
+    from collections.abc import Sequence
 
     from case import Case
     from moetuner import CostModel, Placement, Topology
@@ -30,11 +33,11 @@ SECONDS_OF_QUICK = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Planner:
-    """A solver, what it minimises, and the slots that it has to spare."""
+    """A solver, what it minimises, and whether it may use slots to spare."""
 
     solver: str
     objective: Objective
-    extra_slots: int = 0
+    replicas: bool = False
     homes: Homes = Homes.UNIFORM
     wire: Wire = Wire.DEDUP
 
@@ -46,20 +49,15 @@ PLANNERS = {
     "lpt": Planner(solver="lpt", objective=Objective.MAX_LOAD),
     "lpt, chain": Planner(solver="chain", objective=Objective.LINK_TRAFFIC),
     "eplb": Planner(solver="eplb", objective=Objective.MAX_LOAD),
-    "eplb + replicas": Planner(solver="eplb", objective=_TIME, extra_slots=1),
+    "eplb + replicas": Planner(solver="eplb", objective=_TIME, replicas=True),
     "paper": Planner(solver="ilp2", objective=Objective.LINK_TRAFFIC),
     "affinity": Planner(solver="affinity", objective=Objective.TOTAL_TRAFFIC),
     "joint": Planner(solver="joint", objective=_TIME),
-    "joint + replicas": Planner(solver="joint", objective=_TIME, extra_slots=1),
+    "joint + replicas": Planner(solver="joint", objective=_TIME, replicas=True),
     "joint for per-expert": Planner(
         solver="joint", objective=_TIME, wire=Wire.PER_EXPERT
     ),
-    "joint for follow": Planner(
-        solver="joint",
-        objective=_TIME,
-        homes=Homes.FOLLOW,
-        wire=Wire.DEDUP_RANKS,
-    ),
+    "joint for follow": Planner(solver="joint", objective=_TIME, homes=Homes.FOLLOW),
 }
 UNHURRIED = ("joint", "ilp2")  # solvers that use the time they are given
 PRICED = [name for name, one in PLANNERS.items() if one.solver == "joint"]
@@ -78,12 +76,12 @@ class Asked:
     seconds: float
     seed: int
     threads: int
+    spare: int
+    """Slots that a rank has beyond its equal share, where a planner may use them."""
 
     @classmethod
-    def of(
-        cls, case: Case, trace: Trace, *, seconds: float, seed: int, threads: int
-    ) -> Asked:
-        """For the batches that the case names, on its machine."""
+    def of(cls, case: Case, trace: Trace, options: Namespace) -> Asked:
+        """For the batches that the case names, on its machine, as `plan.py` is told."""
         sizes, ranks = case.sizes, case.topology.num_ranks
         decode = case.plan_for == "decode"
         return cls(
@@ -92,23 +90,27 @@ class Asked:
             topology=case.topology,
             batch_tokens=ranks * (sizes.sequences if decode else sizes.tokens),
             batch_kind=BatchKind.MIXED if decode else BatchKind.SEQUENCES,
-            seconds=seconds,
-            seed=seed,
-            threads=threads,
+            seconds=options.seconds,
+            seed=options.seed,
+            threads=options.threads,
+            spare=options.spare,
         )
 
 
-def plan_all(names: Iterable[str], asked: Asked, case: Case) -> None:
+def plan_all(names: Sequence[str], asked: Asked, case: Case, jobs: int = 1) -> None:
     """Into the case; what cannot be planned is left out, and the case says why.
 
-    What the case has of that name is where a search starts.
+    What the case has of that name is where a search starts. As many placements as
+    ``jobs`` says are planned at once, each in a process of its own.
     """
-    for name in names:
-        start = case.placements.pop(name, None)
-        found, case.told[name] = plan(name, asked, start)
-        if found is not None:
-            case.placements[name] = found
-        print(f"{name}: {case.told[name]}", flush=True)
+    starts = [case.placements.pop(name, None) for name in names]
+    asks = [asked] * len(starts)
+    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        found = (pool.map if pool else map)(plan, names, asks, starts)
+        for name, (placement, case.told[name]) in zip(names, found, strict=True):
+            if placement is not None:
+                case.placements[name] = placement
+            print(f"{name}: {case.told[name]}", flush=True)
 
 
 def plan(
@@ -130,7 +132,8 @@ def plan(
         problem = PlacementProblem.from_workload(
             workload, asked.topology, objective=planner.objective
         )
-        slots = problem.slots_per_rank + planner.extra_slots
+        slots = problem.slots_per_rank + asked.spare * planner.replicas
+        slots = start.slots_per_rank if start else slots
         problem = replace(problem, slots_per_rank=slots)
         unhurried = planner.solver in UNHURRIED
         limit = asked.seconds if unhurried else SECONDS_OF_QUICK

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import sys
+import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -49,13 +50,18 @@ SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"  # of a GPU's processors, for each r
 def run_case(case: Case, options: argparse.Namespace, place: Place) -> dict[str, Any]:
     """Everything of one case, the same on all ranks."""
     wanted = runnable(case, options.only)
+    say = Progress(case)
     bench = make_bench(case, wanted, place, options)
+    say(f"{len(wanted)} variants made")
     limits = Limits(
         repeats=options.repeats, seconds=options.seconds, parts=options.parts
     )
     rehearsed = rehearse(bench)
+    say("all rehearsed, and right")
     turns = repeat(bench, limits)
+    say(f"{len(turns[0])} repetitions timed")
     parts = take_apart(bench, limits)
+    say("parts timed")
     results = []
     for number, (variant, one) in enumerate(zip(wanted, rehearsed, strict=True)):
         results.append(
@@ -63,9 +69,22 @@ def run_case(case: Case, options: argparse.Namespace, place: Place) -> dict[str,
             | {"how": one.how, "difference": one.difference, **one.counted}
             | {"prefill_ms": [turn.prefill for turn in turns[number]]}
             | {"decode_ms": [turn.decode for turn in turns[number]]}
+            | {"lost": [turn.lost for turn in turns[number]]}
             | {"parts": parts[number], "said": said(bench, number, one)}
         )
     return {"case": case.about(), "shaped": bool(place.node), "results": results}
+
+
+class Progress:
+    """Rank 0 says how far a case is, and since when it is at work."""
+
+    def __init__(self, case: Case) -> None:
+        self.name, self.begun = case.family.name, time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        if dist.get_rank() == 0:
+            since = time.monotonic() - self.begun
+            print(f"{self.name}: {what}, {since:.1f} s", file=sys.stderr, flush=True)
 
 
 def make_bench(
@@ -185,7 +204,7 @@ def write(
         "command": os.environ.get(COMMAND, " ".join(["torchrun", "...", *sys.argv])),
         "ranks": str(dist.get_world_size()),
         "backend": options.backend,
-        "network": "namespaces" if place.node else "the machine's own",
+        "network": place.network(),
     }
     if SHARE in os.environ:
         about["share_of_gpu"] = f"{os.environ[SHARE]} % of its processors for a rank"

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DRAWN_TOKENS = 32768  # of a family that nobody recorded; both parts together
+DRAWN_TO_PLAN = 1 << 17
+"""At least, where only loads were recorded: drawn by question, so that of few questions
+a plan learns pairs of experts that chance made, and loses on others."""
 SHIPPED = "the shipped recording"
 
 
@@ -57,7 +60,10 @@ def read_source(
         about += ", loads recorded, tokens drawn"
     if not split.held_out:
         about += ", nothing held out: it has one sequence"
-    parts = [_tokens(part, tokens, seed) for part in (split.plan, split.score)]
+    parts = [
+        _tokens(split.plan, max(tokens, DRAWN_TO_PLAN), seed),
+        _tokens(split.score, tokens, seed),
+    ]
     for part in parts:
         if (part.num_experts, part.top_k) != (family.experts, family.top_k):
             raise SystemExit(

@@ -9,10 +9,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import beside  # noqa: F401
 import numpy as np
 from clock import Marks, StepParts
+from shaper import Lost
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench import Bench
 
 
@@ -32,6 +36,8 @@ class Turn:
 
     prefill: float
     decode: list[float]
+    lost: dict[str, int]
+    """By the network that was made, on all nodes together, decoded tokens too."""
 
 
 def repeat(bench: Bench, limits: Limits) -> list[list[Turn]]:
@@ -46,10 +52,26 @@ def repeat(bench: Bench, limits: Limits) -> list[list[Turn]]:
             stack = bench.stacks[index]
             stack.install(bench.source)
             batch = number % bench.case.sizes.batches
+            before = bench.place.lost()
             mine = [step.milliseconds() for step in bench.steps(stack, batch)]
-            prefill, *decode = np.max(bench.place.gather(mine), axis=0).tolist()
-            turns[index].append(Turn(prefill=prefill, decode=decode))
+            every = bench.place.gather((mine, before, bench.place.lost()))
+            times, *losses = zip(*every, strict=True)
+            prefill, *decode = np.max(times, axis=0).tolist()
+            turns[index].append(
+                Turn(prefill=prefill, decode=decode, lost=_lost_between(*losses))
+            )
     return turns
+
+
+def _lost_between(before: Sequence[Any], after: Sequence[Any]) -> dict[str, int]:
+    """Of ranks' nodes: ranks of one node saw the same, but for moments."""
+    ends = [dict(filter(None, seen)) for seen in (before, after)]
+    first, last = (
+        np.sum([*seen.values()], axis=0, dtype=int) if seen else None for seen in ends
+    )
+    if first is None:
+        return {}
+    return dict(zip(Lost._fields, (last - first).tolist(), strict=True))
 
 
 def take_apart(bench: Bench, limits: Limits) -> list[dict[str, list[Any]]]:

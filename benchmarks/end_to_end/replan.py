@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("case", type=Path, help="a folder of plan.py")
     parser.add_argument("--gbit", type=float, help="between nodes; else as it was")
     add_options(parser)
+    parser.set_defaults(spare=1)  # where a placement is, it says how many slots
     options = parser.parse_args()
     before, planned = read_case(options.case), read_trace(options.case / PLANNED)
     gbit = before.gbit if options.gbit is None else options.gbit
@@ -36,14 +37,8 @@ def main() -> None:
         gbit=gbit,
         command=f"{before.command}; {command()}",
     )
-    asked = Asked.of(
-        case,
-        planned,
-        seconds=options.seconds,
-        seed=options.seed,
-        threads=options.threads,
-    )
-    plan_all(options.placement or PRICED, asked, case)
+    asked = Asked.of(case, planned, options)
+    plan_all(options.placement or PRICED, asked, case, options.jobs)
     write_case(case, options.out, planned)
 
 

@@ -20,7 +20,7 @@ from moetuner.nn import (
     MoELayer,
     Residency,
 )
-from moetuner.ops import Transport, unpermute
+from moetuner.ops import unpermute
 from moetuner.ops._collectives import slots_of
 from torch import nn
 from variants import ALL_GATHER, FOLLOW, OURS, PER_EXPERT
@@ -175,12 +175,7 @@ class Stack:
         options = None
         if kind == FOLLOW:
             router, experts = NormedRouter(norm, router), NormFirst(norm, experts)
-            # Where one machine plays two nodes, mapped memory would pass the link by.
-            one_node = placement.topology.num_nodes == 1
-            options = ExchangeOptions(
-                residency=Residency.FOLLOW,
-                transport=Transport.AUTO if one_node else Transport.COLLECTIVES,
-            )
+            options = ExchangeOptions(residency=Residency.FOLLOW)
         named = int(placement.layer_ids[number])
         made = MoELayer(router, experts, placement, layer=named, options=options)
         if kind in PLAIN:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,23 @@ def repeated(results: list[dict[str, Any]]) -> str:
     one = results[0]
     turns, by_parts = len(one["prefill_ms"]), len(one["parts"]["prefill"])
     return f"- timed: {turns} repetitions, and {by_parts} by parts"
+
+
+def losses(found: dict[str, Figures]) -> str:
+    """What the network lost while steps were timed; "" where none was made."""
+    lost = {name: one.losses() for name, one in found.items()}
+    turns = [(name, number, turn) for name in lost for number, turn in lost[name]]
+    if not turns:
+        return ""
+    total = Counter()
+    for _, _, turn in turns:
+        total.update(turn)
+    late = [f"{name} ({number})" for name, number, turn in turns if turn["timeouts"]]
+    return (
+        f"- network: {total['dropped']} packets dropped, {total['sent_again']} sent "
+        f"again, {total['timeouts']} timeouts of TCP"
+        + (f", these in (repetition): {', '.join(late)}" if late else "")
+    )
 
 
 def steps(found: dict[str, Figures], phase: str) -> list[str]:
@@ -184,6 +202,7 @@ def page(content: dict[str, Any]) -> str:
     for case in content["cases"]:
         found = figures_of(case)
         lines += [*about(case), repeated(case["results"])]
+        lines += filter(None, [losses(found)])
         for phase in PHASES:
             lines += steps(found, phase)
         lines += verdicts(found)

@@ -65,7 +65,7 @@ def rows(
     elsewhere = ~topology.same_node()
     out_of_ranks = int(total.sum() - np.trace(total))
     out_of_nodes = int(total[elsewhere].sum())
-    if variant.exchange == OURS and two_levels(topology):
+    if variant.exchange in (OURS, FOLLOW) and two_levels(topology):
         to_node = counts[..., 1 + num_ranks : 1 + num_ranks + num_nodes].sum(axis=0)
         own = to_node[np.arange(num_ranks), topology.nodes()]
         out_of_nodes = int(to_node.sum() - own.sum())

@@ -13,7 +13,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
+
+from shaper import Lost, calm_down, lost, shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,10 +27,6 @@ NOT_PERMITTED = 3
 _POLL = 0.05  # s
 _GRACE = 10.0  # s, that ranks live on after one has failed
 _MTU = 9000
-_SETTLE = 0.02  # s, the longest that a packet waits in the shaper
-_QUEUE = 1 << 20  # bytes that may wait there at least, however slow: else all are lost
-_BURST = 1 << 17  # bytes that may pass at once at least: two of the largest packets
-_BURST_TIME = 2.5e-4  # s of the rate that may pass at once: small batches pay it too
 
 
 class NotPermitted(Exception):
@@ -149,11 +148,17 @@ def _bring_up(inside, node: Node, gbit: float) -> None:
     inside.addr("add", index=index, address=node.address, prefixlen=24)
     inside.link("set", index=index, mtu=_MTU, state="up")
     inside.link("set", index=inside.link_lookup(ifname="lo")[0], state="up")
+    thread = Thread(target=_calm_down, args=(node,))
+    thread.start()
+    thread.join()
     if gbit > 0:
-        rate = int(gbit * 1e9 / 8)  # bytes a second
-        burst = max(int(rate * _BURST_TIME), _BURST)
-        wait = f"{round(max(_SETTLE, _QUEUE / rate) * 1000)}ms"
-        inside.tc("add", "tbf", index, 0x10000, rate=rate, burst=burst, latency=wait)
+        shape(inside, index, gbit)
+
+
+def _calm_down(node: Node) -> None:
+    """In a thread of its own, which is on that node then."""
+    enter(node)
+    calm_down()
 
 
 def enter(node: Node) -> None:
@@ -171,3 +176,8 @@ def bytes_on_link(node: Node) -> tuple[int, int]:
             fields = numbers.split()
             return int(fields[0]), int(fields[8])
     raise RuntimeError(f"this process is not on {node}")
+
+
+def lost_on_link(node: Node) -> Lost:
+    """So far at this end; for a process on that node."""
+    return lost(node.interface)

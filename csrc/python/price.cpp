@@ -79,8 +79,10 @@ Rates make_rates(const ComputeRates& compute,
                  LinkFactors node_links,
                  std::vector<ComputeRates> planes,
                  double layer,
-                 std::vector<RankCompute> rank_compute) {
+                 std::vector<RankCompute> rank_compute,
+                 double floor) {
   check_rate("Rates: layer", layer);
+  check_rate("Rates: floor", floor);
   check(dispatch_share >= 0 && dispatch_share <= 1,
         "Rates: dispatch_share must be in [0, 1], got " + std::to_string(dispatch_share));
   check_speeds("Rates: rank_speeds", rank_speeds);
@@ -100,7 +102,8 @@ Rates make_rates(const ComputeRates& compute,
           std::move(node_links),
           std::move(planes),
           layer,
-          std::move(rank_compute)};
+          std::move(rank_compute),
+          floor};
 }
 
 Rates of_nodes(const Rates& rates, std::vector<double> speeds) {
@@ -250,7 +253,8 @@ void bind_rates(py::module_& module) {
            py::arg("node_links"),
            py::arg("planes") = std::vector<ComputeRates>(),
            py::arg("layer") = 0.0,
-           py::arg("rank_compute") = std::vector<RankCompute>())
+           py::arg("rank_compute") = std::vector<RankCompute>(),
+           py::arg("floor") = 0.0)
       .def_readonly("compute", &Rates::compute)
       .def_readonly("dispatch", &Rates::dispatch)
       .def_readonly("combine", &Rates::combine)
@@ -262,6 +266,7 @@ void bind_rates(py::module_& module) {
       .def_readonly("planes", &Rates::planes, "Of computing, where larger than `compute`.")
       .def_readonly("layer", &Rates::layer, "Once, where any rank has a row: launches.")
       .def_readonly("rank_compute", &Rates::rank_compute, "[G], or empty where all are alike.")
+      .def_readonly("floor", &Rates::floor, "Of computing, at least, beside `layer`.")
       .def("of_nodes",
            &of_nodes,
            py::arg("speeds"),

@@ -166,6 +166,7 @@ class Rates:
         planes: collections.abc.Sequence[ComputeRates] = [],
         layer: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         rank_compute: collections.abc.Sequence[RankCompute] = [],
+        floor: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     ) -> None: ...
     def of_nodes(
         self,
@@ -184,6 +185,9 @@ class Rates:
     @property
     def dispatch_share(self) -> float:
         """Of a row's bytes both ways."""
+    @property
+    def floor(self) -> float:
+        """Of computing, at least, beside `layer`."""
     @property
     def layer(self) -> float:
         """Once, where any rank has a row: launches."""

@@ -40,11 +40,12 @@ class Made:
     overhead = 30e-6
     matmul, memory = 10e12, 0.5e12
 
-    def __init__(self, topology, noise=0.0, form=Form.EXACT, seed=0, slow=()):
+    def __init__(self, topology, noise=0.0, form=Form.EXACT, seed=0, slow=(), host=0.0):
         """Of the fixed form each rank sends a whole share to each other node."""
         self.topology, self.form, self.noise = topology, form, noise
         self.slow = slow or (1.0,) * topology.num_ranks  # experts of each rank
         self.rng = np.random.default_rng(seed)
+        self.host = host  # s: launches of experts, who wait for them if they are faster
 
     def timing(self, seconds):
         spread = self.noise * seconds
@@ -132,10 +133,11 @@ class Made:
                 seconds = self.overhead + sum(
                     self.way(case, way) for way in (Way.DISPATCH, Way.COMBINE)
                 )
-                seconds += max(
+                busy = max(
                     slow * self.experts(case.shape, rows, active)
                     for rows, active, slow in ranks
                 )
+                seconds += max(busy, self.host)
                 yield LayerSample(
                     case=case, replayed=False, timing=self.timing(seconds)
                 )
@@ -144,7 +146,7 @@ class Made:
         return Measurements(
             machine=Machine(
                 device="made up",
-                num_devices=0,
+                num_devices=int(self.host > 0),
                 num_ranks=self.topology.num_ranks,
                 cpu="made up",
                 num_cores=1,

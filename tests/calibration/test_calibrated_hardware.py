@@ -118,6 +118,28 @@ def test_the_prices_of_the_machine_are_the_times_it_was_made_of(topology, noise)
     assert found.hardware.layer_overhead == pytest.approx(30e-6, abs=10e-6)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_layers_that_wait_for_their_host_do_not_lengthen_the_others(noise):
+    """A constant on top of all was too much where the GPU has enough to do."""
+    made = Made(ONE_NODE, noise=noise, host=60e-6)
+    measured = made.measurements()
+    machine = calibrated(made).hardware
+    assert machine.compute_floor == pytest.approx(60e-6, rel=0.02 + 4 * noise)
+    assert machine.layer_overhead == pytest.approx(30e-6, abs=15e-6)
+    ratios = []
+    for sample in (s for s in measured.layers if s.case.load is Load.UNIFORM):
+        told = predict(sample.case, machine, ONE_NODE.ranks_per_node, SEED)
+        took = sample.timing.seconds
+        ratios.append(told[LayerPart.EXPERTS] / (60e-6 + machine.layer_overhead))
+        assert told[LayerPart.TOTAL] == pytest.approx(took, rel=0.1 + 2 * noise)
+    assert min(ratios) < 1.1 + 2 * noise  # some wait, and some do not
+    assert max(ratios) > 3
+
+
+def test_nothing_waits_for_a_host_where_none_launches():
+    assert calibrated(Made(ONE_NODE)).hardware.compute_floor == 0.0
+
+
 def test_other_shapes_and_loads_are_predicted_too():
     """Calibrated on two shapes, asked about a third one in sizes between theirs."""
     made = Made(ONE_NODE)

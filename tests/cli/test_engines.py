@@ -224,7 +224,7 @@ def test_partial_placements_are_completed_by_name(folder):
     assert "layers 0-1, 4-8, 10-11 are not in the placement" in done.stderr
     assert len(json.loads((folder.path / "v.json").read_text())) == 12
     done = folder.run(*command, "--moe-layers", "2-4,9")
-    assert "layers 4 are not in the placement" in done.stderr
+    assert "layer 4 is not in the placement" in done.stderr
     assert len(json.loads((folder.path / "v.json").read_text())) == 4
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import ANY
 
 import pytest
 
@@ -25,6 +26,9 @@ RECORDED = {  # real routing, where there is any on this machine
     "deepseek-v2-lite": {"narrow": 64},
     "mixtral-8x7b": {"narrow": 64},
 }
+
+
+ASKED = SimpleNamespace(seconds=0.5, seed=0, threads=1, spare=2)
 
 
 def run(script, *arguments):
@@ -149,10 +153,31 @@ def test_a_search_starts_at_the_placement_that_is_there(planned, monkeypatch):
 
     monkeypatch.setattr(plans, "get_solver", lambda _: Keeps())
     trace = read_trace(planned / PLANNED)
-    asked = plans.Asked.of(case, trace, seconds=0.5, seed=0, threads=1)
+    asked = plans.Asked.of(case, trace, ASKED)
     plans.plan_all(["joint for follow"], asked, case)
     assert starts == [given]
     assert case.placements["joint for follow"] is given
+
+
+def test_as_many_slots_as_asked_for_and_several_at_once(planned, monkeypatch):
+    """Those to spare are for planners of replicas; a search keeps those there are."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import plans
+    from case import PLANNED, read_case
+    from moetuner import read_trace
+
+    case, names = read_case(planned), ["lpt", "eplb + replicas", "joint + replicas"]
+    del case.placements["eplb + replicas"]
+    asked = plans.Asked.of(case, read_trace(planned / PLANNED), ASKED)
+    plans.plan_all(names, asked, case, jobs=2)
+    own = case.placements["contiguous"].slots_per_rank
+    slots = [case.placements[name].slots_per_rank - own for name in names]
+    assert slots == [0, 2, 2]
+    fewer = plans.Asked.of(
+        case, asked.trace, SimpleNamespace(**vars(ASKED) | {"spare": 1})
+    )
+    plans.plan_all(names[2:], fewer, case)
+    assert case.placements["joint + replicas"].slots_per_rank == own + 2
 
 
 def test_wrong_rows_end_the_run(planned):
@@ -320,5 +345,6 @@ def test_two_nodes(planned, tmp_path):
     for result in found["results"]:
         sent, payload = (result["prefill"][f"{x}_bytes"] for x in ("link", "node"))
         assert sent > 0
+        assert result["lost"] == [{"dropped": 0, "sent_again": ANY, "timeouts": ANY}]
         if payload:
             assert payload < sent < 1.5 * payload, result["variant"]

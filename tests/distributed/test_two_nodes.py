@@ -122,13 +122,110 @@ except NotPermitted as error:
 """
 
 
-def test_a_short_message_is_shaped_too():
-    """However fast the machine: no megabyte passes a slow link at once."""
+def said_on_two_nodes(program):
+    """What a program prints that makes the network; skips where that may not be."""
     done = subprocess.run(
-        [sys.executable, "-c", SEND], cwd=FOLDER, capture_output=True, text=True
+        [sys.executable, "-c", program], cwd=FOLDER, capture_output=True, text=True
     )
     if done.returncode == 1 and "Traceback" not in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
-    took, wanted = map(float, done.stdout.split())
+    return done.stdout
+
+
+def test_a_short_message_is_shaped_too():
+    """However fast the machine: no megabyte passes a slow link at once."""
+    took, wanted = map(float, said_on_two_nodes(SEND).split())
     assert took > 0.8 * wanted
+
+
+# Eight senders at once, together far more than a slow link takes in 20 ms.
+SEND_MUCH = """
+import os, socket, sys
+from network import NotPermitted, enter, lost_on_link, two_nodes
+
+SIZE, NUM, GBIT = 1 << 20, 8, 1
+try:
+    with two_nodes(GBIT) as (here, there):
+        listening, told = os.pipe()
+        if os.fork() == 0:
+            enter(there)
+            server = socket.create_server((there.address, 5000), backlog=NUM)
+            os.write(told, b"1")
+            for came in [server.accept()[0] for _ in range(NUM)]:
+                left = SIZE
+                while left:
+                    left -= len(came.recv(left))
+                came.sendall(b"1")
+            os._exit(0)
+        os.read(listening, 1)
+        enter(here)
+        out = [socket.create_connection((there.address, 5000)) for _ in range(NUM)]
+        left = {one: SIZE for one in out}
+        for one in out:
+            one.setblocking(False)
+        while any(left.values()):
+            for one in out:
+                try:
+                    left[one] -= one.send(bytes(left[one]))
+                except BlockingIOError:
+                    pass
+        os.wait()
+        print(lost_on_link(here).dropped)
+except NotPermitted as error:
+    sys.exit(f"{error}")
+"""
+
+
+def test_packets_wait_and_are_not_dropped():
+    """One that is dropped at the end of a message costs 200 ms."""
+    told = said_on_two_nodes(SEND_MUCH)
+    assert int(told) == 0
+
+
+DROP = """
+import socket, sys
+import shaper
+from network import NotPermitted, enter, lost_on_link, two_nodes
+
+shaper._QUEUE = 20_000
+try:
+    with two_nodes(0.001) as (here, there):
+        enter(here)
+        before = lost_on_link(here)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            for _ in range(100):
+                out.sendto(bytes(8000), (there.address, 5000))
+        print(lost_on_link(here).dropped - before.dropped)
+except NotPermitted as error:
+    sys.exit(f"{error}")
+"""
+
+
+def test_what_the_shaper_drops_is_counted():
+    told = said_on_two_nodes(DROP)
+    assert 50 < int(told) < 100
+
+
+RATES = """
+import sys
+from network import NotPermitted, two_nodes
+from pyroute2 import NetNS
+
+for gbit in (1, 20, 40, 100):
+    try:
+        with two_nodes(gbit) as (node, _), NetNS(node.namespace) as inside:
+            index = inside.link_lookup(ifname=node.interface)[0]
+            (shaper,) = inside.get_qdiscs(index)
+            told = shaper.get_attr("TCA_OPTIONS")
+            narrow = told.get_attr("TCA_TBF_PARMS")["rate"]
+            print((told.get_attr("TCA_TBF_RATE64") or narrow) * 8 / 1e9)
+    except NotPermitted as error:
+        sys.exit(f"{error}")
+"""
+
+
+def test_a_link_may_be_faster_than_32_bits_can_say():
+    """From 34 Gbit/s bytes a second do not fit the kernel's older field."""
+    told = said_on_two_nodes(RATES)
+    assert [float(rate) for rate in told.split()] == [1, 20, 40, 100]

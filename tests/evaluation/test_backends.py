@@ -23,6 +23,14 @@ def test_wires_and_backends_have_names():
         wire_named("pigeon")
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_engine_that_sends_in_several_ways_says_which(engine):
+    with pytest.raises(InvalidProblemError, match="that engine has several") as error:
+        wire_named(engine)
+    named = [name for name in BACKENDS if name in str(error.value)]
+    assert len(named) >= 3
+
+
 def test_the_documentation_lists_every_backend_with_its_wire():
     table = re.findall(r"^\| .* \| (`.*`) \| `(\w+)` \|.*$", PAGE, re.MULTILINE)
     listed = {

@@ -108,6 +108,7 @@ machines = st.builds(
     rank_latency=latencies,
     node_latency=latencies,
     layer_overhead=times,
+    compute_floor=times,
     pair_bandwidth=pairs(),
     permutation=st.one_of(
         st.none(), st.builds(Permutation, per_row=times, per_byte=times)
@@ -231,7 +232,10 @@ def test_bandwidths_of_other_places_are_refused(field, count):
     [
         ("3.35 TB/s", Unit.BANDWIDTH, 3.35e12),
         ("400 Gb/s", Unit.BANDWIDTH, 50e9),
+        ("20 Gbit/s", Unit.BANDWIDTH, 2.5e9),
+        ("400 Gbps", Unit.BANDWIDTH, 50e9),
         ("450GB/s", Unit.BANDWIDTH, 450e9),
+        ("450 GBit/s", Unit.BANDWIDTH, None),
         ("11.8 us", Unit.TIME, 1.18e-05),
         ("11.8 µs", Unit.TIME, 1.18e-05),
         ("989 TFLOP/s", Unit.RATE, 989e12),
@@ -285,6 +289,13 @@ def edited(tmp_path, old, new):
         ('"12 GB/s"]', "0]", "inside.ingress", "got 0"),
         ('{ base = "14 us"', '{ start = "14 us"', "inside.latency.base", "is missing"),
         ('per_rank = "0.3 us"', "per_rank = []", "inside.latency.per_rank", "got []"),
+        ('{ base = "14 us", per_rank = "0.3 us" }', "[]", "inside.latency", "or a tab"),
+        (
+            '{ base = "14 us", per_rank = "0.3 us" }',
+            '"-1 s"',
+            "inside.latency",
+            "not neg",
+        ),
         ('link_of = "node"', 'link_of = "rack"', "between.link_of", "rank or node"),
         ("1.5 ps/byte", "1.5 ps", "permutation.per_byte", "got '1.5 ps'"),
         (
@@ -318,6 +329,13 @@ def test_what_a_file_must_not_say(tmp_path, old, new, key, message):
     assert message in str(error.value)
 
 
+def test_a_latency_may_be_one_time(tmp_path):
+    same = read_hardware(
+        edited(tmp_path, '{ base = "14 us", per_rank = "0.3 us" }', '"14 us"')
+    )
+    assert same.latency(4, between_nodes=False) == 14e-6
+
+
 def test_what_is_no_toml_is_refused(tmp_path):
     path = tmp_path / "odd.toml"
     for content in (b"name = ", b"\xff\xfe"):
@@ -331,7 +349,7 @@ def test_what_is_no_toml_is_refused(tmp_path):
 )
 def test_names_and_files_are_found(tmp_path, find, known):
     name = next(iter(known))
-    assert find(name) == known[name]
+    assert find(name) == find(name.upper()) == known[name]
     copy = tmp_path / "copy.toml"
     copy.write_text(known.path(name).read_text())
     assert find(str(copy)) == known[name]
@@ -348,6 +366,10 @@ def test_a_network_is_no_hardware():
         read_hardware(NETWORKS.path("efa"))
     with pytest.raises(InvalidProblemError, match=r"format: wanted .moetuner\.network"):
         read_network(HARDWARE.path("h100"))
+    with pytest.raises(InvalidProblemError, match="got 'efa', which is for `network`"):
+        find_hardware("efa")
+    with pytest.raises(InvalidProblemError, match="got 'H100', which is for `hard"):
+        find_network("H100")
 
 
 def test_a_network_may_be_named_between_nodes(tmp_path):

@@ -89,7 +89,7 @@ class Counting:
         self.level = LinkLevel.of(problem, replicas)
         self.price = self.cost.layer_price(problem.topology)
         speeds = self.cost.bound_speeds(problem.topology.num_ranks)
-        self.overhead = self.price.rates.layer
+        self.overhead, self.floor = self.price.rates.layer, self.price.rates.floor
         self.mean_speed, self.top_speed = float(speeds.mean()), float(speeds.max())
 
     def weights(self) -> list[float]:
@@ -160,6 +160,7 @@ class Counting:
                 / self.mean_speed,
                 busy(fullest, none) / self.top_speed,
                 busy(none, most) / self.top_speed,
+                np.where(active > 0, self.floor, 0.0),
             ]
         )
         return floor

@@ -9,6 +9,7 @@ import numpy as np
 
 from moetuner.calibration.exchange_fit import ExchangeFit, fit_exchange
 from moetuner.calibration.experts_fit import effective_rates, smooth_experts
+from moetuner.calibration.launches_fit import is_priced, with_launches
 from moetuner.calibration.pair_links import slow_pairs
 from moetuner.calibration.prediction import predict, predict_experts
 from moetuner.calibration.rank_groups import RankGroup, rank_groups
@@ -118,8 +119,8 @@ def fit_hardware(
     usual, *others = rank_groups(experts)
     bare = _hardware(measured, fit, usual.samples, like, origin)
     bare = replace(bare, other_ranks=tuple(map(_other_ranks, others)))
-    overhead = _overhead(layers, bare, in_node, seed)
-    hardware = replace(bare, layer_overhead=overhead)
+    launched = measured.machine.num_devices > 0 and not any(s.replayed for s in layers)
+    hardware = with_launches(bare, layers, in_node, seed, launched=launched)
     comparisons = (
         *_of_exchanges(exchanges, hardware, in_node, seed),
         *_of_experts(usual.samples, hardware),
@@ -250,21 +251,6 @@ def _curves(experts: Sequence[ExpertsSample]) -> tuple[GroupedGemm, ...]:
     )
 
 
-def _overhead(
-    layers: Sequence[LayerSample], hardware: Hardware, in_node: int, seed: int
-) -> float:
-    """Seconds that whole layers take beside the sum of their parts, never negative."""
-    own = [s for s in layers if _is_priced(s.case)]
-    if not own:
-        return 0.0
-    took = np.array([s.timing.seconds for s in own])
-    parts = np.array(
-        [predict(s.case, hardware, in_node, seed)[LayerPart.TOTAL] for s in own]
-    )
-    weights = took**-2.0  # relative errors count
-    return max(float(weights @ (took - parts) / weights.sum()), 0.0)
-
-
 def _tells(case: Case, form: Form, measured: Measurements) -> bool:
     """Whether a case is of that form, and its rows are what travels.
 
@@ -273,16 +259,6 @@ def _tells(case: Case, form: Form, measured: Measurements) -> bool:
     """
     whole = form is Form.FIXED and measured.pads_shares and case.num_ranks > 1
     return case.form is form and (not whole or case.load in PADDED_LOADS)
-
-
-def _is_priced(case: Case) -> bool:
-    """Whether the objective is about whole layers of such a case.
-
-    An exchange that sends nothing starts all the same, but has no latency in the
-    objective. It is measured for the rows that it brings into order. With one rank its
-    start is part of what a layer takes besides.
-    """
-    return case.num_ranks == 1 or case.load is not Load.LOCAL
 
 
 def _of_exchanges(
@@ -333,7 +309,7 @@ def _of_layers(
             fitted=predict(s.case, hardware, in_node, seed)[LayerPart.TOTAL],
         )
         for s in samples
-        if _is_priced(s.case)
+        if is_priced(s.case)
     ]
 
 

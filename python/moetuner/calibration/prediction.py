@@ -15,6 +15,7 @@ from moetuner.evaluation.step_times import part_seconds
 from moetuner.placement.topology import Topology
 
 if TYPE_CHECKING:
+    from moetuner._core import LayerPrice
     from moetuner.calibration.samples import Case, LayerShape
     from moetuner.evaluation.hardware import Hardware
     from moetuner.evaluation.times_file import LayerPart
@@ -55,7 +56,23 @@ def predict_experts(
     shape: LayerShape, rows: int, active: int, hardware: Hardware
 ) -> float:
     """Seconds that a usual rank takes for rows of its active experts."""
-    alone = replace(hardware, permutation=None, layer_overhead=0.0, other_ranks=())
-    cost = CostModel(hardware=alone, shape=model_shape(shape))
-    layer_price = cost.layer_price(Topology(num_ranks=1, ranks_per_node=1))
+    layer_price = _alone(shape, hardware)
     return float(layer_price.compute(np.array([rows]), np.array([active])))
+
+
+def start_seconds(shape: LayerShape, hardware: Hardware) -> float:
+    """Seconds that experts of a usual rank take beside their planes."""
+    return float(_alone(shape, hardware).rates.layer)
+
+
+def _alone(shape: LayerShape, hardware: Hardware) -> LayerPrice:
+    """The price of nothing but experts, on one rank."""
+    alone = replace(
+        hardware,
+        permutation=None,
+        layer_overhead=0.0,
+        compute_floor=0.0,
+        other_ranks=(),
+    )
+    cost = CostModel(hardware=alone, shape=model_shape(shape))
+    return cost.layer_price(Topology(num_ranks=1, ranks_per_node=1))

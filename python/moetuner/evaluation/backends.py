@@ -29,6 +29,11 @@ BACKENDS: dict[str, Wire] = {
     "transformers": Wire.PER_EXPERT,
 }
 """Wires by the names of engines and backends."""
+_CHOICES = {
+    "vllm": ("allgather_reducescatter", "deepep_high_throughput", "deepep_low_latency"),
+    "sglang": ("sglang-none", "deepep", "deepep-ll"),
+}
+"""Engines that send in several ways; the first is what they do unless told."""
 
 
 def wire_named(name: str) -> Wire:
@@ -40,6 +45,12 @@ def wire_named(name: str) -> Wire:
         When there is neither.
     """
     known = {wire.value: wire for wire in Wire} | BACKENDS
+    if name in _CHOICES:
+        usual, *others = _CHOICES[name]
+        raise InvalidProblemError(
+            f"`wire` {name}: that engine has several; say {usual}, which it takes "
+            f"unless told, {' or '.join(others)}"
+        )
     if name not in known:
         raise InvalidProblemError(
             f"`wire` must be one of {', '.join(wire.value for wire in Wire)}, or a "

@@ -1,12 +1,16 @@
 """Measured times of experts as a price: a start, and the largest of some planes.
 
-A plane is linear in operations, in bytes of weights and in values of rows, so that a
+A plane is linear in operations, in bytes of weights and in bytes of rows, so that a
 curve of one shape of experts is one of others, too::
 
-    seconds = start + max over planes p of (a_p operations + b_p bytes + c_p values)
+    seconds = start + max over planes p of (a_p operations + b_p weights + c_p values)
 
 No factor is negative: the price never falls with rows or active experts, is convex, and
-searches, programs and bounds take it as it is. It is fitted to relative errors.
+searches, programs and bounds take it as it is. It is fitted to relative errors. A byte
+of rows takes no longer than one of weights (c_p <= b_p): both come from the same
+memory. Shapes whose inner and outer sizes are alike hardly tell operations from bytes
+of rows, and without that bound any split between them would do, until a shape with
+other sizes is priced.
 
 Legend: N points, P planes, F = 3 features.
 """
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 MAX_PLANES = 4
+_LEAST_VALUE_BYTES = 2.0  # values of rows are 16 bits wide where weights are less
 _ROUNDS = 30  # of planes fitted to the points where each is the largest
 
 
@@ -104,12 +109,19 @@ def _features(of: GroupedGemm | ModelShape) -> tuple[float, ...]:
 
 
 def _row_and_expert(of: GroupedGemm | ModelShape) -> tuple[Floats, Floats]:
-    """Features [F] of one row, and of one active expert."""
+    """Features [F] of one row, and of one active expert.
+
+    Operations; bytes of weights; bytes of weights and of what rows move besides. A sum
+    of the last two in which neither is negative bounds the rate of the rows' bytes.
+    """
     hidden, inner, projections, weight_bytes = _features(of)
     weights = projections * hidden * inner
+    # In and out, and what the projections leave and take between.
+    values = 2 * hidden + 2 * projections * inner
+    moved = max(weight_bytes, _LEAST_VALUE_BYTES) * values
     return (
-        np.array([2.0 * weights, 0.0, hidden + inner]),
-        np.array([0.0, weights * weight_bytes, 0.0]),
+        np.array([2.0 * weights, 0.0, moved]),
+        np.array([0.0, weights * weight_bytes, weights * weight_bytes]),
     )
 
 

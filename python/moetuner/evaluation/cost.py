@@ -190,6 +190,7 @@ class CostModel:
             compute=usual.rates,
             planes=usual.planes,
             layer=start + hardware.layer_overhead,
+            floor=hardware.compute_floor,
             dispatch=self._link_rates(shape.dispatch_bytes, 1, topology),
             combine=self._link_rates(shape.combine_bytes, 1, topology),
             both_ways=self._link_rates(

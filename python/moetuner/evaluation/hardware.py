@@ -107,6 +107,9 @@ class Hardware:
         Measured time to bring rows into the order of experts; None: nothing.
     layer_overhead
         What a layer takes besides, s: launches.
+    compute_floor
+        What the slowest rank's experts take at least, s, beside ``layer_overhead`` and
+        the start of their curve: a host that launches small ones keeps its GPU waiting.
     other_ranks
         Ranks that compute otherwise than ``memory_bandwidth``, the matmul rates and
         ``grouped_gemm`` say.
@@ -138,6 +141,7 @@ class Hardware:
     grouped_gemm: tuple[GroupedGemm, ...] = ()
     permutation: Permutation | None = None
     layer_overhead: float = 0.0
+    compute_floor: float = 0.0
     other_ranks: tuple[OtherRanks, ...] = ()
     pair_bandwidth: Pairs = ()
     sources: tuple[str, ...] = field(default=(), compare=False)
@@ -156,7 +160,8 @@ class Hardware:
         for name in ("rank_latency", "node_latency"):
             latency = Latency.of(getattr(self, name), f"Hardware: {name}")
             object.__setattr__(self, name, latency.plain)
-        check_seconds("Hardware: layer_overhead", self.layer_overhead)
+        for name in ("layer_overhead", "compute_floor"):
+            check_seconds(f"Hardware: {name}", getattr(self, name))
         others = checked_others(self.other_ranks)
         object.__setattr__(self, "other_ranks", others)
         pairs = checked_pairs(self.pair_bandwidth, "Hardware: pair_bandwidth")

@@ -26,7 +26,7 @@ from moetuner.evaluation.hardware_tables import (
 from moetuner.evaluation.rates import Bandwidth, Latency
 from moetuner.evaluation.toml_table import Table, read_toml
 from moetuner.evaluation.toml_text import toml_text
-from moetuner.evaluation.units import Unit
+from moetuner.evaluation.units import Unit, wanted
 
 if TYPE_CHECKING:
     import os
@@ -62,31 +62,42 @@ def read_network(path: str | os.PathLike[str]) -> Network:
     return read_file(Path(path), Network)
 
 
-def find_hardware(name: str) -> Hardware:
+def find_hardware(name: str, *, argument: str = "hardware") -> Hardware:
     """The known machine of that name, or what the file of that path says.
+
+    Parameters
+    ----------
+    name
+        In any case, or a path.
+    argument
+        What the caller calls it, for errors.
 
     Raises
     ------
     OSError, InvalidProblemError
         As `read_hardware`; and when `name` is neither.
     """
-    return _find(name, HARDWARE, Hardware)
+    return _find(name, HARDWARE, Hardware, argument)
 
 
 def find_network(name: str) -> Network:
     """The known network of that name, or what the file of that path says."""
-    return _find(name, NETWORKS, Network)
+    return _find(name, NETWORKS, Network, "network")
 
 
-def _find(name: str, known: Any, kind: type[Kind]) -> Kind:
-    if name in known:
-        found: Kind = known[name]
+def _find(name: str, known: Any, kind: type[Kind], argument: str) -> Kind:
+    if name.lower() in known:
+        found: Kind = known[name.lower()]
         return found
     path = Path(name)
     if not name or not (path.suffix == ".toml" or path.exists()):
+        other = Network if kind is Hardware else Hardware
+        others = NETWORKS if kind is Hardware else HARDWARE
         raise InvalidProblemError(
-            f"`{kind.__name__.lower()}` must be one of {', '.join(known)}, or a file "
+            f"`{argument}` must be one of {', '.join(known)}, or a file "
             f"(.toml), got {name!r}"
+            + f", which is for `{other.__name__.lower()}`"
+            * (name.lower() in others)
         )
     return read_file(path, kind)
 
@@ -94,9 +105,9 @@ def _find(name: str, known: Any, kind: type[Kind]) -> Kind:
 def read_file(path: Path, kind: type[Kind]) -> Kind:
     """Read a file of `kind`."""
     top = Table(str(path), "", read_toml(path))
-    wanted = FORMATS[kind]
-    if top.take("format", f'"{wanted}"') != wanted:
-        raise InvalidProblemError(f'{path}: format: wanted "{wanted}"')
+    known = FORMATS[kind]
+    if top.take("format", f'"{known}"') != known:
+        raise InvalidProblemError(f'{path}: format: wanted "{known}"')
     version = top.take("version", str(VERSION))
     if version != VERSION or isinstance(version, bool):
         top.fail("version", f"this moetuner reads version {VERSION}, got {version!r}")
@@ -134,6 +145,7 @@ def _hardware(top: Table) -> Hardware:
         "pair_bandwidth": pairs,
         "memory_bandwidth": top.number("memory_bandwidth", Unit.BANDWIDTH),
         "layer_overhead": top.number("layer_overhead", Unit.TIME, 0.0),
+        "compute_floor": top.number("compute_floor", Unit.TIME, 0.0),
         **matmul_rates(rates),
         **inside.done(
             dict, rank_bandwidth=_bandwidth(inside, near), rank_latency=_latency(inside)
@@ -191,7 +203,11 @@ def _bandwidth(table: Table, of_pairs: Bandwidth | None) -> Bandwidth:
 
 
 def _latency(table: Table) -> Latency:
-    inner = table.table("latency")
+    what = f"{wanted(Unit.TIME)}, or a table of base and per_rank"
+    value = table.take("latency", what)
+    if not isinstance(value, dict):  # the same for any number of ranks
+        return Latency(base=table.as_number("latency", value, Unit.TIME, what))
+    inner = Table(table.file, f"{table.place}latency.", value)
     base = inner.number("base", Unit.TIME)
     per_rank = inner.number("per_rank", Unit.TIME, 0.0)
     inner.done(dict)
@@ -213,6 +229,7 @@ def hardware_text(hardware: Hardware) -> str:
         "ranks_per_node": hardware.ranks_per_node,
         "memory_bandwidth": float(hardware.memory_bandwidth),
         "layer_overhead": float(hardware.layer_overhead),
+        "compute_floor": float(hardware.compute_floor),
         "matmul_rate": _rates_table(hardware),
         "inside": _link(hardware.rank_bandwidth, hardware.rank_latency),
         "between": {

@@ -111,7 +111,8 @@ def _slowest_rank(rows: RoutingTally, cost: CostModel, at: tuple[int, int]) -> f
             slowest = max(slowest, seconds / speed + curve.start)
     if not used[at].any():
         return 0.0
-    return float(slowest + cost.hardware.layer_overhead)
+    least = min(curve.start for curve in curves) + cost.hardware.compute_floor
+    return float(max(slowest, least) + cost.hardware.layer_overhead)
 
 
 def _slowest_link(

@@ -100,11 +100,13 @@ class Table:
             self.fail(key, f"wanted {wanted(unit)}, got an empty list")
         return tuple(self.as_number(key, each, unit) for each in values)
 
-    def as_number(self, key: str, value: Any, unit: Unit) -> float:
-        """`value` as a quantity; `key` is for errors."""
+    def as_number(
+        self, key: str, value: Any, unit: Unit, what: str | None = None
+    ) -> float:
+        """`value` as a quantity; `key`, and what else would do, are for errors."""
         number = quantity(value, unit)
         if number is None:
-            self.fail(key, f"wanted {wanted(unit)}, got {value!r:.60}")
+            self.fail(key, f"wanted {what or wanted(unit)}, got {value!r:.60}")
         lowest = _SMALLEST.get(unit, 0.0)
         if not lowest <= number < float("inf"):
             self.fail(

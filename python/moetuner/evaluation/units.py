@@ -25,7 +25,11 @@ _TIMES = {"s": 0, "ms": -3, "us": -6, "µs": -6, "ns": -9, "ps": -12}
 _SPELLED: dict[Unit, dict[str, Fraction]] = {
     Unit.BANDWIDTH: {
         **{f"{p}B/s": Fraction(10) ** n for p, n in _PREFIXES.items()},
-        **{f"{p}b/s": Fraction(10) ** n / 8 for p, n in _PREFIXES.items()},
+        **{
+            f"{p}{bits}": Fraction(10) ** n / 8
+            for p, n in _PREFIXES.items()
+            for bits in ("b/s", "bit/s", "bps")
+        },
     },
     Unit.RATE: {f"{p}FLOP/s": Fraction(10) ** n for p, n in _PREFIXES.items()},
     Unit.TIME: {name: Fraction(10) ** n for name, n in _TIMES.items()},

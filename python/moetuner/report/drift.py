@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from moetuner._words import amount
 from moetuner.planning.baselines import IN_USE
 from moetuner.planning.drift import NEW, Drift, batch_size
 from moetuner.report.table import LEGEND, score_table
@@ -24,7 +25,7 @@ def print_drift(drift: Drift) -> None:
         split = "scored on the same: nothing was held out"
     print_sentences(
         f"{NEW}: from the placement in use, planned on {scored.plan_tokens:,} of the "
-        f"new tokens, {split}; {scored.topology.num_ranks} ranks, "
+        f"new tokens, {split}; {amount(scored.topology.num_ranks, 'rank')}, "
         f"{scored.topology.ranks_per_node} per node"
     )
     print_content(score_table(scored))

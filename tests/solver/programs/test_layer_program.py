@@ -41,6 +41,7 @@ def random_layer(rng, wire, homes, shape, alike, most=9):
     hardware = TOY_COST.hardware if homes is Homes.UNIFORM else NO_LATENCY
     if not alike and rng.random() < 0.5:
         hardware = with_others(measured(hardware), rng.uniform(0.5, 3))
+    hardware = replace(hardware, compute_floor=rng.choice([0.0, 2e-9, 1e-7]).item())
     cost = replace(
         TOY_COST,
         hardware=hardware,

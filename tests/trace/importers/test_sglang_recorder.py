@@ -145,8 +145,8 @@ def test_unused_steps_of_the_buffer_are_no_groups(importing, tmp_path):
         ([[[0, 6]], [[2, 3]]], {}, "outside 0..5.*fused"),
         ([[[0, -2]], [[2, 3]]], {}, "outside 0..5"),
         ([[[0, 4]], [[0, 4]]], {}, "twice"),  # one expert in two slots
-        ([[[0, 1]]], {}, "1 layers beside a map of 2"),
-        ([[[0, 1]], [[2, 3]]], {"positions": [1, 2, 3]}, "3 positions for 1 tokens"),
+        ([[[0, 1]]], {}, "1 layer beside a map of 2"),
+        ([[[0, 1]], [[2, 3]]], {"positions": [1, 2, 3]}, "3 positions for 1 token"),
         ([[[0, 1]], [[2, 3]]], {"positions": [2**40]}, "positions must be"),
         ([[[0, 1]], [[2, 3]]], {"input_ids": [[1], [2, 3]]}, "input_ids must be"),
         ([[[0, 1]], [[2, 3]]], {"input_ids": ["x"]}, "input_ids must be"),

@@ -68,6 +68,9 @@ struct Rates {
   // [G], of ranks that compute in ways of their own, in the place of `compute` and `planes`; empty
   // where all are alike.
   std::vector<RankCompute> rank_compute = {};
+  // What the slowest rank computes at least, where any rank has a row, beside `layer`: a host that
+  // launches what takes less time keeps its GPU waiting.
+  double floor = 0.0;
 
   /// The same for whole nodes in the place of ranks: a node computes as many times faster as it has
   /// ranks, `speeds` [N] beside, and nothing moves inside it. Links of nodes stay as they are; a
@@ -157,7 +160,9 @@ class LayerPrice {
   }
 
   /// What the slowest rank of a layer takes, and launches: `busy` is its `compute`.
-  double with_launches(double busy) const { return busy > 0.0 ? busy + rates_.layer : busy; }
+  double with_launches(double busy) const {
+    return busy > 0.0 ? larger(busy, rates_.floor) + rates_.layer : busy;
+  }
 
   /// Of a rank of speed 1 that computes as this one does: `Rates::compute`, or its own.
   const ComputeRates& compute_of(std::int64_t rank) const {

@@ -201,7 +201,10 @@ class _Program:
         ]
         everyone, starts = range(num_ranks), self._starts()
         groups = [[rank] for rank in everyone] if own else [list(everyone)]
+        floor = self.price.rates.floor / self.unit
         for batch, column in enumerate(self._batch_columns().tolist()):
+            if floor and rows[batch].any():
+                self.builder.add_row([column], lower=floor)
             for ranks, of_ranks in zip(groups, planes, strict=True):
                 for need in _highest([plane[batch] for plane in of_ranks]):
                     used = np.flatnonzero(need)
