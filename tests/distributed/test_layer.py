@@ -323,6 +323,28 @@ def _records_only_what_a_trace_can_say(rank, num_ranks):
             layers[1](came.sums, came.keys)
 
 
+def _keeps_whole_passes(rank, num_ranks):
+    """Ctrl-C between two layers: what went before and came after is recorded."""
+    placement = make_placement("shuffled", num_ranks)
+    layers = placed_layers(whole_layers(), placement, rank)
+    rows = [torch.ones(2, 16), tokens_of(rank), torch.ones(3, 16)]
+    with record_run(layers) as run:
+        for number, x in enumerate(rows):
+            for layer in layers:
+                if number in (0, 2) and layer is layers[-1]:
+                    break
+                layer(x)
+    trace, record = run.trace(), gather_counts(layers)
+    assert trace.num_tokens == sum(len(tokens_of(r)) for r in range(num_ranks))
+    assert verify(trace, placement, record) == []
+    with record_run(layers) as run:
+        for layer in reversed(layers):  # no order that tells passes
+            layer(rows[0])
+        layers[0](rows[0])
+    with pytest.raises(InvalidTraceError, match="layers saw different tokens"):
+        run.trace()
+
+
 def _refusals(rank, num_ranks):
     whole = whole_layers()
     good = make_placement("contiguous", num_ranks)
@@ -389,6 +411,7 @@ def _everything(rank, num_ranks):
         _stays_with_padding(rank, num_ranks)
         _refusals(rank, num_ranks)
         _records_only_what_a_trace_can_say(rank, num_ranks)
+        _keeps_whole_passes(rank, num_ranks)
 
 
 @pytest.mark.parametrize("num_ranks", WORLDS)
