@@ -19,9 +19,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from moetuner.nn import GivenRouting, return_home
+from moetuner.ops._collectives import group_named
 
 if TYPE_CHECKING:
     from decoder import Attention, Cache, Decoder
+    from moetuner.ops import NodeGroups
 
 
 def forward(decoder: Decoder, tokens: torch.Tensor, cache: Cache, ids) -> torch.Tensor:
@@ -34,9 +36,10 @@ def forward(decoder: Decoder, tokens: torch.Tensor, cache: Cache, ids) -> torch.
     x = decoder.embedding(tokens).flatten(0, 1)
     number = torch.arange(len(x), device=x.device)
     keys = torch.stack([torch.full_like(number, dist.get_rank()), number], dim=1)
+    nodes = decoder.blocks[0].moe.exchange.nodes
     fresh: list[Fresh] = []
     for layer, block in enumerate(decoder.blocks):
-        where = Where(keys, sequences, new)
+        where = Where(keys, sequences, new, nodes)
         normed = block.attention_norm(x)
         if new > 1:
             x = x + attend(block.attention, normed, where, layer, cache)
@@ -53,7 +56,7 @@ def forward(decoder: Decoder, tokens: torch.Tensor, cache: Cache, ids) -> torch.
         if block.shared is not None:
             x = x + block.shared(block.expert_norm(here.tokens))
     if fresh:
-        keep(fresh, cache)
+        keep(fresh, cache, nodes)
     home = return_home(x, keys, sequences * new, dist.group.WORLD.group_name)
     return decoder.finish(home.view(sequences, new, -1), cache)
 
@@ -61,11 +64,17 @@ def forward(decoder: Decoder, tokens: torch.Tensor, cache: Cache, ids) -> torch.
 class Where:
     """Which tokens are here: sequences of all ranks by number, and places in them."""
 
-    def __init__(self, keys: torch.Tensor, sequences: int, new: int) -> None:
+    def __init__(
+        self,
+        keys: torch.Tensor,
+        sequences: int,
+        new: int,
+        nodes: NodeGroups | None = None,
+    ) -> None:
         self.sequence = keys[:, 0] * sequences + keys[:, 1] // new
         self.place = keys[:, 1] % new
         self.every = dist.get_world_size() * sequences
-        self.new = new
+        self.new, self.nodes = new, nodes
 
 
 class Fresh(NamedTuple):
@@ -99,12 +108,13 @@ def attend_one(
     return out, Fresh(torch.stack([k, v], dim=1), number)
 
 
-def keep(fresh: list[Fresh], cache: Cache) -> None:
+def keep(fresh: list[Fresh], cache: Cache, nodes: NodeGroups | None) -> None:
     """Every rank's new keys and values of all layers into every rank's cache."""
     layers, every = cache.keys.shape[:2]
     pairs = torch.cat([one.pairs for one in fresh])
     number = torch.cat([one.number for one in fresh])
-    found = gathered(pairs, number, layers * every).unflatten(0, (layers, every))
+    found = gathered(pairs, number, layers * every, nodes)
+    found = found.unflatten(0, (layers, every))
     cache.keys[:, :, :, cache.length] = found[:, :, 0]
     cache.values[:, :, :, cache.length] = found[:, :, 1]
 
@@ -115,7 +125,8 @@ def attend(
     """[U, H] for tokens anywhere, in order of their keys: by sequence and place."""
     q, k, v = attention.project(x, where.place + cache.length)
     number = where.sequence * where.new + where.place
-    every = gathered(torch.stack([k, v], dim=1), number, where.every * where.new)
+    pairs, total = torch.stack([k, v], dim=1), where.every * where.new
+    every = gathered(pairs, number, total, where.nodes)
     k, v = every.unflatten(0, (where.every, where.new)).unbind(2)
     k, v = cache.put(layer, k.transpose(1, 2), v.transpose(1, 2))
     if not len(x):
@@ -137,22 +148,29 @@ def attend(
     return attention.out(mixed.transpose(1, 2)[row, column].flatten(1))
 
 
-def gathered(mine: torch.Tensor, number: torch.Tensor, total: int) -> torch.Tensor:
+def gathered(
+    mine: torch.Tensor, number: torch.Tensor, total: int, nodes: NodeGroups | None
+) -> torch.Tensor:
     """All ranks' rows [U, ...], each at its number: [total, ...].
 
-    **The host waits**: ranks have different numbers of rows.
+    On two levels a row crosses once to each other node, and is passed on there. **The
+    host waits**: ranks have different numbers of rows.
     """
-    num_ranks = dist.get_world_size()
     count = torch.tensor([len(mine)], device=mine.device)
-    counts = count.new_empty(num_ranks)
-    dist.all_gather_into_tensor(counts, count)
-    most = int(counts.max())
-    padded = F.pad(mine, (0, 0) * (mine.dim() - 1) + (0, most - len(mine)))
-    numbers = F.pad(number, (0, most - len(mine)), value=total)
-    every = padded.new_empty(num_ranks * most, *padded.shape[1:])
-    places = numbers.new_empty(num_ranks * most)
-    dist.all_gather_into_tensor(every, padded)
-    dist.all_gather_into_tensor(places, numbers)
-    out = every.new_empty(total + 1, *every.shape[1:])
-    out[places] = every  # padding falls into the last row
+    most = int(from_all(count, None).max())
+    rows = F.pad(mine, (0, 0) * (mine.dim() - 1) + (0, most - len(mine)))
+    places = F.pad(number, (0, most - len(mine)), value=total)
+    hops = (nodes.between, nodes.inside) if nodes else (None,)
+    for hop in hops:
+        rows, places = from_all(rows, hop), from_all(places, hop)
+    out = rows.new_empty(total + 1, *rows.shape[1:])
+    out[places] = rows  # padding falls into the last row
     return out[:-1]
+
+
+def from_all(mine: torch.Tensor, group_name: str | None) -> torch.Tensor:
+    """As many rows of each rank of a group, one behind the other; None: of all."""
+    group = group_named(group_name) if group_name else dist.group.WORLD
+    every = mine.new_empty(len(mine) * group.size(), *mine.shape[1:])
+    dist.all_gather_into_tensor(every, mine.contiguous(), group=group)
+    return every

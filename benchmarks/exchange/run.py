@@ -9,7 +9,8 @@ and left where that of this layer is. All methods must make the same sums; where
 planning core is installed, rows from rank to rank must equal the evaluator's.
 
 PLANS holds ``NAME-joint-RANKS.json`` and, from `moetuner plan --homes follow --favour
-few-ranks`, ``NAME-joint-follow-RANKS.json``, planned on the other half of each real trace.
+few-ranks`, ``NAME-joint-follow-RANKS.json``, planned on the other half of each real
+trace.
 """
 
 from __future__ import annotations

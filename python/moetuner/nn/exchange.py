@@ -203,7 +203,8 @@ class Exchange(torch.nn.Module):
             of halves.
         InvalidTraceError
             Under `record_run` when tokens are not at home: its trace has one line for
-            each token, which another rank began.
+            each token, which another rank began. On two levels where two tokens that
+            end here have the same key.
         """
         if self.options.residency is not Residency.FOLLOW:
             raise InvalidProblemError(
