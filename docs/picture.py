@@ -15,7 +15,7 @@ TARGET = HERE / "planners.svg"
 FIGURES = HERE.parent / "benchmarks" / "results" / "planning-held-out.json"
 CASE = "V2-Lite law, homes uniform"
 TITLE = "DeepSeek-V2-Lite on legal texts: 64 experts, top-6, 8 GPUs in 2 nodes"
-SUBTITLE = "Modelled time of a held-out batch against contiguous, median of 5 splits"
+SUBTITLE = "Modelled time of a held-out batch against contiguous, median of {} splits"
 NAMES = {  # as `moetuner plan` prints them
     "contiguous": "contiguous",
     "LPT + swaps": "lpt",
@@ -45,7 +45,7 @@ def draw() -> str:
         f"<title>{escape(TITLE)}</title><style>{STYLE}</style>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="6"/>',
         _text(LEFT - 56, 28, TITLE, "t"),
-        _text(LEFT - 56, 48, SUBTITLE),
+        _text(LEFT - 56, 48, SUBTITLE.format(len(splits))),
         *_axes(),
     ]
     slowest = _median(splits, "contiguous", "batch_seconds_mean")

@@ -34,6 +34,11 @@ HEADROOM = 1.25  # of the rows of the busiest rank, in the fixed form
 
 
 def tokens_and_layer(case: Case, task: Any, num_ranks: int) -> tuple[Trace, int]:
+    if task.follow and not (case.trace and task.layer > 0):
+        raise SystemExit(
+            "two_nodes: --follow needs a layer before: a case of a real trace, and "
+            "--layer of at least 1"
+        )
     if not case.trace:
         return uniform_tokens(case, num_ranks), 0
     held_out = read_held_out(case.trace, num_ranks * case.num_tokens)
@@ -139,7 +144,7 @@ def bytes_told(case: Case, method: Moetuner, in_node: int, out: int, back: int) 
     if isinstance(method, Follow):  # and a note, beside each row and each part
         note = 4 * notes_of(case, dist.get_world_size())
         out_of_row = row + of_choice * case.top_k + note
-        return out * out_of_row + back * (row + of_choice + note + of_choice)
+        return out * out_of_row + back * (row + of_choice + note)
     if method.sizes:  # shares travel, however full
         out = back = in_node * method.sizes["capacity"]
     return out * (row + of_choice * case.top_k) + back * row

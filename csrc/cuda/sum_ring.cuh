@@ -16,21 +16,28 @@
 #include "peer_waits.cuh"
 #include "send_rows.cuh"
 #include "sum_lines.cuh"
+#include "sum_units.cuh"
 
 #include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
 
 namespace moetuner::transport {
 
 /// A line, as its pieces are added up.
 struct SumLine {
+  static constexpr int kMostRows = 16;
+
   char* out;
-  std::uint32_t* flag;   // of who waits for the sum; null: nobody
-  unsigned int visits;   // a bit for each part of the sum at home; zero: the rows here alone
-  unsigned int here;     // the one of them that is made of the rows here
-  int rows;              // here
-  int bytes;             // of a piece of all but the last
-  int pieces;            // of the row
-  float weights[kWarp];  // of the rows here
+  std::uint32_t* flag;       // of who waits for the sum; null: nobody
+  unsigned int visits;       // a bit for each part of the sum at home; zero: the rows here alone
+  unsigned int here;         // the one of them that is made of the rows here
+  int rows;                  // here
+  int bytes;                 // of a piece of all but the last
+  int pieces;                // of the row
+  float weights[kMostRows];  // of the rows here
 };
 
 template <typename T>
@@ -38,26 +45,26 @@ class SumRing {
  public:
   static constexpr int kWarps = 12;  // that add
   static constexpr int kThreads = (kWarps + 1) * kWarp;
-  static constexpr int kMostRows = 16;
+  static constexpr int kMostRows = SumLine::kMostRows;
   static constexpr int kUnit = kWarp * 16;  // bytes that a warp adds at a time
   static constexpr int kStageBytes = kMostRows * kUnit;
   static constexpr int kStages = 2;
-  static constexpr int kTogether = 2;         // units that a warp adds side by side
-  static constexpr int kLines = kStages + 1;  // on their way
+  static constexpr int kLines = 2 * kStages;  // on their way; a power of two divides fast
   static constexpr std::int64_t kOfWarp =
       kStages * (kStageBytes + 8) + kLines * std::int64_t{sizeof(SumLine)};
   static constexpr std::int64_t kShared = kWarps * kOfWarp + sizeof(FlagBoard<kWarps>);
 
   __device__ explicit SumRing(char* shared) {
-    stages_ = shared + warp_index() * kStages * kStageBytes;
     char* tables = shared + kWarps * kStages * kStageBytes;
-    barriers_ = reinterpret_cast<std::uint64_t*>(tables) + warp_index() * kStages;
+    stages_ = bulk::kept_address(shared + warp_index() * kStages * kStageBytes);
+    barriers_ = bulk::kept_address(tables + warp_index() * kStages * 8);
     lines_ = reinterpret_cast<SumLine*>(tables + kWarps * kStages * 8) + warp_index() * kLines;
+    lines_address_ = bulk::kept_address(lines_);
     char* board = tables + kWarps * (kStages * 8 + kLines * sizeof(SumLine));
     board_ = reinterpret_cast<FlagBoard<kWarps>*>(board);
     board_->clear();
     if (adds() && lane_index() == 0) {
-      for (int s = 0; s < kStages; ++s) bulk::init(&barriers_[s]);
+      for (int s = 0; s < kStages; ++s) bulk::init(bulk::Shared(barriers_ + 8 * s));
     }
     __syncwarp();
   }
@@ -76,7 +83,7 @@ class SumRing {
       return rows_at(args, arrivals.first[arrival.sender] + arrival.index);
     };
     Rows ahead = order.ended() ? Rows{} : rows_of(order.now());
-    run(
+    run<false>(
         args,
         team,
         [&] { return !order.ended(); },
@@ -106,7 +113,7 @@ class SumRing {
     const int blocks = static_cast<int>(gridDim.x) - first_home;
     std::int64_t token = blockIdx.x - first_home + std::int64_t{team.index} * blocks;
     Visit visit = visit_at(args, view, first_sent, token);
-    run(
+    run<true>(
         args,
         team,
         [&] { return token < args.num_tokens; },
@@ -124,7 +131,6 @@ class SumRing {
           }
           next.visits = all;
           next.here = here;
-          next.at_home = true;
           next.out = static_cast<char*>(args.out) +
                      token * args.hidden * static_cast<std::int64_t>(sizeof(T));
           token += std::int64_t{blocks} * team.per_block(kWarps);
@@ -135,8 +141,6 @@ class SumRing {
   }
 
  private:
-  using Values = Columns<T, kWide<T>>;
-
   /// Rows of a line, a choice for each lane.
   struct Rows {
     const char* row = nullptr;
@@ -147,7 +151,6 @@ class SumRing {
     Rows rows;
     const char* stored = nullptr;  // a visit for each lane
     unsigned int visits = 0, here = 0;
-    bool at_home = false;
     char* out = nullptr;
     std::uint32_t* flag = nullptr;
   };
@@ -186,50 +189,63 @@ class SumRing {
     return true;
   }
 
+  /// What is read: this lane's rows of a line, and where their pieces go in a stage.
+  struct Reading {
+    const char *row = nullptr, *stored = nullptr;
+    int row_at = 0, stored_at = 0;
+    int count = 0;  // of all lanes
+    int bytes = 0, pieces = 0, piece = 0;
+  };
+
+  /// What is added up: a line, and which of its pieces is next.
+  struct Adding {
+    SumLine* line;
+    char* out;
+    std::uint32_t weights;  // where they are
+    unsigned int visits, here;
+    int rows, bytes, pieces, piece;
+  };
+
   /// Adds up all lines that `take()` gives while `more()`; `ready(may_wait)` says whether the next
-  /// one's parts are there.
-  template <typename More, typename Ready, typename Take>
+  /// one's parts are there. kHome: they may have parts that peers have stored.
+  template <bool kHome, typename More, typename Ready, typename Take>
   __device__ void run(const SumArgs& args,
                       const Team& team,
                       const More& more,
                       const Ready& ready,
                       const Take& take,
                       std::uint32_t epoch) {
-    row_bytes_ = static_cast<int>(args.hidden * sizeof(T));
-    Next reading{};
-    int read_piece = 0;  // of the line that is read; it has read_pieces_
-    int read_pieces = 0;
-    int begun = 0;  // lines that were begun to read
-    int ended = 0;  // lines that are added up
-    int added_piece = team.member;
+    set_pieces(static_cast<int>(args.hidden * sizeof(T)), team);
+    Reading reading;
+    Adding adding{};
+    unsigned int begun = 0;  // lines that were begun to read
+    unsigned int ended = 0;  // lines that are added up
     while (true) {
       while (read_ - added_ < kStages) {
-        if (read_piece >= read_pieces) {
+        if (reading.piece >= reading.pieces) {
           if (begun - ended >= kLines || !more()) break;
           if (!ready(false)) {
             if (begun > ended) break;
             if (!ready(true)) break;
           }
-          reading = take();
-          read_pieces = begin_line(lines_[begun % kLines], reading, team);
+          reading = begin_line<kHome>(lines_[begun % kLines], take(), team);
           ++begun;
-          read_piece = team.member;
-          if (read_piece >= read_pieces) continue;
+          if (reading.piece >= reading.pieces) continue;
         }
-        read(lines_[(begun - 1) % kLines], reading, read_piece);
-        read_piece += team.warps;
+        read<kHome>(reading);
+        reading.piece += team.warps;
       }
       if (begun == ended) break;
-      const SumLine& line = lines_[ended % kLines];
-      if (added_piece < line.pieces) {
-        add(line, added_piece);
-        added_piece += team.warps;
+      if (adding.line == nullptr) adding = adding_of(ended % kLines, team);
+      if (adding.piece < adding.pieces) {
+        add<kHome>(adding);
+        adding.piece += team.warps;
       }
-      if (added_piece < line.pieces) continue;
-      if (line.flag != nullptr) end_line(line.flag, team, epoch);
+      if (adding.piece < adding.pieces) continue;
+      if (!kHome) end_line(adding.line->flag, team, epoch);
       __syncwarp();
+      adding.line = nullptr;
       ++ended;
-      added_piece = team.member;
     }
   }
 
@@ -245,145 +261,110 @@ class SumRing {
     }
   }
 
-  /// Writes down a line whose rows are known; returns its pieces.
-  __device__ int begin_line(SumLine& line, const Next& next, const Team& team) {
+  /// How rows are cut into pieces, a lane for each number of rows of a line: the more, the shorter.
+  __device__ void set_pieces(int row_bytes, const Team& team) {
+    row_bytes_ = row_bytes;
+    const int units = (row_bytes + kUnit - 1) / kUnit;
+    const int of_stage = kMostRows / max(lane_index(), 1);
+    bytes_of_count_ = max(min(of_stage, (units + team.warps - 1) / team.warps), 1) * kUnit;
+    pieces_of_count_ = (row_bytes + bytes_of_count_ - 1) / bytes_of_count_;
+  }
+
+  /// Writes down a line whose rows are known.
+  template <bool kHome>
+  __device__ Reading begin_line(SumLine& line, const Next& next, const Team& team) {
+    const unsigned int before = (1u << lane_index()) - 1;
     const unsigned int rows = __ballot_sync(kAllLanes, next.rows.row != nullptr);
-    const unsigned int stored = __ballot_sync(kAllLanes, next.stored != nullptr);
-    const int count = max(__popc(rows) + __popc(stored), 1);
-    const int units = (row_bytes_ + kUnit - 1) / kUnit;
-    const int of_stage = kMostRows / count;
-    const int of_piece = max(min(of_stage, (units + team.warps - 1) / team.warps), 1);
-    if (next.rows.row) {
-      line.weights[__popc(rows & ((1u << lane_index()) - 1))] = next.rows.weight;
-    }
+    const unsigned int stored = kHome ? __ballot_sync(kAllLanes, next.stored != nullptr) : 0;
+    const int num_rows = __popc(rows);
+    Reading out{.row = next.rows.row, .stored = next.stored, .piece = team.member};
+    out.count = num_rows + __popc(stored);
+    out.bytes = __shfl_sync(kAllLanes, bytes_of_count_, out.count);
+    out.pieces = __shfl_sync(kAllLanes, pieces_of_count_, out.count);
+    const int own = __popc(rows & before);
+    out.row_at = own * out.bytes;
+    out.stored_at = (num_rows + __popc(stored & before)) * out.bytes;
+    if (next.rows.row) line.weights[own] = next.rows.weight;
     if (lane_index() == 0) {
       line.out = next.out;
       line.flag = next.flag;
-      line.visits = next.at_home ? next.visits : 0;
-      line.here = next.at_home ? next.here : 0;
-      line.rows = __popc(rows);
-      line.bytes = of_piece * kUnit;
-      line.pieces = (row_bytes_ + line.bytes - 1) / line.bytes;
+      line.visits = next.visits;
+      line.here = next.here;
+      line.rows = num_rows;
+      line.bytes = out.bytes;
+      line.pieces = out.pieces;
     }
     __syncwarp();
-    return line.pieces;
+    return out;
   }
 
-  __device__ int bytes_of(const SumLine& line, int piece) const {
-    return min(line.bytes, row_bytes_ - piece * line.bytes);
+  __device__ Adding adding_of(unsigned int index, const Team& team) const {
+    SumLine* line = &lines_[index];
+    return {.line = line,
+            .out = line->out,
+            .weights = lines_address_ + index * static_cast<std::uint32_t>(sizeof(SumLine)) +
+                       static_cast<std::uint32_t>(offsetof(SumLine, weights)),
+            .visits = line->visits,
+            .here = line->here,
+            .rows = line->rows,
+            .bytes = line->bytes,
+            .pieces = line->pieces,
+            .piece = team.member};
   }
 
-  /// Begins to read a piece of all rows of a line, which each lane knows one of.
-  __device__ void read(const SumLine& line, const Next& next, int piece) {
-    char* stage = stages_ + read_ % kStages * kStageBytes;
-    std::uint64_t* barrier = &barriers_[read_ % kStages];
-    const unsigned int before = (1u << lane_index()) - 1;
-    const unsigned int rows = __ballot_sync(kAllLanes, next.rows.row != nullptr);
-    const unsigned int stored = __ballot_sync(kAllLanes, next.stored != nullptr);
-    const int bytes = bytes_of(line, piece);
-    if (lane_index() == 0) bulk::expect(barrier, bytes * (__popc(rows) + __popc(stored)));
+  /// Begins to read the next piece of all rows of a line.
+  template <bool kHome>
+  __device__ void read(const Reading& reading) {
+    const std::uint32_t stage = stages_ + read_ % kStages * kStageBytes;
+    const bulk::Shared barrier(barriers_ + read_ % kStages * 8);
+    const int offset = reading.piece * reading.bytes;
+    const int bytes = min(reading.bytes, row_bytes_ - offset);
+    if (lane_index() == 0) bulk::expect(barrier, bytes * reading.count);
     __syncwarp();
-    const std::int64_t offset = std::int64_t{piece} * line.bytes;
-    if (next.rows.row) {
-      bulk::load(
-          stage + __popc(rows & before) * line.bytes, next.rows.row + offset, bytes, barrier);
+    if (reading.row) {
+      bulk::load(bulk::Shared(stage + reading.row_at), reading.row + offset, bytes, barrier);
     }
-    if (next.stored) {
-      const int at = __popc(rows) + __popc(stored & before);
-      bulk::load(stage + at * line.bytes, next.stored + offset, bytes, barrier);
+    if (kHome && reading.stored) {
+      bulk::load(bulk::Shared(stage + reading.stored_at), reading.stored + offset, bytes, barrier);
     }
     ++read_;
   }
 
-  /// Adds up a piece and stores its sum.
-  __device__ void add(const SumLine& line, int piece) {
-    const char* stage = stages_ + added_ % kStages * kStageBytes;
-    bulk::wait(&barriers_[added_ % kStages], added_ / kStages % 2);
-    add_units(line, stage, line.out + std::int64_t{piece} * line.bytes, bytes_of(line, piece));
+  /// Adds up the next piece and stores its sum: some units side by side, while there are.
+  template <bool kHome>
+  __device__ void add(const Adding& adding) {
+    const unsigned int stage = added_ % kStages;
+    bulk::wait(bulk::Shared(barriers_ + stage * 8), static_cast<int>(added_ / kStages % 2));
+    const int offset = adding.piece * adding.bytes;
+    const int lane_at = lane_index() * 16;
+    std::uint32_t from = stages_ + stage * kStageBytes + lane_at;
+    char* out = adding.out + offset + lane_at;
+    int left = min(adding.bytes, row_bytes_ - offset);
+    const auto add_units = [&]<int kUnits>(std::integral_constant<int, kUnits>) {
+      Units<T, kUnits> sum =
+          sum_rows<T, kUnits>(from, adding.bytes, adding.rows, adding.weights);
+      if constexpr (kHome) {
+        sum = sum_visits<T, kUnits>(
+            adding.visits, adding.here, from + adding.rows * adding.bytes, adding.bytes, sum);
+      }
+      sum.store(out);
+      from += kUnits * kUnit;
+      out += kUnits * kUnit;
+      left -= kUnits * kUnit;
+    };
+    while (left >= 4 * kUnit) add_units(std::integral_constant<int, 4>());
+    if (left >= 2 * kUnit) add_units(std::integral_constant<int, 2>());
+    while (left > lane_at) add_units(std::integral_constant<int, 1>());
     __syncwarp();
     ++added_;
   }
 
-  /// Adds up this lane's columns of a piece: some units side by side, and of each the next row is
-  /// on its way while one is added.
-  __device__ static void add_units(const SumLine& line, const char* stage, char* out, int bytes) {
-    const int rows = line.rows;  // in registers, as stores below might change what is in memory
-    const int step = line.bytes;
-    const unsigned int visits = line.visits;
-    const unsigned int here = line.here;
-    for (int at = lane_index() * 16; at < bytes; at += kTogether * kUnit) {
-      const char* from = stage + at;
-      float sums[kTogether][kWide<T>] = {};
-      Part next = rows > 0 ? part_of(from, bytes - at, line.weights[0]) : Part{};
-      for (int row = 0; row < rows; ++row) {
-        const Part part = next;
-        if (row + 1 < rows) {
-          next = part_of(from + (row + 1) * step, bytes - at, line.weights[row + 1]);
-        }
-#pragma unroll
-        for (int u = 0; u < kTogether; ++u) {
-#pragma unroll
-          for (int w = 0; w < kWide<T>; ++w) sums[u][w] += part.weight * part.units[u][w];
-        }
-      }
-#pragma unroll
-      for (int u = 0; u < kTogether; ++u) {
-        const int offset = u * kUnit;
-        if (at + offset >= bytes) break;
-        Values result = rounded<T>(sums[u]);
-        if (visits != 0) {
-          result = add_visits(visits, here, from + offset + rows * step, step, result);
-        }
-        *reinterpret_cast<uint4*>(out + at + offset) = result.word;
-      }
-    }
-  }
-
-  /// Of one row, those of `kTogether` units that begin before `bytes`.
-  struct Part {
-    Values units[kTogether];
-    float weight;
-  };
-
-  __device__ static Part part_of(const char* from, int bytes, float weight) {
-    Part part{};
-    part.weight = weight;
-#pragma unroll
-    for (int u = 0; u < kTogether; ++u) {
-      if (u * kUnit < bytes) {
-        part.units[u].word = *reinterpret_cast<const uint4*>(from + u * kUnit);
-      }
-    }
-    return part;
-  }
-
-  /// The sum of what the visits have left, in their order; `here` was made of the rows here.
-  __device__ static Values add_visits(unsigned int visits,
-                                      unsigned int here_visit,
-                                      const char* stored,
-                                      int step,
-                                      const Values& here) {
-    constexpr int kWidth = kWide<T>;
-    float total[kWidth] = {};
-    for (unsigned int left = visits; left != 0; left &= left - 1) {
-      const bool is_here = (left & -left) == here_visit;
-      Values values = here;
-      if (!is_here) {
-        values.word = *reinterpret_cast<const uint4*>(stored);
-        stored += step;
-      }
-#pragma unroll
-      for (int w = 0; w < kWidth; ++w) total[w] += values[w];
-    }
-    return rounded<T>(total);
-  }
-
-  char* stages_;
-  std::uint64_t* barriers_;
+  std::uint32_t stages_, barriers_, lines_address_;  // of this warp, in shared memory
   SumLine* lines_;
-  int row_bytes_ = 0;
   FlagBoard<kWarps>* board_;
-  int read_ = 0, added_ = 0;  // pieces
+  int row_bytes_ = 0;
+  int bytes_of_count_ = 0, pieces_of_count_ = 0;
+  unsigned int read_ = 0, added_ = 0;  // pieces
 };
 
 }  // namespace moetuner::transport

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner._checks import is_whole, one_of
+from moetuner._words import amount
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
 from moetuner.trace.statistics import RoutingStatistics
 
@@ -90,7 +91,8 @@ class PlacementProblem:
             object.__setattr__(self, "slots_per_rank", self.min_slots)
         if self.slots_per_rank * ranks < experts:
             raise InvalidProblemError(
-                f"PlacementProblem: {ranks} ranks x {self.slots_per_rank} slots cannot "
+                f"PlacementProblem: {amount(ranks, 'rank')} x "
+                f"{amount(self.slots_per_rank, 'slot')} cannot "
                 f"hold {experts} experts"
             )
 
@@ -234,8 +236,8 @@ class PlacementProblem:
         most = placement.rank_sizes().max()
         if most > self.slots_per_rank:
             raise InvalidPlacementError(
-                f"placement holds {most} experts on a rank, the problem has "
-                f"{self.slots_per_rank} slots per rank"
+                f"placement holds {amount(most, 'expert')} on a rank, the problem has "
+                f"{amount(self.slots_per_rank, 'slot per rank')}"
             )
 
     def rank_sizes(self, rank_of: NDArray[Any]) -> NDArray[np.int64]:

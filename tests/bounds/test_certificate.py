@@ -1,6 +1,7 @@
 """Bounds against the truth, and what they promise."""
 
 import itertools
+import time
 from dataclasses import replace
 from unittest import mock
 
@@ -22,7 +23,7 @@ from moetuner.placement.model import Placement
 from moetuner.placement.topology import Topology
 from moetuner.problem import Objective, PlacementProblem
 from moetuner.solver import get_solver
-from moetuner.trace import CountTrace
+from moetuner.trace import TOPIC_PRESETS, CountTrace, topic_trace
 from oracle import oracle
 from strategies import examples, make_trace, random_ids, random_placement
 from tiny import SHAPES, tiny_problems
@@ -106,6 +107,24 @@ def test_hops_inside_nodes_add_to_the_bound():
     bound, value = bound_here(problem, together), problem.objective_value(together)
     assert counted < 0.92 * value
     assert 0.995 * value < bound <= value * (1 + 1e-9)
+
+
+def test_a_short_time_goes_to_links_first_and_each_begun_piece_proves_something():
+    """Shares of 96 layers on many nodes were too short for any piece to end."""
+    routing = replace(TOPIC_PRESETS["gpt-oss"], num_layers=2)
+    trace = topic_trace(routing, num_tokens=3000, seed=1)
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(trace,), cost=CostModel(shape=SHAPES[0])),
+        Topology(num_ranks=16, ranks_per_node=2),
+    )
+    parts = decomposition.Decomposition(problem, replicas=False, known=None)
+    pieces = parts.pieces()
+    assert [piece.name for piece in pieces] == ["0", "1", "0 compute", "1 compute"]
+    counted = [piece.bound(time.time(), 2000) for piece in pieces[:2]]
+    late = time.time() + 100
+    proven = [piece.bound(time.time(), 2000, last=late) for piece in pieces[:2]]
+    assert all(now <= then for now, then in zip(counted, proven, strict=True))
+    assert sum(counted) < sum(proven)
 
 
 @pytest.mark.parametrize("wire", list(Wire))

@@ -173,7 +173,7 @@ def test_a_layer_that_is_too_large_is_named_before_it_is_made(tmp_path):
         (["--out", "no/x.toml"], "no/x.toml: cannot write there"),
         (["--out", "x.toml", "--out-fixed", "x.toml"], "two of the files to write"),
         (["--out", "x.toml", "--plot", "x.pdf"], "wanted a name with .svg or .png"),
-        (["--out", "x.toml", "--like", "abacus"], "abacus"),
+        (["--out", "x.toml", "--like", "abacus"], "--like must be one of a100"),
         (["--out", "x.toml", "--model", "abacus"], "--model abacus: not in the table"),
         (["--out", "x.toml", "--top-k", "9"], "--top-k 9 is more than"),
         (["--out", "x.toml", "--seconds", "0"], "--seconds must be positive"),

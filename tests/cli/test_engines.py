@@ -30,7 +30,7 @@ def test_recording_to_engine(folder):
     )
     assert done.exit_code == 0, done.stderr
     assert "routed-responses: 48 tokens, 3 layers of 64 experts" in done.stdout
-    assert "note: layers [0] hold no routing: taken as dense" in done.stderr
+    assert "note: layer 0 holds no routing: taken as dense" in done.stderr
     assert read_trace(trace).metadata.model == "gpt-oss-20b"
     done = folder.plan(trace, "--slots-per-rank", 17)
     assert done.exit_code == 0, done.stderr
@@ -224,7 +224,7 @@ def test_partial_placements_are_completed_by_name(folder):
     assert "layers 0-1, 4-8, 10-11 are not in the placement" in done.stderr
     assert len(json.loads((folder.path / "v.json").read_text())) == 12
     done = folder.run(*command, "--moe-layers", "2-4,9")
-    assert "layers 4 are not in the placement" in done.stderr
+    assert "layer 4 is not in the placement" in done.stderr
     assert len(json.loads((folder.path / "v.json").read_text())) == 4
 
 

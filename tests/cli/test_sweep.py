@@ -236,7 +236,7 @@ def test_ctrl_c_keeps_the_cells_that_are_done(folder, rng):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=WAIT)
     assert process.returncode == 130, errors
-    assert "error: interrupted: 1 of 2 cells were planned" in errors
+    assert "error: interrupted: 1 of 2 cells was planned" in errors
     found = json.loads(output)
     assert found["interrupted"]
     assert [cell["why_not"] for cell in found["cells"]] == [None, "interrupted"]

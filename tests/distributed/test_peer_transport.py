@@ -145,7 +145,8 @@ def _hundred_runs(rank, num_ranks, in_node):
     """Rows, sums, counters and gradients, whoever of the ranks was first each time."""
     levels, group = _levels(in_node)
     set_transport(group, Transport.PEERS)
-    case = Case(64, 8, (1000, 700), hidden=2048)
+    # Warps hand in more flags of sums than wait at a time: see `flag_board.cuh`.
+    case = Case(64, 8, (6000, 4000), hidden=512)
     slots = make_slots(case, rank, num_ranks, "cuda")
     forms = levels, levels | fixed_sizes(case, num_ranks)
     first = [_layer_and_gradients(case, slots, rank, torch.bfloat16, f) for f in forms]

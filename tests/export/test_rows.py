@@ -89,7 +89,7 @@ def test_layers_of_multi_token_prediction_have_their_rows(tmp_path):
     [
         ((3, 4, 5), {"num_layers": 5}, "has layer 5.*`mtp_layers`"),
         ((3, 4), {"mtp_layers": 1}, "`mtp_layers` come after `num_layers`"),
-        ((3, 4), {"moe_layers": (4, 5)}, "has layers 3, which the options leave out"),
+        ((3, 4), {"moe_layers": (4, 5)}, "has layer 3, which the options leave out"),
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from moetuner._words import amount
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
 from moetuner.placement.model import EMPTY, Placement, Provenance, contiguous_rank_of
 from moetuner.placement.topology import Topology
@@ -241,7 +242,7 @@ def test_contiguous_blocks():
 @given(num_experts=st.integers(1, 40), num_ranks=st.integers(1, 40))
 def test_contiguous_blocks_differ_by_one_expert_at_most(num_experts, num_ranks):
     if num_experts < num_ranks:
-        message = f"{num_experts} experts cannot cover {num_ranks} ranks"
+        message = f"{amount(num_experts, 'expert')} cannot cover {num_ranks} ranks"
         with pytest.raises(InvalidProblemError, match=message):
             contiguous_rank_of(1, num_experts, num_ranks)
         return

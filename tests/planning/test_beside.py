@@ -1,5 +1,6 @@
 """Baselines beside a plan: in their part of the time, and never better than it."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,12 @@ from moetuner.placement.topology import Topology
 from moetuner.planning import baselines as baselines_module
 from moetuner.planning.baselines import NO_TIME, QUICK, Baselines, solve_baselines
 from moetuner.planning.beside import MIN_SOLVER_SECONDS, SCORE_MARGIN, Beside
+from moetuner.planning.held_layers import held_layers
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.plan import plan_trace
 from moetuner.planning.recordings import split_recordings
 from moetuner.problem import PlacementProblem
-from moetuner.solver import SolverOptions
+from moetuner.solver import SolverOptions, get_solver
 from moetuner.solver.base import Clock, SolveStatus
 from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.profiles import Favour
@@ -194,6 +196,89 @@ def test_few_ranks_are_not_traded_for_time(trace):
     beside = beside_of(trace, HandClock(time_limit=60), config=config)
     beside.solve_quick(Baselines.QUICK)
     assert beside.start() is None
+
+
+def few_ranks(trace, homes="uniform", limit=60, **config):
+    """Remote ranks that nearly drown the time, of a model of many rows."""
+    joint = JointConfig(favour="few-ranks", rank_weight=1000, rounds=2, **config)
+    return PlanOptions(
+        solver_options=SolverOptions(time_limit=limit, threads=2),
+        config=joint,
+        cost=CostModel(homes=homes),
+    )
+
+
+@pytest.mark.parametrize("homes", ["uniform", "follow"])
+def test_few_ranks_cost_no_more_time_than_the_fastest_baseline(trace, homes):
+    """As few layers as are needed are the baselines', and a stage says so."""
+    trace = replace(trace, ranked=True)
+    options = few_ranks(trace, homes)
+    part = split_recordings((trace,), 0.5, 0)[0].plan
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(part,), cost=options.cost), MACHINE
+    )
+    alone = get_solver("joint", options.config).solve(problem, options.solver_options)
+    comparison = plan_trace(trace, MACHINE, options)
+    result = comparison.result.solution
+    least = min(
+        problem.objective_value(each.placement)
+        for each in comparison.candidates
+        if each is not comparison.result
+    )
+    assert alone.value > least
+    assert result.value <= least * (1 + 1e-12)
+    assert result.value == pytest.approx(problem.objective_value(result.placement))
+    told = result.stages[-1]
+    assert re.fullmatch(r"[123] of 3 layers from the baselines: faster", told.name)
+    assert told.value == result.value == result.placement.provenance.value
+
+
+def test_what_is_no_slower_is_left_as_it_is(trace):
+    options = replace(
+        few_ranks(trace), config=JointConfig(favour="few-ranks", rounds=2)
+    )
+    comparison = plan_trace(trace, MACHINE, replace(options, baselines="none"))
+    assert comparison.result.solution.value < comparison.baseline.solution.value
+    assert "faster" not in comparison.result.solution.stages[-1].name
+
+
+def test_few_ranks_from_a_placement_in_use_cost_no_more_than_it_takes(trace):
+    blocks = plan_trace(trace, MACHINE, PlanOptions(solver="lpt")).result.placement
+    problem = problem_of(split_recordings((trace,), 0.5, 0)[0].plan)
+    before = problem.objective_value(blocks)
+    options = few_ranks(trace, stay=blocks, move_seconds=before * 1e-3)
+    alone = get_solver("joint", options.config).solve(problem, options.solver_options)
+    result = plan_trace(trace, MACHINE, options).result
+    values = [
+        problem.objective_value(each)
+        + fetched_replicas(blocks, each).size * before * 1e-3
+        for each in (alone.placement, result.placement)
+    ]
+    assert values[0] > before * (1 + 1e-12)
+    assert values[1] <= before * (1 + 1e-12)
+    assert "from the placement in use: faster" in result.solution.stages[-1].name
+
+
+@pytest.mark.parametrize(("seconds", "layers"), [(0.0, 8), (1e9, 3)])
+def test_layers_that_lose_most_are_replaced_first_and_no_more_than_needed(
+    seconds, layers
+):
+    rng = np.random.default_rng(2)
+    ids = random_ids(rng, 400, 8, 16, 2, skew=2.0)
+    problem = problem_of(make_trace(ids, 16))
+    fast = get_solver("lpt").solve(replace(problem, objective="max-load")).placement
+    slots = np.array(fast.slot_experts)
+    by_load = np.argsort(-problem.statistics.load, axis=1)
+    for layer in (1, 4, 6):  # all busy experts on one rank
+        slots[layer] = by_load[layer]
+    plan = replace(fast, slot_experts=slots)
+    found, number = held_layers(
+        *(problem, plan, fast, problem.objective_value),
+        problem.objective_value(fast) * (1 + 1e-12),
+        lambda: seconds,
+    )
+    assert number == layers
+    np.testing.assert_array_equal(found.slot_experts, fast.slot_experts)
 
 
 def test_a_plan_that_counts_moves_takes_of_the_baselines_what_is_worth_them(trace):

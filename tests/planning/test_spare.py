@@ -80,13 +80,42 @@ def test_what_filling_costs_is_the_price_of_the_filled_placement(trace):
 
 
 @pytest.mark.parametrize("rule", list(ReplicaRule))
-def test_plans_without_empty_slots_or_for_our_layer_say_nothing(trace, rule):
+def test_plans_without_slots_to_spare_say_nothing(trace, rule):
     comparison, pricing = planned(trace, rule, 5, compute_bound=True)
     full = (comparison.result.placement.slot_experts >= 0).all()
-    spare = spare_slots(comparison, pricing)
-    assert (spare is None) == (full or rule is ReplicaRule.MOETUNER)
+    assert (spare_slots(comparison, pricing) is None) == full
     tight, _ = planned(trace, rule, 4)
     assert spare_slots(tight, pricing) is None
+
+
+def test_slots_that_our_own_layer_leaves_empty_are_told_too(trace):
+    comparison, pricing = planned(trace, ReplicaRule.MOETUNER, 5)
+    spare = spare_slots(comparison, pricing)
+    assert spare.num_empty == (comparison.result.placement.slot_experts < 0).sum() > 0
+    assert spare.filled_seconds is None
+    assert "no replica tried there pays under the replica rule moetuner" in (
+        spare.words()
+    )
+    assert "plan by its replica rule" in spare.words()
+
+
+def test_a_solver_that_makes_no_replicas_is_named(trace):
+    asked = PlanOptions(solver="lpt", slots_per_rank=5, baselines="none")
+    comparison = plan_trace(trace, FOUR, asked)
+    words = spare_slots(comparison, asked.pricing).words()
+    assert words.startswith("8 slots are empty: lpt puts no replica there.")
+
+
+def test_slots_that_the_experts_do_not_fill_are_no_failed_replicas():
+    ids = random_ids(np.random.default_rng(3), 200, 1, 15, 2)
+    trace = make_trace(ids, 15, sequence=(np.arange(200) // 20).astype(np.int32))
+    for rule, told in ((ReplicaRule.MOETUNER, False), (ReplicaRule.VLLM, True)):
+        comparison, pricing = planned(trace, rule, 0)
+        spare = spare_slots(comparison, pricing)
+        assert (spare is not None) == told
+    assert spare.words().startswith(
+        "1 slot is empty: 15 experts do not fill the 16 slots of a layer."
+    )
 
 
 def _ids(comparison):

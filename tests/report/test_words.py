@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from moetuner.evaluation.cost import CostModel, Wire
 from moetuner.evaluation.evaluate import GainInterval
 from moetuner.placement.topology import Topology
+from moetuner.planning.baselines import Rival
 from moetuner.planning.comparison import compare_placements
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.plan import plan_trace
@@ -117,9 +119,30 @@ def test_what_is_in_use_is_a_baseline_to_beat(trace):
     assert report.rival.name == "in use"
     text = verdict(report)
     assert "the best baseline, the placement in use" in text
-    assert "Nothing moves: it is the same placement as the placement in use." in text
+    assert text.startswith("Keep the placement in use: no change that was found")
     assert "less" not in text
     assert "MORE" not in text
+
+
+def test_a_baseline_that_counts_no_moves_is_no_verdict_on_a_plan_that_does(trace):
+    """Whether some experts move, or none: what is in use is not WORSE than itself."""
+    used = plan_trace(trace, MACHINE, PlanOptions(solver="random")).result.placement
+    for move_seconds in (1.0, 1e-7):
+        config = JointConfig(stay=used, move_seconds=move_seconds)
+        report = plan_trace(trace, MACHINE, joint(config=config))
+        worse = GainInterval(gain=-0.1, low=-0.2, high=-0.05, confidence=0.95)
+        report = replace(report, rival=Rival(name="chain", gain=worse))
+        text = verdict(report)
+        stays = move_seconds == 1.0
+        assert text.startswith("Keep the placement in use") == stays
+        assert "takes 10.0% MORE than with the best baseline, chain" in text
+        assert "But chain counts no moves." in text
+        assert "WORSE" not in text
+        assert "Do not use it" not in text
+        assert "Nothing moves" not in text
+        page = render_page(report)
+        assert ('class="verdict even"' in page) == stays
+        assert 'class="verdict bad"' not in page
 
 
 def test_a_file_that_is_in_use_is_a_baseline_to_beat_too(trace):

@@ -51,24 +51,25 @@ class Decomposition:
         """
         num_layers = self.problem.num_layers
         shares = [self.counting.shares(layer) for layer in range(num_layers)]
-        apart = self.level.ranks_per_group > 1
-        pieces: list[RelaxedPiece | PricedSets] = []
-        if apart:
-            pieces += [
-                self._compute_piece(layer, share) for layer, share in enumerate(shares)
-            ]
         if self._prices_sets():
             return [self._priced_piece(*pair) for pair in enumerate(shares)]
+        apart = self.level.ranks_per_group > 1
+        pieces: list[RelaxedPiece | PricedSets] = []
         if self.cost.homes is not Homes.FOLLOW or num_layers == 1:
-            return pieces + [
+            pieces += [
                 self._links_piece(f"{layer}", layer, [(layer, 1.0)], shares, apart)
                 for layer in range(num_layers)
             ]
-        for layer in range(1, num_layers):
-            own = [(layer, 1.0 if layer == num_layers - 1 else 0.5)]
-            own.append((layer - 1, 1.0 if layer == 1 else 0.5))
-            name = f"{layer - 1}-{layer}"
-            pieces.append(self._links_piece(name, layer, own, shares, apart))
+        else:
+            for layer in range(1, num_layers):
+                own = [(layer, 1.0 if layer == num_layers - 1 else 0.5)]
+                own.append((layer - 1, 1.0 if layer == 1 else 0.5))
+                name = f"{layer - 1}-{layer}"
+                pieces.append(self._links_piece(name, layer, own, shares, apart))
+        if apart:  # last: of a short time, links make more
+            pieces += [
+                self._compute_piece(layer, share) for layer, share in enumerate(shares)
+            ]
         return pieces
 
     def _prices_sets(self) -> bool:

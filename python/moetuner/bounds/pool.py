@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ class PieceTask:
 
     piece: RelaxedPiece | PricedSets
     max_iterations: int
+    last: float
+    """When all ends, by ``time.time()``."""
 
 
 class PieceBounder:
@@ -34,7 +37,7 @@ class PieceBounder:
 
     def __call__(self, task: PieceTask, until: float, _: object) -> float:
         """Best lower bound of the piece found until `time.time` is `until`, seconds."""
-        return task.piece.bound(until, task.max_iterations, self.book)
+        return task.piece.bound(until, task.max_iterations, self.book, task.last)
 
 
 def bound_pieces(
@@ -47,7 +50,8 @@ def bound_pieces(
 ) -> list[float]:
     """Lower bound of each piece, found until ``time.monotonic()`` is `deadline`.
 
-    A piece that nobody got to, or whose child died, keeps what counting says of it;
+    Those that come first get their first bound even where time is short. A piece that
+    nobody got to, or whose child died, keeps what counting says of it;
     the same after Ctrl-C, which goes no further.
     """
     bounds = [piece.least for piece in pieces]
@@ -61,9 +65,13 @@ def bound_pieces(
         if on_bound:
             on_bound(index, bounds[index])
 
+    last = time.time() + deadline - time.monotonic()
     run_tasks(
         f"{__name__}:{PieceBounder.__name__}",
-        [PieceTask(piece=pieces[i], max_iterations=max_iterations) for i in searched],
+        [
+            PieceTask(piece=pieces[i], max_iterations=max_iterations, last=last)
+            for i in searched
+        ],
         deadline=deadline,
         threads=threads,
         grace=_GRACE,

@@ -131,6 +131,7 @@ class PricedSets:
         deadline: float,
         max_iterations: int,
         book: RuleBook | None = None,  # noqa: ARG002  (as of every piece)
+        last: float | None = None,  # noqa: ARG002  (a step is short)
     ) -> float:
         """Best lower bound found until ``time.time()`` is `deadline`, in seconds."""
         items = self.num_groups * self.slots

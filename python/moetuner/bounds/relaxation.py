@@ -69,17 +69,24 @@ class RelaxedPiece:
         return self.groups is not None
 
     def bound(
-        self, deadline: float, max_iterations: int, book: RuleBook | None = None
+        self,
+        deadline: float,
+        max_iterations: int,
+        book: RuleBook | None = None,
+        last: float | None = None,
     ) -> float:
         """Best lower bound found until ``time.time()`` is `deadline`, in seconds.
 
-        Every option is searched a little, the best one then to the end. What `book`
-        has learnt from other pieces is a help, never a condition.
+        Every option is searched a little, the best one then to the end. That with
+        visits goes on until `last`, where that is later, unless it has found more than
+        counting: what ends below has proven nothing. What `book` has learnt from other
+        pieces is a help, never a condition.
         """
         if self.groups is None:
             return self.least
         book = RuleBook() if book is None else book
-        searches = [_Search(self, option, book) for option in self.options]
+        last = deadline if last is None else max(last, deadline)
+        searches = [_Search(self, option, book, last) for option in self.options]
         for i, search in enumerate(searches if len(searches) > 1 else []):
             left = max(deadline - time.time(), 0) / (len(searches) - i + 1)
             search.run(time.time() + left, min(_TRIAL, max_iterations))
@@ -103,15 +110,20 @@ class _Search:
     """
 
     def __init__(
-        self, piece: RelaxedPiece, option: tuple[float, Floats], book: RuleBook
+        self,
+        piece: RelaxedPiece,
+        option: tuple[float, Floats],
+        book: RuleBook,
+        last: float,
     ) -> None:
         assert piece.groups is not None
-        self.piece, self.option, self.book = piece, option, book
+        self.piece, self.option, self.book, self.last = piece, option, book, last
         self.guess, self.rounds, self.stale = piece.guess().astype(np.float32), 0, 0
         self.ordered: list[Ordered] = []
         self.constant, weight = self._weigh()
         self.relaxation = KeptWeight(weight=weight, groups=piece.groups)
         self.best = self.constant - self.relaxation.quick()
+        self.known = max(self.best, piece.least)  # without any search
 
     def run(self, until: float, max_iterations: int) -> None:
         """Go on until ``time.time()`` is `until`, or nothing is gained any more."""
@@ -122,10 +134,10 @@ class _Search:
             return
         while (
             relaxation.iterations < max_iterations
-            and time.time() < until
+            and time.time() < (limit := self._limit(until))
             and self.stale < _PATIENCE
         ):
-            relaxation.improve(until, relaxation.iterations + _ROUND)
+            relaxation.improve(limit, relaxation.iterations + _ROUND)
             if np.isfinite(relaxation.bound):
                 found = self.constant - relaxation.bound
                 gained = found > self.best + _SMALL_GAIN * abs(self.best)
@@ -140,6 +152,10 @@ class _Search:
             mix = (2 / (2 + self.rounds)) ** _MIX
             self.constant += mix * (constant - self.constant)
             relaxation.reweigh(relaxation.weight + mix * (weight - relaxation.weight))
+
+    def _limit(self, until: float) -> float:
+        """When to end: `until`, if there is anything to show for it."""
+        return until if self.best > self.known else self.last
 
     def _weigh(self) -> tuple[float, Floats]:
         """(constant, K) with every choice of rules made by the guess."""

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from moetuner._words import amount
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
@@ -36,8 +38,8 @@ class Machine:
             f"{self.num_devices} x {self.device}" if self.num_devices else self.device
         )
         said = [
-            f"{self.num_ranks} ranks, {where} a node",
-            f"{self.num_cores} cores of {self.cpu}",
+            f"{amount(self.num_ranks, 'rank')}, {where} a node",
+            f"{amount(self.num_cores, 'core')} of {self.cpu}",
             f"{self.backend}; rows over {self.transport}",
             *(f"{name} {value}" for name, value in versions.items() if value),
         ]

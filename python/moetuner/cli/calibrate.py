@@ -85,7 +85,7 @@ def calibrate(
     if _is_first():  # the others may be on other machines, and write nothing
         files = (out, out_fixed, measurements, plot)
         _check_files([path for path in files if path is not None], plot)
-    base = find_hardware(like)
+    base = find_hardware(like, argument="like")
     options = CalibrationOptions(
         shapes=_shapes(model, hidden_size, expert_hidden_size, experts, top_k, values),
         values=values,

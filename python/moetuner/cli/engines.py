@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetuner._words import amount
 from moetuner.cli.messages import note
 from moetuner.cli.options import ExpertHiddenSize, HiddenSize, Quiet  # noqa: TC001
 from moetuner.errors import InvalidPlacementError, InvalidTraceError
@@ -94,7 +95,7 @@ def import_(
     unit = "tokens" if imported.tokens_known else "choices of experts a layer"
     print_sentences(
         f"{imported.format.value}: {imported.num_tokens:,} {unit}, "
-        f"{imported.num_layers} layers of {imported.num_experts} experts"
+        f"{amount(imported.num_layers, 'layer')} of {imported.num_experts} experts"
     )
     if imported.missing:
         print_sentences(
@@ -209,9 +210,9 @@ def import_placement(
     )
     write_placement(placement, out)
     print_sentences(
-        f"{placement.provenance.solver}: {placement.num_layers} layers, "
+        f"{placement.provenance.solver}: {amount(placement.num_layers, 'layer')}, "
         f"{placement.num_experts} experts in {placement.num_slots} slots of "
-        f"{placement.topology.num_ranks} ranks"
+        f"{amount(placement.topology.num_ranks, 'rank')}"
     )
     print_content(f"wrote {out}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetuner._words import amount
 from moetuner.cli.messages import note
 from moetuner.cli.model_options import priced_shape, row_types
 from moetuner.errors import InvalidProblemError
@@ -293,8 +294,8 @@ def topology_of(
         )
     if ranks_per_node is not None and ranks_per_node > full:
         note(
-            f"nodes of {ranks_per_node} ranks: {hardware.name} joins only {full} "
-            f"inside a node",
+            f"nodes of {amount(ranks_per_node, 'rank')}: {hardware.name} joins only "
+            f"{full} inside a node",
             quiet,
         )
     return Topology(num_ranks=ranks, ranks_per_node=ranks_per_node or min(ranks, full))

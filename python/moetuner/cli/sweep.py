@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetuner._words import amount, verb
 from moetuner.cli.messages import as_typed, fail, note
 from moetuner.cli.options import (
     CostOptions,
@@ -126,7 +127,11 @@ def sweep(
     _show(found, as_json, [path for path in (csv, plot, placements) if path])
     if found.interrupted:
         done = len(found.planned)
-        fail(f"interrupted: {done} of {len(found.cells)} cells were planned", 130)
+        fail(
+            f"interrupted: {done} of {amount(len(found.cells), 'cell')} "
+            f"{verb(done, 'was', 'were')} planned",
+            130,
+        )
 
 
 def _show(found: Sweep, as_json: bool, written: Sequence[Path]) -> None:
@@ -221,8 +226,8 @@ def _what_it_takes(
             setup.check(routing, memory)
             planned += 1
     return (
-        f"{planned} of {len(setups)} cells can be planned, in up to {time_limit:g} s "
-        f"each: {_duration(planned * time_limit)} in all"
+        f"{planned} of {amount(len(setups), 'cell')} can be planned, in up to "
+        f"{time_limit:g} s each: {_duration(planned * time_limit)} in all"
     )
 
 

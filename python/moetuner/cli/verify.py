@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moetuner._words import amount, verb
 from moetuner.cli.messages import fail
 from moetuner.cli.options import CostOptions, Json, Quiet, priced_words
 from moetuner.errors import InvalidProblemError, InvalidTraceError
@@ -85,14 +86,18 @@ def _verify_counters(
     if not different and not as_json:
         layers, ranks, _ = record.counts.shape
         print_content(
-            f"equal: all {compared} counters of {layers} layers on {ranks} ranks "
-            f"are as predicted for {run.num_tokens} tokens"
+            f"equal: all {compared} counters of {amount(layers, 'layer')} on "
+            f"{amount(ranks, 'rank')} are as predicted for "
+            f"{amount(run.num_tokens, 'token')}"
         )
     for difference in different[: 0 if as_json else _MAX_SHOWN]:
         print_content(str(difference))
     if not different:
         return ""
-    return f"{len(different)} of {compared} counters are not as predicted"
+    return (
+        f"{len(different)} of {compared} counters "
+        f"{verb(len(different), 'is', 'are')} not as predicted"
+    )
 
 
 def _compare(

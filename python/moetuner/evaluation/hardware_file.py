@@ -62,23 +62,30 @@ def read_network(path: str | os.PathLike[str]) -> Network:
     return read_file(Path(path), Network)
 
 
-def find_hardware(name: str) -> Hardware:
+def find_hardware(name: str, *, argument: str = "hardware") -> Hardware:
     """The known machine of that name, or what the file of that path says.
+
+    Parameters
+    ----------
+    name
+        In any case, or a path.
+    argument
+        What the caller calls it, for errors.
 
     Raises
     ------
     OSError, InvalidProblemError
         As `read_hardware`; and when `name` is neither.
     """
-    return _find(name, HARDWARE, Hardware)
+    return _find(name, HARDWARE, Hardware, argument)
 
 
 def find_network(name: str) -> Network:
     """The known network of that name, or what the file of that path says."""
-    return _find(name, NETWORKS, Network)
+    return _find(name, NETWORKS, Network, "network")
 
 
-def _find(name: str, known: Any, kind: type[Kind]) -> Kind:
+def _find(name: str, known: Any, kind: type[Kind], argument: str) -> Kind:
     if name.lower() in known:
         found: Kind = known[name.lower()]
         return found
@@ -87,7 +94,7 @@ def _find(name: str, known: Any, kind: type[Kind]) -> Kind:
         other = Network if kind is Hardware else Hardware
         others = NETWORKS if kind is Hardware else HARDWARE
         raise InvalidProblemError(
-            f"`{kind.__name__.lower()}` must be one of {', '.join(known)}, or a file "
+            f"`{argument}` must be one of {', '.join(known)}, or a file "
             f"(.toml), got {name!r}"
             + f", which is for `{other.__name__.lower()}`"
             * (name.lower() in others)

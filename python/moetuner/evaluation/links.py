@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class LinkRows:
     """Rows on the way out, by the names that `RoutingTally` has for them.
 
-    As many come back, the other way round. Times the bytes of a row they are the bytes
-    on each link.
+    Where sums return home as many come back, the other way round. Times the bytes of a
+    row they are the bytes on each link.
     """
 
     rank_egress: NDArray[np.int64]
@@ -42,7 +42,7 @@ def link_rows(record: ExchangeRecord, topology: Topology) -> LinkRows:
 
     The evaluator prices these rows under `Wire.DEDUP`, and those of an exchange on one
     level under `Wire.DEDUP_RANKS`: rows of its tally of the same tokens, `homes` as
-    recorded, are equal.
+    recorded or as they follow, are equal.
 
     Raises
     ------

@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 
 from moetuner._checks import is_array, kind_of
 from moetuner._files import atomic_write_bytes
+from moetuner._words import amount
 from moetuner.errors import InvalidPlacementError, InvalidTraceError
 from moetuner.evaluation.cost import Homes
 from moetuner.evaluation.tally import check_same_model, tally
@@ -172,7 +173,7 @@ def predict(
     if trace.num_tokens and trace.home_rank.max() >= num_ranks:
         raise InvalidTraceError(
             f"verify: home_rank {trace.home_rank.max()} in the trace, but the "
-            f"placement has {num_ranks} ranks"
+            f"placement has {amount(num_ranks, 'rank')}"
         )
     predicted = np.stack(
         [_predict_rank(trace, placement, rank) for rank in range(num_ranks)], axis=1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._words import amount
 from moetuner.errors import InvalidPlacementError
 from moetuner.placement.model import EMPTY, Placement, Provenance
 from moetuner.placement.topology import Topology
@@ -141,7 +142,8 @@ def to_placement(read: SlotMap, options: ReadOptions, source: str) -> Placement:
         )
     if options.num_ranks not in (None, num_ranks):
         raise InvalidPlacementError(
-            f"{source}: the file is for {num_ranks} ranks, got {options.num_ranks}"
+            f"{source}: the file is for {amount(num_ranks, 'rank')}, got "
+            f"{options.num_ranks}"
         )
     slots = read.slots
     if slots.ndim != 2 or 0 in slots.shape:
@@ -166,8 +168,8 @@ def to_placement(read: SlotMap, options: ReadOptions, source: str) -> Placement:
         slots, layer_ids = slots[rows], np.array(options.layers, np.int32)
     if num_ranks < 1 or slots.shape[1] % num_ranks:
         raise InvalidPlacementError(
-            f"{source}: {slots.shape[1]} slots cannot be shared equally by "
-            f"{num_ranks} ranks"
+            f"{source}: {amount(slots.shape[1], 'slot')} cannot be shared equally by "
+            f"{amount(num_ranks, 'rank')}"
         )
     return Placement(
         slot_experts=_without_repeats(slots, num_ranks),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner._words import verb
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.replica_rule import in_order
 from moetuner.export.padding import fill_slots
@@ -51,8 +52,8 @@ class Completed:
         if not self.added:
             return ()
         return (
-            f"layers {spelled(self.added)} are not in the placement: experts in order "
-            f"there, as without a file",
+            f"{_layers(self.added)} {verb(len(self.added), 'is', 'are')} not in the "
+            f"placement: experts in order there, as without a file",
         )
 
 
@@ -90,7 +91,7 @@ def complete(
     strange = sorted(set(planned) - set(wanted))
     if strange:
         raise InvalidPlacementError(
-            f"export to {engine}: the placement has layers {spelled(tuple(strange))}, "
+            f"export to {engine}: the placement has {_layers(tuple(strange))}, "
             f"which the options leave out (`num_layers`, `moe_layers`, `mtp_layers`)"
         )
     added = tuple(sorted(set(wanted) - set(planned)))
@@ -118,6 +119,10 @@ def filled_rows(
         whole[kept] = load
         load = whole
     return fill_slots(placement, load=load, repeats=repeats).slots
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    return f"layer{'s' * (len(layers) > 1)} {spelled(layers)}"
 
 
 def spelled(layers: tuple[int, ...]) -> str:

@@ -81,7 +81,7 @@ class ExchangeCounts:
 
     @property
     def remote_rows(self) -> int:
-        """Rows that left this rank, passed on ones too; as many sums come back."""
+        """Rows that left this rank, passed on ones too; as many sums return home."""
         return self.rank_rows + self.node_rows
 
     @property

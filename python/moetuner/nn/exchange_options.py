@@ -180,7 +180,11 @@ def describe(
         )
     end = "sums return to the token's home"
     if options.residency is Residency.FOLLOW:
-        end = "sums end on the rank of the token's first expert; the host waits again"
+        again = ", for the rows of each hop too" if groups else ""
+        end = (
+            f"sums end on the rank of the token's first expert; the host waits "
+            f"again{again}"
+        )
     if options.overlap:
         end += "; tokens go in two halves, one's exchange beside the other's experts"
     return "; ".join([way, sizes, end])

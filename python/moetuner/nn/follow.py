@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from moetuner.errors import InvalidTraceError
-from moetuner.nn.way_back import LANES, WayBack, find_way_back, ranks_of, send_parts
+from moetuner.nn.way_back import LANES, WayBack, find_way_back, numbers, send_parts
 from moetuner.nn.way_over_nodes import sums_over_nodes
 from moetuner.ops import Dispatched, ExchangeHandle, permute, unpermute
 from moetuner.ops._collectives import all_to_all_rows, exchange_counts, group_named
@@ -53,38 +53,28 @@ def follow_back(
     handle = sent.handle
     way = find_way_back(topk_ids, keys, handle, tables)
     parts = unpermute(done, handle.recv_map, handle.recv_weights)
-    if handle.between is None:
-        sums, count, stayed = _straight(parts, way, handle)
-    else:
-        count, stayed = way.sizes()
-        sums = sums_over_nodes(parts, way, handle, way.keys[:count])
-    here = way.order[:count]
-    tokens = _tokens(x, sent, here, stayed)
-    return Resident(sums, tokens, way.homes.index_select(0, here))
+    sums_of = _sums_straight if handle.between is None else sums_over_nodes
+    sums = sums_of(parts, way, handle)
+    return Resident(sums, _tokens(x, sent, way), way.ended())
 
 
-def _straight(
+def _sums_straight(
     parts: torch.Tensor, way: WayBack, handle: ExchangeHandle
-) -> tuple[torch.Tensor, int, int]:
-    """[U, H] sums of parts from all ranks; U, and how many of those stayed."""
-    came = send_parts(parts, way.leaving, handle.group_name, LANES)
-    coming = permute(
-        way.into.view(torch.float32), way.into, LANES * ranks_of(handle)[0]
-    )
-    count, stayed = way.sizes()
-    here = way.order[:count]
-    return unpermute(came, coming.row_map.index_select(0, here)), count, stayed
-
-
-def _tokens(
-    x: torch.Tensor, sent: Dispatched, here: torch.Tensor, stayed: int
 ) -> torch.Tensor:
+    """Sums [U, H] of parts [N, H] from all ranks."""
+    came = send_parts(parts, way.leaving, handle.group_name, LANES)
+    lanes = LANES * group_named(handle.group_name).size()
+    coming = permute(way.into.view(torch.float32), way.into, lanes)
+    return unpermute(came.rows, coming.row_map.index_select(0, way.here()))
+
+
+def _tokens(x: torch.Tensor, sent: Dispatched, way: WayBack) -> torch.Tensor:
     """[U, H] of the input, by N rows that arrived and the T that were here."""
     rows, row = sent.rows, sent.handle.recv_map[:, 0]
-    if stayed:
+    if way.sizes().stayed:
         kept = torch.arange(len(x), dtype=torch.int32, device=x.device) + len(rows)
         rows, row = torch.cat([rows, x]), torch.cat([row, kept])
-    return rows.index_select(0, row.index_select(0, here))
+    return rows.index_select(0, row.index_select(0, way.here()))
 
 
 def return_home(
@@ -116,14 +106,14 @@ def return_home(
     ranks = keys[:, :1].int()
     sent = permute(ranks.view(torch.float32), ranks, group.size())
     place = sent.row_map.flatten().long()
-    order = torch.empty_like(place).scatter_(0, place, _numbers(place))
+    order = torch.empty_like(place).scatter_(0, place, numbers(place))
     leaving = sent.end_offsets.long().diff(prepend=place.new_zeros(1))
     coming = exchange_counts(leaving, group)
     leaving, coming = torch.stack([leaving, coming]).cpu()
     rows = all_to_all_rows(keys[:, 1].index_select(0, order), leaving, coming, group)
     came = all_to_all_rows(values.index_select(0, order), leaving, coming, group)
     if len(rows) == num_tokens:
-        expected = _numbers(rows)
+        expected = numbers(rows)
         slot = rows.clamp(0, max(num_tokens - 1, 0))
         place = torch.zeros_like(rows).scatter_(0, slot, expected)
         out = came.index_select(0, place)
@@ -133,8 +123,3 @@ def return_home(
         f"return_home: {len(rows)} tokens came home, wanted each of the "
         f"{num_tokens} that began here once"
     )
-
-
-def _numbers(like: torch.Tensor) -> torch.Tensor:
-    """0, 1, ... for each entry."""
-    return torch.arange(len(like), device=like.device)

@@ -19,10 +19,19 @@ from typing import NamedTuple
 
 import torch
 
-from moetuner.ops import ExchangeHandle, dispatch
+from moetuner.ops import Dispatched, ExchangeHandle, dispatch
 from moetuner.ops._collectives import group_named
 
 LANES = 2  # of each rank
+
+
+class Sizes(NamedTuple):
+    """Of the tokens that end here."""
+
+    here: int
+    """U."""
+    stayed: int
+    """Of those."""
 
 
 class WayBack(NamedTuple):
@@ -39,21 +48,23 @@ class WayBack(NamedTuple):
     """int64 [L, 2], home rank and row."""
     order: torch.Tensor
     """int64 [L], tokens that end here by their keys, then all others."""
-    keys: torch.Tensor
-    """int64 [L], of tokens in that order: a number that rises with rank and row."""
     counts: torch.Tensor
     """int32 [2] on the CPU, once `ready`: U, and how many of them stayed."""
     ready: torch.cuda.Event | None
 
-    def sizes(self) -> tuple[int, int]:
-        """U, and how many of those stayed.
-
-        **The host waits for the counts**, not for what was launched after them.
-        """
+    def sizes(self) -> Sizes:
+        """**The host waits for the counts**, not for what was launched after them."""
         if self.ready is not None:
             self.ready.synchronize()
-        count, stayed = self.counts.tolist()
-        return count, stayed
+        return Sizes(*self.counts.tolist())
+
+    def here(self) -> torch.Tensor:
+        """int64 [U], those of L that end here, by their keys; waits as `sizes` does."""
+        return self.order[: self.sizes().here]
+
+    def ended(self) -> torch.Tensor:
+        """int64 [U, 2], home rank and row of these."""
+        return self.homes.index_select(0, self.here())
 
 
 def find_way_back(
@@ -68,15 +79,13 @@ def find_way_back(
     """
     ours, place = torch.ops.moetuner, ranks_of(sent)
     mine = ours.follow_notes(topk_ids.contiguous(), keys.contiguous(), *tables, *place)
-    maps = (sent.recv_map, sent.send_maps, sent.all_splits, sent.groups)
-    arrived = ours.resend(mine, *maps)
+    arrived = resend(mine, sent)
     destinations = min(topk_ids.shape[1], place[0])
     leaving, into, homes, order, counts = ours.follow_lines(
         arrived, mine, destinations, *place
     )
     on_host, ready = _to_host(counts)
-    rising, by_key = order.sort()
-    return WayBack(leaving, arrived, into, homes, by_key, rising, on_host, ready)
+    return WayBack(leaving, arrived, into, homes, order.argsort(), on_host, ready)
 
 
 def ranks_of(sent: ExchangeHandle) -> tuple[int, int]:
@@ -89,9 +98,16 @@ def ranks_of(sent: ExchangeHandle) -> tuple[int, int]:
     return in_node * nodes.size(), nodes.rank() * in_node + group.rank()
 
 
+def resend(notes: torch.Tensor, sent: ExchangeHandle) -> torch.Tensor:
+    """Notes [T, W] of tokens to all lines where their rows arrived, [N, W]."""
+    maps = (sent.recv_map, sent.send_maps, sent.all_splits, sent.groups)
+    arrived: torch.Tensor = torch.ops.moetuner.resend(notes, *maps)
+    return arrived
+
+
 def send_parts(
     rows: torch.Tensor, lanes: torch.Tensor, group_name: str, lanes_per_rank: int = 1
-) -> torch.Tensor:
+) -> Dispatched:
     """Each of N rows [N, H] in its lane int32 [N, 1], to what came, [P, H].
 
     By lane, in a lane by sender, and from one sender in its order.
@@ -102,7 +118,12 @@ def send_parts(
     one = torch.ones_like(every)
     return dispatch(
         rows, lanes, weights, every[:, None], one, lanes_per_rank, group_name
-    ).rows
+    )
+
+
+def numbers(like: torch.Tensor) -> torch.Tensor:
+    """0, 1, ... for each entry."""
+    return torch.arange(len(like), device=like.device)
 
 
 def _to_host(counts: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

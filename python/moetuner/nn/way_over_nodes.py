@@ -6,22 +6,29 @@ each node, as the evaluator counts (`moetuner.evaluation`). A gateway may know n
 of a token, so its note goes with each part. Parts of one token are added up in the
 order of their senders.
 
-Legend: N rows that arrived, W numbers of a note, P parts that come, U tokens, H hidden.
+Legend: N rows that arrived, D of a note's ranks, W its numbers, P parts that come, U
+tokens, H hidden.
 """
 
 from __future__ import annotations
 
 import torch
 
-from moetuner.nn.way_back import LANES, WayBack, send_parts
+from moetuner.errors import InvalidTraceError
+from moetuner.nn.way_back import (
+    LANES,
+    WayBack,
+    numbers,
+    ranks_of,
+    resend,
+    send_parts,
+)
 from moetuner.ops import ExchangeHandle, unpermute
 from moetuner.ops._collectives import group_named
 
-_KEY = 4  # numbers of 16 bits that a note begins with; the lane is behind them
-
 
 def sums_over_nodes(
-    parts: torch.Tensor, way: WayBack, handle: ExchangeHandle, ended: torch.Tensor
+    parts: torch.Tensor, way: WayBack, handle: ExchangeHandle
 ) -> torch.Tensor:
     """Sums [U, H] of all parts of the tokens that end here.
 
@@ -31,59 +38,74 @@ def sums_over_nodes(
         [N, H], of the rows that arrived.
     way, handle
         Of the same `dispatch`, which took two levels.
-    ended
-        int64 [U], rising: keys of the tokens that end here.
+
+    Raises
+    ------
+    InvalidTraceError
+        When two tokens that end here have the same key.
 
     Notes
     -----
     **The host waits** for the rows of both hops, and for how many tokens a gateway has.
     """
     assert handle.between is not None
-    inside = handle.group_name
-    in_node = group_named(inside).size()
-    place = _end(way.notes) % in_node
-    came, notes = _hop(parts, way.notes, place, inside)
-    here, token = torch.unique(_keys(notes), return_inverse=True)
-    sums = _add_up(came, token, len(here), in_node)
-    first = torch.empty_like(here).scatter_(0, token, _numbers(token))
-    notes = notes.index_select(0, first)
+    inside, between = handle.group_name, handle.between.group_name
+    in_node, nodes = (group_named(name).size() for name in (inside, between))
+    ended = _number(way.ended())
+    if bool((ended.diff() == 0).any()):
+        raise InvalidTraceError(
+            "follow: keys name a token twice: give those that the layer before "
+            "returned, or None where tokens are at home"
+        )
 
-    between = handle.between.group_name
-    came, notes = _hop(sums, notes, _end(notes) // in_node, between)
-    token = torch.searchsorted(ended, _keys(notes))
-    return _add_up(came, token, len(ended), group_named(between).size())
+    came, notes = _hop(parts, way.notes, way.leaving // LANES % in_node, inside)
+    lanes, number = _read(notes, way, handle)
+    here, token = torch.unique(number, return_inverse=True)
+    sums = _add_up(came, token, len(here), in_node)
+    # Any part of a token will do: their notes are alike.
+    part = torch.empty_like(here).scatter_(0, token, numbers(token))
+    notes, lanes = (t.index_select(0, part) for t in (notes, lanes))
+
+    came, notes = _hop(sums, notes, lanes // LANES // in_node, between)
+    _, number = _read(notes, way, handle)
+    return _add_up(came, torch.searchsorted(ended, number), len(ended), nodes)
 
 
 def _hop(
     rows: torch.Tensor, notes: torch.Tensor, to: torch.Tensor, group_name: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and their notes, to a rank of the group each."""
-    lanes = to.int()[:, None]
-    return send_parts(rows, lanes, group_name), send_parts(notes, lanes, group_name)
+    """Rows and their notes, to a rank int32 [P, 1] of the group each."""
+    sent = send_parts(rows, to, group_name)
+    return sent.rows, resend(notes, sent.handle)
+
+
+def _read(
+    notes: torch.Tensor, way: WayBack, handle: ExchangeHandle
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lanes int32 [P, 1] and tokens' numbers int64 [P], by notes [P, W]."""
+    num_ranks = way.into.shape[1]  # in a note
+    lanes, _, homes, *_ = torch.ops.moetuner.follow_lines(
+        notes, notes[:0], num_ranks, *ranks_of(handle)
+    )
+    return lanes, _number(homes)
+
+
+def _number(homes: torch.Tensor) -> torch.Tensor:
+    """Of each token int64 [P], rising with home rank and row, int64 [P, 2]."""
+    home, row = homes.unbind(dim=1)
+    return home << 32 | row
 
 
 def _add_up(
     rows: torch.Tensor, token: torch.Tensor, num_tokens: int, most: int
 ) -> torch.Tensor:
-    """Sums [U, H] of rows [P, H] by the token int64 [P] that each is of, in order."""
+    """Sums [U, H] of rows [P, H] by the token int64 [P] that each is of, in order.
+
+    No token has more than `most`.
+    """
     by_token, order = token.sort(stable=True)
     begin = torch.searchsorted(by_token, torch.arange(num_tokens, device=token.device))
-    turn = _numbers(by_token) - begin.index_select(0, by_token)
+    turn = numbers(by_token) - begin.index_select(0, by_token)
     row_map = order.new_full((num_tokens, most), -1, dtype=torch.int32)
     row_map[by_token, turn] = order.int()
     return unpermute(rows, row_map)
-
-
-def _end(notes: torch.Tensor) -> torch.Tensor:
-    """Rank on which each token ends."""
-    return notes[:, _KEY].long() // LANES
-
-
-def _keys(notes: torch.Tensor) -> torch.Tensor:
-    """Home rank and row of each token, in one number."""
-    low, high, row_low, row_high = notes[:, :_KEY].long().unbind(dim=1)
-    return (high << 16 | low) << 32 | row_high << 16 | row_low
-
-
-def _numbers(like: torch.Tensor) -> torch.Tensor:
-    return torch.arange(len(like), device=like.device)

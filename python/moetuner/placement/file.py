@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner._files import atomic_write_text
+from moetuner._words import amount
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
 from moetuner.placement.model import Placement, ProgressPoint, Provenance
 from moetuner.placement.topology import Topology
@@ -190,8 +191,9 @@ def _parse(content: Any) -> Placement:
     claimed = content.get("slots_per_rank", placement.slots_per_rank)
     if claimed != placement.slots_per_rank:
         raise InvalidPlacementError(
-            f"slots_per_rank is {claimed}, but layers hold {placement.num_slots} slots "
-            f"for {placement.topology.num_ranks} ranks"
+            f"slots_per_rank is {claimed}, but layers hold "
+            f"{amount(placement.num_slots, 'slot')} for "
+            f"{amount(placement.topology.num_ranks, 'rank')}"
         )
     return placement
 

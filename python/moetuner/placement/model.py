@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner._checks import is_array, is_whole, kind_of
+from moetuner._words import amount
 from moetuner.errors import InvalidPlacementError, InvalidProblemError
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ class Placement:
             )
         if slots.shape[1] % self.topology.num_ranks:
             raise InvalidPlacementError(
-                f"Placement: {slots.shape[1]} slots cannot be shared equally by "
-                f"{self.topology.num_ranks} ranks"
+                f"Placement: {amount(slots.shape[1], 'slot')} cannot be shared equally "
+                f"by {amount(self.topology.num_ranks, 'rank')}"
             )
         layers = self.layer_ids
         if not is_array(layers, np.int32, 1) or layers.shape != slots.shape[:1]:
@@ -171,8 +172,8 @@ class Placement:
         if sizes.max() > width:
             layer = int(sizes.max(axis=1).argmax())
             raise InvalidPlacementError(
-                f"from_rank_of: a rank holds {sizes.max()} experts at layer "
-                f"{layer_ids[layer]}, but has {width} slots"
+                f"from_rank_of: a rank holds {amount(sizes.max(), 'expert')} at layer "
+                f"{layer_ids[layer]}, but has {amount(width, 'slot')}"
             )
         slots = np.full((num_layers, num_ranks * width), EMPTY, np.int32)
         for row, ranks, size in zip(slots, rank_of, sizes, strict=True):
@@ -254,7 +255,8 @@ def contiguous_rank_of(num_layers: int, num_experts: int, num_ranks: int) -> Any
     """
     if num_experts < num_ranks:
         raise InvalidProblemError(
-            f"contiguous: {num_experts} experts cannot cover {num_ranks} ranks"
+            f"contiguous: {amount(num_experts, 'expert')} cannot cover "
+            f"{amount(num_ranks, 'rank')}"
         )
     base, extra = divmod(num_experts, num_ranks)
     sizes = base + (np.arange(num_ranks) < extra)

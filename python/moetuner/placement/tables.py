@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetuner._checks import is_whole
+from moetuner._words import amount
 from moetuner.errors import InvalidPlacementError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class PlacementTables:
         if not is_whole(rank) or not 0 <= rank < topology.num_ranks:
             raise InvalidPlacementError(
                 f"PlacementTables: rank must be 0..{topology.num_ranks - 1}, as the "
-                f"placement has {topology.num_ranks} ranks, got {rank!r}"
+                f"placement has {amount(topology.num_ranks, 'rank')}, got {rank!r}"
             )
         width = placement.slots_per_rank
         candidates, num_candidates = _candidates(placement, rank)

@@ -6,6 +6,7 @@ but for the time that its own scores will take, as theirs did.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from moetuner.planning.baselines import (
     baseline_names,
     solve_baselines,
 )
+from moetuner.planning.held_layers import held_layers
 from moetuner.planning.progress import History
 from moetuner.planning.provenance import with_source
 from moetuner.planning.recordings import workload_of
@@ -31,9 +33,11 @@ from moetuner.solver.base import (
     Clock,
     ProgressEvent,
     SolveStatus,
+    Stage,
     finish,
     interrupted,
 )
+from moetuner.solver.joint.incumbent import Incumbent
 from moetuner.solver.joint.profiles import Favour
 from moetuner.solver.joint.replicas import (
     best_layers,
@@ -76,6 +80,7 @@ class Beside:
     """Scores on each recording, by name."""
     interrupted: bool = False
     _score_seconds: float = 0.0
+    _value_seconds: float = 0.0
     _costs: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,6 +129,7 @@ class Beside:
             )
         if self.interrupted:
             found = interrupted(found)
+        found = self.held(found)
         return with_source(found, self.recordings, options, history.points())
 
     def score_in_use(self) -> None:
@@ -144,9 +150,10 @@ class Beside:
 
     def limited(self, shares: int) -> SolverOptions:
         """Options of one of so many solvers that share what is left."""
-        seconds = (
-            self.clock.left - SCORE_MARGIN * shares * self._score_seconds
-        ) / shares
+        kept = SCORE_MARGIN * self._score_seconds
+        if self._is_held():  # to hold it to the baselines takes valuations
+            kept += self._holding_seconds()
+        seconds = self.clock.left / shares - kept
         if self.interrupted:
             seconds = 0.0
         return replace(
@@ -154,6 +161,60 @@ class Beside:
         )
 
     def start(self) -> Placement | None:
+        """The best layers of the baselines, where the solver begins with them."""
+        return None if self._is_held() else self._best_known()
+
+    def held(self, found: Solution) -> Solution:
+        """`found`, no slower than a baseline where few ranks are favoured.
+
+        Layers that cost most time become those of the best baselines, and a stage says
+        how many; of a placement in use, those in use.
+        """
+        stay = self.options.stay
+        best = self._best_known() if stay is None else stay
+        if not self._is_held() or best is None:
+            return found
+        config = self.options.config
+        value_of = Incumbent(
+            problem=self.problem, stay=stay, move_seconds=config.move_seconds
+        ).value_of
+        most = self._least_seconds() if stay is None else value_of(stay)
+        if value_of(found.placement) <= most:
+            return found
+        began, kept = self.clock.seconds, SCORE_MARGIN * self._score_seconds
+        hurry = found.status is SolveStatus.INTERRUPTED
+        placement, number = held_layers(
+            *(self.problem, found.placement, best, value_of, most),
+            lambda: 0.0 if hurry else self.clock.left - kept,
+        )
+        value = self.problem.objective_value(placement)
+        source = "the baselines" if stay is None else "the placement in use"
+        stage = Stage(
+            name=f"{number} of {self.problem.num_layers} layers from {source}: faster",
+            objective=self.problem.objective,
+            value=value,
+            lower_bound=found.lower_bound,
+            status=found.status,
+            seconds=self.clock.seconds - began,
+        )
+        told = replace(found.placement.provenance, value=value)
+        return replace(
+            found,
+            placement=replace(placement, provenance=told),
+            value=value,
+            stages=(*found.stages, stage),
+        )
+
+    def _holding_seconds(self) -> float:
+        """Of the valuations of `held`, by halving."""
+        return (2 + math.log2(self.problem.num_layers)) * self._value_seconds
+
+    def _least_seconds(self) -> float:
+        """The modelled time of the fastest baseline."""
+        whole = is_sum_of_layers(self.problem)
+        return min(float(c.sum() if whole else c[0]) for c in self._costs.values())
+
+    def _best_known(self) -> Placement | None:
         """The best layers of the baselines, which no plan may be slower than."""
         names = list(self._costs)
         if not names:
@@ -170,6 +231,8 @@ class Beside:
 
     def improved(self, result: Solution) -> Solution:
         """The result, or the best layers of all where those are faster."""
+        if self._is_held():
+            return self.held(result)
         start = self.start()
         if start is None:
             return result
@@ -204,8 +267,11 @@ class Beside:
     def _score(self, name: str, solution: Solution) -> None:
         """Score one, and say so."""
         self._measure(name, solution.placement)
-        if self._is_start():
+        if self._counts():
+            began = self.clock.seconds
             self._costs[name] = layer_costs(self.problem, solution.placement)
+            took = self.clock.seconds - began
+            self._value_seconds = max(self._value_seconds, took)
         self.solutions[name] = solution
         if self.progress:
             self.progress(
@@ -225,13 +291,12 @@ class Beside:
             scores[name] = measure(recording, placement, options.pricing, seed)
         self._score_seconds = max(self._score_seconds, self.clock.seconds - began)
 
-    def _is_start(self) -> bool:
-        """Whether the solver begins with what the baselines found.
-
-        Not where it is one of them or may be slower.
-        """
-        options = self.options
+    def _counts(self) -> bool:
+        """Whether no plan may be slower than the baselines: not where it is of them."""
         timed = self.problem.objective is Objective.MODELLED_TIME
-        favour = getattr(options.config, "favour", Favour.TIME)
-        fast = favour is not Favour.FEW_RANKS
-        return timed and fast and options.solver not in BASELINES
+        return timed and self.options.solver not in BASELINES
+
+    def _is_held(self) -> bool:
+        """Whether few ranks are favoured: searched without the baselines at first."""
+        favour = getattr(self.options.config, "favour", Favour.TIME)
+        return self._counts() and favour is Favour.FEW_RANKS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moetuner._words import amount
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.tally import check_same_model
 from moetuner.evaluation.workload import DEFAULT_BATCH_TOKENS, BatchKind, Workload
@@ -110,7 +111,7 @@ def _check_alike(
     for name, other in others:
         if other.topology != one.topology:
             raise InvalidPlacementError(
-                f"{name}: for {other.topology.num_ranks} ranks, "
+                f"{name}: for {amount(other.topology.num_ranks, 'rank')}, "
                 f"{other.topology.ranks_per_node} per node, but {first} is for "
                 f"{one.topology.num_ranks}, {one.topology.ranks_per_node} per node; "
                 f"compare placements for the same machine"

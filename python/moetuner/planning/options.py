@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from moetuner._checks import is_number, one_of
+from moetuner._words import amount
 from moetuner.errors import InvalidProblemError
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.workload import (
@@ -55,7 +56,8 @@ class Pricing:
             f"replica rule {cost.replica_rule.value}",
             cost.shape.words(),
             *([] if self.phase is None else [f"tokens of {self.phase.value}"]),
-            f"batches of about {self.batch_tokens:,} tokens ({self.batch_kind.value})"
+            f"batches of about {amount(self.batch_tokens, 'token')} "
+            f"({self.batch_kind.value})"
             if self.batch_tokens
             else "all tokens as one batch",
         )

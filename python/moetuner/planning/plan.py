@@ -7,9 +7,16 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from moetuner._core import Rows
+from moetuner._words import amount
 from moetuner.bounds import certify
 from moetuner.errors import InvalidPlacementError, MissingStatisticsError
-from moetuner.planning.baselines import IN_USE, REFERENCE, Baselines, solver_of
+from moetuner.planning.baselines import (
+    BASELINES,
+    IN_USE,
+    REFERENCE,
+    Baselines,
+    solver_of,
+)
 from moetuner.planning.beside import Beside
 from moetuner.planning.options import PlanOptions
 from moetuner.planning.provenance import with_source
@@ -118,7 +125,9 @@ def plan_trace(
         name: with_source(
             solution, recordings, replace(of_part, solver=solver_of(name), config=None)
         )
-        for name, solution in beside.solutions.items()
+        for name, solution in sorted(
+            beside.solutions.items(), key=lambda item: BASELINES.index(item[0])
+        )
     }
     solutions[options.solver] = result
     if options.solver == REFERENCE:  # gains are measured against the first
@@ -170,7 +179,8 @@ def _check_asked(
     if stay is not None and stay.topology != topology:
         own = stay.topology
         raise InvalidPlacementError(
-            f"plan: stay, the placement in use: it is for {own.num_ranks} ranks in "
+            f"plan: stay, the placement in use: it is for "
+            f"{amount(own.num_ranks, 'rank')} in "
             f"nodes of {own.ranks_per_node}, wanted {topology.num_ranks} in nodes of "
             f"{topology.ranks_per_node}"
         )

@@ -8,6 +8,7 @@ holds equally many, so not every number can be had.
 from __future__ import annotations
 
 from moetuner._checks import is_whole
+from moetuner._words import amount
 from moetuner.errors import InvalidProblemError
 
 
@@ -28,7 +29,8 @@ def check_slots(num_experts: int, num_ranks: int, slots_per_rank: int) -> None:
     if slots_per_rank and not least <= slots_per_rank <= num_experts:
         raise InvalidProblemError(
             f"plan: slots_per_rank must be {least}..{num_experts}, enough for "
-            f"{num_experts} experts on {num_ranks} ranks and no expert twice on one, "
+            f"{num_experts} experts on {amount(num_ranks, 'rank')} and no expert twice "
+            f"on one, "
             f"or 0; got {slots_per_rank}"
         )
 
@@ -54,7 +56,8 @@ def slots_with_redundant(num_experts: int, num_ranks: int, redundant: int) -> in
         return slots
     near = [each for each in (slots, slots + 1) if each in possible] or [possible[-1]]
     wanted = " or ".join(
-        f"{each * num_ranks - num_experts} ({each} slots a rank)" for each in near
+        f"{each * num_ranks - num_experts} ({amount(each, 'slot a rank')})"
+        for each in near
     )
     raise InvalidProblemError(
         f"plan: redundant must leave equal slots on {num_ranks} ranks for "

@@ -33,6 +33,7 @@ def figures_table(hardware: Hardware) -> Table:
     for head in ("figure", "value"):
         table.add_column(head, overflow="fold")
     in_node = hardware.ranks_per_node
+    ranks = "one rank" if in_node == 1 else f"{in_node} ranks"
     inside, between = hardware.inside, hardware.between(in_node)
     near = hardware.latency(in_node, between_nodes=False)
     far = hardware.latency(in_node, between_nodes=True)
@@ -41,8 +42,8 @@ def figures_table(hardware: Hardware) -> Table:
         "arithmetic of a rank": f"{hardware.matmul_rate / 1e12:.4g} TFLOP/s",
         "link inside a node, out / in": _gigabytes(inside.egress, inside.ingress),
         "links of a node, out / in": _gigabytes(between.egress, between.ingress),
-        f"latency of {in_node} ranks, inside": f"{near * 1e6:.4g} us",
-        f"latency of {in_node} ranks, between": f"{far * 1e6:.4g} us",
+        f"latency of {ranks}, inside": f"{near * 1e6:.4g} us",
+        f"latency of {ranks}, between": f"{far * 1e6:.4g} us",
         "experts of a layer, at least": f"{hardware.compute_floor * 1e6:.4g} us",
         "a layer besides": f"{hardware.layer_overhead * 1e6:.4g} us",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moetuner._words import verb
 from moetuner.evaluation.moving import fetch_seconds
 from moetuner.placement.changes import changes
 from moetuner.report.words import size
@@ -34,7 +35,8 @@ def words_of(comparison: Comparison, moved: Changes) -> str:
     far = int(moved.between_nodes.sum()) * moved.expert_bytes
     several = comparison.topology.num_nodes > 1
     return (
-        f"{moved.num_moved:,} of {moved.num_replicas:,} experts change ranks, "
+        f"{moved.num_moved:,} of {moved.num_replicas:,} experts "
+        f"{verb(moved.num_moved, 'changes', 'change')} ranks, "
         f"{size(moved.bytes_moved)} in all"
         f"{f', {size(far)} of it between nodes' if several else ''}. The busiest rank "
         f"fetches {most:,} ({size(most * moved.expert_bytes)}): "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moetuner._words import amount
 from moetuner.evaluation.evaluate import MIN_BATCHES
 from moetuner.report.table import plain_table
 
@@ -23,11 +24,11 @@ _SHOWN = 5e-4  # less is printed as 0.000
 def skew_table(skew: Skew) -> Table:
     """All tokens at once beside the mean batch; layers from the least to the most."""
     table = plain_table(
-        f"Fullest of {skew.num_ranks} ranks over the mean rank (layers from, to)"
+        f"Fullest of {amount(skew.num_ranks, 'rank')} over the mean rank "
+        f"(layers from, to)"
     )
     table.add_column("experts placed", overflow="fold")
-    batches = "1 batch" if skew.num_batches == 1 else f"{skew.num_batches:,} batches"
-    for head in ("all tokens", f"mean of {batches}"):
+    for head in ("all tokens", f"mean of {amount(skew.num_batches, 'batch')}"):
         table.add_column(head, justify="right", no_wrap=True)
     for name, pooled, batch in (
         ("contiguous blocks", skew.persistent, skew.blocks),

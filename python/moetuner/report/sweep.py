@@ -8,6 +8,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from moetuner._files import atomic_path, atomic_write_text
+from moetuner._words import amount
 from moetuner.report.plot import new_figure, plain
 from moetuner.report.table import plain_table
 from moetuner.report.words import percent
@@ -120,8 +121,9 @@ def cell_name(setup: Setup) -> str:
     """How a cell is called in words."""
     spare = f"{setup.redundant} spare"
     if setup.slots_per_rank:
-        spare = f"{setup.slots_per_rank} slots"
-    return f"{setup.num_ranks} GPUs, {spare}, {setup.pricing.cost.hardware.name}"
+        spare = amount(setup.slots_per_rank, "slot")
+    gpus = amount(setup.num_ranks, "GPU")
+    return f"{gpus}, {spare}, {setup.pricing.cost.hardware.name}"
 
 
 def _planned_name(cell: Cell) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
+from moetuner._words import amount
 from moetuner.report.words import gain_cell, gap, number, percent, solved
 
 if TYPE_CHECKING:
@@ -71,10 +72,14 @@ def batch_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Tabl
     twice as many have to be twice as fast.
     """
     size = evaluations[0].batch_tokens
-    title = f"Batches of about {size:,} tokens" if size else "All tokens as one batch"
+    title = (
+        f"Batches of about {amount(size, 'token')}"
+        if size
+        else "All tokens as one batch"
+    )
     held = evaluations[0].num_tokens / evaluations[0].batch_seconds.size
     if held < size / 2:  # decoding: no more sequences than these at once
-        title = f"Batches of about {held:,.0f} tokens, at most {size:,}"
+        title = f"Batches of about {amount(round(held), 'token')}, at most {size:,}"
     table = plain_table(f"{title}, modelled (ms)")
     table.add_column("placement", overflow="fold")
     first, per_gpu = evaluations[0], differ_in_gpus(evaluations)
@@ -179,7 +184,7 @@ def description_table(description: TraceDescription) -> Table:
 
 
 def _tokens(description: TraceDescription) -> str:
-    groups = f"in {description.num_sequences:,} sequences"
+    groups = f"in {amount(description.num_sequences, 'sequence')}"
     if description.tokens_known:
         return f"{description.num_tokens:,} {groups}"
     return (

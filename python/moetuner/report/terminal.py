@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from moetuner._words import amount
 from moetuner.report.table import (
     LEGEND,
     batch_table,
@@ -31,7 +32,7 @@ def print_comparison(report: Comparison) -> None:
     rule = f", replica rule {report.cost.replica_rule.value}" if replicas else ""
     print_sentences(
         f"planned on {report.plan_tokens:,} {unit}, {scored}; "
-        f"{report.topology.num_ranks} ranks, "
+        f"{amount(report.topology.num_ranks, 'rank')}, "
         f"{report.topology.ranks_per_node} per node; "
         f"wire {report.cost.wire.value}, "
         f"homes {report.cost.homes.value}{rule}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from moetuner._core import Rows
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.cost import Homes
+from moetuner.placement.moves import fetched_replicas
 from moetuner.planning.baselines import (
     BASELINES,
     IN_USE,
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import GainInterval
     from moetuner.planning.scores import Comparison
 
-_SHOWN = 5e-4  # gains below are printed as 0.0%
+SHOWN = 5e-4  # gains below are printed as 0.0%
 _SAME = 1e-3  # relative differences in time that are not worth a word
+_KEEP = "Keep the placement in use: no change that was found is worth its moves."
 _OF_TRAFFIC = (Objective.LINK_TRAFFIC.value, Objective.TOTAL_TRAFFIC.value)
 
 
@@ -44,11 +46,13 @@ def _verdict(comparison: Comparison) -> str:
         return reason
     if comparison.result is comparison.baseline:
         return "This is the contiguous baseline itself: nothing to gain by definition."
+    stays = _stays(comparison)
     return " ".join(
         [
+            *([_KEEP] if stays else []),
             *_gains(comparison),
             *_other_traces(comparison),
-            *_moves(comparison),
+            *([] if stays else _moves(comparison)),
             *_notes(comparison),
         ]
     )
@@ -74,13 +78,34 @@ def _refit(comparison: Comparison) -> list[str]:
 
 def is_claimed(gain: GainInterval) -> bool:
     """Whether a gain or loss is worth a claim: certain, and more than 0.0%."""
-    return gain.certain and abs(gain.gain) >= _SHOWN
+    return gain.certain and abs(gain.gain) >= SHOWN
 
 
 def decisive_gain(comparison: Comparison) -> GainInterval | None:
-    """The gain that a headline is about: over the best baseline, where there is one."""
+    """The gain that a headline is about: over the best baseline, where there is one.
+
+    Over what is in use where that baseline is faster: it counts no moves.
+    """
     rival = comparison.rival
-    return comparison.result.gain if rival is None else rival.gain
+    if rival is None or _counts_no_moves(comparison):
+        return comparison.result.gain
+    return rival.gain
+
+
+def _counts_no_moves(comparison: Comparison) -> bool:
+    """Whether a baseline is faster than a plan that had to pay for its moves."""
+    rival = comparison.rival
+    if comparison.baseline.name != IN_USE or rival is None or rival.gain is None:
+        return False
+    return rival.name != IN_USE and rival.gain.gain < 0
+
+
+def _stays(comparison: Comparison) -> bool:
+    """Whether the plan is the placement that is in use."""
+    pair = comparison.baseline.placement, comparison.result.placement
+    return comparison.baseline.name == IN_USE and not (
+        fetched_replicas(*pair).size or fetched_replicas(*pair[::-1]).size
+    )
 
 
 def _gains(comparison: Comparison) -> list[str]:
@@ -94,7 +119,7 @@ def _gains(comparison: Comparison) -> list[str]:
     short = {INTERRUPTED, NO_TIME} & set(comparison.left_out.values())
     best = f"the best baseline{' computed' if short else ''}, {called(rival.name)}"
     first = _headline(comparison, rival.gain, best)
-    if rival.name == comparison.baseline.name:
+    if rival.name == comparison.baseline.name or _stays(comparison):
         return [first]
     return [first, f"Against {reference} it takes {_signed(result.gain)}."]
 
@@ -102,7 +127,7 @@ def _gains(comparison: Comparison) -> list[str]:
 def _headline(comparison: Comparison, gain: GainInterval, over: str) -> str:
     name, batch = comparison.result.name, _batch(comparison)
     ends = f"95% interval of the gain {interval(gain)}"
-    if abs(gain.gain) < _SHOWN:
+    if abs(gain.gain) < SHOWN:
         return (
             f"No gain to be had over {over}: with {name}, {batch} takes as long "
             f"({ends})."
@@ -114,6 +139,12 @@ def _headline(comparison: Comparison, gain: GainInterval, over: str) -> str:
         )
     if gain.gain > 0:
         return f"With {name}, {batch} takes {_than(gain.gain, over)} ({ends})."
+    if _counts_no_moves(comparison):
+        assert comparison.rival is not None
+        return (
+            f"With {name}, {batch} takes {_than(gain.gain, over)} ({ends}). But "
+            f"{called(comparison.rival.name)} counts no moves."
+        )
     return (
         f"{name} is WORSE than {over}: {batch} takes {_less(gain.gain)} ({ends}). "
         f"Do not use it."
@@ -161,23 +192,23 @@ def _moves(comparison: Comparison) -> list[str]:
         return []
     moved = changes_in(comparison)
     if not moved.num_moved:
-        return [f"Nothing moves: it is the same placement as {called(name)}."]
+        return [f"Nothing moves: {called(name)} holds the same where it is."]
     return [f"From {called(name)}, {words_of(comparison, moved)}"]
 
 
 def _signed(gain: GainInterval, over: str = "") -> str:
     said = _than(gain.gain, over) if over else _less(gain.gain)
-    unsure = "" if gain.certain or abs(gain.gain) < _SHOWN else ", not certain"
+    unsure = "" if gain.certain or abs(gain.gain) < SHOWN else ", not certain"
     return f"{said} ({interval(gain)}{unsure})"
 
 
 def _than(gain: float, over: str) -> str:
-    same = abs(gain) < _SHOWN
+    same = abs(gain) < SHOWN
     return f"{_less(gain)} {'as' if same else 'than'} with {over}"
 
 
 def _less(gain: float) -> str:
-    if abs(gain) < _SHOWN:
+    if abs(gain) < SHOWN:
         return "as long"
     return f"{abs(gain):.1%} {'less' if gain > 0 else 'MORE'}"
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.counts import counted
 from moetuner.trace.model import MAX_EXPERTS, CountTrace, Trace, TraceMetadata
@@ -270,7 +271,8 @@ def _counts(arrays: Arrays, path: Path) -> CountTrace:
     num_experts = recorded_experts(meta)
     if num_experts not in (None, counts.shape[2]):
         raise InvalidTraceError(
-            f"meta says {num_experts} experts, the counts are of {counts.shape[2]}"
+            f"meta says {amount(num_experts, 'expert')}, the counts are of "
+            f"{counts.shape[2]}"
         )
     tokens = arrays.get("tokens")
     return counted(

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.model import CountTrace, Trace
 from moetuner.trace.split import Split, select, split_by_sequence
@@ -120,6 +121,6 @@ def _whole_phase(trace: Trace | CountTrace) -> Phase | None:
 
 def _no_token(phase: Phase, part: str, num_tokens: int) -> InvalidTraceError:
     return InvalidTraceError(
-        f"split: phase={phase.value}: none of the {num_tokens:,} tokens of the "
+        f"split: phase={phase.value}: none of the {amount(num_tokens, 'token')} of the "
         f"{part} is of it"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetuner._checks import is_array, is_whole, kind_of
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.model import CountTrace, Trace
 
@@ -115,7 +116,7 @@ def subsample(trace: Trace, max_tokens: int, seed: int = 0) -> Trace:
     if not fits.any():
         raise InvalidTraceError(
             f"subsample: max_tokens={max_tokens} is less than one sequence "
-            f"({tokens[order[0]]} tokens)"
+            f"({amount(tokens[order[0]], 'token')})"
         )
     chosen = np.zeros(tokens.size, bool)
     chosen[order[fits]] = True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import moetuner._core as _core
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError, MissingStatisticsError
 from moetuner.trace import CountTrace, Trace
 
@@ -76,9 +77,9 @@ class RoutingStatistics:
         size = 8 * trace.num_layers * trace.num_experts * per_expert
         if size > MAX_BYTES:
             raise InvalidTraceError(
-                f"statistics: {trace.num_layers} layers of {trace.num_experts} experts "
-                f"need tables of {size / 2**30:.1f} GiB, at most "
-                f"{MAX_BYTES / 2**30:.0f} are counted"
+                f"statistics: {amount(trace.num_layers, 'layer')} of "
+                f"{trace.num_experts} experts need tables of "
+                f"{size / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:.0f} are counted"
             )
         counts = _core.count_statistics(
             trace.topk_ids, trace.num_experts, coactivation, transitions, num_threads

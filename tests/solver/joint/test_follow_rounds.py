@@ -19,13 +19,14 @@ from moetuner.solver.joint.scenarios import members
 from strategies import TOY_COST
 
 
-def follow_of(problem, profile=NOTHING_MORE):
+def follow_of(problem, profile=NOTHING_MORE, known=None):
     return FollowRounds(
         problem=problem,
         options=SolverOptions(threads=2),
         profile=profile,
         runner=Interruptible(),
         layered=start_ranks(problem)[0],
+        known=known,
     )
 
 
@@ -92,7 +93,7 @@ def test_layers_with_homes_cost_what_their_links_carry(case):
 
 @given(problems(homes=(Homes.FOLLOW,)))
 def test_lining_up_layers_keeps_clusters_and_nodes(case):
-    problem, _ = case
+    problem = dedup(case[0])
     start = start_ranks(problem)[0]
     per_node = problem.topology.ranks_per_node
     aligned = follow_of(problem).align(start, per_node)
@@ -100,3 +101,20 @@ def test_lining_up_layers_keeps_clusters_and_nodes(case):
         for unit in (1, per_node):
             pairs = np.unique(np.stack([before // unit, after // unit]), axis=1)
             assert np.unique(pairs[0]).size == pairs.shape[1]
+
+
+@given(problems(homes=(Homes.FOLLOW,), num_layers=4))
+def test_rounds_begin_at_what_is_known_where_it_is_better(case):
+    """Before any round the best start is held, at its own cost."""
+    problem = dedup(case[0])
+    plain = follow_of(problem)
+    _, cost = anneal(plain, members(problem, plain.rank_of), 0)
+    assert plain.cost == pytest.approx(cost.sum(), rel=1e-9)
+    better, cost = anneal(plain, members(problem, plain.rank_of), 500)
+    known = better[:, : problem.num_experts]
+    rounds = follow_of(problem, known=known)
+    assert rounds.cost == pytest.approx(min(plain.cost, cost.sum()), rel=1e-9)
+    if cost.sum() < plain.cost * (1 - 1e-9):
+        assert (rounds.rank_of == known).all()
+    worse = follow_of(problem, known=start_ranks(problem)[0])
+    assert worse.cost <= plain.cost * (1 + 1e-9)

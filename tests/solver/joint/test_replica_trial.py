@@ -10,11 +10,14 @@ from moetuner.evaluation.workload import Workload
 from moetuner.placement.topology import Topology
 from moetuner.problem import PlacementProblem
 from moetuner.solver import SolverOptions, base, get_solver
+from moetuner.solver.heuristics.starts import quick_placements
 from moetuner.solver.joint import incumbent
 from moetuner.solver.joint.config import JointConfig
+from moetuner.solver.joint.follow import FollowRounds
 from moetuner.solver.joint.interruptible import Interruptible
 from moetuner.solver.joint.layers import LayerRounds
 from moetuner.solver.joint.profiles import choose_profile
+from moetuner.solver.joint.replan import widened
 from moetuner.solver.joint.replica_trial import (
     HOT_LAYERS,
     TRIAL_LAYERS,
@@ -57,10 +60,10 @@ def computing_cost():
     return replace(TOY_COST, hardware=slow)
 
 
-def tried(problem):
+def tried(problem, *, searches=False):
     trial = try_replicas(
         *(problem, SolverOptions(), SearchProfile(), Interruptible(), 1e6),
-        searches=False,
+        searches=searches,
     )
     assert trial is not None
     return trial
@@ -77,13 +80,34 @@ def test_a_few_layers_are_spread_and_hold_the_hottest_expert():
     assert HOT not in some_layers(problem, TRIAL_LAYERS).statistics.layer_ids
 
 
-def test_layers_that_depend_on_each_other_stay_together():
-    problem = deep_problem(TOY_COST, homes=Homes.FOLLOW)
+@pytest.mark.parametrize("hot", [0, HOT_LAYERS])
+def test_layers_that_depend_on_each_other_stay_together(hot):
+    """As many in a row, with the hottest expert among them where it is asked for."""
+    problem = deep_problem(TOY_COST, hot=True, homes=Homes.FOLLOW)
+    layers = some_layers(problem, TRIAL_LAYERS, hot).statistics.layer_ids
+    first = int(layers[0])
+    assert layers.tolist() == list(range(first, first + TRIAL_LAYERS + hot))
+    assert not hot or HOT in layers
+
+
+def test_of_several_traces_the_slowest_is_asked_with_all_layers():
+    problem = deep_problem(TOY_COST)
+    workload = problem.workload
+    both = replace(workload, traces=2 * workload.traces, weights=(), worst_case=True)
+    problem = replace(problem, workload=both)
     assert some_layers(problem, TRIAL_LAYERS) is problem
 
 
-def test_replicas_that_every_layer_would_have_to_read_are_futile():
-    assert tried(deep_problem(reading_cost())).is_futile
+@pytest.mark.parametrize("homes", [Homes.UNIFORM, Homes.FOLLOW])
+def test_replicas_that_every_layer_would_have_to_read_are_futile(homes):
+    assert tried(deep_problem(reading_cost(), homes=homes)).is_futile
+
+
+def test_no_search_is_made_where_a_balanced_plan_gains_nothing(monkeypatch):
+    monkeypatch.setattr(LayerRounds, "round", None)  # nobody may call it
+    for homes in (Homes.UNIFORM, Homes.FOLLOW):
+        problem = deep_problem(reading_cost(), homes=homes)
+        assert tried(problem, searches=True).is_futile
 
 
 def test_one_hot_layer_of_many_is_seen():
@@ -92,34 +116,44 @@ def test_one_hot_layer_of_many_is_seen():
     assert not trial.is_futile
 
 
-def searched(monkeypatch, problem, limit=60.0):
-    """Rounds of all layers that a solve makes, by a clock that rounds drive."""
+def searched(monkeypatch, problem, limit=60.0, start=None):
+    """(Slots, proposals) of the rounds of all layers, by a clock that rounds drive."""
     fake, made = FakeTime(), []
-    brief = round_of(LayerRounds.round, fake)
 
-    def counted(rounds, proposals, seconds):
-        if rounds.problem.num_layers == LAYERS:
-            made.append(rounds.problem.slots_per_rank)
-        return brief(rounds, proposals, seconds)
+    def counting(method):
+        brief = round_of(method, fake)
+
+        def counted(rounds, proposals, seconds):
+            if rounds.problem.num_layers == LAYERS:
+                made.append((rounds.problem.slots_per_rank, proposals))
+            return brief(rounds, proposals, seconds)
+
+        return counted
 
     with monkeypatch.context() as patched:
         patched.setattr(base, "time", fake)
         patched.setattr(incumbent, "time", fake)
-        patched.setattr(LayerRounds, "round", counted)
+        for rounds in (LayerRounds, FollowRounds):
+            patched.setattr(rounds, "round", counting(rounds.round))
         config = JointConfig(profile=SearchProfile(), patience=1000)
         found = get_solver("joint", config).solve(
-            problem, SolverOptions(time_limit=limit, threads=1)
+            problem, SolverOptions(time_limit=limit, threads=1), warm_start=start
         )
     return found, made
 
 
-def test_a_plan_with_spare_slots_is_searched_as_the_plan_without(monkeypatch):
-    """Where replicas do not pay, the look at them takes a tenth of the time."""
-    tight, roomy = (deep_problem(reading_cost(), extra=extra) for extra in (0, 1))
-    without, rounds = searched(monkeypatch, tight)
-    found, rounds_of_roomy = searched(monkeypatch, roomy)
-    assert set(rounds_of_roomy) == {tight.slots_per_rank}
-    assert len(rounds_of_roomy) >= 0.85 * len(rounds) > 10
+@pytest.mark.parametrize("homes", [Homes.UNIFORM, Homes.FOLLOW])
+def test_a_plan_with_spare_slots_is_searched_as_the_plan_without(monkeypatch, homes):
+    """Where replicas do not pay, to see it takes nothing of the search."""
+    tight, roomy = (
+        deep_problem(reading_cost(), extra=extra, homes=homes) for extra in (0, 1)
+    )
+    start = quick_placements(tight)[-1]
+    without, rounds = searched(monkeypatch, tight, start=start)
+    found, of_roomy = searched(monkeypatch, roomy, start=widened(start, roomy))
+    assert {slots for slots, _ in of_roomy} == {tight.slots_per_rank}
+    assert of_roomy == rounds
+    assert len(rounds) > 3
     assert found.value <= without.value * (1 + 1e-12)
 
 

@@ -131,7 +131,7 @@ def test_moving_averages_are_the_counts_they_were_made_from(
     np.save(tmp_path / "a.npy", (counts / steps).astype(dtype))
     trace = importing(tmp_path / "a.npy", format="eplb")
     assert np.array_equal(trace.counts, counts)
-    assert any(f"over {steps} steps" in note for note in importing.notes)
+    assert any(f"over {steps:,} steps" in note for note in importing.notes)
 
 
 def test_other_averages_keep_their_size(importing, tmp_path, rng):

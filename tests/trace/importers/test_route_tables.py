@@ -217,7 +217,7 @@ def test_routes_that_are_missing_are_padding(importing, tmp_path, ids):
     del table[4]
     trace = importing(write(tmp_path / "a", table, "jsonl"))
     assert (trace.topk_ids[1, 1] == -1).all()
-    assert any("1 routes of 12 tokens are missing" in note for note in importing.notes)
+    assert any("1 route of 12 tokens is missing" in note for note in importing.notes)
 
 
 def counts(rng, path):

@@ -64,7 +64,7 @@ def test_every_place_of_a_response(importing, tmp_path):
     assert np.array_equal(trace.topk_ids, np.concatenate([IDS] * 3))
     assert trace.sequence.tolist() == [0, 0, 1, 1, 2, 2]
     assert trace.phase.tolist() == [0, 1] * 3
-    assert importing.notes == ["1 responses without routed experts: left out"]
+    assert importing.notes == ["1 response without routed experts: left out"]
 
 
 def test_long_requests_come_in_blocks(importing, tmp_path, monkeypatch, rng):

@@ -95,7 +95,7 @@ def test_layers_without_experts_are_dense(importing, tmp_path):
     ids = [[[-1, -1]], [[0, 1]]]
     path = dump(tmp_path / "a.pt", record(1, 0, ids))
     assert importing(path).layer_ids.tolist() == [1]
-    assert "layers [0]" in importing.notes[0]
+    assert "layer 0 holds no routing" in importing.notes[0]
     later = record(2, 0, [[[0, 1]], [[0, 1]]])
     with pytest.raises(InvalidTraceError, match=r"layer 0 routes.*`layers`"):
         importing(dump(tmp_path / "b.pt", record(1, 0, ids), later))
@@ -145,8 +145,8 @@ def test_unused_steps_of_the_buffer_are_no_groups(importing, tmp_path):
         ([[[0, 6]], [[2, 3]]], {}, "outside 0..5.*fused"),
         ([[[0, -2]], [[2, 3]]], {}, "outside 0..5"),
         ([[[0, 4]], [[0, 4]]], {}, "twice"),  # one expert in two slots
-        ([[[0, 1]]], {}, "1 layers beside a map of 2"),
-        ([[[0, 1]], [[2, 3]]], {"positions": [1, 2, 3]}, "3 positions for 1 tokens"),
+        ([[[0, 1]]], {}, "1 layer beside a map of 2"),
+        ([[[0, 1]], [[2, 3]]], {"positions": [1, 2, 3]}, "3 positions for 1 token"),
         ([[[0, 1]], [[2, 3]]], {"positions": [2**40]}, "positions must be"),
         ([[[0, 1]], [[2, 3]]], {"input_ids": [[1], [2, 3]]}, "input_ids must be"),
         ([[[0, 1]], [[2, 3]]], {"input_ids": ["x"]}, "input_ids must be"),

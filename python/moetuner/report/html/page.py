@@ -6,6 +6,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from moetuner._files import atomic_write_text
+from moetuner._words import amount
 from moetuner.report.changes import changes_in
 from moetuner.report.html.content import Numbers
 from moetuner.report.html.markup import Markup, tag
@@ -81,13 +82,13 @@ def _title(comparison: Comparison) -> str:
     topology = comparison.topology
     nodes = f", {topology.num_nodes} nodes" if topology.num_nodes > 1 else ""
     model = comparison.metadata.model or "Unknown model"
-    return f"{model} on {topology.num_ranks} ranks{nodes}"
+    return f"{model} on {amount(topology.num_ranks, 'rank')}{nodes}"
 
 
 def _header(comparison: Comparison, title: str) -> Markup:
     statistics = comparison.statistics
     facts = (
-        f"{statistics.num_layers} layers of {statistics.num_experts} experts",
+        f"{amount(statistics.num_layers, 'layer')} of {statistics.num_experts} experts",
         f"{comparison.result.name} against {comparison.baseline.name}",
         f"wire {comparison.cost.wire.value}, homes {comparison.cost.homes.value}, "
         f"{comparison.cost.hardware.name}",

@@ -49,7 +49,8 @@ class FollowRounds:
     """Annealing of all layers together; the best of all rounds is kept.
 
     Rounds begin at `layered` with its clusters lined up, where nodes hold several ranks
-    in two ways: nodes as they are, or all ranks free.
+    in two ways: nodes as they are, or all ranks free. What is `known` takes the place
+    of the worse of them where it is better.
     """
 
     problem: PlacementProblem
@@ -58,6 +59,8 @@ class FollowRounds:
     runner: Interruptible
     layered: RankOf
     """Ranks [L, E] of layers by themselves."""
+    known: RankOf | None = None
+    """Ranks [L, E] of what is best so far, searched or not."""
     rank_of: RankOf = field(init=False)
     cost: float = np.inf
     _scenarios: Scenarios = field(init=False)
@@ -81,9 +84,19 @@ class FollowRounds:
         if topology.num_nodes > 1 and topology.ranks_per_node > 1:
             groups.insert(0, topology.ranks_per_node)
         self._starts = [self.align(self.layered, group) for group in groups]
+        costs = [self._cost_of(start) for start in self._starts]
+        if self.known is not None and (known := self._cost_of(self.known)) < max(costs):
+            worst = int(np.argmax(costs))
+            self._starts[worst], costs[worst] = self.known, known
         self._last = [np.inf] * len(groups)
         self._open = list(range(len(groups)))
-        self.rank_of = self.layered
+        self.rank_of, self.cost = self._starts[int(np.argmin(costs))], min(costs)
+
+    def _cost_of(self, rank_of: RankOf) -> float:
+        """Its search cost."""
+        slots, at_once = members(self.problem, rank_of), np.ones(1, np.int32)
+        _, cost = self.anneal(slots, 0, np.inf, 0, at_once)
+        return float(cost.sum())
 
     def round(self, proposals: int, seconds: float) -> bool:
         """Anneal all layers from every open start; whether they are better now."""

@@ -147,7 +147,9 @@ class Run:
                 profile=profile,
                 runner=self.runner,
                 layered=rank_of,
+                known=self.incumbent.placement.rank_of(),
             )
+            self._prefer(together.placement)  # to line layers up may gain most
             share = FOLLOW_SHARE if walk else 1.0
             status = self._rounds("follow", FIRST_PROPOSALS, share, together)
             rank_of = together.rank_of
@@ -214,25 +216,39 @@ class Run:
         Then more slots are never worse, for each number of them is searched on top of
         the one before.
         """
-        rounds, problem = self.config.rounds, self.problem
-        fewer = replace(problem, slots_per_rank=problem.slots_per_rank - 1)
-        seconds = self.clock.left
-        if not rounds:
-            fewer = without_spare(problem)
-            pays = trial is not None and trial.gain > PAYING_GAIN
-            share = REPLICA_SHARE if pays and not self.problem.workload.counted else 1.0
-            each = self.incumbent.longest
-            if trial is not None:  # to make them takes time too
-                each = max(each, trial.fill_seconds)
-            fills = FILLS if pays else FEW_FILLS
-            after = 0.0 if trial is not None and trial.is_futile else fills * each
-            seconds = max(min(share * seconds, seconds - after), 0.5 * seconds)
         config = self.config
         if config.favour is Favour.TIME:
             config = replace(config, profile=profile)
-        limited = replace(self.options, time_limit=seconds)
-        start = None if rounds else place(fewer, balanced_rank_of(fewer))
-        return self.solve_fewer(fewer, limited, config, start)
+        if config.rounds:
+            fewer = replace(
+                self.problem, slots_per_rank=self.problem.slots_per_rank - 1
+            )
+            limited = replace(self.options, time_limit=self.clock.left)
+            return self.solve_fewer(fewer, limited, config, None)
+        fewer = without_spare(self.problem)
+        limited = replace(self.options, time_limit=self._seconds_of_fewer(trial))
+        return self.solve_fewer(fewer, limited, config, self._start_of_fewer(fewer))
+
+    def _seconds_of_fewer(self, trial: Trial | None) -> float:
+        """All that is left, but for what replicas need: it ends as any solve does."""
+        seconds = max(self.options.time_limit - self.clock.seconds, MIN_SECONDS)
+        if trial is not None and trial.is_futile:
+            return seconds
+        pays = trial is not None and trial.gain > PAYING_GAIN
+        share = REPLICA_SHARE if pays and not self.problem.workload.counted else 1.0
+        each = self.incumbent.longest
+        if trial is not None:  # to make them takes time too
+            each = max(each, trial.fill_seconds)
+        after = (FILLS if pays else FEW_FILLS) * each
+        least = max(0.5 * self.clock.left, MIN_SECONDS)
+        return max(min(share * seconds, seconds - after), least)
+
+    def _start_of_fewer(self, fewer: PlacementProblem) -> Placement:
+        """The best that is known, where its slots do; else what is balanced."""
+        best = self.incumbent.placement
+        if best.has_replicas or best.rank_sizes().max() > fewer.slots_per_rank:
+            return place(fewer, balanced_rank_of(fewer))
+        return widened(best, fewer)
 
     def _walk(self, profile: SearchProfile, starts: list[Placement]) -> SolveStatus:
         """Walk tokens from the best of the starts."""

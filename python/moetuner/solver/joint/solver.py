@@ -68,8 +68,7 @@ class JointSolver:
         With a placement to stay near, of ``warm_start`` what is worth its moves.
         """
         check_objective(self, problem)
-        workload = problem.workload
-        if workload.takes_slowest:
+        if problem.workload.takes_slowest:
             return solve_worst_case(
                 self,
                 problem,
@@ -85,6 +84,18 @@ class JointSolver:
                 ).value_of,
                 progress=progress,
             )
+        return self._solve(problem, options, warm_start, progress)
+
+    def _solve(
+        self,
+        problem: PlacementProblem,
+        options: SolverOptions,
+        warm_start: Placement | None,
+        progress: ProgressCallback | None,
+        *,
+        bounded: bool = True,
+    ) -> Solution:
+        """A solve; one that is part of one with more slots needs no bound."""
         run = Run(
             config=self.config,
             problem=problem,
@@ -93,7 +104,7 @@ class JointSolver:
             clock=Clock(time_limit=options.time_limit),
             solve_fewer=lambda fewer, limited, config, start: JointSolver(
                 config=config
-            ).solve(fewer, limited, warm_start=start, progress=progress),
+            )._solve(fewer, limited, start, progress, bounded=False),
         )
         if self.config.stay is not None:
             problem.check(self.config.stay)
@@ -119,7 +130,8 @@ class JointSolver:
         knows_start = self.config.stay is not None or run.incumbent.floor < math.inf
         status = SolveStatus.HEURISTIC
         try:
-            run.incumbent.bound = self._bound(problem, options)
+            if bounded:
+                run.incumbent.bound = self._bound(problem, options)
             if problem.topology.num_ranks > 1 and problem.statistics.load.any():
                 status = run.search()
                 run.try_small_layers()

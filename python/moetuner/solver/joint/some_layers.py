@@ -23,15 +23,23 @@ def some_layers(
 ) -> PlacementProblem:
     """The same with so many layers, evenly spread, and those with the hottest expert.
 
-    With all of them where they are no more, or the modelled time is no sum of layers.
+    Where homes follow, as many in a row, with the hottest of all in their middle: each
+    needs the one before it. All where they are no more, or where several traces are
+    asked for their slowest.
     """
-    if problem.num_layers <= spread + hot or not is_sum_of_layers(problem):
+    if problem.num_layers <= spread + hot or problem.workload.takes_slowest:
         return problem
     load = problem.statistics.load
     share = load.max(axis=1) / np.maximum(load.sum(axis=1), 1)
     hottest = np.argsort(-share, kind="stable")[:hot]
-    even = np.linspace(0, problem.num_layers - 1, spread).round().astype(np.int64)
-    chosen = np.union1d(even, hottest)
+    if is_sum_of_layers(problem):
+        even = np.linspace(0, problem.num_layers - 1, spread).round().astype(np.int64)
+        chosen = np.union1d(even, hottest)
+    else:
+        middle = int(hottest[0]) if hot else problem.num_layers // 2
+        most = problem.num_layers - spread - hot
+        first = min(max(middle - (spread + hot) // 2, 0), most)
+        chosen = np.arange(first, first + spread + hot)
     traces = tuple(_only(trace, chosen) for trace in problem.workload.traces)
     return PlacementProblem.from_workload(
         replace(problem.workload, traces=traces),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._words import amount, verb
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.importers.encoded_ids import Rows, decode_rows
 
@@ -83,8 +84,9 @@ class Checked:
         if not self.requests:
             return ""
         return (
-            f"{self.requests} requests have {self.rows} rows fewer than their usage "
-            f"counts: the first ones are taken as missing (ask for all of the prompt)"
+            f"{amount(self.requests, 'request')} {verb(self.requests, 'has', 'have')} "
+            f"{amount(self.rows, 'row')} fewer than usage counts: the first ones are "
+            f"taken as missing (ask for all of the prompt)"
         )
 
 
@@ -241,7 +243,8 @@ def _prompt_start(prompt: Rows, length: int, checked: Checked) -> int:
         return prompt.start
     if len(prompt.ids) > length:
         raise InvalidTraceError(
-            f"{len(prompt.ids)} rows of a prompt of {length} tokens, as usage counts "
+            f"{amount(len(prompt.ids), 'row')} of a prompt of "
+            f"{amount(length, 'token')}, as usage counts "
             f"them"
         )
     checked.missing(length - len(prompt.ids))
@@ -294,8 +297,10 @@ def _start_by_usage(
     number, there = len(request.answers), sum(len(a.ids) for a in request.answers)
     if there > wanted + number:
         raise InvalidTraceError(
-            f"{there} rows of routed experts, but usage counts {length} prompt tokens "
-            f"and {request.completion_tokens} of {number} answers: wanted {wanted} rows"
+            f"{amount(there, 'row')} of routed experts, but usage counts "
+            f"{amount(length, 'prompt token')} "
+            f"and {request.completion_tokens} of {amount(number, 'answer')}: wanted "
+            f"{amount(wanted, 'row')}"
         )
     if wanted <= there or len(rows.ids) == length:  # all of them, or the prompt alone
         return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def whole_loads(
         return np.asarray(loads, np.int64)
     steps = _steps(loads, precision)
     if steps is not None:
-        note(f"weights are averages over {steps} steps: read as {steps} times them")
+        note(f"weights are averages over {amount(steps, 'step')}: read as their sums")
         return np.asarray(np.rint(loads * steps), np.int64)
     shares = loads / largest  # whose sums neither overflow nor vanish
     total = float(shares.sum(axis=2).max())

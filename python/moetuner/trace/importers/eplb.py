@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.importers.averages import whole_loads
 from moetuner.trace.importers.base import MAX_GROUPS, MAX_TABLE_BYTES
@@ -84,7 +85,8 @@ def read_rank_loads(files: Sequence[Path], options: ImportOptions) -> CountTrace
     layers = options.layers or tuple(range(counts.shape[1]))
     if len(layers) != counts.shape[1]:
         raise InvalidTraceError(
-            f"import: `layers` names {len(layers)} layers, there are {counts.shape[1]}"
+            f"import: `layers` names {amount(len(layers), 'layer')}, there are "
+            f"{counts.shape[1]}"
         )
     logical = _of_slots(counts, layers, options)
     return count_trace(logical, "loads by rank", options, np.array(layers, np.int32))

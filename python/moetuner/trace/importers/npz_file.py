@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.counts import counts_with_top_k
 from moetuner.trace.importers.base import Tokens, block_rows
@@ -96,8 +97,8 @@ def _counts(counted: CountTrace, options: ImportOptions) -> CountTrace:
     if given is not None and given != tuple(counted.layer_ids.tolist()):
         if len(given) != counted.num_layers:
             raise InvalidTraceError(
-                f"import: `layers` names {len(given)} layers, the archive has "
-                f"{counted.num_layers} that route: {counted.layer_ids.tolist()[:8]}"
+                f"import: `layers` names {amount(len(given), 'layer')}, the archive "
+                f"has {counted.num_layers} that route: {counted.layer_ids.tolist()[:8]}"
             )
         counted = replace(counted, layer_ids=np.array(given, np.int32))
     if options.top_k is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.importers.answers import Checked, Piece, place, requests_of
 from moetuner.trace.importers.base import Tokens, block_rows
@@ -152,11 +153,11 @@ def _responses(
     if not several:
         drop.add("request")
     if without:
-        options.note(f"{without} responses without routed experts: left out")
+        options.note(f"{amount(without, 'response')} without routed experts: left out")
     if rows.unwritten:
         options.note(
-            f"{rows.unwritten} rows that nobody wrote (no expert, or 0 everywhere): "
-            f"left out"
+            f"{amount(rows.unwritten, 'row')} that nobody wrote (no expert, or 0 "
+            f"everywhere): left out"
         )
     if checked.text:
         options.note(checked.text)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._words import amount, verb
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.importers.base import block_rows
 from moetuner.trace.importers.rows import TokenRows
@@ -135,12 +136,16 @@ def traces_of(
     num_tokens = int(token.max()) + 1
     if num_tokens * len(layers) > _MAX_GAPS * len(row) + 4096:
         raise InvalidTraceError(
-            f"{len(row)} rows for {num_tokens} tokens of {len(layers)} layers: rows of "
+            f"{amount(len(row), 'row')} for {amount(num_tokens, 'token')} of "
+            f"{amount(len(layers), 'layer')}: rows of "
             f"different layers are of different tokens"
         )
     gaps = num_tokens * len(layers) - len(row)
     if gaps:
-        options.note(f"{gaps} routes of {num_tokens} tokens are missing: padding there")
+        options.note(
+            f"{amount(gaps, 'route')} of {amount(num_tokens, 'token')} "
+            f"{verb(gaps, 'is', 'are')} missing: padding there"
+        )
     first = np.zeros(num_tokens, np.int64)
     first[token[::-1]] = np.arange(len(token))[::-1]
     sequence = _ranked(tuple(c[first] for c in sequences)) if sequences else None

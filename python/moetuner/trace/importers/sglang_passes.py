@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.importers.base import as_ids
 from moetuner.trace.importers.stages import join_stages
@@ -189,7 +190,8 @@ def _pass(record: Any, logical: NDArray[np.int16]) -> Pass:
     for name, array in (("counts", part.counts), ("ids", part.ids)):
         if array is not None and array.shape[0] != len(logical):
             raise InvalidTraceError(
-                f"{name} of {array.shape[0]} layers beside a map of {len(logical)}"
+                f"{name} of {amount(array.shape[0], 'layer')} beside a map of "
+                f"{len(logical)}"
             )
     if part.counts is not None and part.counts.shape != logical.shape:
         raise InvalidTraceError(
@@ -197,7 +199,8 @@ def _pass(record: Any, logical: NDArray[np.int16]) -> Pass:
         )
     if part.ids is not None and len(known.positions) not in (0, part.num_tokens):
         raise InvalidTraceError(
-            f"{len(known.positions)} positions for {part.num_tokens} tokens"
+            f"{amount(len(known.positions), 'position')} for "
+            f"{amount(part.num_tokens, 'token')}"
         )
     return known
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.importers.base import Tokens
 from moetuner.trace.importers.cells import (
@@ -64,7 +65,7 @@ def read_table(files: Sequence[Path], options: ImportOptions) -> Tokens | CountT
     if not read.routes:
         raise InvalidTraceError("the recording holds no token")
     if read.others:
-        options.note(f"{read.others} rows that are no routes: left out")
+        options.note(f"{amount(read.others, 'row')} that held no route: left out")
     routes = Routes.joined(read.routes)
     _check_told(routes, read, options)
     return Tokens(

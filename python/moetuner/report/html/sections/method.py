@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import moetuner
+from moetuner._words import amount
 from moetuner.report.html.content import section
 from moetuner.report.html.markup import Markup, tag
 
@@ -39,7 +40,8 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "recording": " / ".join(t for t in (about.source, about.dataset) if t)
         or "unknown",
         "trace": f"sha256 {comparison.trace_sha256}",
-        "machine": f"{cost.hardware.name}, {comparison.topology.num_ranks} ranks, "
+        "machine": f"{cost.hardware.name}, "
+        f"{amount(comparison.topology.num_ranks, 'rank')}, "
         f"{comparison.topology.ranks_per_node} per node",
         "wire, homes": f"{cost.wire.value}, {cost.homes.value}",
         "replica rule": cost.replica_rule.value,

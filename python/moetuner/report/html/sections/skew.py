@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moetuner._words import amount
 from moetuner.planning.skew import measure_skew
 from moetuner.report.html.charts import Line, line_chart
 from moetuner.report.html.content import figure, grid, note
@@ -34,7 +35,7 @@ def skew(comparison: Comparison, numbers: Numbers) -> Markup:
     layers = [float(layer) for layer in comparison.statistics.layer_ids]
     sides = {
         "All tokens at once": (found.persistent, found.left, found.persistent_chance),
-        f"Mean of {found.num_batches:,} batches": (
+        f"Mean of {amount(found.num_batches, 'batch')}": (
             found.blocks,
             found.transient,
             found.transient_chance,
