@@ -42,6 +42,12 @@ def changes(found: dict[str, Figures], placement: str, exchange: str) -> list[st
     return [*tails, f"{step.median:+.1f} ({step.low:+.1f} to {step.high:+.1f})"]
 
 
+def link(case: dict[str, Any]) -> str:
+    """Between nodes; where a measured machine was planned for it has no name."""
+    shaped = f"{case['gbit']:g} Gbit/s a node" if case["gbit"] else ""
+    return case["network"] or shaped
+
+
 def set_up(cases: list[dict[str, Any]], machine: dict[str, str]) -> list[str]:
     """What the paper ran, and what these cases did."""
     first, sizes = cases[0], cases[0]["sizes"]
@@ -54,7 +60,7 @@ def set_up(cases: list[dict[str, Any]], machine: dict[str, str]) -> list[str]:
         "ranks": ("4EP-2TP; 4EP-4TP", f"expert parallel alone: {'; '.join(ranks)}"),
         "between nodes": (
             "the cluster's own",
-            ", ".join(sorted({case["network"] for case in cases} - {""})) or "-",
+            ", ".join(sorted({link(case) for case in cases} - {""})) or "-",
         ),
         "model": ("Mixtral-8x7B", f"{first['layers']} layers of it, weights drawn"),
         "routing": ("of the model", first["source"]),
