@@ -179,7 +179,8 @@ def mixtral(ranks_per_node, **changes):
 
 def test_the_papers_table_has_both_its_machines(load):
     paper = load("paper_table")
-    one = {"environment": {"gpu": "Some GPU"}, "cases": [mixtral(4, network="", gbit=0)]}
+    one_node = mixtral(4, network="", gbit=0)
+    one = {"environment": {"gpu": "Some GPU"}, "cases": [one_node]}
     measured = mixtral(2, network="")  # planned for links that were measured
     two = {"environment": {"gpu": "Other"}, "cases": [*CONTENT["cases"], measured]}
     page = paper.page([one, two])
