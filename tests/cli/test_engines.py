@@ -30,7 +30,7 @@ def test_recording_to_engine(folder):
     )
     assert done.exit_code == 0, done.stderr
     assert "routed-responses: 48 tokens, 3 layers of 64 experts" in done.stdout
-    assert "note: layers [0] hold no routing: taken as dense" in done.stderr
+    assert "note: layer 0 holds no routing: taken as dense" in done.stderr
     assert read_trace(trace).metadata.model == "gpt-oss-20b"
     done = folder.plan(trace, "--slots-per-rank", 17)
     assert done.exit_code == 0, done.stderr

@@ -60,6 +60,8 @@ def _equals_combine(rank, num_ranks, device, in_node):
                 wanted = combine(done, sent.handle)
                 came = follow_back(x, ids, keys, sent, done, tables)
                 mapped = "mapped memory of the ranks, " in describe_transport(group)
+                if nodes:
+                    assert "mapped" not in describe_transport(nodes.between)
                 if mapped and not in_node:
                     with _no_wait_of_torch():
                         again = follow_back(x, ids, keys, sent, done, tables)

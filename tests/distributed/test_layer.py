@@ -1,6 +1,7 @@
 """MoELayer between Gloo processes against the same layer on one rank."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ from moetuner.nn import (  # noqa: E402
     record_run,
     return_home,
 )
-from moetuner.ops import node_groups  # noqa: E402
+from moetuner.ops import Transport, node_groups  # noqa: E402
 from moetuner.placement.topology import Topology  # noqa: E402
 from moetuner.trace import Trace  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
@@ -287,6 +288,11 @@ def _transport_is_that_of_a_node(rank, num_ranks):
     world = dist.group.WORLD.group_name
     inside = node_groups(world, placement.topology.ranks_per_node).inside
     assert told == [inside, inside, world, world]
+    made_in = sys.modules[node_groups.__module__]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made_in, "set_transport", lambda *args: told.append(args))
+        nodes = node_groups(dist.new_group().group_name, 2)
+    assert told[-1] == (nodes.between, Transport.COLLECTIVES)
 
 
 def _records_only_what_a_trace_can_say(rank, num_ranks):
@@ -315,6 +321,28 @@ def _records_only_what_a_trace_can_say(rank, num_ranks):
         came = layers[0](torch.ones(1, 16))
         with pytest.raises(InvalidTraceError, match="not at home at layer 4"):
             layers[1](came.sums, came.keys)
+
+
+def _keeps_whole_passes(rank, num_ranks):
+    """Ctrl-C between two layers: what went before and came after is recorded."""
+    placement = make_placement("shuffled", num_ranks)
+    layers = placed_layers(whole_layers(), placement, rank)
+    rows = [torch.ones(2, 16), tokens_of(rank), torch.ones(3, 16)]
+    with record_run(layers) as run:
+        for number, x in enumerate(rows):
+            for layer in layers:
+                if number in (0, 2) and layer is layers[-1]:
+                    break
+                layer(x)
+    trace, record = run.trace(), gather_counts(layers)
+    assert trace.num_tokens == sum(len(tokens_of(r)) for r in range(num_ranks))
+    assert verify(trace, placement, record) == []
+    with record_run(layers) as run:
+        for layer in reversed(layers):  # no order that tells passes
+            layer(rows[0])
+        layers[0](rows[0])
+    with pytest.raises(InvalidTraceError, match="layers saw different tokens"):
+        run.trace()
 
 
 def _refusals(rank, num_ranks):
@@ -383,6 +411,7 @@ def _everything(rank, num_ranks):
         _stays_with_padding(rank, num_ranks)
         _refusals(rank, num_ranks)
         _records_only_what_a_trace_can_say(rank, num_ranks)
+        _keeps_whole_passes(rank, num_ranks)
 
 
 @pytest.mark.parametrize("num_ranks", WORLDS)

@@ -18,6 +18,7 @@ from layers import (  # noqa: E402
     tokens_of,
     whole_layers,
 )
+from moetuner.errors import InvalidPlacementError  # noqa: E402
 from moetuner.nn import (  # noqa: E402
     ExchangeOptions,
     ExpertOptions,
@@ -27,6 +28,7 @@ from moetuner.nn import (  # noqa: E402
     logical_order,
 )
 from ranks import run_on_ranks  # noqa: E402
+from torch import distributed as dist  # noqa: E402
 
 FIXED = ExchangeOptions(capacity=12, max_rows=12 * 4 * TOP_K)
 
@@ -127,6 +129,29 @@ def _loaded_whole(rank, num_ranks):
         assert torch.equal(others[0](x), wanted)
         shapes = {len(p) for p in others[0].experts.parameters()}
         assert shapes == {width}
+
+
+def _of_another_rank(rank, num_ranks):
+    """All ranks have the same names: who mixes their state dicts is told."""
+    placement = make_placement("replicated", num_ranks)
+    layer = _layer(placement, rank, ExchangeOptions())
+    x, mine = tokens_of(rank), copy.deepcopy(layer.state_dict())
+    wanted = layer(x)
+    every = [None] * num_ranks
+    dist.all_gather_object(every, mine)
+    said = f"layer 3 of rank {rank} is loaded from the experts of rank {1 - rank}: save"
+    for assign in (False, True):
+        with pytest.raises(InvalidPlacementError, match=said):
+            layer.load_state_dict(every[1 - rank], assign=assign)
+        assert torch.equal(layer(x), wanted)
+    before_ranks_were_told = mine | {"_extra_state": mine["_extra_state"][:-1]}
+    layer.load_state_dict(before_ranks_were_told)
+    layer.load_state_dict(mine)
+    assert torch.equal(layer(x), wanted)
+
+
+def test_the_state_dict_of_another_rank_is_refused():
+    run_on_ranks(2, _of_another_rank)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])

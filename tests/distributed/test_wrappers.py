@@ -1,5 +1,7 @@
 """DDP and FSDP2 around layers whose experts belong to one rank each."""
 
+import itertools
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -19,6 +21,7 @@ from moetuner.nn import (  # noqa: E402
     ExpertOptions,
     apply_placement,
     average_gradients,
+    clip_gradients,
     contiguous_placement,
     expert_parameters,
     gather_counts,
@@ -124,6 +127,55 @@ def _fsdp(rank, num_ranks):
         taken(tokens_of(rank))
 
 
+def _fsdp_of_routers(rank, num_ranks):
+    """What FSDP2 shards it averages; the rest is averaged for it."""
+    placement = make_placement("shuffled", num_ranks)
+    reference = _reference(placement, rank)
+    model = _model(placement, rank)
+    for layer in model.layers:
+        fully_shard(layer.router, mesh=init_device_mesh("cpu", (num_ranks,)))
+    out = _step(model, rank)
+    average_gradients(model)
+    _check(model, out, reference)
+
+
+def _clipped(rank, num_ranks):
+    """By the norm that one process has, where replicas count once."""
+    kinds = ("shuffled", "replicated")
+    for sharded, kind in itertools.product((False, True), kinds):
+        placement = make_placement(kind, num_ranks)
+        model = _model(placement, rank)
+        owned = expert_parameters(model)
+        if sharded:
+            mesh = init_device_mesh("cpu", (num_ranks,))
+            fully_shard(model, mesh=mesh, ignored_params=set(owned.values()))
+        _step(model, rank)
+        average_gradients(model, shared=not sharded)
+        before = {n: _whole(p.grad).clone() for n, p in model.named_parameters()}
+        width, squares = placement.slots_per_rank, 0.0
+        for name, gradient in before.items():
+            if name not in owned:
+                squares += float(gradient.square().sum())
+                continue
+            every = [torch.empty_like(gradient) for _ in range(num_ranks)]
+            dist.all_gather(every, gradient)
+            row = int(name.split(".")[1])
+            slots = placement.slot_experts[row].tolist()
+            for expert in range(placement.num_experts):
+                slot = slots.index(expert)  # the first of its replicas
+                squares += float(every[slot // width][slot % width].square().sum())
+        norm = squares**0.5
+        for limit in (norm / 3, 2 * norm):
+            found = clip_gradients(model, limit)
+            torch.testing.assert_close(float(found), norm, rtol=1e-4, atol=0)
+            scale = min(limit / norm, 1)
+            after = {n: _whole(p.grad) for n, p in model.named_parameters()}
+            wanted = {name: value * scale for name, value in before.items()}
+            torch.testing.assert_close(after, wanted, rtol=1e-4, atol=1e-6)
+            for parameter in model.parameters():
+                parameter.grad.mul_(1 / scale)
+
+
 def _fsdp_over_twins(rank, num_ranks):
     """Experts on rank pairs (0, 1) and (2, 3), each sharded over its twins."""
     mesh = init_device_mesh("cpu", (2, num_ranks // 2), mesh_dim_names=("dp", "ep"))
@@ -148,6 +200,8 @@ def _fsdp_over_twins(rank, num_ranks):
 def _nothing_placed(rank, num_ranks):
     with pytest.raises(InvalidProblemError, match="Linear has no layer whose experts"):
         average_gradients(torch.nn.Linear(2, 2))
+    with pytest.raises(InvalidProblemError, match="Linear has no layer whose experts"):
+        clip_gradients(torch.nn.Linear(2, 2), 1.0)
     assert expert_parameters(torch.nn.Linear(2, 2)) == {}
     layers = _model(contiguous_placement(5, 8, num_ranks), rank)
     names = expert_parameters(layers)
@@ -192,6 +246,15 @@ def test_ddp_over_experts_is_refused():
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_fsdp_shards_what_every_rank_has_and_leaves_experts(num_ranks):
     run_on_ranks(num_ranks, _fsdp)
+
+
+def test_fsdp_of_routers_alone():
+    run_on_ranks(2, _fsdp_of_routers)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_gradients_are_clipped_by_the_norm_of_all_ranks(num_ranks):
+    run_on_ranks(num_ranks, _clipped)
 
 
 def test_fsdp_may_shard_experts_over_ranks_that_hold_the_same():

@@ -195,3 +195,11 @@ def test_groups_that_no_nodes_share_say_nothing_about_ranks_or_experts():
     ours = rebalance_experts(EXAMPLE, 16, 5, 3, 8)
     alone = rebalance_experts(EXAMPLE, 16, 1, 1, 8)
     assert np.array_equal(ours.physical_to_logical_map, alone.physical_to_logical_map)
+
+
+def test_numbers_that_are_no_whole_ones_and_tensors_without_data_are_named():
+    with pytest.raises(InvalidProblemError, match="num_replicas must be >= 1 and whol"):
+        rebalance_experts(EXAMPLE, 16.0, 4, 2, 8)
+    torch = pytest.importorskip("torch")
+    with pytest.raises(InvalidProblemError, match="on the meta device"):
+        rebalance_experts(torch.ones(2, 12, device="meta"), 16, 4, 2, 8)

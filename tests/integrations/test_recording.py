@@ -8,6 +8,7 @@ transformers = pytest.importorskip("transformers", reason="Transformers is not t
 
 import moetuner.integrations.transformers as ours  # noqa: E402
 from moetuner.errors import InvalidTraceError  # noqa: E402
+from moetuner.trace.statistics import RoutingStatistics  # noqa: E402
 from tiny_models import make_model  # noqa: E402
 
 TEXTS = torch.randint(2, 64, (3, 9), generator=torch.Generator().manual_seed(2))
@@ -178,7 +179,11 @@ def test_calls_that_ended_badly_are_left_out():
     def stop(*_):
         raise Stop
 
-    with ours.record(model) as recording, torch.no_grad():
+    with (
+        ours.record(model) as recording,
+        ours.count(model, max_tokens=TEXTS.numel()) as counter,
+        torch.no_grad(),
+    ):
         model(input_ids=TEXTS[:1])
         handle = model.model.layers[1].register_forward_pre_hook(stop)
         with pytest.raises(Stop):
@@ -194,13 +199,15 @@ def test_calls_that_ended_badly_are_left_out():
     for row, text in enumerate(TEXTS[:2]):
         mine = trace.topk_ids[9 * row : 9 * row + 9, -1]
         assert np.array_equal(mine, routing_of(model, text))
+    told, wanted = counter.statistics(), RoutingStatistics.from_trace(trace)
+    assert told.num_tokens == 18
+    assert np.array_equal(told.load, wanted.load)
+    assert np.array_equal(told.coactivation, wanted.coactivation)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_training_step_with_checkpointing_is_seen_once(reentrant):
     """Ids, and transitions from each layer to the next."""
-    from moetuner.trace.statistics import RoutingStatistics
-
     model = make_model("Olmoe").train()
     with ours.record(model) as recording, torch.no_grad():
         model(input_ids=TEXTS, use_cache=False)

@@ -91,3 +91,35 @@ def test_what_does_not_fit_is_refused():
     counter.add(2, ids)
     with pytest.raises(InvalidTraceError, match=r"layers saw \[3, 0\] tokens"):
         counter.statistics()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_step_that_did_not_end_is_taken_back(trace, device, pairs):
+    """Wherever it ended, as if it had never begun."""
+    ids = torch.as_tensor(trace.topk_ids.astype(np.int64), device=device)
+    layers = ids.shape[1]
+    wanted = counter_of(trace, device, pairs=pairs)
+    feed(wanted, ids, 0, 500)
+    feed(wanted, ids, 500, 700)
+    for ended in range(layers + 1):
+        counter = counter_of(trace, device, pairs=pairs)
+        counter.begin_step()
+        feed(counter, ids, 0, 500)
+        counter.end_step()
+        counter.begin_step()
+        for layer in range(ended):
+            counter.add(layer, ids[700:1200, layer].int())
+        counter.drop_step()
+        counter.drop_step()  # none is open
+        counter.begin_step()
+        feed(counter, ids, 500, 700)
+        counter.end_step()
+        counter.drop_step()
+        assert_same(counter.statistics(), wanted.statistics())
+
+
+def assert_same(found, wanted):
+    assert found.num_tokens == wanted.num_tokens
+    for name in ("load", "coactivation", "transitions"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))

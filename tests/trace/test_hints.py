@@ -87,3 +87,20 @@ def test_large_blocks_are_sampled(rng):
     every, dummies = hints_of(trace)
     assert "expert 16" in every
     assert dummies.startswith("20.0%")
+
+
+def test_counts_that_are_alike_or_rise_by_chance_hint_at_nothing():
+    """Without top-k: the same share 1/k is no sign where another expert has more."""
+    for row in ([10, 20, 30, 40], [100] * 4, [25, 25, 25, 25], [50, 30, 15, 5]):
+        counts = np.tile(row, (3, 2, 1)).astype(np.int64)
+        layer_ids = np.arange(2, dtype=np.int32)
+        hints = hints_of(counted(counts, layer_ids=layer_ids))
+        assert (hints != ()) == (row[0] == 50)
+
+
+def test_a_top_k_that_is_too_large_is_told_by_its_sums():
+    counts = np.array([[[1000, 0, 0, 0], [250, 250, 250, 250]]])
+    layer_ids = np.array([3, 5], np.int32)
+    (hint,) = hints_of(counted(counts, layer_ids=layer_ids, top_k=4))
+    assert hint.startswith("expert 0 at layer 3 has more choices than a layer has")
+    assert "`top_k` is too large" in hint

@@ -1,5 +1,6 @@
 """MoE layers on the ops: what runs the model. Importing this needs torch."""
 
+from moetuner.nn.clipping import clip_gradients
 from moetuner.nn.counter import RoutingCounter
 from moetuner.nn.counts import gather_counts, record_run
 from moetuner.nn.data_parallel import (
@@ -36,6 +37,7 @@ __all__ = [
     "TopKRouter",
     "apply_placement",
     "average_gradients",
+    "clip_gradients",
     "contiguous_placement",
     "defined_rows",
     "expert_of_rows",

@@ -78,6 +78,9 @@ class RoutingCounter:
             self._after = zeros(max(num_layers - 1, 0), num_experts, num_experts)
         self._most = max_tokens
         self._ids: list[torch.Tensor] = []
+        self._step: dict[int, torch.Tensor] | None = (
+            None  # ids by row, while it is open
+        )
         if top_k is not None:
             self._expect(top_k)
 
@@ -106,16 +109,41 @@ class RoutingCounter:
             )
         here, before = (self._ids[(row + i) % 2][: len(topk_ids)] for i in (0, 1))
         here.copy_(first_pass(topk_ids, -1))
-        if self._together is None or self._after is None:
-            count_routing(here, self._load[row])
-        elif row == 0:
-            count_routing(here, self._load[row], self._together[row])
-        else:
-            count_routing(
-                here, self._load[row], self._together[row], before, self._after[row - 1]
-            )
+        _count(here, before, self._tables_of(row))
         number = self._tokens.new_full((), len(topk_ids))
         self._tokens[row] += first_pass(number)
+        captured = topk_ids.is_cuda and torch.cuda.is_current_stream_capturing()
+        if self._step is not None and not captured:
+            self._step[row] = topk_ids.detach()
+
+    def begin_step(self) -> None:
+        """Begin a forward pass: until `end_step` its ids are kept, for `drop_step`."""
+        self._step = {}
+
+    def end_step(self) -> None:
+        """The forward pass ended well."""
+        self._step = None
+
+    def drop_step(self) -> None:
+        """Take back what an open forward pass has counted: it did not end well.
+
+        Without an open one nothing happens, and none is open afterwards.
+        """
+        step, self._step = self._step or {}, None
+        for row, ids in step.items():
+            tables = self._tables_of(row)
+            counted = [torch.zeros_like(table) for table in tables]
+            _count(ids.long(), step.get(row - 1, ids).long(), counted)
+            for table, undone in zip(tables, counted, strict=True):
+                table -= undone
+            self._tokens[row] -= len(ids)
+
+    def _tables_of(self, row: int) -> list[torch.Tensor]:
+        """Load, and with pairs co-activation and the transitions to it, of a layer."""
+        if self._together is None or self._after is None:
+            return [self._load[row]]
+        after = [] if row == 0 else [self._after[row - 1]]
+        return [self._load[row], self._together[row], *after]
 
     def _expect(self, top_k: int) -> None:
         """Two, used in turns: the ids of this layer, and of the one before.
@@ -159,3 +187,13 @@ class RoutingCounter:
             coactivation=host(self._together),
             transitions=host(self._after),
         )
+
+
+def _count(
+    ids: torch.Tensor, before: torch.Tensor, tables: Sequence[torch.Tensor]
+) -> None:
+    load, *pairs = tables
+    if len(pairs) == 2:
+        count_routing(ids, load, pairs[0], before, pairs[1])
+    else:
+        count_routing(ids, load, *pairs)

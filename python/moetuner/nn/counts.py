@@ -5,6 +5,7 @@ Legend: L layers, T tokens, K top-k.
 
 from __future__ import annotations
 
+import itertools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import torch.distributed as dist
 
 from moetuner.errors import InvalidTraceError
 from moetuner.evaluation.verify import ExchangeRecord
-from moetuner.nn.exchange import ATTRIBUTE, Exchange
+from moetuner.nn.exchange import ATTRIBUTE, Exchange, Seen
 from moetuner.nn.recompute import RECOMPUTED
 from moetuner.ops._collectives import group_named
 from moetuner.placement.tables import fingerprint
@@ -68,7 +69,7 @@ class RunRecording:
 
     def __init__(self, exchanges: list[Exchange]) -> None:
         self._exchanges = exchanges
-        self._routing: list[list[torch.Tensor]] = [[] for _ in exchanges]
+        self._seen: list[Seen] = []  # of all layers, in the order of calls
 
     def trace(self) -> Trace:
         """The run on all ranks; **every rank of the group calls this**, all get it.
@@ -111,17 +112,50 @@ class RunRecording:
 
     def _trouble(self) -> str:
         """Why this rank's ids make no trace; empty when they do."""
-        sizes = [[ids.shape for ids in layer] for layer in self._routing]
+        self._drop_unfinished()
+        sizes = [[seen.ids.shape for seen in layer] for layer in self._by_layer()]
         if all(size == sizes[0] for size in sizes):
             return ""
         return "layers saw different tokens; record where all layers see the same"
+
+    def _by_layer(self) -> list[list[Seen]]:
+        layers = [exchange.layer for exchange in self._exchanges]
+        return [[seen for seen in self._seen if seen.layer == n] for n in layers]
+
+    def _drop_unfinished(self) -> None:
+        """Leave out passes that ended before their last layer, as Ctrl-C ends them.
+
+        They are told where layers are called in their order, once in a pass; others
+        stay, and make no trace.
+        """
+        by_layer = self._by_layer()
+        if len({len(calls) for calls in by_layer}) == 1:
+            return
+        layers = [exchange.layer for exchange in self._exchanges]
+        passes: list[list[Seen]] = [[]]
+        for seen in self._seen:
+            if seen.layer == layers[0]:
+                passes.append([])
+            if seen.layer != layers[len(passes[-1]) % len(layers)]:
+                return
+            passes[-1].append(seen)
+        now = {
+            exchange.layer: exchange.counters.clone() for exchange in self._exchanges
+        }
+        for one in reversed(passes):
+            for exchange, seen in zip(self._exchanges, one, strict=False):
+                if len(one) < len(layers):
+                    exchange.counters -= now[seen.layer] - seen.counted
+                now[seen.layer] = seen.counted
+        finished = [one for one in passes if len(one) == len(layers)]
+        self._seen[:] = itertools.chain.from_iterable(finished)
 
     def _steps(self) -> list[NDArray[np.int16]]:
         """[T, L, K] of each call on this rank."""
         experts = self._exchanges[0].placement.num_experts
         steps = []
-        for call in zip(*self._routing, strict=True):
-            ids = torch.stack(call, dim=1).cpu().numpy()
+        for call in zip(*self._by_layer(), strict=True):
+            ids = torch.stack([seen.ids for seen in call], dim=1).cpu().numpy()
             if (ids[:1] == RECOMPUTED).any():  # by compiled code: it was here already
                 continue
             ids[(ids < 0) | (ids >= experts)] = -1  # padding
@@ -138,11 +172,12 @@ def record_run(model: torch.nn.Module) -> Iterator[RunRecording]:
     """
     exchanges = exchanges_of(model)
     recording = RunRecording(exchanges)
-    for exchange, ids in zip(exchanges, recording._routing, strict=True):
+    for exchange in exchanges:
         exchange.reset()
-        exchange.routing = ids
+        exchange.routing = recording._seen
     try:
         yield recording
     finally:
         for exchange in exchanges:
             exchange.routing = None
+        recording._drop_unfinished()

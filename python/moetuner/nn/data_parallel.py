@@ -125,7 +125,8 @@ def average_gradients(model: torch.nn.Module, *, shared: bool = True) -> None:
         As for `expert_parameters`; not with ``shared_batch``, where every rank has
         whole gradients.
     shared
-        False where DDP or FSDP averages what every rank has.
+        False where DDP or FSDP averages what every rank has. Parameters that FSDP2
+        shards are left to it in any case.
 
     Raises
     ------
@@ -152,6 +153,8 @@ def average_gradients(model: torch.nn.Module, *, shared: bool = True) -> None:
         return
     for parameter in model.parameters():
         if parameter in owned or not parameter.requires_grad:
+            continue
+        if isinstance(parameter, DTensor):  # FSDP averages it
             continue
         if parameter.grad is None:  # unused here, perhaps not elsewhere
             parameter.grad = torch.zeros_like(parameter)

@@ -7,7 +7,7 @@ S slots per rank, P = G * S slots, M rows of the experts here, H hidden.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -47,6 +47,14 @@ if TYPE_CHECKING:
 ATTRIBUTE = "moetuner_exchange"
 """Where an experts module of another library keeps its `Exchange`: not as a submodule,
 so that the library's own loading and saving does not meet it."""
+
+
+class Seen(NamedTuple):
+    """One call of an exchange, for `record_run`."""
+
+    layer: int
+    ids: torch.Tensor  # int32 [T, K]
+    counted: torch.Tensor  # by the exchange, before this call
 
 
 class Exchange(torch.nn.Module):
@@ -118,7 +126,7 @@ class Exchange(torch.nn.Module):
         self.options = options or ExchangeOptions()
         self.layer = int(placement.layer_ids[0]) if layer is None else layer
         self.row_bytes = 0
-        self.routing: list[torch.Tensor] | None = None
+        self.routing: list[Seen] | None = None
         trouble = misfit(placement, group, num_experts, self.layer)
         if layer is None and placement.num_layers > 1:
             trouble = trouble or (
@@ -269,7 +277,8 @@ class Exchange(torch.nn.Module):
         if self.routing is not None and not recomputing():
             # Ids beyond int32 would become experts here; dispatch refuses them later.
             ids = topk_ids.detach().clamp(-1, self.tables.num_experts)
-            self.routing.append(first_pass(ids.to(torch.int32), RECOMPUTED))
+            ids = first_pass(ids.to(torch.int32), RECOMPUTED)
+            self.routing.append(Seen(self.layer, ids, self.counters.clone()))
         self.row_bytes = x.shape[-1] * x.element_size()
 
     def _send(self, half: Half) -> Dispatched:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -133,14 +134,31 @@ class MoELayer(torch.nn.Module):
         return out.view(*x.shape[:-1], out.shape[-1])
 
     def get_extra_state(self) -> torch.Tensor:
-        """The slots of the layer, int32 [P]: a state dict says what its rows are."""
+        """What a state dict's rows are: slots of the layer, the rank; int32 [P + 1].
+
+        All ranks use the same names, so what mixes their state dicts is told by the
+        rank. It is -1 where experts are whole, as under ``logical_order(whole=True)``.
+        """
+        placement = self.exchange.placement
         row = self.exchange.tables.row_of(self.exchange.layer)
-        return torch.from_numpy(self.exchange.placement.slot_experts[row].copy())
+        first = next(self.experts.parameters(recurse=False), None)
+        whole = first is not None and len(first) != placement.slots_per_rank
+        rank = -1 if whole else self.exchange.tables.rank
+        return torch.from_numpy(np.append(placement.slot_experts[row], np.int32(rank)))
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Refuse weights that lie otherwise than this layer's placement says."""
-        mine = self.get_extra_state()
-        if not torch.equal(state.cpu(), mine):
+        state, (*slots, rank) = state.cpu(), self.get_extra_state().tolist()
+        mine = torch.tensor(slots, dtype=torch.int32)
+        told = int(state[-1]) if len(state) > len(mine) else -1
+        state = state[: len(mine)]
+        if torch.equal(state, mine) and rank >= 0 and told not in (-1, rank):
+            raise InvalidPlacementError(
+                f"MoELayer: layer {self.exchange.layer} of rank {rank} is loaded from "
+                f"the experts of rank {told}: save a file for each rank, or save and "
+                f"load under logical_order(whole=True)"
+            )
+        if not torch.equal(state, mine):
             raise InvalidPlacementError(
                 f"MoELayer: layer {self.exchange.layer} is loaded from a state dict "
                 f"whose slots hold {_short(state)}, but this layer's hold "

@@ -35,7 +35,8 @@ def first_pass(value: torch.Tensor, otherwise: int = 0) -> torch.Tensor:
     Compiled code runs in both passes where checkpointing surrounds it, so it is asked
     when it runs. What is exported has one pass.
     """
-    if torch.compiler.is_exporting():
+    # Up to torch 2.11 Dynamo says that it exports whenever it traces: the flag knows.
+    if torch.compiler.is_exporting() and torch.compiler._is_exporting_flag:
         return value
     if torch.compiler.is_compiling():
         return torch.ops.moetuner.first_pass.default(value, otherwise)  # type: ignore[no-any-return,unused-ignore]

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from moetuner.ops._collectives import group_named
+from moetuner.ops.transport import Transport, set_transport
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def node_groups(group_name: str, ranks_per_node: int) -> NodeGroups:
     Notes
     -----
     They have the backends and the timeout of the group. With NCCL each is one more
-    communicator; all exchanges over the same group share the two.
+    communicator; all exchanges over the same group share the two. Between nodes that
+    carries rows, even where memory of all ranks could be mapped.
     """
     group = group_named(group_name)
     num_ranks = group.size()
@@ -70,4 +72,6 @@ def _make(group: Any, ranks_per_node: int) -> NodeGroups:
     first = node * ranks_per_node
     between = dist.new_group(ranks[place::ranks_per_node], **options)
     inside = dist.new_group(ranks[first : first + ranks_per_node], **options)
+    # Kernels that wait between nodes might take the room of those inside one.
+    set_transport(between.group_name, Transport.COLLECTIVES)
     return NodeGroups(inside=inside.group_name, between=between.group_name)

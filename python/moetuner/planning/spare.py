@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from moetuner.planning.scores import Comparison
 
 
+_SHOWN = 5e-4  # less is printed as 0.0%
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpareSlots:
     """Empty slots of a plan, why, and what filling them costs."""
@@ -29,6 +32,8 @@ class SpareSlots:
     num_empty: int
     """Over all layers."""
     why: str
+    spare: bool
+    """Whether fewer slots per rank would hold all experts."""
     rule: ReplicaRule
     seconds: float
     """Modelled time of the mean batch as planned."""
@@ -47,12 +52,16 @@ class SpareSlots:
                 f"{said} moetuner.nn.MoELayer leaves them empty. For an engine, which "
                 f"has to fill them, plan by its replica rule."
             )
+        said += " Engines have no empty slots. Export fills them with the coldest "
         change = self.filled_seconds / self.seconds - 1
-        advice = " Fewer slots per rank are faster." if change > 0 else ""
+        if abs(change) < _SHOWN:
+            return f"{said}experts, and a batch then takes as long."
+        advice = (
+            " Fewer slots per rank are faster." if change > 0 and self.spare else ""
+        )
         return (
-            f"{said} Engines have no empty slots. Export fills them with the coldest "
-            f"experts, and a batch then takes {self.filled_seconds * 1e3:.4g} ms, not "
-            f"{self.seconds * 1e3:.4g} ms ({change:+.1%}).{advice}"
+            f"{said}experts, and a batch then takes {self.filled_seconds * 1e3:.4g} "
+            f"ms, not {self.seconds * 1e3:.4g} ms ({change:+.1%}).{advice}"
         )
 
 
@@ -74,6 +83,7 @@ def spare_slots(comparison: Comparison, pricing: Pricing) -> SpareSlots | None:
     return SpareSlots(
         num_empty=empty,
         why=why,
+        spare=_has_spare(placement),
         rule=rule,
         seconds=before,
         filled_seconds=None if own else _filled_seconds(comparison, pricing),

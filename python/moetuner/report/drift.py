@@ -10,7 +10,7 @@ from moetuner.planning.baselines import IN_USE
 from moetuner.planning.drift import NEW, Drift, batch_size
 from moetuner.report.table import LEGEND, score_table
 from moetuner.report.terminal import print_content, print_left_out, print_sentences
-from moetuner.report.verdict import is_claimed
+from moetuner.report.verdict import SHOWN, is_claimed
 from moetuner.report.words import interval, number, size
 
 if TYPE_CHECKING:
@@ -44,20 +44,20 @@ def then_and_now(drift: Drift) -> str:
     before = drift.before
     if before is None:
         return (
-            f"the plan in use: {now} tokens, {_less(gain)} than contiguous blocks; its "
+            f"the plan in use: {now} tokens, {_than_blocks(gain)}; its "
             f"file does not say what it cost before (--recording tells)"
         )
     if before.batch_size is None:
         return (
             f"the plan in use: {_ms(before.batch_seconds)} a batch on the tokens that "
-            f"it was planned on, {now} tokens, {_less(gain)} than contiguous blocks"
+            f"it was planned on, {now} tokens, {_than_blocks(gain)}"
         )
     which = "held out of" if before.held_out else "planned on of"
-    then = "unknown" if before.gain is None else _less(before.gain)
+    then = "unknown" if before.gain is None else _than_blocks(before.gain)
     return (
         f"the plan in use: {_ms(before.batch_seconds)} for {before.batch_size:,.0f} "
-        f"tokens {which} its own recording, {then} than contiguous blocks; {now} "
-        f"tokens, {_less(gain)}"
+        f"tokens {which} its own recording, {then}; {now} "
+        f"tokens, {_than_blocks(gain)}"
     )
 
 
@@ -106,12 +106,12 @@ def _decision(drift: Drift) -> str:
     assert steps is not None  # what is surely saved pays at some time
     if not drift.pays:
         return (
-            f"Keep the plan in use: {saves}, but its moves pay only after {steps:,} "
-            f"batches, more than --steps {drift.steps:,}."
+            f"Keep the plan in use: {saves}, but its moves pay only after "
+            f"{amount(steps, 'batch')}, more than --steps {drift.steps:,}."
         )
     return (
         f"Re-plan: {saves}, surely more than {threshold:.1%}, and its moves have paid "
-        f"after {steps:,} {'batch' if steps == 1 else 'batches'}."
+        f"after {amount(steps, 'batch')}."
     )
 
 
@@ -171,8 +171,10 @@ def _interval(gain: GainInterval) -> str:
     return f"95% interval {interval(gain)}"
 
 
-def _less(gain: float) -> str:
-    return f"{abs(gain):.1%} {'less' if gain >= 0 else 'MORE'}"
+def _than_blocks(gain: float) -> str:
+    if abs(gain) < SHOWN:
+        return "as long as contiguous blocks"
+    return f"{abs(gain):.1%} {'less' if gain > 0 else 'MORE'} than contiguous blocks"
 
 
 def _ms(seconds: float) -> str:

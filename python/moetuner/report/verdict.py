@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import GainInterval
     from moetuner.planning.scores import Comparison
 
-_SHOWN = 5e-4  # gains below are printed as 0.0%
+SHOWN = 5e-4  # gains below are printed as 0.0%
 _SAME = 1e-3  # relative differences in time that are not worth a word
 _KEEP = "Keep the placement in use: no change that was found is worth its moves."
 _OF_TRAFFIC = (Objective.LINK_TRAFFIC.value, Objective.TOTAL_TRAFFIC.value)
@@ -78,7 +78,7 @@ def _refit(comparison: Comparison) -> list[str]:
 
 def is_claimed(gain: GainInterval) -> bool:
     """Whether a gain or loss is worth a claim: certain, and more than 0.0%."""
-    return gain.certain and abs(gain.gain) >= _SHOWN
+    return gain.certain and abs(gain.gain) >= SHOWN
 
 
 def decisive_gain(comparison: Comparison) -> GainInterval | None:
@@ -127,7 +127,7 @@ def _gains(comparison: Comparison) -> list[str]:
 def _headline(comparison: Comparison, gain: GainInterval, over: str) -> str:
     name, batch = comparison.result.name, _batch(comparison)
     ends = f"95% interval of the gain {interval(gain)}"
-    if abs(gain.gain) < _SHOWN:
+    if abs(gain.gain) < SHOWN:
         return (
             f"No gain to be had over {over}: with {name}, {batch} takes as long "
             f"({ends})."
@@ -198,17 +198,17 @@ def _moves(comparison: Comparison) -> list[str]:
 
 def _signed(gain: GainInterval, over: str = "") -> str:
     said = _than(gain.gain, over) if over else _less(gain.gain)
-    unsure = "" if gain.certain or abs(gain.gain) < _SHOWN else ", not certain"
+    unsure = "" if gain.certain or abs(gain.gain) < SHOWN else ", not certain"
     return f"{said} ({interval(gain)}{unsure})"
 
 
 def _than(gain: float, over: str) -> str:
-    same = abs(gain) < _SHOWN
+    same = abs(gain) < SHOWN
     return f"{_less(gain)} {'as' if same else 'than'} with {over}"
 
 
 def _less(gain: float) -> str:
-    if abs(gain) < _SHOWN:
+    if abs(gain) < SHOWN:
         return "as long"
     return f"{abs(gain):.1%} {'less' if gain > 0 else 'MORE'}"
 

@@ -121,17 +121,41 @@ def _hints_of_counts(trace: CountTrace) -> tuple[str, ...]:
     if trace.top_k is not None:
         if trace.top_k < 2:
             return ()
+        if too_many := _more_than_tokens(trace):
+            return (too_many,)
         return tuple(_everywhere(load, tokens, trace.layer_ids.tolist()))
     # Without top-k: an expert whose load is the same whole share 1/k at every layer
     # and in every group, which no routed expert's is.
     sums = trace.counts.sum(axis=2)
     used = sums > 0
+    counts, largest = trace.counts[used], trace.counts.max(axis=2)[used]
     for expert in np.flatnonzero(load.all(axis=0)):
-        share = trace.counts[:, :, expert][used] / sums[used]
+        own = counts[:, expert]
+        share = own / sums[used]
         k = round(1 / float(share.mean()))
-        if k > 1 and share.size > 1 and np.allclose(share, 1 / k, rtol=1e-6):
+        if (own < largest).any() or (counts == own[:, None]).all():
+            continue  # every token has it, so none has more; alike, they say nothing
+        if (
+            1 < k < trace.num_experts
+            and share.size > 1
+            and np.allclose(share, 1 / k, rtol=1e-6)
+        ):
             return (_text(int(expert), trace.layer_ids.tolist()),)
     return ()
+
+
+def _more_than_tokens(trace: CountTrace) -> str:
+    """What tells that `top_k` is too large; empty where nothing does."""
+    load = trace.counts.sum(axis=0)
+    tokens = load.sum(axis=1, keepdims=True) / trace.top_k
+    layer, expert = np.unravel_index(int((load - tokens).argmax()), load.shape)
+    if load[layer, expert] <= tokens[layer, 0] / EVERY:
+        return ""
+    return (
+        f"expert {expert} at layer {trace.layer_ids[layer]} has more choices than a "
+        f"layer has tokens with top-{trace.top_k}: a token chooses an expert once, so "
+        f"`top_k` is too large"
+    )
 
 
 def _everywhere(

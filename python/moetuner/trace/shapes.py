@@ -81,10 +81,10 @@ def judge(sample: NDArray[Any], shape: Sequence[int]) -> Meaning:
         raise InvalidTraceError(
             f"{what} is no recording that moetuner knows{_why(sample)}"
         )
-    raise InvalidTraceError(
-        f"{what} may hold {', or '.join(meaning.choice for meaning in found)}: say "
-        f"which with `format`"
-    )
+    choices = ", or ".join(meaning.choice for meaning in found)
+    readable = any(meaning.value[1] for meaning in found)
+    advice = "say which with `format`" if readable else "record the experts instead"
+    raise InvalidTraceError(f"{what} may hold {choices}: {advice}")
 
 
 def _why(sample: NDArray[Any]) -> str:

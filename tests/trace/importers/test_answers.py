@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -224,7 +225,7 @@ def test_rows_that_nobody_wrote_are_counted(importing, tmp_path, rng):
     ("value", "message"),
     [
         ([[1, 2]], r"\[tokens\]\[layers\]\[top-k\]"),
-        ([[[1, 2], [3]]], "lists differ in length"),
+        ([[[1, 2], [3]]], "rows differ in length"),
         ([[[0.5, 2]]], "whole numbers"),
         ({"data": 5, "shape": [1, 1, 1]}, "data must be base64"),
         ({"data": "AAAA", "shape": [1, 1]}, "shape must be"),
@@ -296,3 +297,50 @@ def test_arrays_in_other_files(importing, tmp_path, rng, kind):
     if kind == "json":
         with pytest.raises(InvalidTraceError, match="`format` routed-arrays"):
             importing(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"top_k": 3}, "`top_k` is 3, the recording has 2 experts per token"),
+        ({"num_layers": 2}, "`num_layers` is 2, the recording has 3 layers"),
+    ],
+)
+def test_options_that_contradict_nested_rows_are_refused(
+    importing, tmp_path, option, message
+):
+    line = {"choices": [{"routed_experts": [[[1, 2], [3, 4], [5, 6]]]}]}
+    with pytest.raises(InvalidTraceError, match=re.escape(message)):
+        importing(write(tmp_path / "a.jsonl", line), **option)
+
+
+def test_rows_of_different_length_are_told_without_numpy_s_words(importing, tmp_path):
+    line = {"choices": [{"routed_experts": [[[1, 2], [3]]]}]}
+    with pytest.raises(InvalidTraceError, match="rows differ in length") as raised:
+        importing(write(tmp_path / "a.jsonl", line))
+    assert "inhomogeneous" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"\xef\xbb\xbf{}", "JSON behind a byte order mark"),
+        ("{}".encode("utf-16"), "text in UTF-16"),
+        (b"\x1f\x8b\x08", "a compressed file: unpack it first"),
+        (b"\x28\xb5\x2f\xfd", "a compressed file: unpack it first"),
+    ],
+)
+def test_files_that_are_easily_made_right_say_how(importing, tmp_path, start, message):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(start)
+    with pytest.raises(InvalidTraceError, match=message):
+        importing(path)
+
+
+def test_an_error_of_a_block_names_the_file(importing, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("token,expert\n0,3\n0,3\n")
+    with pytest.raises(
+        InvalidTraceError, match=r"a\.csv: Trace: token 0 lists expert 3"
+    ):
+        importing(path)

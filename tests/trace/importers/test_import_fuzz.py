@@ -78,8 +78,8 @@ def counts_in_csv():
 
 
 def responses_of_lists():
-    ids = np.argsort(np.random.default_rng(0).random((9, 3, 8)))[..., :2]
-    packed = {"data": "", "shape": [4, 3, 2], "dtype": "uint8", "start": 5}
+    ids = np.argsort(np.random.default_rng(0).random((9, 3, 8)))[..., :4]
+    packed = {"data": "", "shape": [4, 3, 4], "dtype": "uint8", "start": 5}
     packed["data"] = base64.b64encode(ids[5:].astype(np.uint8).tobytes()).decode()
     answer = {"routed_experts": ids[5:].tolist()}
     response = {

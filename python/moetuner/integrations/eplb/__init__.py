@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from moetuner._checks import is_whole
 from moetuner.errors import InvalidProblemError
 from moetuner.integrations.eplb.moves import with_few_moves
 from moetuner.integrations.eplb.packing import Shape, balanced_slots
@@ -122,6 +123,11 @@ def _is_tensor(value: Any) -> bool:
 
 def _array(value: Any) -> NDArray[Any]:
     if _is_tensor(value):
+        if value.is_meta:
+            raise InvalidProblemError(
+                "rebalance_experts: weight and maps must hold numbers, got a tensor on "
+                "the meta device"
+            )
         value = value.detach().cpu()
         return np.asarray(value.double() if value.is_floating_point() else value)
     return np.asarray(value)
@@ -156,9 +162,9 @@ def _shape(
         "num_gpus": num_gpus,
     }
     for name, value in given.items():
-        if value < 1:
+        if not is_whole(value) or value < 1:
             raise InvalidProblemError(
-                f"rebalance_experts: {name} must be >= 1, got {value}"
+                f"rebalance_experts: {name} must be >= 1 and whole, got {value!r}"
             )
     num_experts = load.shape[1]
     if num_replicas < num_experts:

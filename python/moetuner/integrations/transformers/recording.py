@@ -213,7 +213,8 @@ def count(
     Returns
     -------
     A context manager whose value is a `moetuner.nn.RoutingCounter`. Padding is counted
-    like any token. Call the model inside a CUDA-graph capture, and replays count too.
+    like any token; a call that does not end well is not. Call the model inside a
+    CUDA-graph capture, and replays count too.
 
     Raises
     ------
@@ -223,6 +224,18 @@ def count(
     """
     layers = routed_of(model)
     ran: set[int] = set()
+
+    @_eager
+    def before_model(*_: Any) -> None:
+        if not recomputing():
+            counter.drop_step()  # one that did not end
+            counter.begin_step()
+
+    @_eager
+    def after_model(*_: Any) -> None:
+        if not recomputing():
+            counter.end_step()
+
     first = next(iter(layers.values()))
     counter = RoutingCounter(
         sorted(layers),
@@ -240,11 +253,16 @@ def count(
 
         return seen
 
-    handles = [routed.watch(into(layer)) for layer, routed in layers.items()]
+    handles = [
+        model.register_forward_pre_hook(before_model),
+        model.register_forward_hook(after_model),
+        *(routed.watch(into(layer)) for layer, routed in layers.items()),
+    ]
     try:
         yield counter
     finally:
         for handle in handles:
             handle.remove()
+        counter.drop_step()
     if len(ran) < len(layers):
         raise InvalidTraceError(silent("count", sorted(layers.keys() - ran)))

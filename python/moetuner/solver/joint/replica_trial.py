@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 TRIAL_LAYERS, HOT_LAYERS = 8, 4
 """Layers that are asked, and those of the hottest experts, which are asked first."""
+FIRST_SHARE = 3.0
+"""Of the trial's time, what the first layers may take: they save what comes after."""
 SEARCH_SHARE = 0.5
 """Of the trial's time, that of the plan without replicas."""
 
@@ -70,7 +72,8 @@ def try_replicas(
     counted = problem.workload.counted
     if not counted and problem.num_layers > HOT_LAYERS:
         hottest = some_layers(_alone(problem), 0, HOT_LAYERS)
-        known = _fill(hottest, _balanced(hottest), part, problem.num_layers)
+        first = Clock(time_limit=FIRST_SHARE * seconds)
+        known = _fill(hottest, _balanced(hottest), first, problem.num_layers)
         if known is None or known.is_futile:
             return known
     roomy = problem if counted else some_layers(problem, TRIAL_LAYERS, HOT_LAYERS)

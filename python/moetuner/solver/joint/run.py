@@ -231,7 +231,7 @@ class Run:
 
     def _seconds_of_fewer(self, trial: Trial | None) -> float:
         """All that is left, but for what replicas need: it ends as any solve does."""
-        seconds = self.options.time_limit - self.clock.seconds
+        seconds = max(self.options.time_limit - self.clock.seconds, MIN_SECONDS)
         if trial is not None and trial.is_futile:
             return seconds
         pays = trial is not None and trial.gain > PAYING_GAIN
@@ -240,7 +240,8 @@ class Run:
         if trial is not None:  # to make them takes time too
             each = max(each, trial.fill_seconds)
         after = (FILLS if pays else FEW_FILLS) * each
-        return max(min(share * seconds, seconds - after), 0.5 * self.clock.left)
+        least = max(0.5 * self.clock.left, MIN_SECONDS)
+        return max(min(share * seconds, seconds - after), least)
 
     def _start_of_fewer(self, fewer: PlacementProblem) -> Placement:
         """The best that is known, where its slots do; else what is balanced."""

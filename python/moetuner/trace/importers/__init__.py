@@ -139,6 +139,18 @@ def import_recording(
         for text in hints_of(found):
             options.note(text)
         return _write_counts(found, out, kind)
+    try:
+        return _write_tokens(found, out, kind, options)
+    except InvalidTraceError as error:  # blocks are read as they are written
+        raise _of_file(given, error) from error
+
+
+def _write_tokens(
+    found: Tokens,
+    out: str | os.PathLike[str],
+    kind: RecordingFormat,
+    options: ImportOptions,
+) -> Imported:
     num_experts = options.num_experts or found.num_experts
     with TraceWriter(out, num_experts=num_experts) as writer:
         hints = TraceHints()

@@ -45,6 +45,18 @@ FOLDERS = {  # what a folder of recordings has in it
     "expert_distribution_rank*_timestamp*.csv": RecordingFormat.TABLE,
 }
 _START_BYTES = 1 << 16
+_PACKED = "a compressed file: unpack it first"
+_FOREIGN = {  # what files begin with that are easily made right
+    b"\xef\xbb\xbf{": "JSON behind a byte order mark: save it as UTF-8 without one",
+    b"\xef\xbb\xbf[": "JSON behind a byte order mark: save it as UTF-8 without one",
+    b"\xff\xfe": "text in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16: save it as UTF-8",
+    b"\x1f\x8b": _PACKED,
+    b"BZh": _PACKED,
+    b"\xfd7zXZ": _PACKED,
+    b"\x28\xb5\x2f\xfd": _PACKED,
+    b"7z\xbc\xaf": _PACKED,
+}
 _MEANINGS = {
     Meaning.EXPERTS: RecordingFormat.ROUTED_ARRAYS,
     Meaning.LOADS: RecordingFormat.EPLB,
@@ -90,6 +102,9 @@ def detect_format(path: str | os.PathLike[str]) -> RecordingFormat:
         columns = columns_of(header)
         if columns.are_counts or columns.are_routes:
             return RecordingFormat.TABLE
+    for mark, advice in _FOREIGN.items():
+        if start.startswith(mark):
+            raise InvalidTraceError(f"{path}: {advice}")
     raise InvalidTraceError(
         f"{path}: no recording that moetuner knows (starts with {start[:8]!r}); "
         f"`format` forces one"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetuner._words import amount
 from moetuner.errors import InvalidTraceError
 from moetuner.trace.importers.base import as_ids
 from moetuner.trace.importers.stored import npy_header
@@ -67,9 +68,9 @@ def decode_rows(value: Any, options: ImportOptions) -> Rows:
         When it is none of them, or claims another size than it has.
     """
     if isinstance(value, str):
-        return Rows(ids=as_ids(_of_text(value, options)))
+        return Rows(ids=_checked(_of_text(value, options), options))
     if isinstance(value, list):
-        return Rows(ids=as_ids(_of_lists(value)))
+        return Rows(ids=_checked(_of_lists(value), options))
     if not isinstance(value, dict):
         raise InvalidTraceError(
             f"routed_experts must be base64 text, lists, or an object with data and "
@@ -80,7 +81,22 @@ def decode_rows(value: Any, options: ImportOptions) -> Rows:
         raise InvalidTraceError(
             f"routed_experts: start must be a position, got {start!r:.40}"
         )
-    return Rows(ids=as_ids(_of_object(value, options)), start=start)
+    return Rows(ids=_checked(_of_object(value, options), options), start=start)
+
+
+def _checked(ids: NDArray[Any], options: ImportOptions) -> NDArray[np.int16]:
+    """The ids, unless options contradict what each token has."""
+    if len(ids) and options.top_k not in (None, ids.shape[2]):
+        raise InvalidTraceError(
+            f"`top_k` is {options.top_k}, the recording has "
+            f"{amount(ids.shape[2], 'expert')} per token"
+        )
+    if options.num_layers is not None and options.num_layers < ids.shape[1]:
+        raise InvalidTraceError(
+            f"`num_layers` is {options.num_layers}, the recording has "
+            f"{amount(ids.shape[1], 'layer')}"
+        )
+    return as_ids(ids)
 
 
 def _of_text(text: str, options: ImportOptions) -> NDArray[Any]:
@@ -105,7 +121,7 @@ def _of_lists(value: list[Any]) -> NDArray[Any]:
         ids = np.array(value)
     except (ValueError, OverflowError) as error:
         raise InvalidTraceError(
-            f"routed_experts: lists differ in length: {error}"
+            "routed_experts: rows differ in length, or a number needs more than 64 bits"
         ) from error
     if ids.ndim != 3 or not ids.size or ids.dtype.kind not in "iu":
         raise InvalidTraceError(

@@ -92,7 +92,10 @@ def name_rows(
             )
         if routing.size < routed.size:
             dense = np.flatnonzero(~routed).tolist()
-            note(f"layers {dense} hold no routing: taken as dense")
+            which = f"layers {dense} hold"
+            if len(dense) == 1:
+                which = f"layer {dense[0]} holds"
+            note(f"{which} no routing: taken as dense")
         return NamedRows(rows=routing, layer_ids=routing.astype(np.int32))
     layer_ids = np.array(given, np.int32)
     if given[-1] < routed.size:

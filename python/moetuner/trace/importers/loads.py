@@ -332,7 +332,9 @@ def _array(value: list[Any]) -> NDArray[Any]:
     try:
         array = np.array(value)
     except (ValueError, OverflowError) as error:
-        raise InvalidTraceError(f"rows of loads differ in length: {error}") from error
+        raise InvalidTraceError(
+            "rows of loads differ in length, or a number needs more than 64 bits"
+        ) from error
     if array.dtype.kind not in "iuf":
         raise InvalidTraceError(f"loads must be numbers, got {array.dtype}")
     return array

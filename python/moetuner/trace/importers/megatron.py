@@ -184,7 +184,7 @@ def _ids(record: dict[str, Any]) -> NDArray[np.int16]:
         ids = np.array(rows)
     except (ValueError, OverflowError) as error:
         raise InvalidTraceError(
-            f"top_indices: rows differ in length: {error}"
+            "top_indices: rows differ in length, or a number needs more than 64 bits"
         ) from error
     if rows == []:
         ids = np.empty((0, _natural(record, "topk", MAX_EXPERTS)), np.int16)

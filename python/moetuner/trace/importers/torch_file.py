@@ -162,8 +162,15 @@ class _Walk:
 
 def _stored(tensor: Any, path: Path, places: dict[int, int]) -> StoredArray:
     name = str(tensor.dtype).removeprefix("torch.")
-    if name not in _DTYPES or tensor.layout.__str__() != "torch.strided":
-        raise InvalidTraceError(f"a tensor of {name} is none that recordings have")
+    layout = str(tensor.layout).removeprefix("torch.")
+    if layout != "strided":
+        raise InvalidTraceError(
+            f"a tensor with the layout {layout} is not read: save it dense (to_dense)"
+        )
+    if name not in _DTYPES:
+        raise InvalidTraceError(
+            f"a tensor of {name} is not read: save it as one of {', '.join(_DTYPES)}"
+        )
     offset = tensor.untyped_storage()._checkpoint_offset
     # torch works offsets out from the sizes before them, which holds for its own files.
     if tensor.untyped_storage().nbytes() > places.get(offset, -1):
