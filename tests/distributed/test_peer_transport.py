@@ -115,7 +115,9 @@ def _layer_and_gradients(case, slots, rank, dtype, options):
 
 def _same_bits(rank, num_ranks, in_node):
     levels, group = _levels(in_node)
-    for case in [*CASES, Case(64, 8, (1000, 700), hidden=2048)]:
+    long = [Case(64, 8, (1000, 700), hidden=2048)]  # rows of one piece and of two
+    long += [Case(64, 8, tokens, hidden=2320) for tokens in ((40, 33), (300, 257))]
+    for case in CASES + long:  # the last have rows of two pieces and of four
         slots = make_slots(case, rank, num_ranks, "cuda")
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             forms = [levels]
@@ -145,8 +147,7 @@ def _hundred_runs(rank, num_ranks, in_node):
     """Rows, sums, counters and gradients, whoever of the ranks was first each time."""
     levels, group = _levels(in_node)
     set_transport(group, Transport.PEERS)
-    # Warps hand in more flags of sums than wait at a time: see `flag_board.cuh`.
-    case = Case(64, 8, (6000, 4000), hidden=512)
+    case = Case(64, 8, (1000, 700), hidden=2048)
     slots = make_slots(case, rank, num_ranks, "cuda")
     forms = levels, levels | fixed_sizes(case, num_ranks)
     first = [_layer_and_gradients(case, slots, rank, torch.bfloat16, f) for f in forms]

@@ -104,6 +104,17 @@ def test_fp8_rows_compile_whole(given, sizes):
         assert torch.equal(ours[:filled], other[:filled])
 
 
+def test_long_fp8_rows_begin_at_whole_lines(given):
+    hidden = 2048
+    x = torch.randn(T, hidden).to(torch.float8_e4m3fn)
+    scales = torch.rand(T, hidden // 128)
+    sent = dispatch(**given | {"x": x}, scales=scales)
+    assert sent.rows.stride(0) == hidden + 128
+    plain = dispatch(**given | {"x": x.float()})
+    assert torch.equal(sent.rows.float(), plain.rows)
+    assert torch.equal(sent.row_scales, dispatch(**given | {"x": scales}).rows)
+
+
 @pytest.mark.parametrize("first", [0, 1, 4, 16])
 @pytest.mark.parametrize("step", [1, 2])
 def test_fp8_rows_may_lie_anywhere(given, first, step):

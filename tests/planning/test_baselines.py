@@ -111,3 +111,14 @@ def test_the_best_rival_is_no_other_file_and_not_the_result():
     assert best_rival("lpt", {"lpt": times["lpt"], "mine": times["mine"]}) is None
     unknown = Draws(seconds=np.full(3, np.nan), units=0)
     assert best_rival("mine", {"lpt": unknown, "mine": unknown}) is None
+
+
+def test_slots_to_spare_change_no_baseline_but_the_one_with_replicas(trace):
+    """So in a short time as many are there, and as good, as without these slots."""
+    tight, roomy = problem_of(trace), problem_of(trace, 6)
+    plain = solve_baselines(tight, Baselines.QUICK, QUICK).solutions
+    found = solve_baselines(roomy, Baselines.QUICK, QUICK).solutions
+    assert list(found) == [*plain, WITH_REPLICAS]
+    for name, solution in plain.items():
+        assert (found[name].placement.rank_of() == solution.placement.rank_of()).all()
+        assert found[name].placement.slots_per_rank == 6

@@ -2,7 +2,7 @@
 
 Legend: T tokens, H hidden, C scales of a row, M rows that arrived, W bytes of a row.
 
-    [ x: H bytes ][ to 16 ][ scales: C values ][ to 16 ]
+    [ x: H bytes ][ to 16 ][ scales: C values ][ to 16, or where rows are long, to 128 ]
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _ALIGNMENT = 16  # bytes: what grouped matrix products ask of rows
+_LINE = 128  # where long rows begin: elsewhere they touch more lines of memory and link
+_LONG = 2048  # bytes of a row, to which a line more is little
 
 
 def join(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -40,6 +42,9 @@ def join(x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     if scales.stride(1) != 1:
         scales = scales.clone(memory_format=torch.contiguous_format)
     parts = [_padded(each.view(torch.uint8)) for each in (x, scales)]
+    width = sum(each.shape[1] for each in parts)
+    if width > _LONG and width % _LINE:  # nobody reads what is there
+        parts.append(parts[0].new_empty(len(x), -width % _LINE))
     word = _widest(parts)
     return torch.cat([each.view(word) for each in parts], dim=1).view(x.dtype)
 

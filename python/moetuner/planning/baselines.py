@@ -14,6 +14,8 @@ from moetuner.errors import (
 from moetuner.evaluation.evaluate import GainInterval, paired_gain
 from moetuner.problem import Objective
 from moetuner.solver import Solution, SolverOptions, get_solver
+from moetuner.solver.joint.replan import widened
+from moetuner.solver.joint.replicas import without_spare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -185,4 +187,10 @@ def _solve(problem: PlacementProblem, name: str, options: SolverOptions) -> Solu
     objective = solver.objectives[0]
     if name == "eplb":
         objective = Objective.MAX_LOAD  # of an expert that has one place
-    return solver.solve(replace(problem, objective=objective), options)
+    asked = replace(problem, objective=objective)
+    if name == WITH_REPLICAS:
+        return solver.solve(asked, options)
+    # Slots to spare are for replicas: the same plans as without them, as fast.
+    solution = solver.solve(without_spare(asked), options)
+    wide = widened(solution.placement, problem)
+    return replace(solution, placement=wide)
