@@ -41,10 +41,9 @@ __device__ inline void init(Shared barrier) {
 /// Says that the barrier's phase completes when `bytes` have been loaded.
 __device__ inline void expect(Shared barrier, std::int64_t bytes) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier.address),
-      "r"(static_cast<std::uint32_t>(bytes))
-      : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier.address),
+               "r"(static_cast<std::uint32_t>(bytes))
+               : "memory");
 #endif
 }
 

@@ -341,8 +341,7 @@ class SumRing {
     char* out = adding.out + offset + lane_at;
     int left = min(adding.bytes, row_bytes_ - offset);
     const auto add_units = [&]<int kUnits>(std::integral_constant<int, kUnits>) {
-      Units<T, kUnits> sum =
-          sum_rows<T, kUnits>(from, adding.bytes, adding.rows, adding.weights);
+      Units<T, kUnits> sum = sum_rows<T, kUnits>(from, adding.bytes, adding.rows, adding.weights);
       if constexpr (kHome) {
         sum = sum_visits<T, kUnits>(
             adding.visits, adding.here, from + adding.rows * adding.bytes, adding.bytes, sum);

@@ -40,11 +40,21 @@ class Made:
     overhead = 30e-6
     matmul, memory = 10e12, 0.5e12
 
-    def __init__(self, topology, noise=0.0, form=Form.EXACT, seed=0, slow=(), host=0.0):
+    def __init__(
+        self,
+        topology,
+        noise=0.0,
+        form=Form.EXACT,
+        seed=0,
+        slow=(),
+        host=0.0,
+        skew=1.0,
+    ):
         """Of the fixed form each rank sends a whole share to each other node."""
         self.topology, self.form, self.noise = topology, form, noise
         self.slow = slow or (1.0,) * topology.num_ranks  # experts of each rank
         self.rng = np.random.default_rng(seed)
+        self.skew = skew  # of parts by their slowest ranks, beside what layers take
         self.host = host  # s: launches of experts, who wait for them if they are faster
 
     def timing(self, seconds):
@@ -100,7 +110,7 @@ class Made:
                     case=case,
                     way=way,
                     replayed=False,
-                    timing=self.timing(self.way(case, way)),
+                    timing=self.timing(self.skew * self.way(case, way)),
                 )
 
     def expert_samples(self):
@@ -146,7 +156,7 @@ class Made:
         return Measurements(
             machine=Machine(
                 device="made up",
-                num_devices=int(self.host > 0),
+                num_devices=int(self.host > 0 or self.skew > 1),
                 num_ranks=self.topology.num_ranks,
                 cpu="made up",
                 num_cores=1,

@@ -136,6 +136,21 @@ def test_layers_that_wait_for_their_host_do_not_lengthen_the_others(noise):
     assert max(ratios) > 3
 
 
+@pytest.mark.parametrize("topology", [ONE_NODE, TWO_NODES])
+def test_parts_by_their_slowest_ranks_take_longer_than_their_layer(topology):
+    """Between nodes layers were predicted a fifth too long by their parts' sum."""
+    made = Made(topology, skew=1.25)
+    machine = calibrated(made).hardware
+    for sample in made.measurements().layers:
+        if sample.case.load is Load.UNIFORM:
+            told = predict(sample.case, machine, topology.ranks_per_node, SEED)
+            assert told[LayerPart.TOTAL] == pytest.approx(
+                sample.timing.seconds, rel=0.06
+            )
+    if topology is ONE_NODE:  # what is not there is as on the machine it is like
+        assert machine.nic_bandwidth == LIKE.nic_bandwidth
+
+
 def test_nothing_waits_for_a_host_where_none_launches():
     assert calibrated(Made(ONE_NODE)).hardware.compute_floor == 0.0
 

@@ -3,6 +3,10 @@
 A layer that is launched waits for its host twice: for what comes on top of its parts,
 whatever they take, and, where they take less time than their launches, for those. Few
 tokens say how long a host takes; they say nothing of layers that keep a GPU busy.
+
+Parts of a launched layer are timed one by one, each by its slowest rank. Which rank
+that is differs, so a layer takes less than its parts together: what its exchange takes
+of their time is fitted, too.
 """
 
 from __future__ import annotations
@@ -14,10 +18,11 @@ import numpy as np
 
 from moetuner.calibration.prediction import predict, start_seconds
 from moetuner.calibration.samples import Load
+from moetuner.evaluation.rates import Bandwidth, Latency
 from moetuner.evaluation.times_file import LayerPart
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,6 +30,9 @@ if TYPE_CHECKING:
     from moetuner.evaluation.hardware import Hardware
 
     Floats = NDArray[np.float64]
+
+_SHARES = tuple((np.arange(100, 59, -1) / 100).tolist())
+"""Of the time of its parts that an exchange may take."""
 
 
 def with_launches(
@@ -36,6 +44,8 @@ def with_launches(
     launched: bool,
 ) -> Hardware:
     """The machine with `layer_overhead`, and `compute_floor` where a host launches.
+
+    Its exchange then takes the part of its time that whole layers take.
 
     Parameters
     ----------
@@ -58,23 +68,69 @@ def with_launches(
     experts = np.array([parts[LayerPart.EXPERTS] for parts in told])
     rest = np.array([parts[LayerPart.TOTAL] for parts in told]) - experts
     start = np.array([start_seconds(s.case.shape, bare) for s in own])
-    both = took - rest - start  # floor and overhead of layers that wait
-    tries = [(0.0, _beside(took, rest + experts))]
-    if launched:
-        besides = [0.0, *(took - rest - experts).tolist()]
-        tries += [
-            (least - beside, beside)
-            for least in both.tolist()
-            for beside in besides
-            if 0.0 <= beside < least
-        ]
-    floor, overhead = min(
-        tries,
-        key=lambda one: _error(
-            took, rest + np.maximum(experts, one[0] + start) + one[1]
+    shares = _SHARES if launched else (1.0,)
+    _, share, floor, overhead = min(
+        (
+            (error, share, floor, overhead)
+            for share in shares
+            for error, floor, overhead in _tries(
+                took, share * rest, experts, start, launched=launched
+            )
         ),
+        key=lambda one: one[0],
     )
-    return replace(bare, layer_overhead=overhead, compute_floor=floor)
+    machine = _faster_exchange(bare, share, own[0].case.num_ranks, ranks_per_node)
+    return replace(machine, layer_overhead=overhead, compute_floor=floor)
+
+
+def _tries(
+    took: Floats, rest: Floats, experts: Floats, start: Floats, *, launched: bool
+) -> Iterator[tuple[float, float, float]]:
+    """Errors with floors and overheads that might be: error, floor, overhead."""
+    told = rest + experts
+    beside = _beside(took, told)
+    yield _error(took, told + beside), 0.0, beside
+    if not launched:
+        return
+    for least in (took - rest - start).tolist():  # floor and overhead of who waits
+        for beside in (0.0, *(took - told).tolist()):
+            if 0.0 <= beside < least:
+                floor = least - beside
+                waited = rest + np.maximum(experts, floor + start) + beside
+                yield _error(took, waited), floor, beside
+
+
+def _faster_exchange(
+    bare: Hardware, share: float, num_ranks: int, ranks_per_node: int
+) -> Hardware:
+    """`bare` whose exchange takes that share of its time, on links that are there."""
+    found = bare
+    if ranks_per_node > 1:
+        found = replace(
+            found,
+            rank_bandwidth=_wider(bare.rank_bandwidth, share),
+            rank_latency=_shorter(bare.rank_latency, share),
+        )
+    if num_ranks > ranks_per_node:
+        found = replace(
+            found,
+            nic_bandwidth=_wider(bare.nic_bandwidth, share),
+            node_latency=_shorter(bare.node_latency, share),
+        )
+    return found
+
+
+def _wider(of: Bandwidth | float, share: float) -> Bandwidth:
+    ways = Bandwidth.of(of, "bandwidth")
+    egress, ingress = (
+        tuple(value / share for value in way) for way in (ways.egress, ways.ingress)
+    )
+    return Bandwidth(egress=egress, ingress=ingress)
+
+
+def _shorter(of: Latency | float, share: float) -> Latency:
+    time = Latency.of(of, "latency")
+    return Latency(base=share * time.base, per_rank=share * time.per_rank)
 
 
 def is_priced(case: Case) -> bool:
