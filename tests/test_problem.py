@@ -177,7 +177,7 @@ def test_slots_are_just_enough_unless_given():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"slots_per_rank": 1}, "2 ranks x 1 slots cannot hold 4 experts"),
+        ({"slots_per_rank": 1}, "2 ranks x 1 slot cannot hold 4 experts"),
         ({"slots_per_rank": -2}, "2 ranks x -2 slots cannot hold 4 experts"),
         ({"slots_per_rank": math.nan}, "slots_per_rank must be a whole number"),
         ({"slots_per_rank": 2.0}, "slots_per_rank must be a whole number, got 2.0"),
