@@ -46,7 +46,8 @@ def sums_over_nodes(
 
     Notes
     -----
-    **The host waits** for the rows of both hops, and for how many tokens a gateway has.
+    **The host waits** for the keys, for the rows of both hops, and for how many tokens
+    a gateway has.
     """
     assert handle.between is not None
     inside, between = handle.group_name, handle.between.group_name

@@ -11,7 +11,7 @@
 // Ids of experts as ops are given them, int32 or int64. One that int32 does not have is refused on
 // every device, and never becomes another expert. On CPUs the binding looks before anything is done
 // (`check_ids`). On CUDA nobody may wait for ids, so the kernel that reads one ends by a device
-// assertion, as torch's own index operations do. All kernels read ids through these.
+// assertion, as torch's own index operations do. Whatever narrows an id does it by these.
 
 namespace moetuner {
 
