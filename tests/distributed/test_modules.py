@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -12,6 +13,7 @@ from layers import (  # noqa: E402
     EXPERTS,
     HIDDEN,
     INNER,
+    LAYERS,
     TOP_K,
     make_placement,
     placed_layers,
@@ -27,6 +29,8 @@ from moetuner.nn import (  # noqa: E402
     TopKRouter,
     logical_order,
 )
+from moetuner.placement.model import Placement  # noqa: E402
+from moetuner.placement.topology import Topology  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 from torch import distributed as dist  # noqa: E402
 
@@ -150,8 +154,30 @@ def _of_another_rank(rank, num_ranks):
     assert torch.equal(layer(x), wanted)
 
 
+def _of_a_rank_with_the_same(rank, num_ranks):
+    """Every rank has all experts, in one order: any of their files is right."""
+    placement = Placement(
+        slot_experts=np.tile(np.arange(EXPERTS, dtype=np.int32), (LAYERS, num_ranks)),
+        layer_ids=np.arange(3, 3 + LAYERS, dtype=np.int32),
+        num_experts=EXPERTS,
+        topology=Topology(num_ranks=num_ranks, ranks_per_node=num_ranks),
+    )
+    layer, x = _layer(placement, rank, ExchangeOptions()), tokens_of(rank)
+    wanted, every = layer(x), [None] * num_ranks
+    dist.all_gather_object(every, layer.state_dict())
+    layer.load_state_dict(every[1 - rank])
+    assert torch.equal(layer(x), wanted)
+    longer = torch.cat([every[1 - rank]["_extra_state"]] * 2)
+    with pytest.raises(InvalidPlacementError, match="a state dict whose slots hold"):
+        layer.load_state_dict(every[rank] | {"_extra_state": longer})
+
+
 def test_the_state_dict_of_another_rank_is_refused():
     run_on_ranks(2, _of_another_rank)
+
+
+def test_the_state_dict_of_a_rank_with_the_same_experts_is_taken():
+    run_on_ranks(2, _of_a_rank_with_the_same)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])

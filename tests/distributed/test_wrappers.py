@@ -31,6 +31,7 @@ from moetuner.nn import (  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
+from torch.distributed.tensor import DTensor, Shard  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 
@@ -176,6 +177,41 @@ def _clipped(rank, num_ranks):
                 parameter.grad.mul_(1 / scale)
 
 
+def _clipped_whatever_experts_hold(rank, num_ranks):
+    """A number for each slot, a submodule, and weights that Transformers spread."""
+    model = _model(make_placement("shuffled", num_ranks), rank)
+    for layer in model.layers:
+        scale = torch.ones(layer.exchange.slots_per_rank)
+        layer.experts.scale = torch.nn.Parameter(scale)
+        layer.experts.deep = torch.nn.Linear(3, 5)
+    owned = set(expert_parameters(model).values())
+    squares = torch.zeros(2)  # of this rank's parameters, and of what every rank has
+    for number, parameter in enumerate(model.parameters()):
+        mine = parameter in owned
+        rng = torch.Generator().manual_seed(100 * number + (rank if mine else 99))
+        parameter.grad = torch.randn(parameter.shape, generator=rng)
+        squares[0 if mine else 1] += parameter.grad.square().sum()
+    dist.all_reduce(squares[:1])
+    wanted = squares.sum().sqrt()
+    torch.testing.assert_close(clip_gradients(model, 1e9), wanted, rtol=1e-4, atol=0)
+
+    spread = init_device_mesh("cpu", (num_ranks,)), [Shard(0)]
+    for layer in model.layers:
+        for name, own in list(layer.experts.named_parameters(recurse=False)):
+            whole = torch.nn.Parameter(DTensor.from_local(own.detach(), *spread))
+            whole.grad = DTensor.from_local(own.grad, *spread)
+            setattr(layer.experts, name, whole)
+    torch.testing.assert_close(clip_gradients(model, 1e9), wanted, rtol=1e-4, atol=0)
+
+    for parameter in model.parameters():  # of the experts of one rank, and no others
+        parameter.grad = None
+    deep = model.layers[0].experts.deep.weight
+    if rank == 0:
+        deep.grad = torch.ones_like(deep)
+    wanted = torch.tensor(15.0).sqrt()
+    torch.testing.assert_close(clip_gradients(model, 1e9), wanted, rtol=1e-4, atol=0)
+
+
 def _fsdp_over_twins(rank, num_ranks):
     """Experts on rank pairs (0, 1) and (2, 3), each sharded over its twins."""
     mesh = init_device_mesh("cpu", (2, num_ranks // 2), mesh_dim_names=("dp", "ep"))
@@ -255,6 +291,11 @@ def test_fsdp_of_routers_alone():
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_gradients_are_clipped_by_the_norm_of_all_ranks(num_ranks):
     run_on_ranks(num_ranks, _clipped)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_gradients_are_clipped_whatever_experts_hold(num_ranks):
+    run_on_ranks(num_ranks, _clipped_whatever_experts_hold)
 
 
 def test_fsdp_may_shard_experts_over_ranks_that_hold_the_same():

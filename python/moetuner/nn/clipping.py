@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from moetuner.errors import InvalidProblemError
 from moetuner.nn.data_parallel import expert_parameters
+from moetuner.nn.layer import local_share
 from moetuner.nn.placed import placed_experts
 from moetuner.ops._collectives import group_named
 
@@ -54,8 +55,13 @@ def clip_gradients(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
             f"placed: use torch.nn.utils.clip_grad_norm_"
         )
     owned = set(expert_parameters(model).values())
-    exchanges = {p: e for experts, e in layers for p in experts.parameters()}
-    mine = common = torch.zeros((), device=layers[0].exchange.counters.device)
+    exchanges = {
+        parameter: exchange
+        for experts, exchange in layers
+        for parameter in experts.parameters(recurse=False)
+    }
+    mine = torch.zeros((), device=layers[0].exchange.counters.device)
+    common = torch.zeros_like(mine)  # the sum over ranks is made in the memory of mine
     for parameter in model.parameters():
         gradient = parameter.grad
         if gradient is None:
@@ -75,16 +81,19 @@ def clip_gradients(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
 
 def _squares(gradient: torch.Tensor, exchange: Exchange | None) -> torch.Tensor:
     """Sum of squares of this rank's experts; each replica has its share of the sum."""
-    rows = _whole(gradient).float().square().flatten(1).sum(dim=1)
-    if exchange is None:  # of adapters, which are of no replicas
-        return rows.sum()
+    if exchange is None:  # of adapters and submodules, which have no row per slot
+        return _whole(gradient).float().square().sum()
     slots = exchange.placement.slot_experts[exchange.tables.row_of(exchange.layer)]
     width = exchange.placement.slots_per_rank
     number = np.bincount(slots[slots >= 0], minlength=exchange.placement.num_experts)
     own = slots[exchange.tables.rank * width :][:width]
     shares = np.where(own >= 0, 1 / np.maximum(number[own], 1), 0)
-    weights = torch.as_tensor(shares, dtype=rows.dtype, device=rows.device)
-    return rows[: len(weights)] @ weights
+    # A DTensor has the slots of one rank where FSDP shards them over ranks that hold
+    # the same, those of all ranks where Transformers spread the experts.
+    mine = _whole(gradient) if len(gradient) == width else local_share(gradient)
+    rows = mine.float().square().reshape(width, -1).sum(dim=1)
+    weights = torch.from_numpy(shares.astype(np.float32))
+    return rows @ weights.to(rows.device, non_blocking=True)
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:

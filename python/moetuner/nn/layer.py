@@ -149,21 +149,23 @@ class MoELayer(torch.nn.Module):
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Refuse weights that lie otherwise than this layer's placement says."""
         state, (*slots, rank) = state.cpu(), self.get_extra_state().tolist()
-        mine = torch.tensor(slots, dtype=torch.int32)
-        told = int(state[-1]) if len(state) > len(mine) else -1
-        state = state[: len(mine)]
-        if torch.equal(state, mine) and rank >= 0 and told not in (-1, rank):
-            raise InvalidPlacementError(
-                f"MoELayer: layer {self.exchange.layer} of rank {rank} is loaded from "
-                f"the experts of rank {told}: save a file for each rank, or save and "
-                f"load under logical_order(whole=True)"
-            )
+        mine, told = torch.tensor(slots, dtype=torch.int32), -1
+        if len(state) == len(mine) + 1:
+            state, told = state[:-1], int(state[-1])
         if not torch.equal(state, mine):
             raise InvalidPlacementError(
                 f"MoELayer: layer {self.exchange.layer} is loaded from a state dict "
                 f"whose slots hold {_short(state)}, but this layer's hold "
                 f"{_short(mine)}: apply that placement first, or save and load under "
                 f"logical_order"
+            )
+        width = self.exchange.slots_per_rank
+        own, theirs = (slots[r * width :][:width] for r in (rank, told))
+        if rank >= 0 and told >= 0 and own != theirs:
+            raise InvalidPlacementError(
+                f"MoELayer: layer {self.exchange.layer} of rank {rank} is loaded from "
+                f"the experts of rank {told}: save a file for each rank, or save and "
+                f"load under logical_order(whole=True)"
             )
 
 
