@@ -227,7 +227,10 @@ class Run:
             return self.solve_fewer(fewer, limited, config, None)
         fewer = without_spare(self.problem)
         limited = replace(self.options, time_limit=self._seconds_of_fewer(trial))
-        return self.solve_fewer(fewer, limited, config, self._start_of_fewer(fewer))
+        start = None
+        if config.favour is not Favour.FEW_RANKS:  # may cost more time than a start
+            start = self._start_of_fewer(fewer)
+        return self.solve_fewer(fewer, limited, config, start)
 
     def _seconds_of_fewer(self, trial: Trial | None) -> float:
         """All that is left, but for what replicas need: it ends as any solve does."""
