@@ -141,13 +141,14 @@ class Run:
         status = self._rounds("layers", FIRST_PROPOSALS, share, layers)
         rank_of = layers.rank_of
         if follow and self._goes_on():
+            best = self.incumbent.placement  # a warm start may have replicas
             together = FollowRounds(
                 problem=problem,
                 options=self.options,
                 profile=profile,
                 runner=self.runner,
                 layered=rank_of,
-                known=self.incumbent.placement.rank_of(),
+                known=None if best.has_replicas else best.rank_of(),
             )
             self._prefer(together.placement)  # to line layers up may gain most
             share = FOLLOW_SHARE if walk else 1.0
