@@ -145,6 +145,27 @@ def test_a_baseline_that_counts_no_moves_is_no_verdict_on_a_plan_that_does(trace
         assert 'class="verdict bad"' not in page
 
 
+def test_a_plan_that_is_slower_than_what_is_in_use_has_no_excuse(trace):
+    """A baseline that is faster than both counts no moves, but nor is it asked."""
+    used = plan_trace(trace, MACHINE, PlanOptions(solver="random")).result.placement
+    config = JointConfig(stay=used, move_seconds=1e-7)
+    report = plan_trace(trace, MACHINE, joint(config=config))
+    worse = GainInterval(gain=-0.1, low=-0.2, high=-0.05, confidence=0.95)
+    lost = replace(report.result, gain=worse)
+    others = [each for each in report.candidates if each is not report.result]
+    report = replace(
+        report,
+        candidates=(*others, lost),
+        result=lost,
+        rival=Rival(name="chain", gain=worse),
+    )
+    text = verdict(report)
+    assert "joint is WORSE than the best baseline, chain" in text
+    assert "Do not use it" in text
+    assert "counts no moves" not in text
+    assert 'class="verdict bad"' in render_page(report)
+
+
 def test_a_file_that_is_in_use_is_a_baseline_to_beat_too(trace):
     plans = {
         name: plan_trace(trace, MACHINE, PlanOptions(solver=solver)).result.placement

@@ -93,11 +93,15 @@ def decisive_gain(comparison: Comparison) -> GainInterval | None:
 
 
 def _counts_no_moves(comparison: Comparison) -> bool:
-    """Whether a baseline is faster than a plan that had to pay for its moves."""
-    rival = comparison.rival
+    """Whether a baseline is faster than a plan that had to pay for its moves.
+
+    That is no excuse for a plan that is slower than what is in use.
+    """
+    own, rival = comparison.result.gain, comparison.rival
     if comparison.baseline.name != IN_USE or rival is None or rival.gain is None:
         return False
-    return rival.name != IN_USE and rival.gain.gain < 0
+    lost = own is not None and is_claimed(own) and own.gain < 0
+    return rival.name != IN_USE and rival.gain.gain < 0 and not lost
 
 
 def _stays(comparison: Comparison) -> bool:

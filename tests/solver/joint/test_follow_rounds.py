@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joint_problems import NOTHING_MORE, anneal, problems, rounds_of
 from moetuner.evaluation.cost import Homes, Wire
-from moetuner.evaluation.workload import price, tally_batches
+from moetuner.evaluation.workload import Workload, price, tally_batches
 from moetuner.placement.topology import Topology
-from moetuner.solver import SolverOptions
+from moetuner.problem import PlacementProblem
+from moetuner.solver import SolverOptions, get_solver
 from moetuner.solver.base import place
 from moetuner.solver.heuristics.starts import start_ranks
+from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.follow import FollowRounds
 from moetuner.solver.joint.interruptible import Interruptible
 from moetuner.solver.joint.scenarios import members
-from strategies import TOY_COST
+from strategies import TOY_COST, make_trace
 
 
 def follow_of(problem, profile=NOTHING_MORE, known=None):
@@ -118,3 +120,25 @@ def test_rounds_begin_at_what_is_known_where_it_is_better(case):
         assert (rounds.rank_of == known).all()
     worse = follow_of(problem, known=start_ranks(problem)[0])
     assert worse.cost <= plain.cost * (1 + 1e-9)
+
+
+def test_a_start_with_a_replica_in_a_slot_that_is_left_over_is_no_error(rng):
+    """Ten experts on four ranks: two slots of a layer are nobody's."""
+    other = rng.integers(1, 10, (300, 3))
+    ids = np.stack([other, np.zeros_like(other)], axis=2).astype(np.int16)
+    trace = make_trace(
+        ids, 10, ranked=True, sequence=np.arange(300, dtype=np.int32) // 10
+    )
+    hardware = replace(TOY_COST.hardware, memory_bandwidth=1e18, matmul_rate=1e7)
+    cost = replace(TOY_COST, hardware=hardware, homes=Homes.FOLLOW)
+    problem = PlacementProblem.from_workload(
+        Workload(traces=(trace,), cost=cost), Topology(num_ranks=4, ranks_per_node=2)
+    )
+    slots = np.array([0, 1, 2, 0, 3, 4, 5, 6, 7, 8, 9, -1], np.int32)
+    plain = place(problem, start_ranks(problem)[0])
+    start = replace(plain, slot_experts=np.tile(slots, (3, 1)))
+    config = JointConfig(profile=NOTHING_MORE, rounds=1)
+    found = get_solver("joint", config).solve(
+        problem, SolverOptions(time_limit=1000), warm_start=start
+    )
+    assert found.value <= problem.objective_value(start)

@@ -116,7 +116,7 @@ def test_one_hot_layer_of_many_is_seen():
     assert not trial.is_futile
 
 
-def searched(monkeypatch, problem, limit=60.0, start=None):
+def searched(monkeypatch, problem, limit=60.0, start=None, config=None):
     """(Slots, proposals) of the rounds of all layers, by a clock that rounds drive."""
     fake, made = FakeTime(), []
 
@@ -135,7 +135,7 @@ def searched(monkeypatch, problem, limit=60.0, start=None):
         patched.setattr(incumbent, "time", fake)
         for rounds in (LayerRounds, FollowRounds):
             patched.setattr(rounds, "round", counting(rounds.round))
-        config = JointConfig(profile=SearchProfile(), patience=1000)
+        config = config or JointConfig(profile=SearchProfile(), patience=1000)
         found = get_solver("joint", config).solve(
             problem, SolverOptions(time_limit=limit, threads=1), warm_start=start
         )
@@ -155,6 +155,17 @@ def test_a_plan_with_spare_slots_is_searched_as_the_plan_without(monkeypatch, ho
     assert of_roomy == rounds
     assert len(rounds) > 3
     assert found.value <= without.value * (1 + 1e-12)
+
+
+def test_few_ranks_are_favoured_with_slots_to_spare_too(monkeypatch):
+    """A plan that costs more time than where it could begin is wanted all the same."""
+    tight, roomy = (deep_problem(reading_cost(), extra=extra) for extra in (0, 1))
+    config = JointConfig(favour="few-ranks", rank_weight=1000, patience=1000)
+    without, rounds = searched(monkeypatch, tight, config=config)
+    found, of_roomy = searched(monkeypatch, roomy, config=config)
+    assert without.value > min(map(tight.objective_value, quick_placements(tight)))
+    assert of_roomy == rounds
+    assert (found.placement.rank_of() == without.placement.rank_of()).all()
 
 
 @pytest.mark.parametrize("homes", [Homes.UNIFORM, Homes.FOLLOW])

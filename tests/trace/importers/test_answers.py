@@ -194,7 +194,8 @@ def test_a_prompt_that_is_not_whole(importing, tmp_path, rng):
 
 def test_more_rows_than_usage_counts_are_refused(importing, tmp_path, rng):
     line = {"choices": [{"routed_experts": npy(rows(rng, 20))}]} | usage(5, 5)
-    with pytest.raises(InvalidTraceError, match=r"20 rows .* wanted 9 rows"):
+    said = r"20 rows .* counts 5 tokens of the prompt and 5 of 1 answer: wanted 9 rows"
+    with pytest.raises(InvalidTraceError, match=said):
         importing(write(tmp_path / "a.jsonl", line), num_experts=8)
     line = {"prompt_routed_experts": npy(rows(rng, 6)), "choices": []} | usage(5, 5)
     with pytest.raises(InvalidTraceError, match="6 rows of a prompt of 5 tokens"):

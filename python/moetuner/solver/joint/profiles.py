@@ -116,8 +116,8 @@ def _layers_in_time(
 ) -> int:
     """Layers on which all candidates can be tried, by the time that one takes on few.
 
-    None where time is too short for `MIN_TRIAL_LAYERS`, or for all where they depend on
-    each other.
+    None where time is too short for `MIN_TRIAL_LAYERS`, or for all where there are
+    fewer.
     """
     few, began = some_layers(problem, MIN_TRIAL_LAYERS), clock.seconds
     next(_trials(few, TIME_PROFILES[0], options, runner, seconds))

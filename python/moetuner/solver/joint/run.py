@@ -141,13 +141,14 @@ class Run:
         status = self._rounds("layers", FIRST_PROPOSALS, share, layers)
         rank_of = layers.rank_of
         if follow and self._goes_on():
+            best = self.incumbent.placement  # a warm start may have replicas
             together = FollowRounds(
                 problem=problem,
                 options=self.options,
                 profile=profile,
                 runner=self.runner,
                 layered=rank_of,
-                known=self.incumbent.placement.rank_of(),
+                known=None if best.has_replicas else best.rank_of(),
             )
             self._prefer(together.placement)  # to line layers up may gain most
             share = FOLLOW_SHARE if walk else 1.0
@@ -227,7 +228,10 @@ class Run:
             return self.solve_fewer(fewer, limited, config, None)
         fewer = without_spare(self.problem)
         limited = replace(self.options, time_limit=self._seconds_of_fewer(trial))
-        return self.solve_fewer(fewer, limited, config, self._start_of_fewer(fewer))
+        start = None
+        if config.favour is not Favour.FEW_RANKS:  # may cost more time than a start
+            start = self._start_of_fewer(fewer)
+        return self.solve_fewer(fewer, limited, config, start)
 
     def _seconds_of_fewer(self, trial: Trial | None) -> float:
         """All that is left, but for what replicas need: it ends as any solve does."""

@@ -298,7 +298,7 @@ def _start_by_usage(
     if there > wanted + number:
         raise InvalidTraceError(
             f"{amount(there, 'row')} of routed experts, but usage counts "
-            f"{amount(length, 'prompt token')} "
+            f"{amount(length, 'token')} of the prompt "
             f"and {request.completion_tokens} of {amount(number, 'answer')}: wanted "
             f"{amount(wanted, 'row')}"
         )

@@ -31,9 +31,7 @@ def moves(comparison: Comparison, moved: Changes, numbers: Numbers) -> Markup:
     if not pair.differ:
         return section("moves", title, "There is one placement: nothing changes.")
     if not moved.num_moved:
-        lead = (
-            f"Nothing: {pair.after.name} is the same placement as {pair.before.name}."
-        )
+        lead = f"Nothing moves: each rank holds what {pair.after.name} wants of it."
         return section("moves", title, lead)
     ranks = rank_labels(moved.num_ranks)
     table = numbers.table(
