@@ -20,13 +20,11 @@ import report
 from moetuner.evaluation.cost import CostModel
 from moetuner.evaluation.hardware import HARDWARE
 from moetuner.evaluation.models import shape_for_model
-from moetuner.solver import SolverOptions, get_solver
 from moetuner.solver.base import Clock
-from moetuner.solver.joint.config import JointConfig
 from moetuner.solver.joint.replan import widened
 from moetuner.solver.joint.replicas import cheapest_layers, filled
 from moetuner.trace import read_trace, split_by_sequence
-from spare_slots import problem_of
+from spare_slots import parsed, problem_of, solved
 
 TRACES = {
     "DeepSeek-V2-Lite intent": (
@@ -72,12 +70,10 @@ def changes(trace, model, ranks, spare, batch_tokens, args) -> list[float]:
     cost = CostModel(hardware=HARDWARE[args.hardware], shape=shape_for_model(model))
     tight = problem_of(split.plan, cost, args, batch_tokens)
     roomy = replace(tight, slots_per_rank=tight.slots_per_rank + spare)
-    solver = get_solver("joint", JointConfig(rounds=args.rounds))
-    options = SolverOptions(time_limit=1e4, seed=args.seed, threads=args.threads)
-    plain = solver.solve(tight, options).placement
+    plain = solved(tight, args)
     hot = hottest(tight, spare)
     cold = problem_of(without_rows(split.plan, hot), cost, args, batch_tokens)
-    shape = on_every_rank(roomy, solver.solve(cold, options).placement, hot)
+    shape = on_every_rank(roomy, solved(cold, args), hot)
     rules = list(filled(roomy, [plain]))
     clock = Clock(time_limit=1e4)
     by_rules = cheapest_layers(roomy, rules, clock)[0]
@@ -93,12 +89,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--spare", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--hardware", default="h200")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--note", default="")
-    args = parser.parse_args()
+    args = parsed(parser)
     env = report.environment(args.note)
     content: dict[str, object] = {"environment": env}
     lines = report.head("The hottest experts on every rank", env)

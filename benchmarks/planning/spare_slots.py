@@ -81,6 +81,13 @@ def problem_of(part, cost, args, batch_tokens, slots=0):
     return PlacementProblem.from_workload(workload, topology, slots_per_rank=slots)
 
 
+def solved(problem, args):
+    """The placement by `joint`, by rounds."""
+    solver = get_solver("joint", JointConfig(rounds=args.rounds))
+    options = SolverOptions(time_limit=1e4, seed=args.seed, threads=args.threads)
+    return solver.solve(problem, options).placement
+
+
 def repeat_own(placement, load) -> np.ndarray:
     """The coldest expert of each rank twice; one spare slot a rank."""
     num_layers, ranks = placement.num_layers, placement.topology.num_ranks
@@ -98,9 +105,7 @@ def changes(label, batch_tokens, args) -> list[list[float]]:
     split = split_by_sequence(read_trace(report.traces_folder() / file), 0.5, args.seed)
     cost = CostModel(hardware=HARDWARE[args.hardware], shape=shape_for_model(model))
     tight = problem_of(split.plan, cost, args, batch_tokens)
-    solver = get_solver("joint", JointConfig(rounds=args.rounds))
-    options = SolverOptions(time_limit=1e4, seed=args.seed, threads=args.threads)
-    plain = solver.solve(tight, options).placement
+    plain = solved(tight, args)
     spare = replace(tight, slots_per_rank=tight.slots_per_rank + 1)
     wide, load = widened(plain, spare), spare.statistics.load
     filled = (
@@ -117,17 +122,22 @@ def changes(label, batch_tokens, args) -> list[list[float]]:
     return found
 
 
-def main() -> None:
-    """Write planning-spare-slots.json and .md."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 256, 2048])
-    parser.add_argument("--ranks", type=int, default=8)
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What the command says, with the options of every plan by rounds."""
     parser.add_argument("--hardware", default="h200")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--note", default="")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Write planning-spare-slots.json and .md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 256, 2048])
+    parser.add_argument("--ranks", type=int, default=8)
+    args = parsed(parser)
     env = report.environment(args.note)
     content: dict[str, object] = {"environment": env}
     lines = report.head("Spare slots by replica rule", env)

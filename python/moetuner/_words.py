@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+SHOWN = 5e-4
+"""Changes below are printed as 0.0%."""
+
 
 def amount(number: float, thing: str) -> str:
     """``1 layer``, ``58 layers``, ``2,048 tokens``; of several words the first counts.

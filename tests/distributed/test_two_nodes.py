@@ -91,24 +91,29 @@ def test_bytes_between_two_nodes_are_the_predicted_rows(tmp_path, begin):
     assert two["sent_bytes"] < one["sent_bytes"]
 
 
+SERVE = """
+def serve(node, told, num=1):
+    enter(node)
+    server = socket.create_server((node.address, 5000), backlog=num)
+    os.write(told, b"1")
+    for came in [server.accept()[0] for _ in range(num)]:
+        left = SIZE
+        while left:
+            left -= len(came.recv(left))
+        came.sendall(b"1")
+    os._exit(0)
+"""
 SEND = """
 import os, socket, sys, time
 from network import NotPermitted, enter, two_nodes
 
 SIZE, GBIT = 1 << 20, 0.1
+%s
 try:
     with two_nodes(GBIT) as (here, there):
         listening, told = os.pipe()
         if os.fork() == 0:
-            enter(there)
-            server = socket.create_server((there.address, 5000))
-            os.write(told, b"1")
-            came = server.accept()[0]
-            left = SIZE
-            while left:
-                left -= len(came.recv(left))
-            came.sendall(b"1")
-            os._exit(0)
+            serve(there, told)
         os.read(listening, 1)
         enter(here)
         with socket.create_connection((there.address, 5000)) as out:
@@ -135,7 +140,7 @@ def said_on_two_nodes(program):
 
 def test_a_short_message_is_shaped_too():
     """However fast the machine: no megabyte passes a slow link at once."""
-    took, wanted = map(float, said_on_two_nodes(SEND).split())
+    took, wanted = map(float, said_on_two_nodes(SEND % SERVE).split())
     assert took > 0.8 * wanted
 
 
@@ -145,19 +150,12 @@ import os, socket, sys
 from network import NotPermitted, enter, lost_on_link, two_nodes
 
 SIZE, NUM, GBIT = 1 << 20, 8, 1
+%s
 try:
     with two_nodes(GBIT) as (here, there):
         listening, told = os.pipe()
         if os.fork() == 0:
-            enter(there)
-            server = socket.create_server((there.address, 5000), backlog=NUM)
-            os.write(told, b"1")
-            for came in [server.accept()[0] for _ in range(NUM)]:
-                left = SIZE
-                while left:
-                    left -= len(came.recv(left))
-                came.sendall(b"1")
-            os._exit(0)
+            serve(there, told, NUM)
         os.read(listening, 1)
         enter(here)
         out = [socket.create_connection((there.address, 5000)) for _ in range(NUM)]
@@ -179,7 +177,7 @@ except NotPermitted as error:
 
 def test_packets_wait_and_are_not_dropped():
     """One that is dropped at the end of a message costs 200 ms."""
-    told = said_on_two_nodes(SEND_MUCH)
+    told = said_on_two_nodes(SEND_MUCH % SERVE)
     assert int(told) == 0
 
 

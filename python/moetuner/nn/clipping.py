@@ -12,10 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from moetuner.errors import InvalidProblemError
 from moetuner.nn.data_parallel import expert_parameters
 from moetuner.nn.layer import local_share
-from moetuner.nn.placed import placed_experts
+from moetuner.nn.placed import layers_for
 from moetuner.ops._collectives import group_named
 
 if TYPE_CHECKING:
@@ -48,12 +47,8 @@ def clip_gradients(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
     InvalidProblemError
         When the model has no placed experts.
     """
-    layers = [placed for _, placed in placed_experts(model)]
-    if not layers:
-        raise InvalidProblemError(
-            f"clip_gradients: {type(model).__name__} has no layer whose experts were "
-            f"placed: use torch.nn.utils.clip_grad_norm_"
-        )
+    otherwise = "use torch.nn.utils.clip_grad_norm_"
+    layers = layers_for("clip_gradients", model, otherwise)
     owned = set(expert_parameters(model).values())
     exchanges = {
         parameter: exchange
@@ -83,15 +78,15 @@ def _squares(gradient: torch.Tensor, exchange: Exchange | None) -> torch.Tensor:
     """Sum of squares of this rank's experts; each replica has its share of the sum."""
     if exchange is None:  # of adapters and submodules, which have no row per slot
         return _whole(gradient).float().square().sum()
-    slots = exchange.placement.slot_experts[exchange.tables.row_of(exchange.layer)]
-    width = exchange.placement.slots_per_rank
+    row = exchange.tables.row_of(exchange.layer)
+    slots = exchange.placement.slot_experts[row]
+    own = exchange.tables.local_experts[row]
     number = np.bincount(slots[slots >= 0], minlength=exchange.placement.num_experts)
-    own = slots[exchange.tables.rank * width :][:width]
     shares = np.where(own >= 0, 1 / np.maximum(number[own], 1), 0)
     # A DTensor has the slots of one rank where FSDP shards them over ranks that hold
     # the same, those of all ranks where Transformers spread the experts.
-    mine = _whole(gradient) if len(gradient) == width else local_share(gradient)
-    rows = mine.float().square().reshape(width, -1).sum(dim=1)
+    mine = _whole(gradient) if len(gradient) == len(own) else local_share(gradient)
+    rows = mine.float().square().reshape(len(own), -1).sum(dim=1)
     weights = torch.from_numpy(shares.astype(np.float32))
     return rows @ weights.to(rows.device, non_blocking=True)
 

@@ -5,8 +5,6 @@ Legend: G ranks, S slots per rank.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -15,11 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moetuner.errors import InvalidProblemError
 from moetuner.nn.exchange import ATTRIBUTE, Exchange
-from moetuner.nn.placed import adapters, placed_experts
+from moetuner.nn.placed import adapters, layers_for, placed_experts
 from moetuner.ops._collectives import group_named
-
-if TYPE_CHECKING:
-    from moetuner.placement.model import Placement
 
 _TAKEN = "moetuner_taken"
 
@@ -133,19 +128,14 @@ def average_gradients(model: torch.nn.Module, *, shared: bool = True) -> None:
     InvalidProblemError
         When the model has no placed experts.
     """
-    layers = [placed for _, placed in placed_experts(model)]
-    if not layers:
-        raise InvalidProblemError(
-            f"average_gradients: {type(model).__name__} has no layer whose experts "
-            f"were placed: no MoELayer, and parallelize was not called on it"
-        )
+    otherwise = "no MoELayer, and parallelize was not called on it"
+    layers = layers_for("average_gradients", model, otherwise)
     group = group_named(layers[0].exchange.group_name)
     owned = set(expert_parameters(model).values())
     for experts, exchange in layers:
-        row = exchange.tables.row_of(exchange.layer)
         for parameter in experts.parameters():
             if parameter in owned and parameter.requires_grad:
-                _sum_replicas(parameter, exchange.placement, row, group)
+                _sum_replicas(parameter, exchange, group)
     for parameter in owned:
         if parameter.grad is not None:
             parameter.grad /= group.size()
@@ -163,20 +153,18 @@ def average_gradients(model: torch.nn.Module, *, shared: bool = True) -> None:
 
 
 def _sum_replicas(
-    parameter: torch.nn.Parameter,
-    placement: Placement,
-    row: int,
-    group: dist.ProcessGroup,
+    parameter: torch.nn.Parameter, exchange: Exchange, group: dist.ProcessGroup
 ) -> None:
-    slots = placement.slot_experts[row]
+    row = exchange.tables.row_of(exchange.layer)
+    slots = exchange.placement.slot_experts[row]
+    mine = exchange.tables.local_experts[row]
     experts, number = np.unique(slots[slots >= 0], return_counts=True)
     replicated = experts[number > 1]
     if not replicated.size:
         return
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    gradient, width = parameter.grad, placement.slots_per_rank
-    mine = slots[group.rank() * width :][:width]
+    gradient = parameter.grad
     total = gradient.new_zeros(len(replicated), *gradient.shape[1:])
     places = np.argwhere(mine[None] == replicated[:, None]).tolist()
     for place, slot in places:

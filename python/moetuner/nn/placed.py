@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from moetuner.errors import InvalidProblemError
 from moetuner.nn.exchange import ATTRIBUTE, Exchange
 
 if TYPE_CHECKING:
@@ -34,6 +35,23 @@ def placed_experts(model: torch.nn.Module) -> Iterator[tuple[str, Placed]]:
         )
         if isinstance(exchange, Exchange) and experts is not None:
             yield f"{name}.experts".removeprefix("."), Placed(experts, exchange)
+
+
+def layers_for(operation: str, model: torch.nn.Module, otherwise: str) -> list[Placed]:
+    """Of a model that must have some; else an error, with what to do otherwise.
+
+    Raises
+    ------
+    InvalidProblemError
+        When the model has no placed experts.
+    """
+    layers = [placed for _, placed in placed_experts(model)]
+    if not layers:
+        raise InvalidProblemError(
+            f"{operation}: {type(model).__name__} has no layer whose experts were "
+            f"placed: {otherwise}"
+        )
+    return layers
 
 
 def adapters(model: torch.nn.Module) -> Iterator[tuple[str, Placed]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from moetuner._words import amount, verb
+from moetuner._words import SHOWN, amount, verb
 from moetuner.evaluation.evaluate import evaluate
 from moetuner.evaluation.replica_rule import ReplicaRule
 from moetuner.export import fill_slots
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from moetuner.placement.model import Placement
     from moetuner.planning.options import Pricing
     from moetuner.planning.scores import Comparison
-
-
-_SHOWN = 5e-4  # less is printed as 0.0%
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +51,7 @@ class SpareSlots:
             )
         said += " Engines have no empty slots. Export fills them with the coldest "
         change = self.filled_seconds / self.seconds - 1
-        if abs(change) < _SHOWN:
+        if abs(change) < SHOWN:
             return f"{said}experts, and a batch then takes as long."
         advice = (
             " Fewer slots per rank are faster." if change > 0 and self.spare else ""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from moetuner._words import amount
+from moetuner._words import SHOWN, amount
 from moetuner.planning.baselines import IN_USE
 from moetuner.planning.drift import NEW, Drift, batch_size
 from moetuner.report.table import LEGEND, score_table
 from moetuner.report.terminal import print_content, print_left_out, print_sentences
-from moetuner.report.verdict import SHOWN, is_claimed
+from moetuner.report.verdict import is_claimed
 from moetuner.report.words import interval, number, size
 
 if TYPE_CHECKING:

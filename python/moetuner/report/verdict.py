@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from moetuner._core import Rows
+from moetuner._words import SHOWN
 from moetuner.errors import InvalidPlacementError
 from moetuner.evaluation.cost import Homes
 from moetuner.placement.moves import fetched_replicas
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from moetuner.evaluation.evaluate import GainInterval
     from moetuner.planning.scores import Comparison
 
-SHOWN = 5e-4  # gains below are printed as 0.0%
 _SAME = 1e-3  # relative differences in time that are not worth a word
 _KEEP = "Keep the placement in use: no change that was found is worth its moves."
 _OF_TRAFFIC = (Objective.LINK_TRAFFIC.value, Objective.TOTAL_TRAFFIC.value)
